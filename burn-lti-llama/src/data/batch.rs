@@ -1,0 +1,61 @@
+//! Packed sequences become batches on a device.
+
+use std::sync::Arc;
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
+use burn::data::dataset::InMemDataset;
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn_lti::decoder::TokenBatch;
+
+use super::PackedSequence;
+
+/// Burn's batcher for packed sequences, all of one length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenBatcher;
+
+impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for TokenBatcher {
+    fn batch(&self, sequences: Vec<PackedSequence>, device: &B::Device) -> TokenBatch<B> {
+        let shape = [
+            sequences.len(),
+            sequences.first().map_or(0, PackedSequence::len),
+        ];
+        let ints = |field: fn(&PackedSequence) -> &Vec<u32>| {
+            let values: Vec<i32> = sequences
+                .iter()
+                .flat_map(|sequence| field(sequence).iter().map(|id| *id as i32))
+                .collect();
+            Tensor::from_data(TensorData::new(values, shape), device)
+        };
+        let mask: Vec<f32> = sequences
+            .iter()
+            .flat_map(|sequence| sequence.mask.iter().map(|counts| f32::from(*counts)))
+            .collect();
+        TokenBatch {
+            tokens: ints(|sequence| &sequence.tokens),
+            positions: ints(|sequence| &sequence.positions),
+            segments: ints(|sequence| &sequence.segments),
+            targets: ints(|sequence| &sequence.targets),
+            mask: Tensor::from_data(TensorData::new(mask, shape), device),
+        }
+    }
+}
+
+/// Batches of `sequences`, in the order of `seed`, another one each time through; in their own order
+/// without a seed.
+pub fn loader<B: Backend>(
+    sequences: Vec<PackedSequence>,
+    batch_size: usize,
+    seed: Option<u64>,
+    device: &B::Device,
+) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    let builder = DataLoaderBuilder::<B, _, _>::new(TokenBatcher)
+        .batch_size(batch_size)
+        .set_device(device.clone());
+    let builder = match seed {
+        Some(seed) => builder.shuffle(seed),
+        None => builder,
+    };
+    builder.build(InMemDataset::new(sequences))
+}

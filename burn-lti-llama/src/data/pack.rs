@@ -1,0 +1,239 @@
+//! Tokenised documents, laid end to end and cut into windows of one length.
+
+/// One window of packed documents, every field of length `seq_len`.
+///
+/// Attention may look from a token to an earlier one only where their `segments` are equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PackedSequence {
+    /// Input tokens; 0 in the padding.
+    pub tokens: Vec<u32>,
+    /// The token that follows each input in its document; 0 where there is none.
+    pub targets: Vec<u32>,
+    /// Place of each token in its document, counted from where the document starts *in this
+    /// window*: what came before cannot be seen from here. 0 in the padding.
+    pub positions: Vec<u32>,
+    /// Number of each token's document in this window, from 1; 0 in the padding.
+    pub segments: Vec<u32>,
+    /// Whether each input has a target.
+    pub mask: Vec<bool>,
+}
+
+impl PackedSequence {
+    fn with_capacity(seq_len: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(seq_len),
+            targets: Vec::with_capacity(seq_len),
+            positions: Vec::with_capacity(seq_len),
+            segments: Vec::with_capacity(seq_len),
+            mask: Vec::with_capacity(seq_len),
+        }
+    }
+
+    /// Number of positions, padding included: `seq_len`.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is no position at all; never so for a window of [`pack`].
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Number of inputs that have a target.
+    pub fn num_targets(&self) -> usize {
+        self.mask.iter().filter(|&&valid| valid).count()
+    }
+
+    /// Appends `document[range]` as one segment.
+    fn push(&mut self, document: &[u32], range: std::ops::Range<usize>) {
+        let segment = self.segments.last().map_or(1, |last| last + 1);
+        for (position, index) in (0..).zip(range) {
+            let target = document.get(index + 1);
+            self.tokens.push(document[index]);
+            self.targets.push(target.copied().unwrap_or(0));
+            self.positions.push(position);
+            self.segments.push(segment);
+            self.mask.push(target.is_some());
+        }
+    }
+
+    fn pad(&mut self, seq_len: usize) {
+        self.tokens.resize(seq_len, 0);
+        self.targets.resize(seq_len, 0);
+        self.positions.resize(seq_len, 0);
+        self.segments.resize(seq_len, 0);
+        self.mask.resize(seq_len, false);
+    }
+}
+
+/// Lays `documents` end to end and cuts them into windows of `seq_len` inputs; the last window is
+/// padded.
+///
+/// An input's target is the next token of the same document, also when that one is the first of
+/// the following window: each adjacent pair of tokens of a document is learned exactly once.
+///
+/// # Panics
+///
+/// If `seq_len` is 0.
+pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Vec<PackedSequence> {
+    assert!(seq_len > 0, "a window of length 0 holds no token");
+    let mut windows = Vec::new();
+    let mut window = PackedSequence::with_capacity(seq_len);
+    for document in documents {
+        let mut start = 0;
+        while start < document.len() {
+            let end = document.len().min(start + seq_len - window.len());
+            window.push(&document, start..end);
+            start = end;
+            if window.len() == seq_len {
+                let empty = PackedSequence::with_capacity(seq_len);
+                windows.push(std::mem::replace(&mut window, empty));
+            }
+        }
+    }
+    if !window.is_empty() {
+        window.pad(seq_len);
+        windows.push(window);
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn two_documents_by_hand() {
+        let windows = pack([vec![10, 11, 12], vec![20, 21, 22]], 4);
+        let first = PackedSequence {
+            tokens: vec![10, 11, 12, 20],
+            targets: vec![11, 12, 0, 21],
+            positions: vec![0, 1, 2, 0],
+            segments: vec![1, 1, 1, 2],
+            mask: vec![true, true, false, true],
+        };
+        let second = PackedSequence {
+            tokens: vec![21, 22, 0, 0],
+            targets: vec![22, 0, 0, 0],
+            positions: vec![0, 1, 0, 0],
+            segments: vec![1, 1, 0, 0],
+            mask: vec![true, false, false, false],
+        };
+        assert_eq!(windows, [first, second]);
+        assert_eq!(windows[0].num_targets(), 3);
+    }
+
+    #[test]
+    fn nothing_packs_to_nothing() {
+        assert!(pack([], 4).is_empty());
+        assert!(pack([vec![], vec![]], 4).is_empty());
+    }
+
+    #[test]
+    fn a_full_last_window_has_no_padding() {
+        let windows = pack([vec![1, 2], vec![3, 4]], 4);
+        assert_eq!(windows.len(), 1);
+        assert!(!windows[0].segments.contains(&0));
+    }
+
+    #[test]
+    #[should_panic(expected = "length 0")]
+    fn windows_of_length_zero_are_refused() {
+        pack([vec![1]], 0);
+    }
+
+    /// Documents of random length whose tokens are all different, so that a pair of tokens tells
+    /// where it came from.
+    fn random_documents(rng: &mut StdRng) -> Vec<Vec<u32>> {
+        let mut tokens = 1..;
+        (0..rng.random_range(1..12))
+            .map(|_| tokens.by_ref().take(rng.random_range(0..20)).collect())
+            .collect()
+    }
+
+    fn for_random_packings(check: impl Fn(&[Vec<u32>], usize, &[PackedSequence])) {
+        let mut rng = StdRng::seed_from_u64(0);
+        for _ in 0..500 {
+            let documents = random_documents(&mut rng);
+            let seq_len = rng.random_range(1..16);
+            check(&documents, seq_len, &pack(documents.clone(), seq_len));
+        }
+    }
+
+    #[test]
+    fn every_adjacent_pair_is_learned_exactly_once_in_order() {
+        for_random_packings(|documents, _, windows| {
+            let pairs: Vec<_> = documents
+                .iter()
+                .flat_map(|document| document.windows(2).map(|pair| (pair[0], pair[1])))
+                .collect();
+            let learned: Vec<_> = windows
+                .iter()
+                .flat_map(|w| {
+                    (0..w.len())
+                        .filter(|&i| w.mask[i])
+                        .map(|i| (w.tokens[i], w.targets[i]))
+                })
+                .collect();
+            assert_eq!(learned, pairs);
+        });
+    }
+
+    #[test]
+    fn all_tokens_are_there_and_only_the_last_window_is_padded() {
+        for_random_packings(|documents, seq_len, windows| {
+            let stream = documents.concat();
+            let packed: Vec<_> = windows.iter().flat_map(|w| w.tokens.clone()).collect();
+            assert_eq!(packed[..stream.len()], stream[..]);
+            assert_eq!(windows.len(), stream.len().div_ceil(seq_len));
+            for (index, segment) in windows.iter().flat_map(|w| &w.segments).enumerate() {
+                assert_eq!(*segment == 0, index >= stream.len());
+            }
+        });
+    }
+
+    #[test]
+    fn fields_have_one_length_and_padding_is_empty() {
+        for_random_packings(|_, seq_len, windows| {
+            for w in windows {
+                let lengths = [
+                    w.targets.len(),
+                    w.positions.len(),
+                    w.segments.len(),
+                    w.mask.len(),
+                ];
+                assert_eq!(lengths, [seq_len; 4]);
+                for i in (0..w.len()).filter(|&i| !w.mask[i]) {
+                    assert_eq!(w.targets[i], 0);
+                }
+                for i in (0..w.len()).filter(|&i| w.segments[i] == 0) {
+                    assert_eq!((w.tokens[i], w.positions[i], w.mask[i]), (0, 0, false));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn segments_and_positions_follow_the_documents() {
+        for_random_packings(|documents, _, windows| {
+            let owner = |token| documents.iter().position(|d| d.contains(&token));
+            for w in windows {
+                assert_eq!((w.segments[0], w.positions[0]), (1, 0));
+                for i in (1..w.len()).filter(|&i| w.segments[i] != 0) {
+                    let same = owner(w.tokens[i]) == owner(w.tokens[i - 1]);
+                    let (segment, position) = match same {
+                        true => (w.segments[i - 1], w.positions[i - 1] + 1),
+                        false => (w.segments[i - 1] + 1, 0),
+                    };
+                    assert_eq!((w.segments[i], w.positions[i]), (segment, position));
+                }
+                for i in (0..w.len()).filter(|&i| w.mask[i]) {
+                    assert_eq!(owner(w.tokens[i]), owner(w.targets[i]));
+                }
+            }
+        });
+    }
+}

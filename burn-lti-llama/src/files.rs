@@ -1,0 +1,153 @@
+//! Files that are either whole or not there: written to a temporary name in the same folder,
+//! flushed, renamed, read back.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// Why a file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The system refused a step of writing; what was at `file` before is still there.
+    #[error("cannot write {file}: check that the folder exists, is writable and has room")]
+    Write {
+        /// The file that was to be written.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file was written but does not hold what was meant to be in it.
+    #[error("{file} does not hold what was written to it: check the disk, then run again")]
+    ReadBack {
+        /// The file that was written.
+        file: PathBuf,
+    },
+}
+
+impl FileError {
+    /// Names the file of an input/output error: `map_err(FileError::writing(path))`.
+    pub(crate) fn writing(file: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        move |source| Self::Write {
+            file: file.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Writes `bytes` as the file `path`, replacing what was there only once they are on the disk.
+///
+/// # Errors
+///
+/// - [`FileError::Write`]: the system refused; the old file is untouched.
+/// - [`FileError::ReadBack`]: the new file does not read back as `bytes`.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace(path, |file| {
+        file.write_all(bytes).map_err(FileError::writing(path))
+    })?;
+    read_back(path, bytes)
+}
+
+/// Runs `write` on a temporary file beside `path` and, if it succeeds, flushes the file and moves
+/// it to `path`. The caller reads it back.
+pub(crate) fn replace<E: From<FileError>>(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let io = FileError::writing(path);
+    let temporary = temporary_beside(path).map_err(&io)?;
+
+    let mut buffer = BufWriter::new(temporary.as_file());
+    write(&mut buffer)?;
+    buffer.flush().map_err(&io)?;
+    drop(buffer);
+
+    temporary.as_file().sync_all().map_err(&io)?;
+    temporary.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+/// A temporary file in the folder of `path`, so that moving it to `path` is a mere rename.
+fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".writing-");
+    // A temporary file is for its owner alone, unless told otherwise; this one becomes an ordinary
+    // file, from whose permissions the system takes the umask away.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+fn read_back(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    match fs::read(path) {
+        Ok(found) if found == bytes => Ok(()),
+        _ => Err(FileError::ReadBack {
+            file: path.to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_the_old_file_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary.json");
+        fs::write(&path, "old").unwrap();
+        write_atomically(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn missing_folder_is_an_error_that_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nowhere").join("config.json");
+        let error = write_atomically(&path, b"{}").unwrap_err();
+        assert!(matches!(&error, FileError::Write { file, .. } if *file == path));
+        assert!(error.to_string().contains("config.json"));
+    }
+
+    #[test]
+    fn a_write_that_fails_midway_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, "old").unwrap();
+        let result: Result<(), FileError> = replace(&path, |file| {
+            file.write_all(b"half").unwrap();
+            Err(FileError::writing(&path)(io::ErrorKind::StorageFull.into()))
+        });
+        assert!(matches!(result, Err(FileError::Write { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn other_bytes_on_the_disk_are_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        fs::write(&path, "other").unwrap();
+        let error = read_back(&path, b"meant").unwrap_err();
+        assert!(matches!(&error, FileError::ReadBack { file } if *file == path));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_an_ordinary_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let [ordinary, ours] = ["ordinary", "ours"].map(|name| folder.path().join(name));
+        fs::write(&ordinary, "").unwrap();
+        write_atomically(&ours, b"").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&ordinary));
+    }
+}

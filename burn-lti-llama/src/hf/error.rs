@@ -1,0 +1,38 @@
+//! What can be wrong with a Hugging Face folder.
+
+use burn_lti::inject::InjectError;
+use thiserror::Error;
+
+use super::WeightsError;
+use crate::config::ConfigError;
+use crate::files::FileError;
+use crate::tokenizer::TokenizerError;
+
+/// A folder that cannot be read as a model, or a model that cannot be written as one.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HfError {
+    /// `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `model.safetensors`.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The tokenizer's files.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Another file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Tensors that do not make up a model of this configuration.
+    #[error("the tensors do not make up the configured model: {0}")]
+    Model(#[from] InjectError),
+    /// A tensor could not be read back from the device.
+    #[error("`{name}` could not be read from the device: {detail}")]
+    Device {
+        /// The tensor.
+        name: String,
+        /// What the backend says.
+        detail: String,
+    },
+}

@@ -1,0 +1,85 @@
+//! A Hugging Face folder becomes a model.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn_lti::inject::{InjectRules, inject};
+use burn_lti::tensors::TensorSet;
+
+use super::names::{Naming, transpose};
+use super::{HfError, WeightFiles};
+use crate::config::LlamaConfig;
+use crate::model::PlainLlama;
+
+/// Loads the model in `dir`, its weights cast to float32.
+///
+/// # Errors
+///
+/// [`HfError`] naming the file and the field or tensor, before anything large is allocated.
+pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<PlainLlama<B>, HfError> {
+    let config = LlamaConfig::from_dir(dir)?;
+    let tensors = load_tensors(dir, &config, device)?;
+    plain_from_tensors(&config, &tensors, device)
+}
+
+/// The weights in `dir` under Burn's names and in Burn's layout: nothing missing, nothing unused,
+/// every shape as `config` says.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_tensors<B: Backend>(
+    dir: &Path,
+    config: &LlamaConfig,
+    device: &B::Device,
+) -> Result<TensorSet<B>, HfError> {
+    let files = WeightFiles::open(dir)?;
+    let expected = config.tensors();
+    // Some tools write the head of a tied model a second time.
+    let tied: &[&str] = match config.tie_word_embeddings {
+        true => &["lm_head.weight"],
+        false => &[],
+    };
+    files.check(&expected, tied)?;
+
+    let mut tensors = TensorSet::new();
+    for (name, shape) in &expected {
+        let naming = Naming::of(name);
+        let values = files.read_f32(name)?;
+        match shape.as_slice() {
+            &[rows, columns] if naming.transposed => {
+                let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
+                let tensor = Tensor::<B, 2>::from_data(data, device);
+                tensors.insert(&naming.burn, naming.owner, tensor);
+            }
+            &[rows, columns] => {
+                let data = TensorData::new(values, [rows, columns]);
+                let tensor = Tensor::<B, 2>::from_data(data, device);
+                tensors.insert(&naming.burn, naming.owner, tensor);
+            }
+            _ => {
+                let length = values.len();
+                let tensor = Tensor::<B, 1>::from_data(TensorData::new(values, [length]), device);
+                tensors.insert(&naming.burn, naming.owner, tensor);
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// A plain model of this configuration over `tensors`, sharing their data.
+///
+/// # Errors
+///
+/// [`HfError::Model`] if a tensor is missing or has another shape.
+pub fn plain_from_tensors<B: Backend>(
+    config: &LlamaConfig,
+    tensors: &TensorSet<B>,
+    device: &B::Device,
+) -> Result<PlainLlama<B>, HfError> {
+    let skeleton = PlainLlama::init(config, device);
+    let rules = InjectRules::by_name(&skeleton, [])?;
+    let (model, _) = inject(skeleton, tensors, &rules)?;
+    Ok(model)
+}

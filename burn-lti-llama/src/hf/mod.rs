@@ -1,0 +1,18 @@
+//! Hugging Face folders in and out.
+//!
+//! A folder holds `config.json`, `model.safetensors` (or shards with an index) and the tokenizer's
+//! files. [`load`] makes a [`PlainLlama`] of one, [`export`] writes one that transformers and any
+//! other reader of the format can load.
+
+mod error;
+mod export;
+mod import;
+mod names;
+mod weights;
+
+#[cfg(doc)]
+use crate::model::PlainLlama;
+pub use error::HfError;
+pub use export::export;
+pub use import::{load, load_tensors, plain_from_tensors};
+pub use weights::{NewTensor, TensorInfo, WeightFiles, WeightType, WeightsError, write_weights};

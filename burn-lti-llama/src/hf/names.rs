@@ -1,0 +1,77 @@
+//! One table between Hugging Face's names and layouts and Burn's.
+
+/// A parameter under both names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Naming {
+    /// `model.norm.weight`
+    pub(super) hugging_face: String,
+    /// `model.norm.gamma`
+    pub(super) burn: String,
+    /// The Burn struct that holds it.
+    pub(super) owner: &'static str,
+    /// Whether it is a `Linear` weight, which Hugging Face keeps `[out, in]` and Burn `[in, out]`.
+    pub(super) transposed: bool,
+}
+
+impl Naming {
+    /// Both names of the parameter that Hugging Face calls `name`.
+    pub(super) fn of(name: &str) -> Self {
+        let (holder, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+        let module = holder.rsplit('.').next().unwrap_or_default();
+        let (owner, burn_leaf) = match (module, leaf) {
+            ("embed_tokens", _) => ("Embedding", leaf),
+            (norm, "weight") if norm.ends_with("norm") => ("RmsNorm", "gamma"),
+            _ => ("Linear", leaf),
+        };
+        Self {
+            hugging_face: name.to_owned(),
+            burn: format!("{holder}.{burn_leaf}"),
+            owner,
+            transposed: owner == "Linear" && leaf == "weight",
+        }
+    }
+}
+
+/// Rows and columns exchanged: `[rows, columns]` row-major to `[columns, rows]`.
+pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    // Tiles, so that neither side strides through memory a whole row at a time.
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for row_tile in (0..rows).step_by(TILE) {
+        for column_tile in (0..columns).step_by(TILE) {
+            for row in row_tile..(row_tile + TILE).min(rows) {
+                for column in column_tile..(column_tile + TILE).min(columns) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_are_renamed_and_linears_transposed() {
+        let norm = Naming::of("model.layers.0.input_layernorm.weight");
+        assert_eq!(norm.burn, "model.layers.0.input_layernorm.gamma");
+        assert!(!norm.transposed);
+        let linear = Naming::of("model.layers.0.self_attn.q_proj.weight");
+        assert_eq!(linear.burn, linear.hugging_face);
+        assert!(linear.transposed);
+        assert!(!Naming::of("model.layers.0.self_attn.q_proj.bias").transposed);
+        assert!(!Naming::of("model.embed_tokens.weight").transposed);
+        assert_eq!(Naming::of("model.norm.weight").burn, "model.norm.gamma");
+        assert!(Naming::of("lm_head.weight").transposed);
+    }
+
+    #[test]
+    fn transposing_twice_changes_nothing() {
+        let values: Vec<f32> = (0..33 * 70).map(|i| i as f32).collect();
+        let turned = transpose(&values, 33, 70);
+        assert_eq!(turned[5 * 33 + 7], values[7 * 70 + 5]);
+        assert_eq!(transpose(&turned, 70, 33), values);
+    }
+}

@@ -1,0 +1,21 @@
+//! The Llama family for [`burn_lti`]: configuration, model, Hugging Face files, data, recipes.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | `config.json`, checked |
+//! | [`model`] | the decoder, its cache, generation |
+//! | [`hf`] | Hugging Face folders in and out |
+//! | [`tokenizer`], [`data`] | text to packed batches |
+//! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
+//! | [`distill`] | a recipe carried out, from teacher to exported student |
+//! | [`eval`] | a student held against its teacher |
+//! | [`demo`] | all of it on a teacher made from nothing |
+
+pub mod config;
+pub mod data;
+pub mod files;
+pub mod hf;
+pub mod model;
+pub mod plan;
+pub mod recipe;
+pub mod tokenizer;

@@ -1,0 +1,177 @@
+//! Grouped-query attention over packed documents.
+
+use burn::nn::{Linear, LinearConfig};
+use burn::prelude::*;
+use burn::tensor::activation::softmax;
+use burn_lti::decoder::{AttentionGeometry, Project, Projection};
+use burn_lti::dense::Slot;
+
+use super::{LayerCache, Rotary};
+use crate::config::LlamaConfig;
+
+/// Which tokens see which, as a term added to the scores.
+#[derive(Clone, Debug)]
+pub struct AttentionMask<B: Backend> {
+    /// `[batch, 1, 1, queries, keys]`: 0 where a query sees a key, minus infinity where not.
+    scores: Tensor<B, 5>,
+}
+
+impl<B: Backend> AttentionMask<B> {
+    /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
+    pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
+        let [batch, tokens] = segments.dims();
+        let device = segments.device();
+        let queries = segments.clone().reshape([batch, tokens, 1]);
+        let keys = segments.clone().reshape([batch, 1, tokens]);
+        let other_document = queries
+            .expand([batch, tokens, tokens])
+            .not_equal(keys.expand([batch, tokens, tokens]));
+        let order = Tensor::<B, 1, Int>::arange(0..tokens as i64, &device);
+        let later = order
+            .clone()
+            .reshape([1, tokens, 1])
+            .expand([batch, tokens, tokens])
+            .lower(
+                order
+                    .reshape([1, 1, tokens])
+                    .expand([batch, tokens, tokens]),
+            );
+        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &device)
+            .mask_fill(other_document.bool_or(later), f32::NEG_INFINITY);
+        Self {
+            scores: scores.reshape([batch, 1, 1, tokens, tokens]),
+        }
+    }
+
+    /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
+    /// own.
+    pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
+        let keys = past + tokens;
+        let order = Tensor::<B, 1, Int>::arange(0..keys as i64, device);
+        let later = order
+            .clone()
+            .narrow(0, past, tokens)
+            .reshape([tokens, 1])
+            .expand([tokens, keys])
+            .lower(order.reshape([1, keys]).expand([tokens, keys]));
+        let scores =
+            Tensor::<B, 2>::zeros([tokens, keys], device).mask_fill(later, f32::NEG_INFINITY);
+        Self {
+            scores: scores.reshape([1, 1, 1, tokens, keys]),
+        }
+    }
+}
+
+/// The attention block of a layer.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend, P: Module<B>> {
+    q_proj: P,
+    k_proj: P,
+    v_proj: P,
+    o_proj: P,
+    #[module(skip)]
+    geometry: AttentionGeometry,
+    #[module(skip)]
+    _backend: std::marker::PhantomData<B>,
+}
+
+impl<B: Backend> Attention<B, Linear<B>> {
+    /// Projections of the configured widths, not yet allocated.
+    pub fn init(config: &LlamaConfig, device: &B::Device) -> Self {
+        let geometry = config.geometry();
+        let linear = |slot| {
+            let width = geometry.grid(slot).width();
+            let (d_input, d_output) = match slot {
+                Slot::Out => (width, geometry.d_model),
+                _ => (geometry.d_model, width),
+            };
+            LinearConfig::new(d_input, d_output)
+                .with_bias(config.attention_bias)
+                .init(device)
+        };
+        Self {
+            q_proj: linear(Slot::Query),
+            k_proj: linear(Slot::Key),
+            v_proj: linear(Slot::Value),
+            o_proj: linear(Slot::Out),
+            geometry,
+            _backend: std::marker::PhantomData,
+        }
+    }
+
+    /// The block with each projection replaced by what `swap` makes of it.
+    pub(super) fn swap_projections<E>(
+        self,
+        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+    ) -> Result<Attention<B, Projection<B>>, E> {
+        Ok(Attention {
+            q_proj: swap(Slot::Query, self.q_proj)?,
+            k_proj: swap(Slot::Key, self.k_proj)?,
+            v_proj: swap(Slot::Value, self.v_proj)?,
+            o_proj: swap(Slot::Out, self.o_proj)?,
+            geometry: self.geometry,
+            _backend: self._backend,
+        })
+    }
+}
+
+impl<B: Backend, P: Module<B>> Attention<B, P> {
+    /// The block's grids.
+    pub const fn geometry(&self) -> AttentionGeometry {
+        self.geometry
+    }
+}
+
+impl<B: Backend, P: Project<B>> Attention<B, P> {
+    /// `x [batch, tokens, d_model] -> [batch, tokens, d_model]`. With a cache, the keys and values of
+    /// earlier tokens are in it, and those of `x` are added.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
+        let [batch, tokens, _] = x.dims();
+        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        // Burn's gradient of a product with more than two axes is batched and summed afterwards.
+        let rows = x.reshape([batch * tokens, self.geometry.d_model]);
+        let heads = |projection: &P, heads: usize, head_dim: usize| {
+            projection
+                .project(rows.clone())
+                .reshape([batch, tokens, heads, head_dim])
+                .swap_dims(1, 2)
+        };
+        let q = rotary.apply(heads(&self.q_proj, query.heads, query.head_dim));
+        let k = rotary.apply(heads(&self.k_proj, kv.heads, kv.head_dim));
+        let v = heads(&self.v_proj, kv.heads, kv.head_dim);
+        let (k, v) = match cache {
+            Some(cache) => cache.extend(k, v),
+            None => (k, v),
+        };
+
+        // Query heads of one group are rows of one product with their shared key head, so keys and
+        // values are never repeated.
+        let keys = k.dims()[2];
+        let group = query.heads / kv.heads;
+        let q = q.mul_scalar(1.0 / (query.head_dim as f64).sqrt()).reshape([
+            batch,
+            kv.heads,
+            group * tokens,
+            query.head_dim,
+        ]);
+        let scores = q
+            .matmul(k.swap_dims(2, 3))
+            .reshape([batch, kv.heads, group, tokens, keys]);
+        let weights = softmax(scores + mask.scores.clone(), 4);
+        let mixed = weights
+            .reshape([batch, kv.heads, group * tokens, keys])
+            .matmul(v)
+            .reshape([batch, query.heads, tokens, query.head_dim])
+            .swap_dims(1, 2)
+            .reshape([batch * tokens, query.width()]);
+        self.o_proj
+            .project(mixed)
+            .reshape([batch, tokens, self.geometry.d_model])
+    }
+}

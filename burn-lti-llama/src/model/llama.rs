@@ -1,0 +1,163 @@
+//! The whole model.
+
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::prelude::*;
+use burn_lti::decoder::{
+    AwaitingTeacher, CausalLm, DecoderError, Head, LearnToInitDecoderLayer, LtiSpec, Projection,
+    TokenBatch, learn_to_init,
+};
+
+use super::{AttentionMask, Block, KvCache, LlamaLayer, Rotary};
+use crate::config::LlamaConfig;
+
+/// A Llama with ordinary projections: what is imported and exported.
+pub type PlainLlama<B> = Llama<B, LlamaLayer<B, Linear<B>>>;
+
+/// A Llama whose projections may be maps of a teacher's.
+pub type LearningLlama<B> = Llama<B, LearnToInitDecoderLayer<B, LlamaLayer<B, Projection<B>>>>;
+
+/// A Llama over layers of type `L`.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend, L: Module<B>> {
+    model: Body<B, L>,
+    /// Absent where the head is the embedding transposed.
+    lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: LlamaConfig,
+}
+
+/// Everything below the head. A module of its own because Hugging Face names it `model`.
+#[derive(Module, Debug)]
+struct Body<B: Backend, L: Module<B>> {
+    embed_tokens: Embedding<B>,
+    layers: Vec<L>,
+    norm: RmsNorm<B>,
+}
+
+impl<B: Backend> PlainLlama<B> {
+    /// A model of this configuration, randomly initialised when first used.
+    pub fn init(config: &LlamaConfig, device: &B::Device) -> Self {
+        let (vocab, d_model) = (config.vocab_size, config.hidden_size);
+        Self {
+            model: Body {
+                // The scale of Hugging Face's Llama; Burn's default of 1 makes a tied head diverge.
+                embed_tokens: EmbeddingConfig::new(vocab, d_model)
+                    .with_initializer(burn::nn::Initializer::Normal {
+                        mean: 0.0,
+                        std: 0.02,
+                    })
+                    .init(device),
+                layers: (0..config.num_hidden_layers)
+                    .map(|_| LlamaLayer::init(config, device))
+                    .collect(),
+                norm: RmsNormConfig::new(d_model)
+                    .with_epsilon(config.rms_norm_eps)
+                    .init(device),
+            },
+            lm_head: (!config.tie_word_embeddings).then(|| {
+                LinearConfig::new(d_model, vocab)
+                    .with_bias(false)
+                    .init(device)
+            }),
+            config: config.clone(),
+        }
+    }
+
+    /// Swaps the projections of the chosen layers for maps of a teacher's, which is still to come.
+    ///
+    /// # Errors
+    ///
+    /// As [`learn_to_init`].
+    pub fn learn_to_init(
+        self,
+        spec: &LtiSpec,
+    ) -> Result<AwaitingTeacher<LearningLlama<B>>, DecoderError> {
+        Ok(AwaitingTeacher::new(Llama {
+            model: Body {
+                embed_tokens: self.model.embed_tokens,
+                layers: learn_to_init(self.model.layers, spec)?,
+                norm: self.model.norm,
+            },
+            lm_head: self.lm_head,
+            config: self.config,
+        }))
+    }
+}
+
+impl<B: Backend, L: Module<B>> Llama<B, L> {
+    /// The model's configuration.
+    pub const fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+}
+
+impl<B: Backend, L: Block<B>> Llama<B, L> {
+    /// Logits of a batch, `[batch, tokens, vocab]`. For comparisons and short texts: the loss never
+    /// makes these.
+    pub fn logits(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        self.apply_head(self.hidden_states(batch))
+    }
+
+    /// Logits of tokens that continue one sequence: `tokens [1, new] -> [1, new, vocab]`.
+    pub fn continue_logits(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 3> {
+        let device = tokens.device();
+        let new = tokens.dims()[1];
+        let past = cache.tokens;
+        let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
+        let rotary = self.rotary(&positions.unsqueeze());
+        let mask = AttentionMask::continuing(past, new, &device);
+        let mut h = self.model.embed_tokens.forward(tokens);
+        for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
+            h = layer.forward(h, &rotary, &mask, Some(cache));
+        }
+        cache.tokens += new;
+        self.apply_head(self.model.norm.forward(h))
+    }
+
+    fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
+        Rotary::new(positions, self.config.head_dim, self.config.rope_theta)
+    }
+
+    fn head_weight(&self) -> Tensor<B, 2> {
+        match &self.lm_head {
+            Some(linear) => linear.weight.val(),
+            None => self.model.embed_tokens.weight.val().transpose(),
+        }
+    }
+
+    fn apply_head(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, tokens, d_model] = hidden.dims();
+        let logits = hidden
+            .reshape([batch * tokens, d_model])
+            .matmul(self.head_weight());
+        let vocab = logits.dims()[1];
+        logits.reshape([batch, tokens, vocab])
+    }
+}
+
+impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
+    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        let rotary = self.rotary(&batch.positions);
+        let mask = AttentionMask::packed(&batch.segments);
+        let mut h = self.model.embed_tokens.forward(batch.tokens.clone());
+        for layer in &self.model.layers {
+            h = layer.forward(h, &rotary, &mask, None);
+        }
+        self.model.norm.forward(h)
+    }
+
+    fn head(&self) -> Head<B> {
+        let trains = match &self.lm_head {
+            Some(linear) => linear.weight.is_require_grad(),
+            None => self.model.embed_tokens.weight.is_require_grad(),
+        };
+        Head {
+            weight: self.head_weight(),
+            trains,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Everything that Burn 0.22 will change, in one place.
+//!
+//! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device;
+//! `Record` types disappear. What depends on that today lives here and nowhere else.
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+
+/// A parameter that never trains: no gradient node, no optimizer state.
+pub(crate) fn frozen<B: Backend, const D: usize>(value: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::initialized(ParamId::new(), detached(value))
+}
+
+/// A parameter that trains, from a value that may have been computed.
+pub(crate) fn trainable<B: Backend, const D: usize>(value: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(detached(value))
+}
+
+/// The value alone, on no graph.
+///
+/// `set_require_grad(false)` comes first, because `detach` keeps the flag of a leaf.
+pub(crate) fn detached<B: Backend, const D: usize>(value: Tensor<B, D>) -> Tensor<B, D> {
+    if value.is_require_grad() {
+        value.set_require_grad(false)
+    } else {
+        value.detach()
+    }
+}
+
+/// The tensor on the inner backend, off the graph.
+pub(crate) fn inner<B: AutodiffBackend, const D: usize>(
+    value: &Tensor<B, D>,
+) -> Tensor<B::InnerBackend, D> {
+    value.clone().inner()
+}

@@ -1,0 +1,35 @@
+//! What can keep a decoder from learning.
+
+use thiserror::Error;
+
+use crate::dense::{DenseError, Slot};
+
+/// A swap that cannot be done.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DecoderError {
+    /// A layer was chosen that the decoder does not have.
+    #[error("layer {index} was chosen for learn-to-init, but the decoder has layers 0 to {last}")]
+    LayerOutOfRange {
+        /// The index as given.
+        index: usize,
+        /// The last index there is.
+        last: usize,
+    },
+    /// No layer was chosen, or there is none to choose.
+    #[error("no layer is left for learn-to-init: choose at least one of {layers}")]
+    NoLayers {
+        /// How many layers the decoder has.
+        layers: usize,
+    },
+    /// One projection cannot be swapped.
+    #[error("layer {layer}, {slot} projection: {source}")]
+    Projection {
+        /// The layer.
+        layer: usize,
+        /// Which of its projections.
+        slot: Slot,
+        /// Why not.
+        source: DenseError,
+    },
+}

@@ -1,0 +1,266 @@
+//! [`LearnToInitDecoderLayer`]: any decoder layer, its projections swapped for maps.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use burn::nn::Linear;
+use burn::prelude::*;
+
+use super::{DecoderError, Projection};
+use crate::dense::{HeadGrid, KernelPrecision, LtiDenseConfig, MapKind, Slot};
+use crate::start::Start;
+
+/// The attention grids of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionGeometry {
+    /// Width of the model.
+    pub d_model: usize,
+    /// Heads of query and out.
+    pub query: HeadGrid,
+    /// Heads of key and value.
+    pub key_value: HeadGrid,
+}
+
+impl AttentionGeometry {
+    /// The grid of the projection in `slot`.
+    pub const fn grid(&self, slot: Slot) -> HeadGrid {
+        match slot {
+            Slot::Query | Slot::Out => self.query,
+            Slot::Key | Slot::Value => self.key_value,
+        }
+    }
+}
+
+/// A plain decoder layer that can hand over its attention projections.
+pub trait AttentionBlock<B: Backend>: Module<B> {
+    /// The same layer with [`Projection`]s in the place of `Linear`s.
+    type Learning: Module<B>;
+
+    /// The layer's own grids.
+    fn geometry(&self) -> AttentionGeometry;
+
+    /// The layer with each of its four projections replaced by what `swap` makes of it. `swap` must
+    /// be called exactly once for each slot.
+    ///
+    /// # Errors
+    ///
+    /// The first error of `swap`.
+    fn swap_projections<E>(
+        self,
+        swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+    ) -> Result<Self::Learning, E>;
+}
+
+/// The form of the map in each slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotMaps {
+    /// Of the query projection.
+    pub query: MapKind,
+    /// Of the key projection.
+    pub key: MapKind,
+    /// Of the value projection.
+    pub value: MapKind,
+    /// Of the output projection.
+    pub out: MapKind,
+}
+
+impl SlotMaps {
+    /// The same form in all slots.
+    pub const fn all(map: MapKind) -> Self {
+        Self {
+            query: map,
+            key: map,
+            value: map,
+            out: map,
+        }
+    }
+
+    /// The form in `slot`.
+    pub const fn get(&self, slot: Slot) -> MapKind {
+        match slot {
+            Slot::Query => self.query,
+            Slot::Key => self.key,
+            Slot::Value => self.value,
+            Slot::Out => self.out,
+        }
+    }
+}
+
+/// The layers that learn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayerSelection {
+    /// Every layer.
+    All,
+    /// The layers with these indices, from 0.
+    Only(Vec<usize>),
+}
+
+/// How a decoder is made to learn.
+#[derive(Clone, Debug)]
+pub struct LtiSpec {
+    /// The teacher's grids.
+    pub teacher: AttentionGeometry,
+    /// Which layers learn.
+    pub layers: LayerSelection,
+    /// The form of the maps.
+    pub maps: SlotMaps,
+    /// Where the maps begin.
+    pub start: Start,
+    /// Precision of the kernels' contraction.
+    pub precision: KernelPrecision,
+    /// Seed of a random start.
+    pub seed: u64,
+}
+
+impl LtiSpec {
+    /// Factored maps on all layers, started from groups of teacher heads.
+    pub const fn new(teacher: AttentionGeometry) -> Self {
+        Self {
+            teacher,
+            layers: LayerSelection::All,
+            maps: SlotMaps::all(MapKind::Factored),
+            start: Start::Grouped,
+            precision: KernelPrecision::Default,
+            seed: 0,
+        }
+    }
+
+    fn selects(&self, layer: usize) -> bool {
+        match &self.layers {
+            LayerSelection::All => true,
+            LayerSelection::Only(indices) => indices.contains(&layer),
+        }
+    }
+
+    fn check(&self, layers: usize) -> Result<(), DecoderError> {
+        let nothing = match &self.layers {
+            LayerSelection::All => layers == 0,
+            LayerSelection::Only(indices) => {
+                if let Some(&index) = indices.iter().find(|index| **index >= layers) {
+                    return Err(DecoderError::LayerOutOfRange {
+                        index,
+                        last: layers.saturating_sub(1),
+                    });
+                }
+                indices.is_empty()
+            }
+        };
+        match nothing {
+            true => Err(DecoderError::NoLayers { layers }),
+            false => Ok(()),
+        }
+    }
+
+    fn dense(&self, student: &AttentionGeometry, layer: usize, slot: Slot) -> LtiDenseConfig {
+        let seed = slot_seed(self.seed, layer, slot);
+        LtiDenseConfig::new(
+            slot.kind(),
+            student.d_model,
+            self.teacher.grid(slot),
+            student.grid(slot),
+        )
+        .with_map(self.maps.get(slot))
+        .with_start(self.start, seed)
+        .with_precision(self.precision)
+    }
+}
+
+/// A seed of its own for every projection, so that no two begin with the same numbers.
+const fn slot_seed(seed: u64, layer: usize, slot: Slot) -> u64 {
+    // SplitMix64 (Steele, Lea and Flood 2014): neighbouring inputs give unrelated outputs.
+    let mut z =
+        seed.wrapping_add((layer as u64 * 4 + slot as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// A decoder layer whose projections are [`Projection`]s: maps of the teacher's where the layer
+/// learns, the layer's own `Linear`s where it does not.
+///
+/// It is used like the layer it wraps (it derefs to it), and adds nothing to the names of its
+/// tensors.
+#[derive(Module, Debug)]
+pub struct LearnToInitDecoderLayer<B: Backend, L: Module<B>> {
+    layer: L,
+    #[module(skip)]
+    _backend: PhantomData<B>,
+}
+
+impl<B: Backend, L: Module<B>> LearnToInitDecoderLayer<B, L> {
+    /// Swaps query, key, value and out of `layer` for maps; their teacher kernels are still to come.
+    ///
+    /// # Errors
+    ///
+    /// [`DecoderError::Projection`] naming the slot that cannot be swapped.
+    fn swap<P>(layer: P, index: usize, spec: &LtiSpec) -> Result<Self, DecoderError>
+    where
+        P: AttentionBlock<B, Learning = L>,
+    {
+        let student = layer.geometry();
+        let swapped = layer.swap_projections(|slot, linear: Linear<B>| {
+            let config = spec
+                .dense(&student, index, slot)
+                .with_bias(linear.bias.is_some());
+            config
+                .check_replaces(&linear)
+                .and_then(|()| config.init_awaiting_teacher(&linear.weight.lazy_device()))
+                .map(Projection::Lti)
+                .map_err(|source| DecoderError::Projection {
+                    layer: index,
+                    slot,
+                    source,
+                })
+        })?;
+        Ok(Self::around(swapped))
+    }
+
+    /// A layer that does not learn to start: its projections stay as they are.
+    fn keep<P>(layer: P) -> Self
+    where
+        P: AttentionBlock<B, Learning = L>,
+    {
+        let kept = layer.swap_projections(|_, linear| {
+            Ok::<_, std::convert::Infallible>(Projection::Linear(linear))
+        });
+        match kept {
+            Ok(layer) => Self::around(layer),
+        }
+    }
+
+    fn around(layer: L) -> Self {
+        Self {
+            layer,
+            _backend: PhantomData,
+        }
+    }
+}
+
+impl<B: Backend, L: Module<B>> Deref for LearnToInitDecoderLayer<B, L> {
+    type Target = L;
+
+    fn deref(&self) -> &L {
+        &self.layer
+    }
+}
+
+/// Makes a decoder's layers learn as `spec` says.
+///
+/// # Errors
+///
+/// [`DecoderError`] if a chosen layer does not exist, none is chosen, or a projection cannot be
+/// swapped.
+pub fn learn_to_init<B: Backend, P: AttentionBlock<B>>(
+    layers: Vec<P>,
+    spec: &LtiSpec,
+) -> Result<Vec<LearnToInitDecoderLayer<B, P::Learning>>, DecoderError> {
+    spec.check(layers.len())?;
+    layers
+        .into_iter()
+        .enumerate()
+        .map(|(index, layer)| match spec.selects(index) {
+            true => LearnToInitDecoderLayer::swap(layer, index, spec),
+            false => Ok(LearnToInitDecoderLayer::keep(layer)),
+        })
+        .collect()
+}

@@ -1,0 +1,18 @@
+//! What a decoder must offer to learn, and the surgery that makes it learn.
+//!
+//! A model implements [`AttentionBlock`] for its plain layer, which hands over its four projections,
+//! and [`CausalLm`] for itself, which hands out hidden states. [`LearnToInitDecoderLayer`] does the
+//! rest: building one swaps the projections for maps of the teacher's.
+
+mod error;
+mod layer;
+mod model;
+mod projection;
+
+pub use error::DecoderError;
+pub use layer::{
+    AttentionBlock, AttentionGeometry, LayerSelection, LearnToInitDecoderLayer, LtiSpec, SlotMaps,
+    learn_to_init,
+};
+pub use model::{AwaitingTeacher, CausalLm, Head, TokenBatch};
+pub use projection::{Project, Projection};

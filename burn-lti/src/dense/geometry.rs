@@ -1,0 +1,128 @@
+//! The names of a projection's sides: head grids, kinds of projection, kinds of map.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The heads of one side of a projection: how many, and how wide each is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeadGrid {
+    /// Number of heads.
+    pub heads: usize,
+    /// Features of one head.
+    pub head_dim: usize,
+}
+
+impl HeadGrid {
+    /// A grid of `heads` heads of `head_dim` features each.
+    pub const fn new(heads: usize, head_dim: usize) -> Self {
+        Self { heads, head_dim }
+    }
+
+    /// Features of all heads together: `heads * head_dim`.
+    pub const fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+impl fmt::Display for HeadGrid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} heads x {}", self.heads, self.head_dim)
+    }
+}
+
+/// Which way a projection goes: from the model's width to the heads, or back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProjectionKind {
+    /// Query, key or value: `[d_model] -> [heads, head_dim]`.
+    Qkv,
+    /// The attention's output: `[heads, head_dim] -> [d_model]`.
+    Output,
+}
+
+/// The four projections of an attention block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slot {
+    /// Query projection.
+    Query,
+    /// Key projection.
+    Key,
+    /// Value projection.
+    Value,
+    /// Output projection.
+    Out,
+}
+
+impl Slot {
+    /// All four, in the order in which attention uses them.
+    pub const ALL: [Slot; 4] = [Slot::Query, Slot::Key, Slot::Value, Slot::Out];
+
+    /// The kind of projection that sits in this slot.
+    pub const fn kind(self) -> ProjectionKind {
+        match self {
+            Slot::Query | Slot::Key | Slot::Value => ProjectionKind::Qkv,
+            Slot::Out => ProjectionKind::Output,
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Slot::Query => "query",
+            Slot::Key => "key",
+            Slot::Value => "value",
+            Slot::Out => "out",
+        })
+    }
+}
+
+/// The two forms of the learnable map from a teacher kernel to a student kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MapKind {
+    /// Two factors: `A` mixes heads, `B` mixes the features of a head.
+    #[default]
+    Factored,
+    /// One tensor `W` from every teacher feature to every student feature.
+    General,
+}
+
+impl MapKind {
+    /// Parameters of such a map between two grids: `x u + y v`, or `x y u v`.
+    pub const fn num_params(self, teacher: HeadGrid, student: HeadGrid) -> usize {
+        match self {
+            MapKind::Factored => {
+                teacher.heads * student.heads + teacher.head_dim * student.head_dim
+            }
+            MapKind::General => teacher.width() * student.width(),
+        }
+    }
+}
+
+impl fmt::Display for MapKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MapKind::Factored => "factored",
+            MapKind::General => "general",
+        })
+    }
+}
+
+/// In which precision a kernel is contracted out of `C` and its map.
+///
+/// The reference hands `default`, `high` or `highest` to its compiler. Here the setting is the
+/// floating-point type of the contraction; the kernel comes back in the type of `C`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelPrecision {
+    /// The type of `C` itself.
+    #[default]
+    Default,
+    /// At least float32: half-precision tensors are widened first.
+    High,
+    /// Float64, on the backends that have it.
+    Highest,
+}

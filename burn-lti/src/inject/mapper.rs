@@ -1,0 +1,182 @@
+//! The mapper that carries tensors into a module by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{ModuleMapper, Param};
+use burn::prelude::*;
+
+use super::InjectError;
+use super::rules::{InjectRules, Slot, Slots};
+use crate::collapse::{LtiParts, lti_parts};
+use crate::dense::{KernelPrecision, ProjectionKind, calculate_attn_weight};
+use crate::tensors::{AnyTensor, ModulePath, TensorSet, split_name};
+
+/// What an injection did.
+#[derive(Clone, Debug)]
+pub struct Injection {
+    /// Student tensor and the teacher tensor that filled it.
+    pub filled: BTreeMap<String, String>,
+    /// Teacher tensors that nothing asked for.
+    pub unused: Vec<String>,
+}
+
+/// Fills `student` with the teacher's tensors.
+///
+/// Every tensor of the student is filled by exactly one rule, declared new in `rules`, or part of a
+/// map. The bias of a query, key or value map begins as the teacher's bias sent through the map, as
+/// its kernel is. Whether a parameter trains is left as it was.
+///
+/// # Errors
+///
+/// [`InjectError`], before anything is changed.
+pub fn inject<B: Backend, M: Module<B>>(
+    student: M,
+    teacher: &TensorSet<B>,
+    rules: &InjectRules,
+) -> Result<(M, Injection), InjectError> {
+    let slots = Slots::of(&student);
+    let filled = rules.resolve(&slots, teacher)?;
+    let maps = lti_parts(&student);
+
+    let mut values = BTreeMap::new();
+    for (name, source) in &filled {
+        let slot = &slots.0[name];
+        let Some(named) = teacher.get(source) else {
+            continue; // `resolve` only names tensors of the teacher
+        };
+        let value = match mapped_bias(name, slot, &maps, &named.tensor) {
+            Some(bias) => bias,
+            None => {
+                check_shape(name, slot, source, &named.tensor)?;
+                named.tensor.clone()
+            }
+        };
+        values.insert(name.clone(), value);
+    }
+
+    let used: BTreeSet<&String> = filled.values().collect();
+    let unused = teacher
+        .names()
+        .filter(|name| !used.contains(&(*name).to_owned()))
+        .map(str::to_owned)
+        .collect();
+    let student = student.map(&mut Injector {
+        path: ModulePath::default(),
+        values,
+    });
+    Ok((student, Injection { filled, unused }))
+}
+
+/// The start of an `LtiDense` bias: the teacher's bias as a kernel of width one through the map.
+///
+/// `None` where the bias has the teacher's own shape anyway (the output projection), where the
+/// tensor is no such bias, or where the teacher's does not have the teacher's grid.
+fn mapped_bias<B: Backend>(
+    name: &str,
+    slot: &Slot,
+    maps: &BTreeMap<String, LtiParts<B>>,
+    teacher_bias: &AnyTensor<B>,
+) -> Option<AnyTensor<B>> {
+    let (prefix, leaf) = split_name(name);
+    if slot.owner != "LtiDense" || leaf != "bias" {
+        return None;
+    }
+    let parts = maps.get(prefix)?;
+    let map = parts.map()?;
+    if parts.kind()? == ProjectionKind::Output {
+        return None;
+    }
+    let (heads, head_dim) = parts.teacher_grid()?;
+    if teacher_bias.num_elements() != heads * head_dim {
+        return None;
+    }
+    let bias = calculate_attn_weight(
+        ProjectionKind::Qkv,
+        teacher_bias.to_rank([1, heads, head_dim]),
+        map,
+        KernelPrecision::Default,
+    )
+    .ok()?;
+    let mut set = TensorSet::new();
+    set.insert(
+        name,
+        "LtiDense",
+        crate::compat::detached(bias).reshape([slot.shape[0]]),
+    );
+    set.get(name).map(|named| named.tensor.clone())
+}
+
+/// The shapes must be equal up to splitting or joining axes in order.
+fn check_shape<B: Backend>(
+    student: &str,
+    slot: &Slot,
+    teacher: &str,
+    tensor: &AnyTensor<B>,
+) -> Result<(), InjectError> {
+    let found = tensor.shape();
+    if refines(&found, &slot.shape) || refines(&slot.shape, &found) {
+        return Ok(());
+    }
+    Err(InjectError::Shape {
+        teacher: teacher.to_owned(),
+        found,
+        student: student.to_owned(),
+        expected: slot.shape.clone(),
+    })
+}
+
+/// Whether `fine` is `coarse` with axes split: every boundary of `coarse` is one of `fine`.
+fn refines(fine: &[usize], coarse: &[usize]) -> bool {
+    let boundaries = |shape: &[usize]| -> Vec<usize> {
+        shape
+            .iter()
+            .scan(1, |product, axis| {
+                *product *= axis;
+                Some(*product)
+            })
+            .collect()
+    };
+    let (fine, coarse) = (boundaries(fine), boundaries(coarse));
+    fine.last() == coarse.last() && coarse.iter().all(|boundary| fine.contains(boundary))
+}
+
+struct Injector<B: Backend> {
+    path: ModulePath,
+    values: BTreeMap<String, AnyTensor<B>>,
+}
+
+impl<B: Backend> ModuleMapper<B> for Injector<B> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        match self.values.remove(&self.path.name()) {
+            Some(value) => {
+                let shape = param.lazy_shape().dims();
+                let id = param.id;
+                param.transform_for_load(value.to_rank(shape), id)
+            }
+            None => param,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refines;
+
+    #[test]
+    fn axes_may_be_split_and_joined_but_not_rearranged() {
+        assert!(refines(&[64, 8, 8], &[64, 64]));
+        assert!(refines(&[8, 8, 64], &[64, 64]));
+        assert!(refines(&[64, 64], &[64, 64]));
+        assert!(!refines(&[64, 8, 8], &[8, 512]));
+        assert!(!refines(&[4, 16], &[16, 4]));
+        assert!(!refines(&[4, 16], &[4, 15]));
+    }
+}

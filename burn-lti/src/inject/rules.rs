@@ -1,0 +1,248 @@
+//! Which teacher tensor fills which student tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{ModuleVisitor, Param};
+use burn::prelude::*;
+use regex::Regex;
+
+use super::InjectError;
+use super::error::nearest_name;
+use crate::tensors::{ModulePath, TensorSet, join_name, split_name};
+
+/// A regular expression over teacher names and the student name it stands for.
+#[derive(Clone, Debug)]
+pub struct CopyRule {
+    pattern: String,
+    whole_name: Regex,
+    template: String,
+}
+
+impl CopyRule {
+    /// A rule from a pattern that must match a whole teacher name, and a template in which `$1` or
+    /// `${name}` stand for the pattern's groups.
+    ///
+    /// # Errors
+    ///
+    /// [`InjectError::Pattern`] if the pattern cannot be parsed.
+    pub fn new(pattern: &str, template: &str) -> Result<Self, InjectError> {
+        Ok(Self {
+            pattern: pattern.to_owned(),
+            whole_name: whole_name(pattern)?,
+            template: template.to_owned(),
+        })
+    }
+
+    /// A rule for one teacher name, taken literally.
+    fn exact(teacher: &str, student: &str) -> Result<Self, InjectError> {
+        let mut rule = Self::new(&regex::escape(teacher), &student.replace('$', "$$"))?;
+        rule.pattern = teacher.to_owned();
+        Ok(rule)
+    }
+
+    fn apply(&self, teacher: &str) -> Option<String> {
+        let groups = self.whole_name.captures(teacher)?;
+        let mut student = String::new();
+        groups.expand(&self.template, &mut student);
+        Some(student)
+    }
+}
+
+/// The pattern as a regular expression that must match a whole name.
+pub(super) fn whole_name(pattern: &str) -> Result<Regex, InjectError> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|source| InjectError::Pattern {
+        pattern: pattern.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+/// All rules of an injection, and the tensors that are meant to begin new.
+#[derive(Clone, Debug, Default)]
+pub struct InjectRules {
+    rules: Vec<CopyRule>,
+    new: BTreeSet<String>,
+}
+
+impl InjectRules {
+    /// Rules from pairs of pattern and template.
+    ///
+    /// # Errors
+    ///
+    /// [`InjectError::Pattern`] for the first pattern that cannot be parsed.
+    pub fn from_pairs<'a>(
+        pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, InjectError> {
+        let rules = pairs
+            .into_iter()
+            .map(|(pattern, template)| CopyRule::new(pattern, template))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            rules,
+            new: BTreeSet::new(),
+        })
+    }
+
+    /// The rules that follow from the student itself: the `C` of every
+    /// [`LtiDense`](crate::dense::LtiDense) takes the teacher's `weight` of the same place, its bias
+    /// the teacher's `bias`, every other tensor the teacher's tensor of the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`InjectError::UnknownNew`] if a name in `new` is not a tensor of the student.
+    pub fn by_name<B: Backend, M: Module<B>>(
+        student: &M,
+        new: impl IntoIterator<Item = String>,
+    ) -> Result<Self, InjectError> {
+        let new: BTreeSet<String> = new.into_iter().collect();
+        let slots = Slots::of(student);
+        if let Some(name) = new.iter().find(|name| !slots.0.contains_key(*name)) {
+            return Err(InjectError::UnknownNew {
+                name: name.clone(),
+                suggestion: nearest_name(name, slots.0.keys().map(String::as_str)),
+            });
+        }
+        let mut rules = Vec::new();
+        for (name, slot) in slots.0.iter().filter(|(name, _)| !new.contains(*name)) {
+            let (prefix, _) = split_name(name);
+            match slot.role {
+                Role::Map => {}
+                Role::TeacherKernel => {
+                    rules.push(CopyRule::exact(&join_name(prefix, "weight"), name)?);
+                }
+                Role::Plain => rules.push(CopyRule::exact(name, name)?),
+            }
+        }
+        Ok(Self { rules, new })
+    }
+
+    /// Adds student tensors that keep what they began with.
+    pub fn with_new(mut self, new: impl IntoIterator<Item = String>) -> Self {
+        self.new.extend(new);
+        self
+    }
+
+    /// For each student tensor to fill, the teacher tensor that fills it.
+    pub(super) fn resolve<B: Backend>(
+        &self,
+        slots: &Slots,
+        teacher: &TensorSet<B>,
+    ) -> Result<BTreeMap<String, String>, InjectError> {
+        let mut sources: BTreeMap<String, String> = BTreeMap::new();
+        for rule in &self.rules {
+            let mut matched = false;
+            for (name, student) in teacher
+                .names()
+                .filter_map(|name| Some((name, rule.apply(name)?)))
+            {
+                matched = true;
+                self.check_target(rule, slots, name, &student)?;
+                if let Some(first) = sources.insert(student.clone(), name.to_owned()) {
+                    return Err(InjectError::FilledTwice {
+                        student,
+                        first,
+                        second: name.to_owned(),
+                    });
+                }
+            }
+            if !matched {
+                return Err(InjectError::NoMatch {
+                    pattern: rule.pattern.clone(),
+                    suggestion: nearest_name(&rule.pattern, teacher.names()),
+                });
+            }
+        }
+        let unfilled: Vec<String> = slots
+            .0
+            .iter()
+            .filter(|(name, slot)| {
+                slot.role != Role::Map && !sources.contains_key(*name) && !self.new.contains(*name)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        if unfilled.is_empty() {
+            Ok(sources)
+        } else {
+            Err(InjectError::Unfilled { names: unfilled })
+        }
+    }
+
+    fn check_target(
+        &self,
+        rule: &CopyRule,
+        slots: &Slots,
+        teacher: &str,
+        student: &str,
+    ) -> Result<(), InjectError> {
+        if slots.0.contains_key(student) {
+            return Ok(());
+        }
+        Err(InjectError::UnknownTarget {
+            pattern: rule.pattern.clone(),
+            teacher: teacher.to_owned(),
+            student: student.to_owned(),
+            suggestion: nearest_name(student, slots.0.keys().map(String::as_str)),
+        })
+    }
+}
+
+/// What a student tensor is to an injection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// `A`, `B` or `W`: begins at its start.
+    Map,
+    /// `C` of an `LtiDense`.
+    TeacherKernel,
+    /// Anything else.
+    Plain,
+}
+
+/// One student tensor before it is filled.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) role: Role,
+    pub(super) shape: Vec<usize>,
+    pub(super) owner: String,
+}
+
+/// All float tensors of a student by name, found without allocating any.
+#[derive(Debug, Default)]
+pub(super) struct Slots(pub(super) BTreeMap<String, Slot>);
+
+impl Slots {
+    pub(super) fn of<B: Backend, M: Module<B>>(module: &M) -> Self {
+        let mut finder = SlotFinder::default();
+        module.visit(&mut finder);
+        finder.slots
+    }
+}
+
+#[derive(Default)]
+struct SlotFinder {
+    path: ModulePath,
+    slots: Slots,
+}
+
+impl<B: Backend> ModuleVisitor<B> for SlotFinder {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let name = self.path.name();
+        let role = match (self.path.owner(), split_name(&name).1) {
+            ("LtiDense", "a" | "b" | "w") => Role::Map,
+            ("LtiDense", "c") => Role::TeacherKernel,
+            _ => Role::Plain,
+        };
+        let slot = Slot {
+            role,
+            shape: param.lazy_shape().to_vec(),
+            owner: self.path.owner().to_owned(),
+        };
+        self.slots.0.insert(name, slot);
+    }
+}

@@ -1,0 +1,57 @@
+//! Which parameters train.
+
+use burn::module::{ModuleMapper, Param};
+use burn::prelude::*;
+
+use crate::tensors::{ModulePath, split_name};
+
+/// A parameter as seen by the rule that decides whether it trains.
+#[derive(Clone, Debug)]
+pub struct TrainableParameter<'a> {
+    /// Dotted name.
+    pub name: &'a str,
+    /// Whether it is part of a learn-to-init map: `A`, `B`, `W`, or the bias beside them.
+    pub in_map: bool,
+}
+
+/// Sets for every float parameter whether it trains. `C` never does, whatever `trains` says.
+///
+/// Call it again after a model was loaded or moved on an inner backend: Burn forgets there which
+/// parameters are frozen.
+pub fn set_trainable<B: Backend, M: Module<B>>(
+    module: M,
+    trains: impl FnMut(&TrainableParameter<'_>) -> bool,
+) -> M {
+    module.map(&mut Freezer {
+        path: ModulePath::default(),
+        trains,
+    })
+}
+
+struct Freezer<F> {
+    path: ModulePath,
+    trains: F,
+}
+
+impl<B: Backend, F: FnMut(&TrainableParameter<'_>) -> bool> ModuleMapper<B> for Freezer<F> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let name = self.path.name();
+        let owned_by_map = self.path.owner() == "LtiDense";
+        let is_teacher_kernel = owned_by_map && split_name(&name).1 == "c";
+        let trains = !is_teacher_kernel
+            && (self.trains)(&TrainableParameter {
+                name: &name,
+                in_map: owned_by_map,
+            });
+        // The value exists from here on: a lazy parameter would forget the flag.
+        param.map(|value| value.set_require_grad(trains))
+    }
+}

@@ -1,0 +1,31 @@
+//! Learn-to-init (LTI) distillation for [Burn](burn).
+//!
+//! A student decoder has another attention geometry than its teacher: fewer heads, fewer key/value
+//! heads, another head size. Instead of starting its attention projections at random, each one is a
+//! learnable map of the teacher's own projection, `kernel = map(C)`, with the teacher kernel `C`
+//! frozen. The maps train by distillation and are then folded away into ordinary `Linear` weights.
+//!
+//! The modules read in the order in which a tensor passes through them:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`start`] | where a map begins |
+//! | [`dense`] | [`LtiDense`](dense::LtiDense): the learnable projection and its contraction |
+//! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
+//! | [`inject`] | the teacher's tensors come in; what trains |
+//! | [`loss`] | the distillation loss in chunks of tokens |
+//! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
+//! | [`collapse`] | a learning model becomes an ordinary one |
+//!
+//! This crate knows tensors and Burn's traversal, no model and no checkpoint format: for the Llama
+//! family, Hugging Face files and the `burn-lti` command see the crate `burn-lti-llama`.
+
+pub mod collapse;
+mod compat;
+pub mod decoder;
+pub mod dense;
+pub mod inject;
+pub mod loss;
+pub mod start;
+pub mod tensors;
+pub mod train;

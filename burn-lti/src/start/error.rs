@@ -1,0 +1,35 @@
+//! Starts that do not exist for a geometry.
+
+use thiserror::Error;
+
+use crate::dense::HeadGrid;
+
+/// A start that cannot be made for the grids given.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Grouping needs as many teacher heads for each student head.
+    #[error(
+        "start `grouped` cannot share {teacher} teacher heads out among {student} student heads; \
+         allowed counts: {allowed:?} (or use start = \"lecun\")"
+    )]
+    HeadsDoNotDivide {
+        /// Heads of the teacher.
+        teacher: usize,
+        /// Heads asked for.
+        student: usize,
+        /// Head counts that divide the teacher's.
+        allowed: Vec<usize>,
+    },
+    /// Grouping keeps the features of a head as they are.
+    #[error(
+        "start `grouped` keeps the head size, but the teacher has {teacher} and the student \
+         {student}; use the teacher's head_dim or start = \"lecun\""
+    )]
+    HeadDim {
+        /// The teacher's grid.
+        teacher: HeadGrid,
+        /// The student's grid.
+        student: HeadGrid,
+    },
+}

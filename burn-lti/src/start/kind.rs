@@ -1,0 +1,30 @@
+//! The starts a map can begin with, by name.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the maps begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// The reference's random start. Keeps nothing of the teacher's function; for parity.
+    Lecun,
+    /// Each student head begins as its group of teacher heads: their mean for query, key and
+    /// value, their sum for the output projection.
+    Grouped,
+}
+
+impl Start {
+    /// All starts, in the order in which they were invented.
+    pub const ALL: [Start; 2] = [Start::Lecun, Start::Grouped];
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Start::Lecun => "lecun",
+            Start::Grouped => "grouped",
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! [`Distiller`]: a student and its teacher as one trainable module.
+
+use std::sync::Arc;
+
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+
+use crate::compat;
+use crate::decoder::{CausalLm, Head, TokenBatch};
+use crate::loss::{DistillationLoss, LossError, LossInput, LossSums, LossSumsTensor};
+
+/// A student that learns from a teacher.
+///
+/// The teacher `T` is an `Arc` of a model on the inner backend: it has no gradients, is in no
+/// checkpoint, and cloning the distiller does not copy it.
+#[derive(Module, Debug)]
+pub struct Distiller<B: Backend, M: Module<B>, T> {
+    student: M,
+    #[module(skip)]
+    teacher: T,
+    #[module(skip)]
+    loss: DistillationLoss,
+    #[module(skip)]
+    _backend: std::marker::PhantomData<B>,
+}
+
+impl<B, M, T> Distiller<B, M, Arc<T>>
+where
+    B: AutodiffBackend,
+    M: CausalLm<B>,
+    T: CausalLm<B::InnerBackend>,
+    Arc<T>: Clone + std::fmt::Debug + Send,
+{
+    /// Joins student and teacher.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::Vocabulary`] if their vocabularies differ.
+    pub fn new(student: M, teacher: Arc<T>, loss: DistillationLoss) -> Result<Self, LossError> {
+        let [_, teacher_vocab] = teacher.head().weight.dims();
+        let [_, student_vocab] = student.head().weight.dims();
+        if teacher_vocab != student_vocab {
+            return Err(LossError::Vocabulary {
+                teacher: teacher_vocab,
+                student: student_vocab,
+            });
+        }
+        Ok(Self {
+            student,
+            teacher,
+            loss,
+            _backend: std::marker::PhantomData,
+        })
+    }
+}
+
+impl<B: Backend, M: Module<B>, T> Distiller<B, M, T>
+where
+    T: Clone + std::fmt::Debug + Send,
+{
+    /// The student.
+    pub const fn student(&self) -> &M {
+        &self.student
+    }
+
+    /// Gives the student back.
+    pub fn into_student(self) -> M {
+        self.student
+    }
+}
+
+impl<B, M, T> TrainStep for Distiller<B, M, Arc<T>>
+where
+    B: AutodiffBackend,
+    M: CausalLm<B> + AutodiffModule<B, InnerModule: ModuleDisplay>,
+    T: CausalLm<B::InnerBackend> + Sync,
+{
+    type Input = TokenBatch<B>;
+    type Output = LossSumsTensor<B::InnerBackend>;
+
+    /// The loss and its gradient with respect to the hidden states (and the head, if it trains) are
+    /// worked out on the inner backend; `sum(hidden * gradient)` has exactly that gradient, and its
+    /// `backward` carries it on into the student.
+    fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
+        let hidden = self.student.hidden_states(&batch);
+        let head = self.student.head();
+        let [rows, tokens, d_model] = hidden.dims();
+        let hidden = hidden.reshape([rows * tokens, d_model]);
+
+        let inner = batch.inner();
+        let gradient = self.loss.gradient(loss_input(
+            compat::inner(&hidden),
+            Head {
+                weight: compat::inner(&head.weight),
+                trains: head.trains,
+            },
+            self.teacher.as_ref(),
+            &inner,
+        ));
+
+        let mut surrogate = (hidden * Tensor::from_inner(gradient.hidden)).sum();
+        if let Some(head_gradient) = gradient.head {
+            surrogate = surrogate + (head.weight * Tensor::from_inner(head_gradient)).sum();
+        }
+        TrainOutput::new(self, surrogate.backward(), gradient.sums)
+    }
+}
+
+impl<B, M, T> InferenceStep for Distiller<B, M, Arc<T>>
+where
+    B: Backend,
+    M: CausalLm<B>,
+    T: CausalLm<B> + Sync,
+{
+    type Input = TokenBatch<B>;
+    type Output = LossSumsTensor<B>;
+
+    fn step(&self, batch: TokenBatch<B>) -> Self::Output {
+        self.loss
+            .sums_of(&self.student, self.teacher.as_ref(), &batch)
+    }
+}
+
+impl DistillationLoss {
+    /// The sums of the loss of `student` against `teacher` on a batch: evaluation without training.
+    pub fn sums_of<B: Backend>(
+        &self,
+        student: &impl CausalLm<B>,
+        teacher: &impl CausalLm<B>,
+        batch: &TokenBatch<B>,
+    ) -> LossSumsTensor<B> {
+        let hidden = student.hidden_states(batch);
+        let [rows, tokens, d_model] = hidden.dims();
+        self.evaluate(loss_input(
+            hidden.reshape([rows * tokens, d_model]),
+            student.head(),
+            teacher,
+            batch,
+        ))
+    }
+}
+
+fn loss_input<B: Backend>(
+    student_hidden: Tensor<B, 2>,
+    student_head: Head<B>,
+    teacher: &impl CausalLm<B>,
+    batch: &TokenBatch<B>,
+) -> LossInput<B> {
+    let hidden = teacher.hidden_states(batch);
+    let [rows, tokens, d_model] = hidden.dims();
+    LossInput {
+        student_hidden,
+        student_head,
+        teacher_hidden: hidden.reshape([rows * tokens, d_model]),
+        teacher_head: teacher.head(),
+        targets: batch.targets.clone().reshape([rows * tokens]),
+        mask: batch.mask.clone().reshape([rows * tokens]),
+    }
+}
+
+impl<B: Backend> ItemLazy for LossSumsTensor<B> {
+    type ItemSync = LossSums;
+
+    fn sync(self) -> LossSums {
+        self.read()
+    }
+}

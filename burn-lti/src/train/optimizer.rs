@@ -1,0 +1,129 @@
+//! Clipping by the norm of all gradients together.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+
+/// The norm of the last step's gradients, before clipping. Clones read the same value.
+#[derive(Clone, Debug, Default)]
+pub struct GradNorm(Arc<Mutex<Option<f64>>>);
+
+impl GradNorm {
+    /// The norm; `None` before the first step.
+    pub fn last(&self) -> Option<f64> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, norm: f64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm);
+    }
+}
+
+/// An optimizer whose gradients are scaled down together when their global norm exceeds a bound.
+///
+/// Burn's own clipping is per parameter, which changes the direction of the step. A step whose norm
+/// is not finite is not taken: the module comes back as it was, and [`GradNorm`] tells.
+#[derive(Clone)]
+pub struct GlobalNormClip<O> {
+    optimizer: O,
+    max_norm: f64,
+    norm: GradNorm,
+}
+
+impl<O> GlobalNormClip<O> {
+    /// Clips for `optimizer`. `max_norm` may be infinite: then the norm is only measured.
+    pub fn new(optimizer: O, max_norm: f64) -> Self {
+        Self {
+            optimizer,
+            max_norm,
+            norm: GradNorm::default(),
+        }
+    }
+
+    /// A handle on the norm of each step.
+    pub fn norm(&self) -> GradNorm {
+        self.norm.clone()
+    }
+}
+
+impl<M, B, O> Optimizer<M, B> for GlobalNormClip<O>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B>,
+    O: Optimizer<M, B>,
+{
+    type Record = O::Record;
+
+    fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
+        let mut squares = SquareSum::<B> {
+            grads: &grads,
+            sum: None,
+        };
+        module.visit(&mut squares);
+        let norm = squares
+            .sum
+            .map_or(0.0, |sum| sum.into_scalar().elem::<f64>())
+            .sqrt();
+        self.norm.set(norm);
+        if !norm.is_finite() {
+            return module;
+        }
+        if norm > self.max_norm {
+            module.visit(&mut Scale {
+                grads: &mut grads,
+                factor: self.max_norm / norm,
+            });
+        }
+        self.optimizer.step(lr, module, grads)
+    }
+
+    /// Gradients of several devices are clipped device by device: their sum is not formed here.
+    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
+        self.optimizer.step_multi(lr, module, grads)
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.optimizer.to_record()
+    }
+
+    fn load_record(mut self, record: Self::Record) -> Self {
+        self.optimizer = self.optimizer.load_record(record);
+        self
+    }
+}
+
+/// The sum of the squares of all gradients, left on the device.
+struct SquareSum<'a, B: AutodiffBackend> {
+    grads: &'a GradientsParams,
+    sum: Option<Tensor<B::InnerBackend, 1>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) else {
+            return;
+        };
+        let square = grad.square().sum();
+        self.sum = Some(match self.sum.take() {
+            Some(sum) => sum + square,
+            None => square,
+        });
+    }
+}
+
+struct Scale<'a> {
+    grads: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
+            self.grads
+                .register::<B::InnerBackend, D>(param.id, grad.mul_scalar(self.factor));
+        }
+    }
+}
