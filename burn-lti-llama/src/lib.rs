@@ -13,9 +13,13 @@
 
 pub mod config;
 pub mod data;
+pub mod demo;
+pub mod distill;
+pub mod eval;
 pub mod files;
 pub mod hf;
 pub mod model;
 pub mod plan;
 pub mod recipe;
+mod renderer;
 pub mod tokenizer;

@@ -2,8 +2,9 @@
 //!
 //! The machine that runs the demo may have nothing but this repository, so the program writes its
 //! own corpus. A story is a handful of sentence templates filled from one cast of people and
-//! things, drawn once per story. Because every sentence speaks of the same cast, the next word often depends on one far
-//! back, which is what attention has to learn and what a student with fewer heads stands to lose:
+//! things, drawn once per story. Because every sentence speaks of the same cast, the next word
+//! often depends on one far back, which is what attention has to learn and what a student with
+//! fewer heads stands to lose:
 //!
 //! | what | where it is settled | where it is needed again |
 //! |---|---|---|
@@ -470,9 +471,10 @@ static EVENTS: [Event; 8] = [
         weathers: FAIR,
         times: BY_DAY,
         scenes: [
-            "Then {needy} let the {thing} fall in the mud. “I am sorry,” said {needy}. {helper} washed it, and it was {colour} again.",
+            "Then {needy} let the {thing} fall in the mud. “I am sorry,” said {needy}. {helper} \
+             washed it, and it was {colour} again.",
             "Then the {thing} fell in the mud. “I am sorry,” said {needy}. “We can wash it,” said \
-             {helper}, and soon it was {colour} again.",
+             {helper}, and it was {colour} again.",
         ],
         moral: "It is right to say sorry",
     },
@@ -480,8 +482,10 @@ static EVENTS: [Event; 8] = [
         weathers: FAIR,
         times: BY_DAY,
         scenes: [
-            "They saw a {animal} in a hole. “We must help it,” said {helper}. {needy} had a rope, and soon it was out.",
-            "Then {needy} saw a {animal} in a hole. {helper} had a rope, and the {animal} was out. “You can run,” said {needy}.",
+            "They saw a {animal} in a hole. “We must help it,” said {helper}. {needy} \
+             had a rope, and soon it was out.",
+            "Then {needy} saw a {animal} in a hole. {helper} had a rope, and \
+             the {animal} was out. “You can run,” said {needy}.",
         ],
         moral: "Big ones must help small ones",
     },

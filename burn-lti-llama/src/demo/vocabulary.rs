@@ -15,9 +15,8 @@
 //! use burn_lti_llama::demo::{grammar::StoryGrammar, vocabulary};
 //!
 //! let tokenizer = vocabulary::tokenizer(&StoryGrammar::vocabulary())?;
-//! let folder = std::env::temp_dir().join("burn-lti-vocabulary-example");
-//! vocabulary::save(&tokenizer, 256, &folder)?;
-//! # std::fs::remove_dir_all(&folder)?;
+//! let folder = tempfile::tempdir()?;
+//! vocabulary::save(&tokenizer, 256, folder.path())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

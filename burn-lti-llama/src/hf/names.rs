@@ -32,6 +32,11 @@ impl Naming {
     }
 }
 
+/// The name that Burn gives the parameter which Hugging Face calls `name`.
+pub(crate) fn burn_name(name: &str) -> String {
+    Naming::of(name).burn
+}
+
 /// Rows and columns exchanged: `[rows, columns]` row-major to `[columns, rows]`.
 pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     // Tiles, so that neither side strides through memory a whole row at a time.

@@ -4,7 +4,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use burn_lti::decoder::{AttentionGeometry, Project, Projection};
-use burn_lti::dense::Slot;
+use burn_lti::dense::{HeadGrid, Slot};
 
 use super::{LayerCache, Rotary};
 use crate::config::LlamaConfig;
@@ -12,54 +12,58 @@ use crate::config::LlamaConfig;
 /// Which tokens see which, as a term added to the scores.
 #[derive(Clone, Debug)]
 pub struct AttentionMask<B: Backend> {
-    /// `[batch, 1, 1, queries, keys]`: 0 where a query sees a key, minus infinity where not.
-    scores: Tensor<B, 5>,
+    /// `[batch, kv_heads, group * queries, keys]`, where `group` query heads share a key/value head:
+    /// 0 where a query sees a key, minus infinity where not. As large as the scores themselves, so
+    /// that adding it is plain element-wise work; one for all layers.
+    scores: Tensor<B, 4>,
 }
 
 impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
-    pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
+    pub fn packed(segments: &Tensor<B, 2, Int>, geometry: &AttentionGeometry) -> Self {
         let [batch, tokens] = segments.dims();
-        let device = segments.device();
-        let queries = segments.clone().reshape([batch, tokens, 1]);
-        let keys = segments.clone().reshape([batch, 1, tokens]);
-        let other_document = queries
-            .expand([batch, tokens, tokens])
-            .not_equal(keys.expand([batch, tokens, tokens]));
-        let order = Tensor::<B, 1, Int>::arange(0..tokens as i64, &device);
-        let later = order
-            .clone()
-            .reshape([1, tokens, 1])
-            .expand([batch, tokens, tokens])
-            .lower(
-                order
-                    .reshape([1, 1, tokens])
-                    .expand([batch, tokens, tokens]),
-            );
-        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &device)
-            .mask_fill(other_document.bool_or(later), f32::NEG_INFINITY);
-        Self {
-            scores: scores.reshape([batch, 1, 1, tokens, tokens]),
-        }
+        let shape = [batch, tokens, tokens];
+        let queries = segments.clone().reshape([batch, tokens, 1]).expand(shape);
+        let keys = segments.clone().reshape([batch, 1, tokens]).expand(shape);
+        let hidden = later(0, tokens, &segments.device())
+            .unsqueeze::<3>()
+            .expand(shape)
+            .bool_or(queries.not_equal(keys));
+        Self::new(hidden, geometry)
     }
 
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
     /// own.
-    pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
-        let keys = past + tokens;
-        let order = Tensor::<B, 1, Int>::arange(0..keys as i64, device);
-        let later = order
-            .clone()
-            .narrow(0, past, tokens)
-            .reshape([tokens, 1])
-            .expand([tokens, keys])
-            .lower(order.reshape([1, keys]).expand([tokens, keys]));
-        let scores =
-            Tensor::<B, 2>::zeros([tokens, keys], device).mask_fill(later, f32::NEG_INFINITY);
-        Self {
-            scores: scores.reshape([1, 1, 1, tokens, keys]),
-        }
+    pub fn continuing(
+        past: usize,
+        tokens: usize,
+        geometry: &AttentionGeometry,
+        device: &B::Device,
+    ) -> Self {
+        Self::new(later(past, tokens, device).unsqueeze(), geometry)
     }
+
+    /// From what is hidden, `[batch, queries, keys]`.
+    fn new(hidden: Tensor<B, 3, Bool>, geometry: &AttentionGeometry) -> Self {
+        let [batch, queries, keys] = hidden.dims();
+        let (heads, kv_heads) = (geometry.query.heads, geometry.key_value.heads);
+        let scores = Tensor::<B, 3>::zeros([batch, queries, keys], &hidden.device())
+            .mask_fill(hidden, f32::NEG_INFINITY)
+            .reshape([batch, 1, queries, keys])
+            .repeat_dim(1, heads)
+            .reshape([batch, kv_heads, heads / kv_heads * queries, keys]);
+        Self { scores }
+    }
+}
+
+/// Whether a key comes after a query, `[tokens, past + tokens]`, the queries being the last `tokens`.
+fn later<B: Backend>(past: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
+    let keys = past + tokens;
+    let order = Tensor::<B, 1, Int>::arange(0..keys as i64, device);
+    let queries = order.clone().narrow(0, past, tokens).reshape([tokens, 1]);
+    queries
+        .expand([tokens, keys])
+        .lower(order.reshape([1, keys]).expand([tokens, keys]))
 }
 
 /// The attention block of a layer.
@@ -136,15 +140,16 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         let (query, kv) = (self.geometry.query, self.geometry.key_value);
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
         let rows = x.reshape([batch * tokens, self.geometry.d_model]);
-        let heads = |projection: &P, heads: usize, head_dim: usize| {
-            projection
-                .project(rows.clone())
-                .reshape([batch, tokens, heads, head_dim])
+        let heads = |rows: Tensor<B, 2>, grid: HeadGrid| {
+            rows.reshape([batch, tokens, grid.heads, grid.head_dim])
                 .swap_dims(1, 2)
         };
-        let q = rotary.apply(heads(&self.q_proj, query.heads, query.head_dim));
-        let k = rotary.apply(heads(&self.k_proj, kv.heads, kv.head_dim));
-        let v = heads(&self.v_proj, kv.heads, kv.head_dim);
+        let scale = 1.0 / (query.head_dim as f64).sqrt();
+        let q = self.q_proj.project(rows.clone()).mul_scalar(scale);
+        let q = heads(rotary.turn_queries(q), query);
+        let k = self.k_proj.project(rows.clone());
+        let k = heads(rotary.turn_keys(k), kv);
+        let v = heads(self.v_proj.project(rows), kv);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
@@ -152,20 +157,12 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
 
         // Query heads of one group are rows of one product with their shared key head, so keys and
         // values are never repeated.
-        let keys = k.dims()[2];
         let group = query.heads / kv.heads;
-        let q = q.mul_scalar(1.0 / (query.head_dim as f64).sqrt()).reshape([
-            batch,
-            kv.heads,
-            group * tokens,
-            query.head_dim,
-        ]);
         let scores = q
-            .matmul(k.swap_dims(2, 3))
-            .reshape([batch, kv.heads, group, tokens, keys]);
-        let weights = softmax(scores + mask.scores.clone(), 4);
+            .reshape([batch, kv.heads, group * tokens, query.head_dim])
+            .matmul(k.swap_dims(2, 3));
+        let weights = softmax(scores + mask.scores.clone(), 3);
         let mixed = weights
-            .reshape([batch, kv.heads, group * tokens, keys])
             .matmul(v)
             .reshape([batch, query.heads, tokens, query.head_dim])
             .swap_dims(1, 2)

@@ -109,7 +109,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         let past = cache.tokens;
         let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
         let rotary = self.rotary(&positions.unsqueeze());
-        let mask = AttentionMask::continuing(past, new, &device);
+        let mask = AttentionMask::continuing(past, new, &self.config.geometry(), &device);
         let mut h = self.model.embed_tokens.forward(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             h = layer.forward(h, &rotary, &mask, Some(cache));
@@ -119,7 +119,8 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
     }
 
     fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
-        Rotary::new(positions, self.config.head_dim, self.config.rope_theta)
+        let (query, key_value) = (self.config.query_grid(), self.config.kv_grid());
+        Rotary::new(positions, query, key_value, self.config.rope_theta)
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {
@@ -142,7 +143,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
     fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
         let rotary = self.rotary(&batch.positions);
-        let mask = AttentionMask::packed(&batch.segments);
+        let mask = AttentionMask::packed(&batch.segments, &self.config.geometry());
         let mut h = self.model.embed_tokens.forward(batch.tokens.clone());
         for layer in &self.model.layers {
             h = layer.forward(h, &rotary, &mask, None);

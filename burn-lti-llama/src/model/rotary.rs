@@ -1,6 +1,8 @@
 //! Rotary positions in the half-split convention of Hugging Face's Llama.
 
 use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn_lti::dense::HeadGrid;
 
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
 ///
@@ -9,40 +11,80 @@ use burn::prelude::*;
 /// `RotaryEncoding` pairs `2i` and `2i + 1` instead and would be silently wrong on these weights.
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
-    /// `[batch, 1, tokens, head_dim / 2]`
-    cos: Tensor<B, 4>,
-    /// `[batch, 1, tokens, head_dim / 2]`
-    sin: Tensor<B, 4>,
+    query: Tables<B>,
+    key: Tables<B>,
+    /// `[head_dim, head_dim]`: sends `(first, second)` to `(-second, first)`. A product with so
+    /// small a matrix is cheaper on every backend than cutting halves out and joining them again.
+    quarter_turn: Tensor<B, 2>,
+}
+
+/// Tables as wide as the projection they turn, so that turning it is plain element-wise work.
+#[derive(Clone, Debug)]
+struct Tables<B: Backend> {
+    /// `[batch * tokens, heads * head_dim]`
+    cos: Tensor<B, 2>,
+    /// `[batch * tokens, heads * head_dim]`
+    sin: Tensor<B, 2>,
 }
 
 impl<B: Backend> Rotary<B> {
-    /// The tables for `positions [batch, tokens]`.
-    pub fn new(positions: &Tensor<B, 2, Int>, head_dim: usize, theta: f64) -> Self {
+    /// The tables for `positions [batch, tokens]` and these grids, which share their head size.
+    pub fn new(
+        positions: &Tensor<B, 2, Int>,
+        query: HeadGrid,
+        key_value: HeadGrid,
+        theta: f64,
+    ) -> Self {
+        let device = positions.device();
         let [batch, tokens] = positions.dims();
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| theta.powf(-(2.0 * i as f64) / head_dim as f64) as f32)
+        let size = query.head_dim;
+        let half = size / 2;
+        let frequencies: Vec<f32> = (0..size)
+            .map(|feature| theta.powf(-(2.0 * (feature % half) as f64) / size as f64) as f32)
             .collect();
-        let frequencies = Tensor::<B, 1>::from_floats(frequencies.as_slice(), &positions.device());
-        let angles = positions.clone().float().reshape([batch, 1, tokens, 1])
-            * frequencies.reshape([1, 1, 1, half]);
+        let frequencies = Tensor::<B, 1>::from_floats(frequencies.as_slice(), &device);
+        let angles =
+            positions.clone().float().reshape([batch * tokens, 1]) * frequencies.reshape([1, size]);
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let tables = |grid: HeadGrid| Tables {
+            cos: cos.clone().repeat_dim(1, grid.heads),
+            sin: sin.clone().repeat_dim(1, grid.heads),
+        };
         Self {
-            cos: angles.clone().cos(),
-            sin: angles.sin(),
+            query: tables(query),
+            key: tables(key_value),
+            quarter_turn: quarter_turn(size, &device),
         }
     }
 
-    /// Turns `x [batch, heads, tokens, head_dim]` by its tokens' positions.
-    pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let half = x.dims()[3] / 2;
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.narrow(3, half, half);
-        Tensor::cat(
-            vec![
-                first.clone() * self.cos.clone() - second.clone() * self.sin.clone(),
-                second * self.cos.clone() + first * self.sin.clone(),
-            ],
-            3,
-        )
+    /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions.
+    pub fn turn_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.turn(x, &self.query)
     }
+
+    /// Turns keys `[batch * tokens, kv_heads * head_dim]` by their tokens' positions.
+    pub fn turn_keys(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.turn(x, &self.key)
+    }
+
+    fn turn(&self, x: Tensor<B, 2>, tables: &Tables<B>) -> Tensor<B, 2> {
+        let [rows, width] = x.dims();
+        let [size, _] = self.quarter_turn.dims();
+        let turned = x
+            .clone()
+            .reshape([rows * width / size, size])
+            .matmul(self.quarter_turn.clone())
+            .reshape([rows, width]);
+        x * tables.cos.clone() + turned * tables.sin.clone()
+    }
+}
+
+fn quarter_turn<B: Backend>(size: usize, device: &B::Device) -> Tensor<B, 2> {
+    let half = size / 2;
+    let mut matrix = vec![0.0f32; size * size];
+    for feature in 0..half {
+        matrix[(feature + half) * size + feature] = -1.0;
+        matrix[feature * size + feature + half] = 1.0;
+    }
+    Tensor::from_data(TensorData::new(matrix, [size, size]), device)
 }

@@ -1,0 +1,189 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::backend::BackendName;
+
+/// Makes a smaller Llama out of a Llama.
+///
+/// The student's attention projections begin as small learnable maps of the teacher's own, learn by
+/// distillation, and are folded away into ordinary weights: what comes out is a Hugging Face folder
+/// that any runtime loads.
+///
+/// Try `burn-lti demo` first: it needs nothing but this program.
+#[derive(Debug, Parser)]
+#[command(name = "burn-lti", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Say what a recipe would do, from the configurations alone.
+    Plan(PlanArgs),
+    /// Carry a recipe out: start, train, collapse, export, reload, compare.
+    Distill(DistillArgs),
+    /// Hold a student against its teacher on a text.
+    Eval(EvalArgs),
+    /// Continue a prompt.
+    Generate(GenerateArgs),
+    /// Write a model's logits on a text, to compare with another program.
+    Logits(LogitsArgs),
+    /// Train a small teacher from nothing, then students of it from every start.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// The recipe, a TOML file; relative paths in it are relative to its folder.
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, as in `--set train.steps=50`. May be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackendArgs {
+    /// The backend to compute on, among those this program was built with.
+    #[arg(long, default_value_t, value_name = "NAME")]
+    pub(crate) backend: BackendName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JsonArg {
+    /// Print JSON for programs instead of text for people.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes and FLOPs.
+///
+/// Reads only the recipe and the teacher's config.json, so it is there at once, and names every
+/// mistake of the recipe with the way out.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// Carries a recipe out and leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as
+/// resolved), `metrics.jsonl` (a line a logged step) and `summary.json`.
+#[derive(Debug, Args)]
+pub(crate) struct DistillArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Where the results go. A folder that already holds files is refused.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Replace the results of an earlier run in DIR.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The teacher's Hugging Face folder. Its tokenizer is used for both.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) teacher: PathBuf,
+    /// The student's Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) student: PathBuf,
+    /// The text: `.txt` (a document a line, or documents between blank lines) or `.jsonl` with a
+    /// `text` field. May be given several times.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Tokens in a sequence.
+    #[arg(long, default_value_t = 128, value_name = "TOKENS")]
+    pub(crate) seq_len: usize,
+    /// Sequences in a batch.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub(crate) batch_size: usize,
+    /// Read at most so many sequences; all if absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_sequences: Option<usize>,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// Continues a prompt, greedily unless a temperature is given, with a key/value cache.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The model's Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text to continue.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// The most tokens to add; the text may end before.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub(crate) max_tokens: usize,
+    /// Choose tokens at random: below 1 bolder, above 1 wilder. Greedy if absent.
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f64>,
+    /// Consider only the likeliest tokens that together have this probability.
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "P",
+        requires = "temperature"
+    )]
+    pub(crate) top_p: f64,
+    /// The same seed gives the same text.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// Writes `input_ids` (int64) and `logits` (float32) to a safetensors file, one document a row, all
+/// cut to the length of the shortest: what `scripts/verify_export.py` compares with transformers.
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// The model's Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The text, as for `eval`.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Where the logits go.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// How many documents.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) documents: usize,
+    /// The most tokens of each.
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    pub(crate) tokens: usize,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+}
+
+/// Trains a small Llama on stories that the program makes up, then gives it students with half its
+/// heads from every start, and prints what became of them. Takes about two minutes on two cores.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Keep the teacher, the text and the students here.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Seed of the stories, the teacher and the students.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}

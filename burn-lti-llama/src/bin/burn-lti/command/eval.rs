@@ -1,0 +1,65 @@
+//! `burn-lti eval`
+
+use std::num::NonZero;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::data;
+use burn_lti_llama::eval::{Evaluation, evaluate};
+use burn_lti_llama::hf;
+
+use super::config_and_tokenizer;
+use crate::args::EvalArgs;
+use crate::backend::on_backend;
+use crate::progress::{number, percent};
+
+pub(crate) fn run(args: &EvalArgs) -> Result<()> {
+    let evaluation = on_backend!(args.backend.backend, on(args))?;
+    if args.json.json {
+        println!("{}", serde_json::to_string_pretty(&evaluation)?);
+    } else {
+        print(&evaluation);
+    }
+    Ok(())
+}
+
+fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluation> {
+    let (config, tokenizer) = config_and_tokenizer(&args.teacher)?;
+    NonZero::new(args.batch_size).context("--batch-size is 0: give at least 1")?;
+    if args.seq_len > config.max_position_embeddings {
+        bail!(
+            "--seq-len is {}, but the teacher reads at most {} tokens",
+            args.seq_len,
+            config.max_position_embeddings
+        );
+    }
+    let teacher = hf::load::<A::InnerBackend>(&args.teacher, device)?;
+    let student = hf::load::<A::InnerBackend>(&args.student, device)?;
+    if student.config().vocab_size != config.vocab_size {
+        bail!(
+            "the teacher knows {} tokens and the student {}: they cannot be compared token by token",
+            config.vocab_size,
+            student.config().vocab_size
+        );
+    }
+    let mut sequences = data::load_sequences(&args.text, &tokenizer, args.seq_len)?;
+    sequences.truncate(args.max_sequences.unwrap_or(usize::MAX));
+    let batches = data::loader(sequences, args.batch_size, None, device);
+    Ok(evaluate(&student, &teacher, &batches, |_, _| {}))
+}
+
+fn print(evaluation: &Evaluation) {
+    println!("KL               {} nats/token", number(evaluation.kl));
+    println!("top-1 agreement  {}", percent(evaluation.top1_agreement));
+    println!(
+        "student          cross-entropy {}, perplexity {}",
+        number(evaluation.student_ce),
+        number(evaluation.student_perplexity)
+    );
+    println!(
+        "teacher          cross-entropy {}, perplexity {}",
+        number(evaluation.teacher_ce),
+        number(evaluation.teacher_perplexity)
+    );
+    println!("tokens           {}", evaluation.tokens);
+}

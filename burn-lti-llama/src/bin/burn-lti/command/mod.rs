@@ -1,0 +1,21 @@
+//! One file a command.
+
+pub(crate) mod demo;
+pub(crate) mod distill;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod logits;
+pub(crate) mod plan;
+
+use anyhow::Result;
+use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::tokenizer::Tokenizer;
+use std::path::Path;
+
+/// The configuration and tokenizer of a model folder, checked against one another.
+fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
+    let config = LlamaConfig::from_dir(dir)?;
+    let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
+    tokenizer.check_vocab(config.vocab_size)?;
+    Ok((config, tokenizer))
+}

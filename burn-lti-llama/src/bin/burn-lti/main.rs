@@ -1,0 +1,33 @@
+//! The command `burn-lti`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command prints
+
+mod args;
+mod backend;
+mod command;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Plan(args) => command::plan::run(args),
+        Command::Distill(args) => command::distill::run(args),
+        Command::Eval(args) => command::eval::run(args),
+        Command::Generate(args) => command::generate::run(args),
+        Command::Logits(args) => command::logits::run(args),
+        Command::Demo(args) => command::demo::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

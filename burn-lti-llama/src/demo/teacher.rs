@@ -1,0 +1,98 @@
+//! The demo's teacher: a small Llama trained from nothing on next-token prediction.
+
+use std::path::Path;
+
+use burn::module::AutodiffModule;
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::decoder::TokenBatch;
+use burn_lti::train::{GlobalNormClip, WarmupCosine};
+
+use super::DemoError;
+use super::grammar::StoryGrammar;
+use super::vocabulary;
+use crate::config::LlamaConfig;
+use crate::data::{load_sequences, loader};
+use crate::distill::{Event, Listener};
+use crate::hf;
+use crate::model::PlainLlama;
+use crate::tokenizer::Tokenizer;
+
+const SEQ_LEN: usize = 128;
+const BATCH_SIZE: usize = 16;
+const STEPS: usize = 400;
+const LEARNING_RATE: f64 = 5e-3;
+
+/// Trains the teacher on `dir/train.txt` and writes it to `teacher_dir` as a Hugging Face folder.
+pub(super) fn train<A: AutodiffBackend>(
+    dir: &Path,
+    teacher_dir: &Path,
+    seed: u64,
+    device: &A::Device,
+    listener: &Listener,
+) -> Result<(), DemoError> {
+    let words = vocabulary::tokenizer(&StoryGrammar::vocabulary())?;
+    vocabulary::save(&words, SEQ_LEN, teacher_dir)?;
+    let config = config(words.get_vocab_size(true));
+    let tokenizer = Tokenizer::from_dir(teacher_dir, config.bos_token_id, &config.eos_token_ids)?;
+    let sequences = load_sequences(&[dir.join("train.txt")], &tokenizer, SEQ_LEN)?;
+
+    A::seed(device, seed);
+    let mut model = PlainLlama::<A>::init(&config, device);
+    let adamw = AdamWConfig::new().with_beta_2(0.95).with_epsilon(1e-8);
+    let mut optimizer = GlobalNormClip::new(adamw.init::<A, PlainLlama<A>>(), 1.0);
+    let schedule = WarmupCosine::new(LEARNING_RATE, STEPS, STEPS / 20, 0.1);
+    let batches = loader::<A>(sequences, BATCH_SIZE, Some(seed), device);
+    let mut step = 0;
+    while step < STEPS {
+        for batch in batches.iter() {
+            step += 1;
+            let gradients = cross_entropy(&model, batch).backward();
+            let gradients = GradientsParams::from_grads(gradients, &model);
+            model = optimizer.step(schedule.rate(step), model, gradients);
+            listener(Event::Advanced(step, STEPS));
+            if step == STEPS {
+                break;
+            }
+        }
+    }
+    hf::export(&model.valid(), teacher_dir, teacher_dir)?;
+    Ok(())
+}
+
+/// Eight heads, so that there is something to halve.
+fn config(vocab_size: usize) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
+        hidden_size: 64,
+        intermediate_size: 160,
+        num_hidden_layers: 4,
+        num_attention_heads: 8,
+        num_key_value_heads: 4,
+        head_dim: 8,
+        max_position_embeddings: SEQ_LEN,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    }
+}
+
+/// Mean cross-entropy over the tokens that have a target.
+fn cross_entropy<A: AutodiffBackend>(model: &PlainLlama<A>, batch: TokenBatch<A>) -> Tensor<A, 1> {
+    let logits = model.logits(&batch);
+    let [rows, tokens, vocab] = logits.dims();
+    // Token 0, `<unk>`, stands where there is no target, and never is one.
+    CrossEntropyLossConfig::new()
+        .with_pad_tokens(Some(vec![0]))
+        .init(&logits.device())
+        .forward(
+            logits.reshape([rows * tokens, vocab]),
+            batch.targets.reshape([rows * tokens]),
+        )
+}

@@ -1,0 +1,116 @@
+//! `summary.json`: a run in figures.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::training::TrainingCounts;
+use crate::eval::Evaluation;
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+
+/// A finished run. What could not be measured is absent.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Held-out KL before the first step, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_start: Option<f64>,
+    /// Held-out KL of the exported student, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_end: Option<f64>,
+    /// Held-out cross-entropy of the exported student, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub student_ce: Option<f64>,
+    /// Held-out cross-entropy of the teacher, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_ce: Option<f64>,
+    /// Held-out tokens at which both would choose alike, as a share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+    /// Held-out tokens of the evaluations.
+    pub eval_tokens: u64,
+    /// Training tokens that had a target.
+    pub tokens: u64,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Wall time of the training loop.
+    pub seconds: f64,
+    /// `tokens / seconds`
+    pub tokens_per_second: f64,
+    /// Wall time of the whole run, evaluations and export included.
+    pub total_seconds: f64,
+    /// Largest resident memory of the process so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
+    /// Parameters that trained.
+    pub trainable_parameters: usize,
+    /// Parameters of the exported student.
+    pub student_parameters: usize,
+    /// Parameters of the teacher.
+    pub teacher_parameters: usize,
+    /// Bytes of the exported student's key/value cache per token, in float32.
+    pub student_kv_cache_bytes_per_token: usize,
+    /// Bytes of the teacher's key/value cache per token, in float32.
+    pub teacher_kv_cache_bytes_per_token: usize,
+    /// Largest difference between the logits of the model as trained and as reloaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collapse_max_abs_logit_diff: Option<f64>,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+impl Summary {
+    pub(super) fn new(
+        recipe: &Recipe,
+        plan: &Plan,
+        start: &Evaluation,
+        end: &Evaluation,
+        training: &TrainingCounts,
+    ) -> Self {
+        let counts = training.counts;
+        Self {
+            kl_start: start.kl,
+            kl_end: end.kl,
+            student_ce: end.student_ce,
+            teacher_ce: end.teacher_ce,
+            top1_agreement: end.top1_agreement,
+            eval_tokens: end.tokens,
+            tokens: counts.tokens as u64,
+            steps: counts.steps,
+            seconds: counts.seconds,
+            tokens_per_second: counts.tokens / counts.seconds,
+            total_seconds: 0.0,
+            peak_rss_bytes: peak_rss_bytes(),
+            trainable_parameters: training.trainable_parameters,
+            student_parameters: plan.totals.student_parameters,
+            teacher_parameters: plan.totals.teacher_parameters,
+            student_kv_cache_bytes_per_token: plan.totals.student_kv_cache_bytes_per_token,
+            teacher_kv_cache_bytes_per_token: plan.totals.teacher_kv_cache_bytes_per_token,
+            collapse_max_abs_logit_diff: None,
+            seed: recipe.train.seed,
+        }
+    }
+
+    pub(super) fn with_collapse_difference(mut self, difference: Option<f64>) -> Self {
+        self.collapse_max_abs_logit_diff = difference;
+        self
+    }
+
+    pub(super) fn with_total_seconds(mut self, seconds: f64) -> Self {
+        self.total_seconds = seconds;
+        self
+    }
+
+    /// The summary as it is written to `summary.json`.
+    pub fn to_json(&self) -> Value {
+        // A struct of numbers always serializes; a number that is not finite becomes null.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// The kernel's own account of the process, where there is one.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,63 @@
+//! A student held against its teacher on text neither was trained on.
+
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::prelude::*;
+use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::loss::{DistillationLoss, LossSums};
+use serde::Serialize;
+
+/// What an evaluation finds. Means are over tokens; a mean over none is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// KL of teacher to student at temperature 1, nats per token.
+    pub kl: Option<f64>,
+    /// Cross-entropy of the student, nats per token.
+    pub student_ce: Option<f64>,
+    /// Cross-entropy of the teacher, nats per token.
+    pub teacher_ce: Option<f64>,
+    /// `exp(student_ce)`
+    pub student_perplexity: Option<f64>,
+    /// `exp(teacher_ce)`
+    pub teacher_perplexity: Option<f64>,
+    /// Share of tokens at which both would choose alike.
+    pub top1_agreement: Option<f64>,
+    /// Tokens that had a target.
+    pub tokens: u64,
+}
+
+impl From<LossSums> for Evaluation {
+    fn from(sums: LossSums) -> Self {
+        let (student_ce, teacher_ce) = (sums.student_ce_mean(), sums.teacher_ce_mean());
+        Self {
+            kl: sums.kl_mean(),
+            student_ce,
+            teacher_ce,
+            student_perplexity: student_ce.map(f64::exp),
+            teacher_perplexity: teacher_ce.map(f64::exp),
+            top1_agreement: sums.top1_agreement(),
+            tokens: sums.tokens as u64,
+        }
+    }
+}
+
+/// Compares `student` with `teacher` on all batches, telling `done` after each how many sequences
+/// are done and how many there are.
+pub fn evaluate<B: Backend>(
+    student: &impl CausalLm<B>,
+    teacher: &impl CausalLm<B>,
+    batches: &Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    mut done: impl FnMut(usize, usize),
+) -> Evaluation {
+    let mut sums = LossSums::default();
+    let mut batches = batches.iter();
+    while let Some(batch) = batches.next() {
+        sums += DistillationLoss::KL
+            .sums_of(student, teacher, &batch)
+            .read();
+        let progress = batches.progress();
+        done(progress.items_processed, progress.items_total);
+    }
+    sums.into()
+}
