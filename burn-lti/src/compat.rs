@@ -1,7 +1,8 @@
-//! Everything that Burn 0.22 will change, in one place.
+//! How parameters are made, detached and frozen: what Burn 0.22 will change most.
 //!
-//! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device;
-//! `Record` types disappear. What depends on that today lives here and nowhere else.
+//! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device.
+//! The traps of 0.21 around gradient flags are dealt with here, so that no other module needs to
+//! know them; `ARCHITECTURE.md` lists what else the port will touch.
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;

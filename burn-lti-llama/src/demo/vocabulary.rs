@@ -21,8 +21,7 @@
 //! ```
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +39,8 @@ use tokenizers::{
     processors::template::TemplateProcessing,
     tokenizer::SplitDelimiterBehavior,
 };
+
+use crate::files::{FileError, write_atomically};
 
 /// The token for a word that is not in the vocabulary; id 0.
 pub const UNKNOWN: &str = "<unk>";
@@ -72,10 +73,13 @@ pub enum VocabularyError {
     /// The tokenizer configuration could not be written as JSON.
     #[error("the tokenizer configuration could not be written as JSON")]
     Json(#[from] serde_json::Error),
-    /// A file or folder could not be written.
-    #[error("cannot write '{}'; check that the folder may be written to", path.display())]
-    Write {
-        /// The file or folder.
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder could not be made.
+    #[error("cannot make the folder {path}; check that its parent may be written to")]
+    Folder {
+        /// The folder.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -109,7 +113,7 @@ pub fn tokenizer(words: &[&str]) -> Result<Tokenizer, VocabularyError> {
 /// replaced, each in one step.
 ///
 /// # Errors
-/// [`VocabularyError::Write`] if the folder or a file cannot be written,
+/// [`VocabularyError::Folder`] or [`VocabularyError::File`] if one cannot be written,
 /// [`VocabularyError::Tokenizer`] or [`VocabularyError::Json`] if the text of one cannot be made.
 pub fn save(
     tokenizer: &Tokenizer,
@@ -128,14 +132,12 @@ pub fn save(
         "model_max_length": max_length,
     }))?;
 
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| VocabularyError::Write { path, source }
-    };
-    fs::create_dir_all(folder).map_err(failed(folder))?;
+    fs::create_dir_all(folder).map_err(|source| VocabularyError::Folder {
+        path: folder.to_owned(),
+        source,
+    })?;
     for (name, text) in [("tokenizer.json", model), ("tokenizer_config.json", config)] {
-        let path = folder.join(name);
-        replace(&path, &text).map_err(failed(&path))?;
+        write_atomically(&folder.join(name), text.as_bytes())?;
     }
     Ok(())
 }
@@ -195,16 +197,6 @@ fn joined() -> tokenizers::Result<Decoders> {
 
 fn regex(pattern: &str) -> ReplacePattern {
     ReplacePattern::Regex(pattern.to_owned())
-}
-
-/// Writes a file beside its final place, flushes it, and moves it there.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
 }
 
 #[cfg(test)]
@@ -303,7 +295,7 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let refused = save(&stories_tokenizer(), 256, &file.path().join("teacher"));
-        let Err(error @ VocabularyError::Write { .. }) = refused else {
+        let Err(error @ VocabularyError::Folder { .. }) = refused else {
             panic!("expected a write error, got {refused:?}");
         };
         assert!(error.to_string().contains("teacher"));

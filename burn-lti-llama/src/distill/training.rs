@@ -66,7 +66,9 @@ where
         settings.steps,
         listener.clone(),
     )));
-    let strategy = StepStrategy::new(settings.steps, log.clone()).with_norm(norm);
+    let strategy = StepStrategy::new(settings.steps, log.clone())
+        .with_norm(norm)
+        .without_validation();
     let error = strategy.error();
     let batches = loader(
         setting.train.clone(),

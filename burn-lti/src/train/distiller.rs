@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::module::{AutodiffModule, Content, ModuleDisplay};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
@@ -16,6 +16,7 @@ use crate::loss::{DistillationLoss, LossError, LossInput, LossSums, LossSumsTens
 /// The teacher `T` is an `Arc` of a model on the inner backend: it has no gradients, is in no
 /// checkpoint, and cloning the distiller does not copy it.
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct Distiller<B: Backend, M: Module<B>, T> {
     student: M,
     #[module(skip)]
@@ -68,6 +69,20 @@ where
     /// Gives the student back.
     pub fn into_student(self) -> M {
         self.student
+    }
+}
+
+impl<B: Backend, M: Module<B>, T> ModuleDisplay for Distiller<B, M, T>
+where
+    T: Clone + std::fmt::Debug + Send,
+    M: ModuleDisplay,
+{
+    /// The student and its loss: the teacher's `Debug` would bury both.
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content
+            .add("student", &self.student)
+            .add_debug_attribute("loss", &self.loss)
+            .optional()
     }
 }
 

@@ -64,6 +64,7 @@ pub trait StepObserver: Send {
 /// Model and data stay on the device they were made on.
 pub struct StepStrategy {
     steps: usize,
+    validates: bool,
     norm: Option<GradNorm>,
     observer: Arc<Mutex<dyn StepObserver>>,
     error: Arc<Mutex<Option<TrainError>>>,
@@ -74,10 +75,17 @@ impl StepStrategy {
     pub fn new(steps: usize, observer: Arc<Mutex<dyn StepObserver>>) -> Self {
         Self {
             steps,
+            validates: true,
             norm: None,
             observer,
             error: Arc::new(Mutex::new(None)),
         }
+    }
+
+    /// Leaves the held-out data alone, for callers that evaluate on their own.
+    pub fn without_validation(mut self) -> Self {
+        self.validates = false;
+        self
     }
 
     /// Reports the norm that a [`GlobalNormClip`](super::GlobalNormClip) measures, and stops when it
@@ -142,7 +150,9 @@ where
             }
         }
         events.process_train(LearnerEvent::EndEpoch(1));
-        self.validate(&learner, &mut events, &valid);
+        if self.validates {
+            self.validate(&learner, &mut events, &valid);
+        }
         (learner.model(), events)
     }
 }
