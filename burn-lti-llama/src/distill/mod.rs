@@ -75,7 +75,7 @@ pub fn distill<A: AutodiffBackend>(
     A::seed(device, recipe.train.seed);
     listener(Event::Stage("loading the teacher"));
     let setting = Setting::<A>::load(recipe, device)?;
-    out.write_recipe(recipe)?;
+    out.begin(recipe)?;
 
     listener(Event::Stage("starting the student"));
     let run = Run {

@@ -15,24 +15,20 @@ pub struct OutputDir {
 }
 
 impl OutputDir {
-    /// The folder `dir`, made if it is not there. One that holds anything is refused, unless
-    /// `overwrite`: then the files a run writes are replaced, and no other is touched.
+    /// The folder `dir`, which is made when the first file is written. One that holds anything is
+    /// refused, unless `overwrite`: then the files a run writes are replaced, and no other is
+    /// touched.
     ///
     /// # Errors
     ///
     /// [`DistillError::OutputExists`] or [`DistillError::Output`].
     pub fn prepare(dir: &Path, overwrite: bool) -> Result<Self, DistillError> {
-        let out = Self {
-            dir: dir.to_owned(),
-        };
         if !overwrite {
             Self::check_empty(dir)?;
         }
-        fs::create_dir_all(out.student_dir()).map_err(|source| DistillError::Output {
-            path: dir.to_owned(),
-            source,
-        })?;
-        Ok(out)
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     /// Refuses a folder that holds anything. One that is not there holds nothing.
@@ -61,7 +57,12 @@ impl OutputDir {
         self.dir.join("student")
     }
 
-    pub(super) fn write_recipe(&self, recipe: &Recipe) -> Result<(), DistillError> {
+    /// Makes the folder and writes `recipe.toml`.
+    pub(super) fn begin(&self, recipe: &Recipe) -> Result<(), DistillError> {
+        fs::create_dir_all(self.student_dir()).map_err(|source| DistillError::Output {
+            path: self.dir.clone(),
+            source,
+        })?;
         let text = recipe.to_toml()?;
         Ok(write_atomically(
             &self.dir.join("recipe.toml"),

@@ -47,13 +47,13 @@ pub fn load_tensors<B: Backend>(
     for (name, shape) in &expected {
         let naming = Naming::of(name);
         let values = files.read_f32(name)?;
-        match shape.as_slice() {
-            &[rows, columns] if naming.transposed => {
+        match *shape.as_slice() {
+            [rows, columns] if naming.transposed => {
                 let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
                 let tensor = Tensor::<B, 2>::from_data(data, device);
                 tensors.insert(&naming.burn, naming.owner, tensor);
             }
-            &[rows, columns] => {
+            [rows, columns] => {
                 let data = TensorData::new(values, [rows, columns]);
                 let tensor = Tensor::<B, 2>::from_data(data, device);
                 tensors.insert(&naming.burn, naming.owner, tensor);

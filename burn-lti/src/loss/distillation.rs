@@ -4,7 +4,7 @@ use burn::prelude::*;
 
 use super::chunk::{Chunk, ChunkOutput, Mix};
 use super::{LossError, LossSumsTensor};
-use crate::decoder::Head;
+use crate::decoder::{CausalLm, Head, TokenBatch};
 
 /// `alpha T^2 KL(teacher || student) + (1 - alpha) CE`, averaged over tokens with a target.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,6 +29,28 @@ pub struct LossInput<B: Backend> {
     pub targets: Tensor<B, 1, Int>,
     /// 1 where there is one, 0 where there is none, `[n]`.
     pub mask: Tensor<B, 1>,
+}
+
+impl<B: Backend> LossInput<B> {
+    /// The final hidden states and head of a student beside those of `teacher` on the same batch.
+    ///
+    /// `student_hidden` is `[batch, tokens, d_student]`; its first two axes are joined.
+    pub fn new(
+        student_hidden: Tensor<B, 3>,
+        student_head: Head<B>,
+        teacher: &impl CausalLm<B>,
+        batch: &TokenBatch<B>,
+    ) -> Self {
+        let [rows, tokens] = batch.mask.dims();
+        Self {
+            student_hidden: student_hidden.flatten(0, 1),
+            student_head,
+            teacher_hidden: teacher.hidden_states(batch).flatten(0, 1),
+            teacher_head: teacher.head(),
+            targets: batch.targets.clone().reshape([rows * tokens]),
+            mask: batch.mask.clone().reshape([rows * tokens]),
+        }
+    }
 }
 
 /// The sums of a loss and its gradient.
@@ -80,6 +102,17 @@ impl DistillationLoss {
     /// The temperature.
     pub const fn temperature(&self) -> f64 {
         self.temperature
+    }
+
+    /// The sums of `student` against `teacher` on a batch: an evaluation without training.
+    pub fn sums_of<B: Backend>(
+        &self,
+        student: &impl CausalLm<B>,
+        teacher: &impl CausalLm<B>,
+        batch: &TokenBatch<B>,
+    ) -> LossSumsTensor<B> {
+        let hidden = student.hidden_states(batch);
+        self.evaluate(LossInput::new(hidden, student.head(), teacher, batch))
     }
 
     /// The sums alone.

@@ -101,21 +101,19 @@ where
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
         let hidden = self.student.hidden_states(&batch);
         let head = self.student.head();
-        let [rows, tokens, d_model] = hidden.dims();
-        let hidden = hidden.reshape([rows * tokens, d_model]);
-
-        let inner = batch.inner();
-        let gradient = self.loss.gradient(loss_input(
+        let student_head = Head {
+            weight: compat::inner(&head.weight),
+            trains: head.trains,
+        };
+        let gradient = self.loss.gradient(LossInput::new(
             compat::inner(&hidden),
-            Head {
-                weight: compat::inner(&head.weight),
-                trains: head.trains,
-            },
+            student_head,
             self.teacher.as_ref(),
-            &inner,
+            &batch.inner(),
         ));
 
-        let mut surrogate = (hidden * Tensor::from_inner(gradient.hidden)).sum();
+        let hidden_gradient = Tensor::from_inner(gradient.hidden.reshape(hidden.dims()));
+        let mut surrogate = (hidden * hidden_gradient).sum();
         if let Some(head_gradient) = gradient.head {
             surrogate = surrogate + (head.weight * Tensor::from_inner(head_gradient)).sum();
         }
@@ -135,43 +133,6 @@ where
     fn step(&self, batch: TokenBatch<B>) -> Self::Output {
         self.loss
             .sums_of(&self.student, self.teacher.as_ref(), &batch)
-    }
-}
-
-impl DistillationLoss {
-    /// The sums of the loss of `student` against `teacher` on a batch: evaluation without training.
-    pub fn sums_of<B: Backend>(
-        &self,
-        student: &impl CausalLm<B>,
-        teacher: &impl CausalLm<B>,
-        batch: &TokenBatch<B>,
-    ) -> LossSumsTensor<B> {
-        let hidden = student.hidden_states(batch);
-        let [rows, tokens, d_model] = hidden.dims();
-        self.evaluate(loss_input(
-            hidden.reshape([rows * tokens, d_model]),
-            student.head(),
-            teacher,
-            batch,
-        ))
-    }
-}
-
-fn loss_input<B: Backend>(
-    student_hidden: Tensor<B, 2>,
-    student_head: Head<B>,
-    teacher: &impl CausalLm<B>,
-    batch: &TokenBatch<B>,
-) -> LossInput<B> {
-    let hidden = teacher.hidden_states(batch);
-    let [rows, tokens, d_model] = hidden.dims();
-    LossInput {
-        student_hidden,
-        student_head,
-        teacher_hidden: hidden.reshape([rows * tokens, d_model]),
-        teacher_head: teacher.head(),
-        targets: batch.targets.clone().reshape([rows * tokens]),
-        mask: batch.mask.clone().reshape([rows * tokens]),
     }
 }
 

@@ -80,9 +80,14 @@ where
         self.optimizer.step(lr, module, grads)
     }
 
-    /// Gradients of several devices are clipped device by device: their sum is not formed here.
-    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
-        self.optimizer.step_multi(lr, module, grads)
+    /// The norm of a joint step is that of the sum over its devices, so the sum comes first.
+    fn step_multi(&mut self, lr: f64, module: M, mut grads: MultiGradientsParams) -> M {
+        let mut sum = GradientsParams::new();
+        module.visit(&mut Sum {
+            from: &mut grads,
+            into: &mut sum,
+        });
+        self.step(lr, module, sum)
     }
 
     fn to_record(&self) -> Self::Record {
@@ -124,6 +129,21 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
         if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
             self.grads
                 .register::<B::InnerBackend, D>(param.id, grad.mul_scalar(self.factor));
+        }
+    }
+}
+
+/// Adds each parameter's gradients of all devices, on the parameter's own device.
+struct Sum<'a> {
+    from: &'a mut MultiGradientsParams,
+    into: &'a mut GradientsParams,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Sum<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some((grad, _)) = self.from.remove::<B::InnerBackend, D>(param.id) {
+            let grad = grad.to_device(&param.device());
+            self.into.register::<B::InnerBackend, D>(param.id, grad);
         }
     }
 }

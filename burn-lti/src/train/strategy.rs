@@ -133,8 +133,7 @@ where
         let mut step = 0;
         'training: while step < self.steps {
             let before = step;
-            let mut batches = train.iter();
-            while let Some(batch) = batches.next() {
+            for batch in train.iter() {
                 step += 1;
                 if let Err(error) = self.step(&mut learner, &mut events, batch, step) {
                     self.fail(error);

@@ -1,0 +1,391 @@
+//! The command as its user meets it, on a tiny teacher and a few lines of text.
+
+#![allow(clippy::unwrap_used)] // a test
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with the tiny teacher, a word tokenizer for it, text, and a recipe.
+struct Workshop {
+    dir: TempDir,
+}
+
+const RECIPE: &str = r#"
+[teacher]
+path = "teacher"
+[student]
+heads = 2
+kv_heads = 1
+[train]
+steps = 4
+batch_size = 2
+seq_len = 16
+learning_rate = 1e-2
+[data]
+train = ["train.txt"]
+valid = ["valid.txt"]
+"#;
+
+impl Workshop {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let teacher = dir.path().join("teacher");
+        fs::create_dir(&teacher).unwrap();
+        let fixture =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny_llama/tied");
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(fixture.join(file), teacher.join(file)).unwrap();
+        }
+        fs::write(teacher.join("tokenizer.json"), tokenizer()).unwrap();
+        let special = r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}"#;
+        fs::write(teacher.join("tokenizer_config.json"), special).unwrap();
+        fs::write(dir.path().join("train.txt"), text(0, 40)).unwrap();
+        fs::write(dir.path().join("valid.txt"), text(1, 10)).unwrap();
+        fs::write(dir.path().join("recipe.toml"), RECIPE).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_burn-lti"))
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap()
+    }
+
+    /// What a run prints that must succeed.
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a run complains of that must fail, without a panic.
+    fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        assert!(!errors.contains("panicked"), "{errors}");
+        errors
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.succeed(arguments)).unwrap()
+    }
+}
+
+/// Words `w3` to `w60` after the three special tokens: as many as the tiny teacher's vocabulary.
+fn tokenizer() -> String {
+    let special = ["<unk>", "<s>", "</s>"];
+    let mut vocab = serde_json::Map::new();
+    for (id, token) in special.iter().enumerate() {
+        vocab.insert((*token).to_owned(), id.into());
+    }
+    for id in 3..61 {
+        vocab.insert(format!("w{id}"), id.into());
+    }
+    let added: Vec<Value> = special
+        .iter()
+        .enumerate()
+        .map(|(id, token)| {
+            serde_json::json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true})
+        })
+        .collect();
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    })
+    .to_string()
+}
+
+/// Lines of words, no two alike.
+fn text(seed: usize, lines: usize) -> String {
+    let word = |i: usize| format!("w{}", 3 + (i * i + 7 * i + seed) % 58);
+    let line = |l: usize| {
+        let words: Vec<String> = (0..5 + l % 13).map(|i| word(31 * l + i)).collect();
+        words.join(" ") + "\n"
+    };
+    (0..lines).map(line).collect()
+}
+
+#[test]
+fn plan_says_what_becomes_of_every_tensor() {
+    let workshop = Workshop::new();
+    let text = workshop.succeed(&["plan", "recipe.toml"]);
+    assert!(
+        text.contains("model.layers.{0..1}.self_attn.q_proj.a"),
+        "{text}"
+    );
+    let plan = workshop.json(&["plan", "recipe.toml", "--json"]);
+    assert_eq!(plan["student"]["num_attention_heads"], 2);
+    assert!(plan["totals"]["map_parameters"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_misspelt_key_is_named_with_the_nearest_one() {
+    let workshop = Workshop::new();
+    let recipe = RECIPE.replace("learning_rate", "learning_rat");
+    fs::write(workshop.path("recipe.toml"), recipe).unwrap();
+    let errors = workshop.fail(&["plan", "recipe.toml"]);
+    assert!(errors.contains("learning_rat"), "{errors}");
+    assert!(errors.contains("learning_rate"), "{errors}");
+    assert!(errors.contains("recipe.toml"), "{errors}");
+}
+
+#[test]
+fn heads_that_do_not_divide_are_refused_with_those_that_do() {
+    let workshop = Workshop::new();
+    let errors = workshop.fail(&["plan", "recipe.toml", "--set", "student.heads=3"]);
+    assert!(
+        errors.contains("1, 2") || errors.contains("[1, 2"),
+        "{errors}"
+    );
+    let errors = workshop.fail(&["plan", "recipe.toml", "--set", "lti.layers=[5]"]);
+    assert!(errors.contains("layer 5"), "{errors}");
+}
+
+#[test]
+fn distill_leaves_a_student_that_eval_and_generate_take() {
+    let workshop = Workshop::new();
+    let summary = workshop.json(&["distill", "recipe.toml", "--out", "out", "--json"]);
+    for key in [
+        "kl_start",
+        "kl_end",
+        "student_ce",
+        "teacher_ce",
+        "top1_agreement",
+        "tokens",
+        "steps",
+        "seconds",
+        "tokens_per_second",
+        "trainable_parameters",
+        "collapse_max_abs_logit_diff",
+    ] {
+        assert!(summary[key].is_number(), "{key} is missing: {summary}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(summary["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+    assert_eq!(summary["steps"], 4);
+    assert!(summary["kl_end"].as_f64() < summary["kl_start"].as_f64());
+    assert!(summary["collapse_max_abs_logit_diff"].as_f64().unwrap() < 1e-4);
+
+    let written: Value =
+        serde_json::from_str(&fs::read_to_string(workshop.path("out/summary.json")).unwrap())
+            .unwrap();
+    assert_eq!(written, summary);
+    let metrics = fs::read_to_string(workshop.path("out/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!(lines[3]["step"], 4);
+    assert!(lines.iter().all(|line| line["grad_norm"].is_number()));
+
+    // The recipe as resolved carries out the same run, from anywhere.
+    let again = workshop.json(&["distill", "out/recipe.toml", "--out", "again", "--json"]);
+    assert_eq!(again["kl_end"], summary["kl_end"]);
+
+    let evaluation = workshop.json(&[
+        "eval",
+        "--teacher",
+        "teacher",
+        "--student",
+        "out/student",
+        "--text",
+        "valid.txt",
+        "--seq-len",
+        "16",
+        "--json",
+    ]);
+    let difference = evaluation["kl"].as_f64().unwrap() - summary["kl_end"].as_f64().unwrap();
+    assert!(difference.abs() < 1e-6, "{difference}");
+
+    let generate = [
+        "generate",
+        "--model",
+        "out/student",
+        "--prompt",
+        "w5 w9",
+        "--max-tokens",
+        "5",
+    ];
+    let greedy = workshop.succeed(&generate);
+    assert!(greedy.starts_with("w5 w9"), "{greedy}");
+    let generated = workshop.json(&[&generate[..], &["--json"]].concat());
+    let tokens = generated["tokens"].as_array().unwrap().len();
+    assert!((1..=5).contains(&tokens), "{generated}");
+    let random = [&generate[..], &["--temperature", "1.5", "--seed", "3"]].concat();
+    assert_eq!(workshop.succeed(&random), workshop.succeed(&random));
+}
+
+#[test]
+fn an_output_folder_with_content_is_left_alone_unless_told_otherwise() {
+    let workshop = Workshop::new();
+    fs::create_dir(workshop.path("out")).unwrap();
+    fs::write(workshop.path("out/notes.txt"), "mine").unwrap();
+    let arguments = [
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--set",
+        "train.steps=1",
+    ];
+    let errors = workshop.fail(&arguments);
+    assert!(errors.contains("--overwrite"), "{errors}");
+    workshop.succeed(&[&arguments[..], &["--overwrite"]].concat());
+    assert_eq!(
+        fs::read_to_string(workshop.path("out/notes.txt")).unwrap(),
+        "mine"
+    );
+    assert!(workshop.path("out/student/model.safetensors").exists());
+}
+
+#[test]
+fn a_bad_recipe_makes_no_folder() {
+    let workshop = Workshop::new();
+    workshop.fail(&[
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--set",
+        "loss.alpha=2",
+    ]);
+    workshop.fail(&[
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--set",
+        "student.heads=0",
+    ]);
+    assert!(!workshop.path("out").exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let workshop = Workshop::new();
+    let errors = workshop.fail(&["plan", "absent.toml"]);
+    assert!(errors.contains("absent.toml"), "{errors}");
+
+    fs::remove_file(workshop.path("teacher/model.safetensors")).unwrap();
+    let errors = workshop.fail(&["distill", "recipe.toml", "--out", "out"]);
+    assert!(errors.contains("model.safetensors"), "{errors}");
+    assert!(
+        !workshop.path("out").exists(),
+        "a run that never began left a folder"
+    );
+
+    fs::remove_file(workshop.path("valid.txt")).unwrap();
+    let errors = workshop.fail(&["plan", "recipe.toml", "--backend", "abacus"]);
+    assert!(errors.contains("--backend"), "{errors}");
+    let errors = workshop.fail(&["generate", "--model", "nowhere", "--prompt", "w5"]);
+    assert!(errors.contains("nowhere"), "{errors}");
+}
+
+#[test]
+fn an_unknown_backend_is_refused_with_those_built_in() {
+    let workshop = Workshop::new();
+    let errors = workshop.fail(&[
+        "generate",
+        "--model",
+        "teacher",
+        "--prompt",
+        "w5",
+        "--backend",
+        "abacus",
+    ]);
+    assert!(errors.contains("abacus"), "{errors}");
+    assert!(
+        errors.contains("flex") || errors.contains("ndarray"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn training_the_projections_or_everything_starts_from_the_maps() {
+    let workshop = Workshop::new();
+    let distill = |trained: &str, start: &str| {
+        let out = format!("{trained}-{start}");
+        let train = format!("lti.train={trained}");
+        let start = format!("lti.start={start}");
+        workshop.json(&[
+            "distill",
+            "recipe.toml",
+            "--out",
+            &out,
+            "--json",
+            "--set",
+            &train,
+            "--set",
+            &start,
+        ])
+    };
+    let maps = distill("maps", "grouped");
+    let projections = distill("projections", "grouped");
+    let all = distill("all", "grouped");
+    let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-5;
+    assert!(close(&maps["kl_start"], &projections["kl_start"]));
+    assert!(close(&maps["kl_start"], &all["kl_start"]));
+    let trainable = |summary: &Value| summary["trainable_parameters"].as_u64().unwrap();
+    assert!(trainable(&maps) < trainable(&projections));
+    assert!(trainable(&projections) < trainable(&all));
+    assert_eq!(all["trainable_parameters"], all["student_parameters"]);
+    for summary in [maps, projections, all] {
+        assert!(summary["kl_end"].as_f64() < summary["kl_start"].as_f64());
+    }
+}
+
+#[test]
+fn maps_on_some_layers_only() {
+    let workshop = Workshop::new();
+    let summary = workshop.json(&[
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--json",
+        "--set",
+        "lti.layers=[1]",
+        "--set",
+        "lti.map={ default = \"factored\", out = \"general\" }",
+    ]);
+    assert!(summary["kl_end"].as_f64().unwrap().is_finite());
+}
+
+#[test]
+fn logits_are_written_for_another_program() {
+    let workshop = Workshop::new();
+    workshop.succeed(&[
+        "logits",
+        "--model",
+        "teacher",
+        "--text",
+        "valid.txt",
+        "--out",
+        "logits.safetensors",
+    ]);
+    let file = fs::read(workshop.path("logits.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let (ids, logits) = (
+        tensors.tensor("input_ids").unwrap(),
+        tensors.tensor("logits").unwrap(),
+    );
+    assert_eq!(ids.shape()[..2], logits.shape()[..2]);
+    assert_eq!(logits.shape()[2], 61);
+}
