@@ -1,0 +1,330 @@
+//! A second decoder, unlike Llama in everything that the toolkit must not depend on: LayerNorm,
+//! learned positions, biases everywhere, a GELU feed-forward block, other names, an untied head.
+
+use std::marker::PhantomData;
+
+use burn::module::ModuleDisplay;
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::prelude::*;
+use burn::tensor::activation::{gelu, softmax};
+use burn_lti::decoder::{
+    AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, DecoderError, Head,
+    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, learn_to_init,
+};
+use burn_lti::dense::{HeadGrid, Slot};
+use burn_lti::tensors::TensorSet;
+
+use crate::numbers::{Numbers, int_tensor, tensor};
+use crate::params::fill_random;
+
+/// Sizes of a toy.
+#[derive(Clone, Copy, Debug)]
+pub struct ToyConfig {
+    /// Attention.
+    pub geometry: AttentionGeometry,
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of tokens.
+    pub vocab: usize,
+    /// Longest document.
+    pub positions: usize,
+}
+
+impl ToyConfig {
+    /// Three layers of width 12 with `heads` query and `kv_heads` key/value heads of 4 features.
+    pub const fn new(heads: usize, kv_heads: usize) -> Self {
+        Self {
+            geometry: AttentionGeometry {
+                d_model: 12,
+                query: HeadGrid::new(heads, 4),
+                key_value: HeadGrid::new(kv_heads, 4),
+            },
+            layers: 3,
+            vocab: 23,
+            positions: 16,
+        }
+    }
+
+    /// A plain toy, not yet allocated.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> PlainToy<B> {
+        let d_model = self.geometry.d_model;
+        Toy {
+            token_table: EmbeddingConfig::new(self.vocab, d_model).init(device),
+            place_table: EmbeddingConfig::new(self.positions, d_model).init(device),
+            blocks: (0..self.layers)
+                .map(|_| ToyBlock::init(&self.geometry, device))
+                .collect(),
+            last_norm: LayerNormConfig::new(d_model).init(device),
+            unembed: LinearConfig::new(d_model, self.vocab)
+                .with_bias(false)
+                .init(device),
+        }
+    }
+
+    /// A plain toy of random weights, the same on every backend.
+    pub fn random<B: Backend>(&self, seed: u64, device: &B::Device) -> PlainToy<B> {
+        fill_random(self.init(device), seed)
+    }
+
+    /// A learning toy whose teacher is `teacher`, a toy of geometry `spec.teacher`.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be made.
+    pub fn learning<B: Backend>(
+        &self,
+        teacher: &TensorSet<B>,
+        spec: &LtiSpec,
+        device: &B::Device,
+    ) -> LearningToy<B> {
+        let awaiting = self.init(device).learn_to_init(spec).expect("a swap");
+        let rules = awaiting.rules_by_name([]).expect("rules");
+        awaiting.inject(teacher, &rules).expect("an injection").0
+    }
+
+    /// Random packed documents: two rows, each of two documents and, in the second, padding.
+    pub fn batch<B: Backend>(&self, seed: u64, device: &B::Device) -> TokenBatch<B> {
+        packed_batch(self.vocab, seed, device)
+    }
+}
+
+/// Two rows of 12 tokens: documents of 5 and 7 tokens, and of 6 and 4 with 2 of padding. The last
+/// token of a document has no target.
+pub fn packed_batch<B: Backend>(vocab: usize, seed: u64, device: &B::Device) -> TokenBatch<B> {
+    let mut numbers = Numbers::new(seed);
+    let (mut segments, mut positions, mut mask) = (Vec::new(), Vec::new(), Vec::new());
+    for (segment, length) in [(1, 5), (2, 7), (1, 6), (2, 4), (0, 2)] {
+        for position in 0..length {
+            segments.push(segment);
+            positions.push(if segment == 0 { 0 } else { position });
+            mask.push(f32::from(segment != 0 && position + 1 < length));
+        }
+    }
+    let shape = [2, 12];
+    TokenBatch {
+        tokens: int_tensor(&numbers.ids(24, vocab), shape, device),
+        positions: int_tensor(&positions, shape, device),
+        segments: int_tensor(&segments, shape, device),
+        targets: int_tensor(&numbers.ids(24, vocab), shape, device),
+        mask: tensor(&mask, shape, device),
+    }
+}
+
+/// A toy with ordinary projections.
+pub type PlainToy<B> = Toy<B, ToyBlock<B, Linear<B>>>;
+
+/// A toy whose projections may be maps.
+pub type LearningToy<B> = Toy<B, LearnToInitDecoderLayer<B, ToyBlock<B, Projection<B>>>>;
+
+/// A decoder over blocks of type `L`.
+#[derive(Module, Debug)]
+pub struct Toy<B: Backend, L: Module<B>> {
+    token_table: Embedding<B>,
+    place_table: Embedding<B>,
+    blocks: Vec<L>,
+    last_norm: LayerNorm<B>,
+    unembed: Linear<B>,
+}
+
+impl<B: Backend> PlainToy<B> {
+    /// Swaps the projections of the chosen blocks for maps.
+    ///
+    /// # Errors
+    ///
+    /// As [`learn_to_init`].
+    pub fn learn_to_init(
+        self,
+        spec: &LtiSpec,
+    ) -> Result<AwaitingTeacher<LearningToy<B>>, DecoderError> {
+        Ok(AwaitingTeacher::new(Toy {
+            token_table: self.token_table,
+            place_table: self.place_table,
+            blocks: learn_to_init(self.blocks, spec)?,
+            last_norm: self.last_norm,
+            unembed: self.unembed,
+        }))
+    }
+}
+
+impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
+    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        let hidden = hidden_keys(&batch.segments);
+        let tokens = self.token_table.forward(batch.tokens.clone());
+        let places = self.place_table.forward(batch.positions.clone());
+        let states = self.blocks.iter().fold(tokens + places, |states, block| {
+            block.forward(states, &hidden)
+        });
+        self.last_norm.forward(states)
+    }
+
+    fn head(&self) -> Head<B> {
+        Head {
+            weight: self.unembed.weight.val(),
+            trains: self.unembed.weight.is_require_grad(),
+        }
+    }
+}
+
+/// Which keys a query must not see, `[batch, 1, queries, keys]`: later ones and other documents'.
+fn hidden_keys<B: Backend>(segments: &Tensor<B, 2, Int>) -> Tensor<B, 4, Bool> {
+    let [batch, tokens] = segments.dims();
+    let shape = [batch, 1, tokens, tokens];
+    let queries = segments
+        .clone()
+        .reshape([batch, 1, tokens, 1])
+        .expand(shape);
+    let keys = segments
+        .clone()
+        .reshape([batch, 1, 1, tokens])
+        .expand(shape);
+    let order = Tensor::<B, 1, Int>::arange(0..tokens as i64, &segments.device());
+    let later = order
+        .clone()
+        .reshape([1, 1, tokens, 1])
+        .expand(shape)
+        .lower(order.reshape([1, 1, 1, tokens]).expand(shape));
+    queries.not_equal(keys).bool_or(later)
+}
+
+/// A block as the model sees it.
+pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
+    /// `states [batch, tokens, d_model] -> [batch, tokens, d_model]`
+    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3>;
+}
+
+impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
+    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        (**self).forward(states, hidden)
+    }
+}
+
+/// Attention, then a feed-forward block, each behind a norm and around a residual.
+#[derive(Module, Debug)]
+pub struct ToyBlock<B: Backend, P: Module<B>> {
+    attention: ToyAttention<B, P>,
+    norm_before: LayerNorm<B>,
+    norm_between: LayerNorm<B>,
+    expand: Linear<B>,
+    contract: Linear<B>,
+}
+
+impl<B: Backend> ToyBlock<B, Linear<B>> {
+    /// A block with biases in every projection, not yet allocated.
+    pub fn init(geometry: &AttentionGeometry, device: &B::Device) -> Self {
+        let d_model = geometry.d_model;
+        let norm = LayerNormConfig::new(d_model);
+        Self {
+            attention: ToyAttention::init(geometry, device),
+            norm_before: norm.init(device),
+            norm_between: norm.init(device),
+            expand: LinearConfig::new(d_model, 2 * d_model).init(device),
+            contract: LinearConfig::new(2 * d_model, d_model).init(device),
+        }
+    }
+}
+
+impl<B: Backend, P: Project<B>> Block<B> for ToyBlock<B, P> {
+    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        let normed = self.norm_before.forward(states.clone());
+        let states = states + self.attention.forward(normed, hidden);
+        let normed = self.norm_between.forward(states.clone());
+        states + self.contract.forward(gelu(self.expand.forward(normed)))
+    }
+}
+
+impl<B: Backend> AttentionBlock<B> for ToyBlock<B, Linear<B>> {
+    type Learning = ToyBlock<B, Projection<B>>;
+
+    fn geometry(&self) -> AttentionGeometry {
+        self.attention.geometry
+    }
+
+    fn swap_projections<E>(
+        self,
+        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+    ) -> Result<Self::Learning, E> {
+        let plain = self.attention;
+        Ok(ToyBlock {
+            attention: ToyAttention {
+                query: swap(Slot::Query, plain.query)?,
+                key: swap(Slot::Key, plain.key)?,
+                value: swap(Slot::Value, plain.value)?,
+                output: swap(Slot::Out, plain.output)?,
+                geometry: plain.geometry,
+                _backend: PhantomData,
+            },
+            norm_before: self.norm_before,
+            norm_between: self.norm_between,
+            expand: self.expand,
+            contract: self.contract,
+        })
+    }
+}
+
+/// Grouped-query attention, keys and values repeated for the queries that share them.
+#[derive(Module, Debug)]
+pub struct ToyAttention<B: Backend, P: Module<B>> {
+    query: P,
+    key: P,
+    value: P,
+    output: P,
+    #[module(skip)]
+    geometry: AttentionGeometry,
+    #[module(skip)]
+    _backend: PhantomData<B>,
+}
+
+impl<B: Backend> ToyAttention<B, Linear<B>> {
+    fn init(geometry: &AttentionGeometry, device: &B::Device) -> Self {
+        let into =
+            |slot| LinearConfig::new(geometry.d_model, geometry.grid(slot).width()).init(device);
+        Self {
+            query: into(Slot::Query),
+            key: into(Slot::Key),
+            value: into(Slot::Value),
+            output: LinearConfig::new(geometry.query.width(), geometry.d_model).init(device),
+            geometry: *geometry,
+            _backend: PhantomData,
+        }
+    }
+}
+
+impl<B: Backend, P: Project<B>> ToyAttention<B, P> {
+    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        let [batch, tokens, _] = states.dims();
+        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        let heads = |states: Tensor<B, 3>, grid: HeadGrid| {
+            states
+                .reshape([batch, tokens, grid.heads, grid.head_dim])
+                .swap_dims(1, 2)
+        };
+        let shared = |states: Tensor<B, 4>| {
+            let [_, _, _, head_dim] = states.dims();
+            let group = query.heads / kv.heads;
+            states
+                .reshape([batch, kv.heads, 1, tokens, head_dim])
+                .repeat_dim(2, group)
+                .reshape([batch, query.heads, tokens, head_dim])
+        };
+        let q = heads(self.query.project(states.clone()), query);
+        let k = shared(heads(self.key.project(states.clone()), kv));
+        let v = shared(heads(self.value.project(states), kv));
+
+        let scores = q.matmul(k.swap_dims(2, 3)) / (query.head_dim as f64).sqrt();
+        let hidden = hidden.clone().expand([batch, query.heads, tokens, tokens]);
+        let mixed = softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3)
+            .matmul(v)
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, query.width()]);
+        self.output.project(mixed)
+    }
+}
+
+/// Logits of a batch, `[batch * tokens, vocab]`.
+pub fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
+    let states = model.hidden_states(batch);
+    let [rows, tokens, d_model] = states.dims();
+    states
+        .reshape([rows * tokens, d_model])
+        .matmul(model.head().weight)
+}

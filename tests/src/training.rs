@@ -1,0 +1,151 @@
+//! Optimizer steps by hand, and Burn's Learner without a terminal.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use burn::data::dataloader::DataLoader;
+use burn::lr_scheduler::LrScheduler;
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::optim::{AdamWConfig, Optimizer};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::logger::InMemoryMetricLogger;
+use burn::train::metric::MetricDefinition;
+use burn::train::renderer::{
+    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining, ProgressType, TrainingProgress,
+};
+use burn::train::{Learner, SupervisedTraining, TrainStep, TrainingStrategy};
+use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::inject::set_trainable;
+use burn_lti::loss::LossSums;
+use burn_lti::train::{Distiller, GradNorm, StepObserver, StepReport, StepStrategy, TrainError};
+
+/// The student with its maps, and the biases beside them, the only things that train.
+pub fn train_maps_only<B: Backend, M: Module<B>>(student: M) -> M {
+    set_trainable(student, |parameter| parameter.in_map)
+}
+
+/// AdamW with enough weight decay to move whatever it may move.
+pub fn adamw() -> AdamWConfig {
+    AdamWConfig::new().with_weight_decay(0.1)
+}
+
+/// Takes so many AdamW steps on one batch and returns the loss before each.
+pub fn take_steps<A, M, T>(
+    mut distiller: Distiller<A, M, Arc<T>>,
+    batch: &TokenBatch<A>,
+    steps: usize,
+    learning_rate: f64,
+) -> (Distiller<A, M, Arc<T>>, Vec<f64>)
+where
+    A: AutodiffBackend,
+    M: CausalLm<A> + AutodiffModule<A, InnerModule: ModuleDisplay>,
+    T: CausalLm<A::InnerBackend> + Sync,
+{
+    let mut optimizer = adamw().init::<A, Distiller<A, M, Arc<T>>>();
+    let mut losses = Vec::new();
+    for _ in 0..steps {
+        let output = TrainStep::step(&distiller, batch.clone());
+        losses.push(output.item.read().loss_mean().expect("tokens"));
+        distiller = optimizer.step(learning_rate, distiller, output.grads);
+    }
+    (distiller, losses)
+}
+
+/// What a [`StepStrategy`] told.
+#[derive(Default)]
+pub struct Diary {
+    /// Every step.
+    pub steps: Vec<StepReport>,
+    /// Every evaluation.
+    pub validations: Vec<LossSums>,
+}
+
+impl StepObserver for Diary {
+    fn on_step(&mut self, report: &StepReport) {
+        self.steps.push(*report);
+    }
+
+    fn on_validation(&mut self, sums: &LossSums) {
+        self.validations.push(*sums);
+    }
+}
+
+/// A training that has ended.
+pub struct Ended<D> {
+    /// The model.
+    pub model: D,
+    /// What was told meanwhile.
+    pub diary: Diary,
+    /// Why it ended early, if it did.
+    pub error: Option<TrainError>,
+}
+
+/// Batches on the autodiff backend, and on the inner one.
+pub type Loaders<A> = (
+    Arc<dyn DataLoader<A, TokenBatch<A>>>,
+    Arc<
+        dyn DataLoader<
+                <A as AutodiffBackend>::InnerBackend,
+                TokenBatch<<A as AutodiffBackend>::InnerBackend>,
+            >,
+    >,
+);
+
+/// Trains for so many steps under Burn's Learner.
+pub fn fit<A, M, T, O, S>(
+    distiller: Distiller<A, M, Arc<T>>,
+    optimizer: O,
+    schedule: S,
+    norm: Option<GradNorm>,
+    steps: usize,
+    (train, valid): Loaders<A>,
+) -> Ended<Distiller<A::InnerBackend, M::InnerModule, Arc<T>>>
+where
+    A: AutodiffBackend,
+    M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
+    T: CausalLm<A::InnerBackend> + Sync + 'static,
+    O: Optimizer<Distiller<A, M, Arc<T>>, A> + 'static,
+    S: LrScheduler + 'static,
+{
+    let diary = Arc::new(Mutex::new(Diary::default()));
+    let mut strategy = StepStrategy::new(steps, diary.clone());
+    if let Some(norm) = norm {
+        strategy = strategy.with_norm(norm);
+    }
+    let error = strategy.error();
+    let result = SupervisedTraining::new(Path::new(""), train, valid)
+        .with_application_logger(None)
+        .with_metric_logger(InMemoryMetricLogger::default())
+        .renderer(Silent)
+        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        .launch(Learner::new(distiller, optimizer, schedule));
+    let error = error.lock().expect("no thread has panicked").take();
+    let diary = std::mem::take(&mut *diary.lock().expect("no thread has panicked"));
+    Ended {
+        model: result.model,
+        diary,
+        error,
+    }
+}
+
+/// Renders nothing.
+struct Silent;
+
+impl MetricsRendererTraining for Silent {
+    fn update_train(&mut self, _state: MetricState) {}
+    fn update_valid(&mut self, _state: MetricState) {}
+    fn render_train(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
+    fn render_valid(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
+}
+
+impl MetricsRendererEvaluation for Silent {
+    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+    fn render_test(&mut self, _item: EvaluationProgress, _progress: Vec<ProgressType>) {}
+}
+
+impl MetricsRenderer for Silent {
+    fn manual_close(&mut self) {}
+    fn register_metric(&mut self, _definition: MetricDefinition) {}
+}

@@ -1,0 +1,803 @@
+//! Our kernels, layers and losses beside what MaxText computed (`fixtures/maxtext/README.md`).
+//!
+//! The fixtures are those of this repository, or the folder in `BURN_LTI_GOLDEN_DIR`: cases, names
+//! and sizes come from its `index.json` and its tensors alone.
+//!
+//! # Tolerances
+//!
+//! With `u = 2^-24`, `n` roundings move a sum by at most `6 sqrt(n) u` of the size of its partial
+//! sums (`burn_lti_tests::close`). The float64 oracle follows kernel, output and gradients stage by
+//! stage and says, value by value, what each may contribute (`burn_lti_tests::oracle`). Reference and
+//! toolkit are both float32 and may err in opposite directions: twice that.
+//!
+//! | stage | roundings `n` |
+//! |---|---|
+//! | kernel, factored | `x + y` |
+//! | kernel, general | `x y` |
+//! | output | `d_input + 1` |
+//! | its square and mean | 3 |
+//! | gradient of kernel and bias | rows of the input |
+//! | gradient of `W` | `d_model` |
+//! | gradients of `A`, `B` | `d_model m + m`, `m` the largest of `x, y, u, v` |
+//!
+//! The loss is no polynomial; its tolerances are derived at [`LossCase`].
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+use burn::optim::GradientsParams;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::decoder::Head;
+use burn_lti::dense::{
+    AttnMap, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind,
+    StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+};
+use burn_lti::loss::{DistillationLoss, LossInput, LossSums};
+use burn_lti::start::Start;
+use burn_lti_tests::close::{
+    Deviation, Tolerance, assert_close, assert_not_close, compare, rounding,
+};
+use burn_lti_tests::llama::{TensorFile, fixtures};
+use burn_lti_tests::numbers::{int_tensor, tensor, values};
+use burn_lti_tests::oracle::{Map, Projection, widen};
+use burn_lti_tests::params::{edit, gradients, perturb_largest};
+use burn_lti_tests::{backend_name, on_every_backend};
+use serde_json::Value;
+
+on_every_backend![
+    kernels_are_the_references,
+    kernels_notice_a_changed_weight,
+    layers_and_their_gradients_are_the_references,
+    layers_notice_a_changed_weight,
+    losses_and_their_gradients_are_the_references,
+    losses_notice_a_changed_logit,
+];
+
+/// A change of one part in a hundred: small for a weight, far beyond any rounding.
+const CHANGE: f32 = 0.01;
+
+/// A folder of fixtures.
+struct Golden {
+    dir: PathBuf,
+    index: Value,
+}
+
+impl Golden {
+    fn open() -> Self {
+        let dir = match env::var_os("BURN_LTI_GOLDEN_DIR") {
+            Some(dir) => PathBuf::from(dir),
+            None => fixtures().join("maxtext"),
+        };
+        let path = dir.join("index.json");
+        let text =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let index = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { dir, index }
+    }
+
+    fn cases(&self, suite: &str) -> Vec<Value> {
+        let cases = self.index[suite].as_array();
+        let cases = cases.unwrap_or_else(|| panic!("index.json lists no `{suite}`"));
+        assert!(!cases.is_empty(), "index.json lists no case of `{suite}`");
+        cases.clone()
+    }
+
+    fn file(&self, suite: &str) -> TensorFile {
+        TensorFile::open(self.dir.join(format!("{suite}.safetensors")))
+    }
+}
+
+fn name(case: &Value) -> &str {
+    case["name"].as_str().expect("a case has a name")
+}
+
+fn flag(case: &Value, key: &str) -> bool {
+    case[key]
+        .as_bool()
+        .unwrap_or_else(|| panic!("{case}: `{key}` is neither true nor false"))
+}
+
+fn kind(case: &Value) -> ProjectionKind {
+    if flag(case, "is_output_projection") {
+        ProjectionKind::Output
+    } else {
+        ProjectionKind::Qkv
+    }
+}
+
+/// Axes as an array, whose length must be right.
+fn axes<const D: usize>(shape: &[usize]) -> [usize; D] {
+    shape
+        .try_into()
+        .unwrap_or_else(|_| panic!("{shape:?} has not {D} axes"))
+}
+
+/// The tensors of a map, as they lie in the file.
+#[derive(Clone)]
+struct Stored {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Stored {
+    fn read(file: &TensorFile, case: &Value, leaf: &str) -> Self {
+        let (shape, values) = file.floats(&format!("{}.{leaf}", name(case)));
+        Self { shape, values }
+    }
+
+    fn tensor<B: Backend, const D: usize>(&self, device: &B::Device) -> Tensor<B, D> {
+        tensor(&self.values, axes(&self.shape), device)
+    }
+
+    /// One layer of a stacked tensor, whose second axis is the layers'.
+    fn layer(&self, layer: usize) -> Self {
+        let inner: usize = self.shape[2..].iter().product();
+        let layers = self.shape[1];
+        let rows = self.values.chunks_exact(layers * inner);
+        let mut shape = self.shape.clone();
+        shape.remove(1);
+        Self {
+            shape,
+            values: rows
+                .flat_map(|row| row[layer * inner..(layer + 1) * inner].to_vec())
+                .collect(),
+        }
+    }
+}
+
+/// `C` and a map of one case.
+#[derive(Clone)]
+struct Weights {
+    kind: ProjectionKind,
+    c: Stored,
+    map: StoredMap,
+}
+
+#[derive(Clone)]
+enum StoredMap {
+    Factored { a: Stored, b: Stored },
+    General { w: Stored },
+}
+
+impl Weights {
+    fn read(file: &TensorFile, case: &Value) -> Self {
+        let map = match flag(case, "general") {
+            true => StoredMap::General {
+                w: Stored::read(file, case, "W"),
+            },
+            false => StoredMap::Factored {
+                a: Stored::read(file, case, "A"),
+                b: Stored::read(file, case, "B"),
+            },
+        };
+        Self {
+            kind: kind(case),
+            c: Stored::read(file, case, "C"),
+            map,
+        }
+    }
+
+    fn layer(&self, layer: usize) -> Self {
+        Self {
+            kind: self.kind,
+            c: self.c.layer(layer),
+            map: match &self.map {
+                StoredMap::Factored { a, b } => StoredMap::Factored {
+                    a: a.layer(layer),
+                    b: b.layer(layer),
+                },
+                StoredMap::General { w } => StoredMap::General { w: w.layer(layer) },
+            },
+        }
+    }
+
+    /// One weight of the map changed.
+    fn perturbed(mut self) -> Self {
+        match &mut self.map {
+            StoredMap::Factored { b, .. } => perturb_largest(&mut b.values, CHANGE),
+            StoredMap::General { w } => perturb_largest(&mut w.values, CHANGE),
+        }
+        self
+    }
+
+    /// `[d, x, y, u, v]`, from the tensors themselves.
+    fn sizes(&self) -> [usize; 5] {
+        let [first, second, third] = axes(&self.c.shape);
+        let (d, x, y) = match self.kind {
+            ProjectionKind::Qkv => (first, second, third),
+            ProjectionKind::Output => (third, first, second),
+        };
+        let (u, v) = match (&self.map, self.kind) {
+            (StoredMap::General { w }, _) => (w.shape[2], w.shape[3]),
+            (StoredMap::Factored { a, b }, ProjectionKind::Qkv) => (a.shape[1], b.shape[1]),
+            (StoredMap::Factored { a, b }, ProjectionKind::Output) => (a.shape[1], b.shape[0]),
+        };
+        [d, x, y, u, v]
+    }
+
+    fn oracle(&self, bias: Option<&[f32]>) -> Projection {
+        Projection {
+            kind: self.kind,
+            sizes: self.sizes(),
+            c: widen(&self.c.values),
+            map: match &self.map {
+                StoredMap::Factored { a, b } => Map::Factored {
+                    a: widen(&a.values),
+                    b: widen(&b.values),
+                },
+                StoredMap::General { w } => Map::General {
+                    w: widen(&w.values),
+                },
+            },
+            bias: bias.map(widen),
+        }
+    }
+}
+
+// ---------------------------------------------------------------- kernels
+
+struct KernelCase {
+    weights: Weights,
+    layers: Option<usize>,
+    expected: Vec<f64>,
+    tolerance: Tolerance,
+}
+
+impl KernelCase {
+    fn read(file: &TensorFile, case: &Value) -> Self {
+        let weights = Weights::read(file, case);
+        let layers = case["scanned_layers"]
+            .as_u64()
+            .map(|layers| layers as usize);
+        let stored = Stored::read(file, case, "kernel");
+        let bounds = match layers {
+            None => weights.oracle(None).kernel_bounds(),
+            Some(layers) => stacked_bounds(&weights, layers, &stored.shape),
+        };
+        Self {
+            weights,
+            layers,
+            expected: widen(&stored.values),
+            tolerance: both_err(&bounds),
+        }
+    }
+
+    fn found<B: Backend>(&self, weights: &Weights, device: &B::Device) -> Vec<f64> {
+        match self.layers {
+            None => single_kernel::<B>(weights, device),
+            Some(_) => stacked_kernel::<B>(weights, device),
+        }
+    }
+}
+
+/// Two float32 programs may err in opposite directions.
+fn both_err(bounds: &[f64]) -> Tolerance {
+    Tolerance::of_magnitudes(bounds, 2.0)
+}
+
+/// The bounds of all layers, put where the stacked kernel has the layers.
+fn stacked_bounds(weights: &Weights, layers: usize, shape: &[usize]) -> Vec<f64> {
+    let inner: usize = shape[2..].iter().product();
+    let mut bounds = vec![0.0; shape.iter().product()];
+    for layer in 0..layers {
+        let of_layer = weights.layer(layer).oracle(None).kernel_bounds();
+        for (row, values) in of_layer.chunks_exact(inner).enumerate() {
+            let start = (row * layers + layer) * inner;
+            bounds[start..start + inner].copy_from_slice(values);
+        }
+    }
+    bounds
+}
+
+fn single_kernel<B: Backend>(weights: &Weights, device: &B::Device) -> Vec<f64> {
+    let map = match &weights.map {
+        StoredMap::Factored { a, b } => AttnMap::<B>::Factored {
+            a: a.tensor(device),
+            b: b.tensor(device),
+        },
+        StoredMap::General { w } => AttnMap::General {
+            w: w.tensor(device),
+        },
+    };
+    let c = weights.c.tensor(device);
+    let kernel = calculate_attn_weight(weights.kind, c, map, KernelPrecision::Default);
+    values(&kernel.expect("shapes that fit"))
+}
+
+fn stacked_kernel<B: Backend>(weights: &Weights, device: &B::Device) -> Vec<f64> {
+    let map = match &weights.map {
+        StoredMap::Factored { a, b } => StackedAttnMap::<B>::Factored {
+            a: a.tensor(device),
+            b: b.tensor(device),
+        },
+        StoredMap::General { w } => StackedAttnMap::General {
+            w: w.tensor(device),
+        },
+    };
+    let c = weights.c.tensor(device);
+    let kernel = calculate_stacked_attn_weight(weights.kind, c, map, KernelPrecision::Default);
+    values(&kernel.expect("shapes that fit"))
+}
+
+fn kernels_are_the_references<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("kernel");
+    let mut worst = Deviation::default();
+    for case in golden.cases("kernel") {
+        let kernel = KernelCase::read(&file, &case);
+        let found = kernel.found::<A::InnerBackend>(&kernel.weights, &device);
+        worst = worst.or(checked(&case, "kernel", || {
+            assert_close(&found, &kernel.expected, &kernel.tolerance)
+        }));
+    }
+    report::<A>("kernel", &device, worst);
+}
+
+fn kernels_notice_a_changed_weight<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("kernel");
+    for case in golden.cases("kernel") {
+        let kernel = KernelCase::read(&file, &case);
+        let perturbed = kernel.weights.clone().perturbed();
+        let found = kernel.found::<A::InnerBackend>(&perturbed, &device);
+        assert_not_close(&found, &kernel.expected, &kernel.tolerance);
+    }
+}
+
+/// Prints the case before a panic does, and passes the result on.
+fn checked<T>(case: &Value, what: &str, check: impl FnOnce() -> T) -> T {
+    eprintln!("{} {what}", name(case));
+    check()
+}
+
+fn report<A: AutodiffBackend>(suite: &str, device: &A::Device, worst: Deviation) {
+    eprintln!("{suite} on {}: {worst}", backend_name::<A>(device));
+}
+
+// ---------------------------------------------------------------- layers
+
+struct DenseCase {
+    weights: Weights,
+    bias: Option<Vec<f32>>,
+    input: Stored,
+    expected: Vec<(&'static str, Vec<f64>)>,
+    tolerances: Vec<Tolerance>,
+}
+
+impl DenseCase {
+    fn read(file: &TensorFile, case: &Value) -> Self {
+        let weights = Weights::read(file, case);
+        let bias = flag(case, "bias").then(|| Stored::read(file, case, "bias").values);
+        let input = Stored::read(file, case, "input");
+        let mut expected = Vec::new();
+        let mut expect = |what, leaf| {
+            expected.push((what, widen(&Stored::read(file, case, leaf).values)));
+        };
+        expect("output", "output");
+        match weights.map {
+            StoredMap::Factored { .. } => {
+                expect("a", "grad_A");
+                expect("b", "grad_B");
+            }
+            StoredMap::General { .. } => expect("w", "grad_W"),
+        }
+        if bias.is_some() {
+            expect("bias", "grad_bias");
+        }
+        let mut case = Self {
+            weights,
+            bias,
+            input,
+            expected,
+            tolerances: Vec::new(),
+        };
+        case.tolerances = case.tolerances();
+        case
+    }
+
+    fn tolerances(&self) -> Vec<Tolerance> {
+        let oracle = self.weights.oracle(self.bias.as_deref());
+        let bounds = oracle.bounds(&widen(&self.input.values));
+        self.expected
+            .iter()
+            .map(|(what, _)| match *what {
+                "output" => both_err(&bounds.output),
+                "a" => both_err(&bounds.gradients.a),
+                "b" => both_err(&bounds.gradients.b),
+                "w" => both_err(&bounds.gradients.w),
+                _ => both_err(&bounds.gradients.bias),
+            })
+            .collect()
+    }
+
+    fn config(&self) -> LtiDenseConfig {
+        let [d, x, y, u, v] = self.weights.sizes();
+        let map = match self.weights.map {
+            StoredMap::Factored { .. } => MapKind::Factored,
+            StoredMap::General { .. } => MapKind::General,
+        };
+        let (teacher, student) = (HeadGrid::new(x, y), HeadGrid::new(u, v));
+        LtiDenseConfig::new(self.weights.kind, d, teacher, student)
+            .with_map(map)
+            .with_start(Start::Lecun, 0)
+            .with_bias(self.bias.is_some())
+    }
+
+    fn d_input(&self) -> usize {
+        let [d_input, _] = self.config().widths();
+        d_input
+    }
+
+    fn layer<A: AutodiffBackend>(&self, weights: &Weights, device: &A::Device) -> LtiDense<A> {
+        let c = weights.c.tensor(device);
+        let layer = self.config().init(c).expect("a layer of this geometry");
+        edit(layer, |name, values| match (name, &weights.map) {
+            ("a", StoredMap::Factored { a, .. }) => values.clone_from(&a.values),
+            ("b", StoredMap::Factored { b, .. }) => values.clone_from(&b.values),
+            ("w", StoredMap::General { w }) => values.clone_from(&w.values),
+            ("bias", _) => values.clone_from(self.bias.as_ref().expect("a bias")),
+            _ => assert_eq!(name, "c"),
+        })
+    }
+
+    /// The output, and the gradients of `mean(output^2)`, in the order of `expected`. The leading
+    /// axes of the input stay as they are; the output projection's two last ones are its features.
+    fn found<A: AutodiffBackend>(&self, weights: &Weights, device: &A::Device) -> Vec<Vec<f64>> {
+        let layer = self.layer::<A>(weights, device);
+        let d_input = self.d_input();
+        let first = self.input.shape[0];
+        let rest = self.input.values.len() / first / d_input;
+        let input = tensor::<A, 3>(&self.input.values, [first, rest, d_input], device);
+        let output = layer.forward(input);
+        let backward = output.clone().powi_scalar(2).mean().backward();
+        let gradients = gradients(&layer, &GradientsParams::from_grads(backward, &layer));
+        assert!(!gradients.contains_key("c"), "C must have no gradient");
+        self.expected
+            .iter()
+            .map(|(what, _)| match *what {
+                "output" => values(&output),
+                name => gradients[name].clone(),
+            })
+            .collect()
+    }
+}
+
+fn layers_and_their_gradients_are_the_references<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("dense");
+    let (mut outputs, mut gradients) = (Deviation::default(), Deviation::default());
+    for case in golden.cases("dense") {
+        let dense = DenseCase::read(&file, &case);
+        let found = dense.found::<A>(&dense.weights, &device);
+        for (index, (what, expected)) in dense.expected.iter().enumerate() {
+            let deviation = checked(&case, what, || {
+                assert_close(&found[index], expected, &dense.tolerances[index])
+            });
+            match *what {
+                "output" => outputs = outputs.or(deviation),
+                _ => gradients = gradients.or(deviation),
+            }
+        }
+    }
+    report::<A>("dense output", &device, outputs);
+    report::<A>("dense gradient", &device, gradients);
+}
+
+fn layers_notice_a_changed_weight<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("dense");
+    for case in golden.cases("dense") {
+        let dense = DenseCase::read(&file, &case);
+        let perturbed = dense.weights.clone().perturbed();
+        let found = dense.found::<A>(&perturbed, &device);
+        for (index, (_, expected)) in dense.expected.iter().enumerate() {
+            assert_not_close(&found[index], expected, &dense.tolerances[index]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- losses
+
+/// A case of the loss. Its tolerances follow at [`Self::token_bound`] and the functions after it.
+struct LossCase {
+    metrics: Value,
+    loss: f64,
+    vocab: usize,
+    student: Vec<f32>,
+    teacher: Vec<f32>,
+    gradient: Vec<f64>,
+    targets: Vec<i64>,
+    mask: Vec<f32>,
+}
+
+impl LossCase {
+    fn read(file: &TensorFile, case: &Value) -> Self {
+        let (shape, student) = file.floats(&format!("{}.student_logits", name(case)));
+        let targets = file.ints(&format!("{}.targets", name(case))).1;
+        let segments = file.ints(&format!("{}.segmentation", name(case))).1;
+        let pad = case["config"]["pad_id"].as_i64().expect("a pad_id");
+        let counts = |(target, segment): (&i32, &i32)| i64::from(*target) != pad && *segment != 0;
+        Self {
+            metrics: case["metrics"].clone(),
+            loss: case["loss"].as_f64().expect("a loss"),
+            vocab: *shape.last().expect("a vocabulary"),
+            student,
+            teacher: Stored::read(file, case, "teacher_logits").values,
+            gradient: widen(&Stored::read(file, case, "grad_student_logits").values),
+            mask: targets
+                .iter()
+                .zip(&segments)
+                .map(|pair| f32::from(counts(pair)))
+                .collect(),
+            targets: targets.into_iter().map(i64::from).collect(),
+        }
+    }
+
+    /// Sum and count of a metric.
+    fn metric(&self, key: &str) -> (f64, f64) {
+        let pair = &self.metrics[format!("distill/{key}")];
+        match (pair[0].as_f64(), pair[1].as_f64()) {
+            (Some(sum), Some(count)) => (sum, count),
+            _ => panic!("no metric `{key}`"),
+        }
+    }
+
+    /// The loss without its feature term, which the metrics hold already multiplied by beta.
+    fn loss_without_features(&self) -> f64 {
+        self.loss - self.metric("out_proj_feature_loss").0
+    }
+
+    fn tokens(&self) -> f64 {
+        self.mask.iter().copied().map(f64::from).sum()
+    }
+
+    fn temperature(&self) -> f64 {
+        self.metric("temperature").0
+    }
+
+    /// What a token's KL or CE at temperature `T` may be off by in one program.
+    ///
+    /// A log-probability is a logit less the logarithm of a sum of `V` exponentials, and a token's KL
+    /// or CE a mean over the vocabulary of differences of such: with `D` the largest magnitude of a
+    /// log-probability that counts, off by at most `e = 6 sqrt(2 V + 8) u (1 + D)`, eight roundings
+    /// being those of division, exponential, logarithm and subtraction in both models. Probabilities
+    /// are off by as much, relatively.
+    fn token_bound(&self, temperature: f64) -> f64 {
+        rounding(2 * self.vocab + 8) * (1.0 + self.log_probability_bound(temperature))
+    }
+
+    /// Of a sum over `n` tokens: their errors are independent, `sqrt(n) e`; partial sums of terms that
+    /// are never negative are at most the sum, and are rounded `n` times. Both programs err.
+    fn sum_tolerance(&self, temperature: f64, sum: f64) -> f64 {
+        let tokens = self.tokens().max(1.0);
+        let own = tokens.sqrt() * self.token_bound(temperature);
+        2.0 * (own + rounding(tokens as usize) * sum)
+    }
+
+    /// Of `alpha T (p - q) + (1 - alpha) (p - y)` over `n`.
+    fn gradient_tolerance(&self) -> f64 {
+        let (alpha, temperature) = (self.metric("alpha").0, self.temperature());
+        let soft = alpha * temperature * self.token_bound(temperature);
+        let hard = (1.0 - alpha) * self.token_bound(1.0);
+        2.0 * (soft + hard) / self.tokens().max(1.0)
+    }
+
+    /// `max_i |log p_i|` over both models and the tokens that count.
+    fn log_probability_bound(&self, temperature: f64) -> f64 {
+        let rows = |logits: &[f32]| -> f64 {
+            logits
+                .chunks_exact(self.vocab)
+                .zip(&self.mask)
+                .filter(|(_, mask)| **mask != 0.0)
+                .map(|(row, _)| {
+                    let row = widen(row);
+                    let largest = row.iter().copied().fold(f64::MIN, f64::max);
+                    let smallest = row.iter().copied().fold(f64::MAX, f64::min);
+                    (largest - smallest) / temperature + (row.len() as f64).ln()
+                })
+                .fold(0.0, f64::max)
+        };
+        rows(&self.student).max(rows(&self.teacher))
+    }
+
+    /// Logits as hidden states, before a head that is the identity.
+    fn input<B: Backend>(&self, student: &[f32], device: &B::Device) -> LossInput<B> {
+        let shape = [self.mask.len(), self.vocab];
+        let identity = || Head {
+            weight: Tensor::eye(self.vocab, device),
+            trains: false,
+        };
+        LossInput {
+            student_hidden: tensor(student, shape, device),
+            student_head: identity(),
+            teacher_hidden: tensor(&self.teacher, shape, device),
+            teacher_head: identity(),
+            targets: int_tensor(&self.targets, [shape[0]], device),
+            mask: tensor(&self.mask, [shape[0]], device),
+        }
+    }
+
+    fn settings(&self) -> DistillationLoss {
+        // Five tokens at a time, so that chunks have to be put together.
+        DistillationLoss::new(self.metric("alpha").0, self.temperature(), 5)
+            .expect("settings in range")
+    }
+
+    /// Every number of the loss with what was expected and what it may be off by.
+    fn comparisons(&self, sums: &LossSums, gradient: &[f64]) -> Vec<Comparison> {
+        let mut all = self.sum_comparisons(sums);
+        all.push(Comparison {
+            what: "gradient",
+            found: gradient.to_vec(),
+            expected: self.gradient.clone(),
+            tolerance: self.gradient_tolerance(),
+        });
+        all.extend(self.mean_comparisons(sums));
+        all
+    }
+
+    fn sum_comparisons(&self, sums: &LossSums) -> Vec<Comparison> {
+        let temperature = self.temperature();
+        let squared = temperature.powi(2);
+        [
+            ("hard", "hard_loss", sums.student_ce, 1.0, 1.0),
+            (
+                "soft",
+                "soft_loss",
+                sums.soft * squared,
+                temperature,
+                squared,
+            ),
+            ("KL at T", "kl_div_at_T", sums.soft, temperature, 1.0),
+            ("KL at 1", "kl_div_T1", sums.kl, 1.0, 1.0),
+            ("teacher", "teacher_loss", sums.teacher_ce, 1.0, 1.0),
+        ]
+        .into_iter()
+        .map(|(what, key, found, temperature, factor)| {
+            let expected = self.metric(key).0;
+            let tolerance = factor * self.sum_tolerance(temperature, expected / factor);
+            Comparison::number(what, found, expected, tolerance)
+        })
+        .collect()
+    }
+
+    /// A batch without a target has no means: the reference divides by one, we say `None`.
+    fn mean_comparisons(&self, sums: &LossSums) -> Vec<Comparison> {
+        let (Some(loss), Some(student), Some(teacher)) = (
+            sums.loss_mean(),
+            sums.student_ce_mean(),
+            sums.teacher_ce_mean(),
+        ) else {
+            return Vec::new();
+        };
+        let (alpha, temperature) = (self.metric("alpha").0, self.temperature());
+        let soft = temperature.powi(2) * self.sum_tolerance(temperature, sums.soft);
+        let hard = self.sum_tolerance(1.0, sums.student_ce);
+        // Taking the feature term out again costs a rounding of the total.
+        let mixed =
+            (alpha * soft + (1.0 - alpha) * hard) / sums.tokens + rounding(2) * self.loss.abs();
+        let perplexity = |what, key, mean: f64, sum| {
+            let expected = self.metric(key).0;
+            // The exponential of a mean, which the reference rounds.
+            let relative = self.sum_tolerance(1.0, sum) / sums.tokens + rounding(2) * (1.0 + mean);
+            Comparison::number(what, mean.exp(), expected, relative * expected)
+        };
+        vec![
+            Comparison::number("loss", loss, self.loss_without_features(), mixed),
+            perplexity(
+                "student perplexity",
+                "student_perplexity",
+                student,
+                sums.student_ce,
+            ),
+            perplexity(
+                "teacher perplexity",
+                "teacher_perplexity",
+                teacher,
+                sums.teacher_ce,
+            ),
+        ]
+    }
+}
+
+struct Comparison {
+    what: &'static str,
+    found: Vec<f64>,
+    expected: Vec<f64>,
+    tolerance: f64,
+}
+
+impl Comparison {
+    fn number(what: &'static str, found: f64, expected: f64, tolerance: f64) -> Self {
+        Self {
+            what,
+            found: vec![found],
+            expected: vec![expected],
+            tolerance,
+        }
+    }
+}
+
+/// The cases in which the reference saw all of the teacher's logits.
+fn dense_losses(golden: &Golden) -> Vec<Value> {
+    let cases = golden.cases("loss");
+    let dense: Vec<Value> = cases
+        .into_iter()
+        .filter(|case| case["top_k"].is_null())
+        .collect();
+    assert!(!dense.is_empty(), "every case of `loss` has a top_k");
+    dense
+}
+
+fn losses_and_their_gradients_are_the_references<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("loss");
+    let (mut sums, mut gradients) = (Deviation::default(), Deviation::default());
+    for case in dense_losses(&golden) {
+        let loss = LossCase::read(&file, &case);
+        let input = loss.input::<A::InnerBackend>(&loss.student, &device);
+        let evaluated = loss.settings().evaluate(input.clone()).read();
+        let found = loss.settings().gradient(input);
+        assert_eq!(found.sums.read(), evaluated, "{}", name(&case));
+        assert_eq!(
+            evaluated.tokens,
+            loss.metric("hard_loss").1,
+            "{}",
+            name(&case)
+        );
+        for one in loss.comparisons(&evaluated, &values(&found.hidden)) {
+            let tolerance = Tolerance::Uniform(one.tolerance);
+            let deviation = checked(&case, one.what, || {
+                assert_close(&one.found, &one.expected, &tolerance)
+            });
+            match one.what {
+                "gradient" => gradients = gradients.or(deviation),
+                _ => sums = sums.or(deviation),
+            }
+        }
+    }
+    report::<A>("loss and metrics", &device, sums);
+    report::<A>("loss gradient", &device, gradients);
+}
+
+/// Raises the highest of `logits` a little. A low one would change no probability that counts.
+fn change_likeliest(logits: &mut [f32]) {
+    let highest = logits.iter_mut().max_by(|a, b| a.total_cmp(b));
+    let highest = highest.expect("a vocabulary");
+    *highest += CHANGE * (1.0 + highest.abs());
+}
+
+/// One logit of the student changed by a hundredth. The gradient must tell in every case that has a
+/// target; a sum may by chance stand where that logit does not move it, but must tell in some case.
+fn losses_notice_a_changed_logit<A: AutodiffBackend>(device: A::Device) {
+    let golden = Golden::open();
+    let file = golden.file("loss");
+    let mut compared = BTreeSet::new();
+    let mut noticed = BTreeSet::new();
+    for case in dense_losses(&golden) {
+        let loss = LossCase::read(&file, &case);
+        let Some(token) = loss.mask.iter().position(|mask| *mask != 0.0) else {
+            continue; // nothing counts, so nothing can tell
+        };
+        let mut student = loss.student.clone();
+        change_likeliest(&mut student[token * loss.vocab..(token + 1) * loss.vocab]);
+        let input = loss.input::<A::InnerBackend>(&student, &device);
+        let found = loss.settings().gradient(input);
+        for one in loss.comparisons(&found.sums.read(), &values(&found.hidden)) {
+            let tolerance = Tolerance::Uniform(one.tolerance);
+            if one.what == "gradient" {
+                assert_not_close(&one.found, &one.expected, &tolerance);
+            } else if !one.what.starts_with("teacher") {
+                compared.insert(one.what);
+                if compare(&one.found, &one.expected, &tolerance).is_err() {
+                    noticed.insert(one.what);
+                }
+            }
+        }
+    }
+    assert_eq!(noticed, compared);
+}
