@@ -22,14 +22,16 @@ impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
     pub fn packed(segments: &Tensor<B, 2, Int>, geometry: &AttentionGeometry) -> Self {
         let [batch, tokens] = segments.dims();
-        let shape = [batch, tokens, tokens];
-        let queries = segments.clone().reshape([batch, tokens, 1]).expand(shape);
-        let keys = segments.clone().reshape([batch, 1, tokens]).expand(shape);
-        let hidden = later(0, tokens, &segments.device())
-            .unsqueeze::<3>()
-            .expand(shape)
-            .bool_or(queries.not_equal(keys));
-        Self::new(hidden, geometry)
+        let segments = segments.clone().float();
+        let queries = segments.clone().reshape([batch, tokens, 1]);
+        let keys = segments.reshape([batch, 1, tokens]);
+        let other_document = queries
+            .repeat_dim(2, tokens)
+            .not_equal(keys.repeat_dim(1, tokens));
+        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &other_document.device())
+            .mask_fill(other_document, f32::NEG_INFINITY);
+        let causal = causal(0, tokens, &scores.device()).unsqueeze();
+        Self::for_heads(scores + causal, geometry)
     }
 
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
@@ -40,30 +42,28 @@ impl<B: Backend> AttentionMask<B> {
         geometry: &AttentionGeometry,
         device: &B::Device,
     ) -> Self {
-        Self::new(later(past, tokens, device).unsqueeze(), geometry)
+        Self::for_heads(causal(past, tokens, device).unsqueeze(), geometry)
     }
 
-    /// From what is hidden, `[batch, queries, keys]`.
-    fn new(hidden: Tensor<B, 3, Bool>, geometry: &AttentionGeometry) -> Self {
-        let [batch, queries, keys] = hidden.dims();
+    /// The same `[batch, queries, keys]` for every head.
+    fn for_heads(scores: Tensor<B, 3>, geometry: &AttentionGeometry) -> Self {
+        let [batch, queries, keys] = scores.dims();
         let (heads, kv_heads) = (geometry.query.heads, geometry.key_value.heads);
-        let scores = Tensor::<B, 3>::zeros([batch, queries, keys], &hidden.device())
-            .mask_fill(hidden, f32::NEG_INFINITY)
-            .reshape([batch, 1, queries, keys])
-            .repeat_dim(1, heads)
-            .reshape([batch, kv_heads, heads / kv_heads * queries, keys]);
-        Self { scores }
+        let one = scores.reshape([batch, 1, queries, keys]);
+        // Joining copies whole rows, where `repeat_dim` would go element by element on some backends.
+        let scores = Tensor::cat(vec![one; heads], 1);
+        Self {
+            scores: scores.reshape([batch, kv_heads, heads / kv_heads * queries, keys]),
+        }
     }
 }
 
-/// Whether a key comes after a query, `[tokens, past + tokens]`, the queries being the last `tokens`.
-fn later<B: Backend>(past: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
+/// Minus infinity where a key comes after a query, else 0: `[tokens, past + tokens]`, the queries
+/// being the last `tokens`.
+fn causal<B: Backend>(past: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2> {
     let keys = past + tokens;
-    let order = Tensor::<B, 1, Int>::arange(0..keys as i64, device);
-    let queries = order.clone().narrow(0, past, tokens).reshape([tokens, 1]);
-    queries
-        .expand([tokens, keys])
-        .lower(order.reshape([1, keys]).expand([tokens, keys]))
+    let later = Tensor::<B, 2, Bool>::tril_mask([tokens, keys], past as i64, device);
+    Tensor::zeros([tokens, keys], device).mask_fill(later, f32::NEG_INFINITY)
 }
 
 /// The attention block of a layer.

@@ -6,6 +6,30 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendName;
 
+const EXAMPLES: &str = "\
+Examples:
+  burn-lti demo
+  burn-lti plan half.toml
+  burn-lti distill half.toml --out out --set train.steps=50
+  burn-lti eval --teacher teacher --student out/student --text valid.txt
+  burn-lti generate --model out/student --prompt 'Once upon a time'
+
+`burn-lti help distill` shows a recipe.";
+
+const RECIPE_HELP: &str = "\
+A recipe needs no more than this; `recipe.toml` in DIR then holds every key with its default:
+
+  [teacher]
+  path = \"teacher\"           # a Hugging Face folder of a Llama
+  [student]
+  heads = 4                  # query heads
+  kv_heads = 2               # key/value heads; divides heads
+  [train]
+  steps = 200
+  [data]
+  train = [\"train.txt\"]      # a document a line, blank lines between documents, or .jsonl
+  valid = [\"valid.txt\"]";
+
 /// Makes a smaller Llama out of a Llama.
 ///
 /// The student's attention projections begin as small learnable maps of the teacher's own, learn by
@@ -14,7 +38,7 @@ use crate::backend::BackendName;
 ///
 /// Try `burn-lti demo` first: it needs nothing but this program.
 #[derive(Debug, Parser)]
-#[command(name = "burn-lti", version, max_term_width = 100)]
+#[command(name = "burn-lti", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -23,16 +47,36 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Say what a recipe would do, from the configurations alone.
+    ///
+    /// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes and FLOPs.
+    ///
+    /// Reads only the recipe and the teacher's config.json, so it is there at once, and names every
+    /// mistake of the recipe with the way out.
+    #[command(after_long_help = RECIPE_HELP)]
     Plan(PlanArgs),
     /// Carry a recipe out: start, train, collapse, export, reload, compare.
+    ///
+    /// Leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as
+    /// resolved), `metrics.jsonl` (a line a logged step) and `summary.json`.
+    #[command(after_long_help = RECIPE_HELP)]
     Distill(DistillArgs),
     /// Hold a student against its teacher on a text.
+    ///
+    /// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
     Eval(EvalArgs),
     /// Continue a prompt.
+    ///
+    /// Greedily unless a temperature is given, with a key/value cache.
     Generate(GenerateArgs),
     /// Write a model's logits on a text, to compare with another program.
+    ///
+    /// Writes `input_ids` (int64) and `logits` (float32) to a safetensors file, one document a row, all
+    /// cut to the length of the shortest: what `scripts/verify_export.py` compares with transformers.
     Logits(LogitsArgs),
     /// Train a small teacher from nothing, then students of it from every start.
+    ///
+    /// The teacher is a small Llama, its text stories that the program makes up, its students have half
+    /// its heads. Prints what became of them; takes about two minutes on two cores.
     Demo(DemoArgs),
 }
 
@@ -59,10 +103,6 @@ pub(crate) struct JsonArg {
     pub(crate) json: bool,
 }
 
-/// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes and FLOPs.
-///
-/// Reads only the recipe and the teacher's config.json, so it is there at once, and names every
-/// mistake of the recipe with the way out.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
@@ -71,8 +111,6 @@ pub(crate) struct PlanArgs {
     pub(crate) json: JsonArg,
 }
 
-/// Carries a recipe out and leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as
-/// resolved), `metrics.jsonl` (a line a logged step) and `summary.json`.
 #[derive(Debug, Args)]
 pub(crate) struct DistillArgs {
     #[command(flatten)]
@@ -89,7 +127,6 @@ pub(crate) struct DistillArgs {
     pub(crate) json: JsonArg,
 }
 
-/// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// The teacher's Hugging Face folder. Its tokenizer is used for both.
@@ -117,7 +154,6 @@ pub(crate) struct EvalArgs {
     pub(crate) json: JsonArg,
 }
 
-/// Continues a prompt, greedily unless a temperature is given, with a key/value cache.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// The model's Hugging Face folder.
@@ -149,8 +185,6 @@ pub(crate) struct GenerateArgs {
     pub(crate) json: JsonArg,
 }
 
-/// Writes `input_ids` (int64) and `logits` (float32) to a safetensors file, one document a row, all
-/// cut to the length of the shortest: what `scripts/verify_export.py` compares with transformers.
 #[derive(Debug, Args)]
 pub(crate) struct LogitsArgs {
     /// The model's Hugging Face folder.
@@ -172,8 +206,6 @@ pub(crate) struct LogitsArgs {
     pub(crate) backend: BackendArgs,
 }
 
-/// Trains a small Llama on stories that the program makes up, then gives it students with half its
-/// heads from every start, and prints what became of them. Takes about two minutes on two cores.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Keep the teacher, the text and the students here.
