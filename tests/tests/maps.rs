@@ -1,0 +1,656 @@
+//! Laws of the contraction, the dense layer and its starts.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::dense::{
+    AttnMap, ContractionError, DenseError, HeadGrid, KernelPrecision, LtiDenseConfig, MapKind,
+    ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+    contraction_multiply_adds,
+};
+use burn_lti::start::{MapSpec, Start, StartError};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
+use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
+use burn_lti_tests::on_every_backend;
+use burn_lti_tests::oracle::{Map, Projection, widen};
+use burn_lti_tests::params::{fill_random, parameters, perturb, perturb_largest};
+
+on_every_backend![
+    a_factored_map_is_the_general_map_of_its_outer_product,
+    out_is_the_turned_query_case,
+    stacked_layers_are_the_layers_one_by_one,
+    both_orders_of_contraction_agree_with_plain_loops,
+    every_precision_agrees_with_plain_loops,
+    a_layer_is_its_kernel_and_bias,
+    collapse_of_a_layer_changes_no_output,
+    grouped_heads_are_means_and_for_out_sums,
+    a_grouped_start_of_equal_grids_is_the_teacher_bit_for_bit,
+    lecun_has_the_references_fan_in,
+    contractions_refuse_maps_that_do_not_fit,
+    layers_refuse_what_could_not_work,
+    starts_refuse_grids_that_do_not_group,
+];
+
+const QKV: ProjectionKind = ProjectionKind::Qkv;
+const OUT: ProjectionKind = ProjectionKind::Output;
+const KINDS: [ProjectionKind; 2] = [QKV, OUT];
+
+/// Sizes `[d, x, y, u, v]` for which heads first, and head size first, is the cheaper order.
+const HEADS_FIRST: [usize; 5] = [7, 6, 4, 2, 5];
+const SIZE_FIRST: [usize; 5] = [7, 3, 8, 5, 2];
+
+/// A random factored projection, as host values.
+struct Factored {
+    kind: ProjectionKind,
+    sizes: [usize; 5],
+    c: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+impl Factored {
+    fn random(kind: ProjectionKind, sizes: [usize; 5], seed: u64) -> Self {
+        let mut numbers = Numbers::new(seed);
+        let [d, x, y, u, v] = sizes;
+        Self {
+            kind,
+            sizes,
+            c: numbers.normal(d * x * y),
+            a: numbers.normal(x * u),
+            b: numbers.normal(y * v),
+        }
+    }
+
+    fn c_shape(&self) -> [usize; 3] {
+        let [d, x, y, ..] = self.sizes;
+        match self.kind {
+            ProjectionKind::Qkv => [d, x, y],
+            ProjectionKind::Output => [x, y, d],
+        }
+    }
+
+    fn b_shape(&self) -> [usize; 2] {
+        let [_, _, y, _, v] = self.sizes;
+        match self.kind {
+            ProjectionKind::Qkv => [y, v],
+            ProjectionKind::Output => [v, y],
+        }
+    }
+
+    fn oracle(&self) -> Projection {
+        Projection {
+            kind: self.kind,
+            sizes: self.sizes,
+            c: widen(&self.c),
+            map: Map::Factored {
+                a: widen(&self.a),
+                b: widen(&self.b),
+            },
+            bias: None,
+        }
+    }
+
+    fn c<B: Backend>(&self, device: &B::Device) -> Tensor<B, 3> {
+        tensor(&self.c, self.c_shape(), device)
+    }
+
+    fn map<B: Backend>(&self, device: &B::Device) -> AttnMap<B> {
+        let [_, x, _, u, _] = self.sizes;
+        AttnMap::Factored {
+            a: tensor(&self.a, [x, u], device),
+            b: tensor(&self.b, self.b_shape(), device),
+        }
+    }
+
+    /// `W = A (x) B`, multiplied out in float64 and rounded once.
+    fn general<B: Backend>(&self, device: &B::Device) -> AttnMap<B> {
+        let [_, x, y, u, v] = self.sizes;
+        let w: Vec<f32> = self.oracle().general().iter().map(|w| *w as f32).collect();
+        AttnMap::General {
+            w: tensor(&w, [x, y, u, v], device),
+        }
+    }
+
+    fn kernel<B: Backend>(&self, precision: KernelPrecision, device: &B::Device) -> Vec<f64> {
+        let (c, map) = (self.c::<B>(device), self.map(device));
+        let kernel = calculate_attn_weight(self.kind, c, map, precision);
+        values(&kernel.expect("a kernel"))
+    }
+
+    fn general_kernel<B: Backend>(&self, device: &B::Device) -> Vec<f64> {
+        let (c, map) = (self.c::<B>(device), self.general(device));
+        let kernel = calculate_attn_weight(self.kind, c, map, KernelPrecision::Default);
+        values(&kernel.expect("a kernel"))
+    }
+
+    /// What one float32 program may be off by.
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::Each(self.oracle().kernel_bounds())
+    }
+
+    /// The same with the multiplied-out map: `x y` terms, and `W` itself rounded.
+    fn general_tolerance(&self) -> Tolerance {
+        let oracle = self.oracle();
+        let general = Projection {
+            map: Map::General {
+                w: oracle.general(),
+            },
+            ..oracle
+        };
+        Tolerance::of_magnitudes(&general.kernel_bounds(), 2.0)
+    }
+}
+
+fn a_factored_map_is_the_general_map_of_its_outer_product<A: AutodiffBackend>(device: A::Device) {
+    for kind in KINDS {
+        for sizes in [HEADS_FIRST, SIZE_FIRST] {
+            let mut case = Factored::random(kind, sizes, 1);
+            let general = case.general_kernel::<A::InnerBackend>(&device);
+            let tolerance = case.general_tolerance();
+            let factored = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_close(&factored, &general, &tolerance);
+            perturb_largest(&mut case.a, 0.001);
+            let perturbed = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_not_close(&perturbed, &general, &tolerance);
+        }
+    }
+}
+
+/// `out` over `C[x,y,d]` with `B[v,y]` is query over `C[d,x,y]` with `B[y,v]`, its result turned.
+fn out_is_the_turned_query_case<A: AutodiffBackend>(device: A::Device) {
+    for sizes in [HEADS_FIRST, SIZE_FIRST] {
+        let mut out = Factored::random(OUT, sizes, 2);
+        let query = |out: &Factored| {
+            let AttnMap::Factored { a, b } = out.map::<A::InnerBackend>(&device) else {
+                unreachable!("the map is factored")
+            };
+            let map = AttnMap::Factored {
+                a,
+                b: b.swap_dims(0, 1),
+            };
+            let c = out.c(&device).permute([2, 0, 1]);
+            let kernel = calculate_attn_weight(QKV, c, map, KernelPrecision::Default);
+            values(&kernel.expect("a kernel").permute([1, 2, 0]))
+        };
+        let expected = out.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+        let tolerance = Tolerance::of_magnitudes(&out.oracle().kernel_bounds(), 2.0);
+        assert_close(&query(&out), &expected, &tolerance);
+        perturb_largest(&mut out.b, 0.001);
+        assert_not_close(&query(&out), &expected, &tolerance);
+    }
+}
+
+fn stacked_layers_are_the_layers_one_by_one<A: AutodiffBackend>(device: A::Device) {
+    for kind in KINDS {
+        let layers: Vec<Factored> = (0..3)
+            .map(|seed| Factored::random(kind, HEADS_FIRST, seed))
+            .collect();
+        for general in [false, true] {
+            stacked_is_layer_by_layer::<A::InnerBackend>(&layers, general, &device);
+        }
+    }
+}
+
+fn stacked_is_layer_by_layer<B: Backend>(layers: &[Factored], general: bool, device: &B::Device) {
+    let kind = layers[0].kind;
+    let c = Tensor::stack(layers.iter().map(|layer| layer.c::<B>(device)).collect(), 1);
+    let stacked = calculate_stacked_attn_weight(
+        kind,
+        c,
+        stacked_map(layers, general, device),
+        KernelPrecision::Default,
+    )
+    .expect("a kernel");
+    let layer_of = |index| values(&stacked.clone().slice_dim(1, index..index + 1));
+    for (index, layer) in layers.iter().enumerate() {
+        let (expected, tolerance) = match general {
+            true => (layer.general_kernel::<B>(device), layer.general_tolerance()),
+            false => (
+                layer.kernel::<B>(KernelPrecision::Default, device),
+                layer.tolerance(),
+            ),
+        };
+        assert_close(&layer_of(index), &expected, &tolerance);
+        assert_not_close(&layer_of((index + 1) % layers.len()), &expected, &tolerance);
+    }
+}
+
+fn stacked_map<B: Backend>(
+    layers: &[Factored],
+    general: bool,
+    device: &B::Device,
+) -> StackedAttnMap<B> {
+    if general {
+        let maps = layers.iter().map(|layer| match layer.general(device) {
+            AttnMap::General { w } => w,
+            AttnMap::Factored { .. } => unreachable!("the map is general"),
+        });
+        return StackedAttnMap::General {
+            w: Tensor::stack(maps.collect(), 1),
+        };
+    }
+    let (a, b) = layers
+        .iter()
+        .map(|layer| match layer.map(device) {
+            AttnMap::Factored { a, b } => (a, b),
+            AttnMap::General { .. } => unreachable!("the map is factored"),
+        })
+        .unzip();
+    StackedAttnMap::Factored {
+        a: Tensor::stack(a, 1),
+        b: Tensor::stack(b, 1),
+    }
+}
+
+/// Each size is contracted in the order that is cheaper for it: heads first costs
+/// `u y (x + v)` multiply-adds a row, head size first `x v (y + u)`.
+fn both_orders_of_contraction_agree_with_plain_loops<A: AutodiffBackend>(device: A::Device) {
+    for (sizes, heads_first) in [(HEADS_FIRST, true), (SIZE_FIRST, false)] {
+        let [d, x, y, u, v] = sizes;
+        let (first, second) = (u * y * (x + v), x * v * (y + u));
+        assert_eq!(first < second, heads_first);
+        let (teacher, student) = (HeadGrid::new(x, y), HeadGrid::new(u, v));
+        let counted = contraction_multiply_adds(MapKind::Factored, d, teacher, student);
+        assert_eq!(counted, d * first.min(second));
+        let counted = contraction_multiply_adds(MapKind::General, d, teacher, student);
+        assert_eq!(counted, d * x * y * u * v);
+
+        for kind in KINDS {
+            let mut case = Factored::random(kind, sizes, 3);
+            let (expected, tolerance) = (case.oracle().kernel(), case.tolerance());
+            let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_close(&found, &expected, &tolerance);
+            perturb_largest(&mut case.c, 0.001);
+            let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_not_close(&found, &expected, &tolerance);
+        }
+    }
+}
+
+/// `high` is float32 here; `highest` is float64, so that all that is left is one rounding of the
+/// kernel back to float32. A backend without float64 says so.
+fn every_precision_agrees_with_plain_loops<A: AutodiffBackend>(device: A::Device) {
+    for kind in KINDS {
+        let mut case = Factored::random(kind, [16, 8, 16, 4, 12], 4);
+        let expected = case.oracle().kernel();
+        let rounded = Tolerance::of_magnitudes(
+            &expected.iter().map(|value| value.abs()).collect::<Vec<_>>(),
+            f64::from(f32::EPSILON),
+        );
+        let both = [
+            (KernelPrecision::High, case.tolerance()),
+            (KernelPrecision::Highest, rounded),
+        ];
+        for (precision, tolerance) in &both {
+            if let Some(found) = kernel_if_supported::<A>(&case, *precision, &device) {
+                assert_close(&found, &expected, tolerance);
+            }
+        }
+        perturb_largest(&mut case.a, 0.001);
+        for (precision, tolerance) in &both {
+            if let Some(found) = kernel_if_supported::<A>(&case, *precision, &device) {
+                assert_not_close(&found, &expected, tolerance);
+            }
+        }
+    }
+}
+
+/// The kernel; `None` where the backend has no float64 and `highest` is refused for it.
+fn kernel_if_supported<A: AutodiffBackend>(
+    case: &Factored,
+    precision: KernelPrecision,
+    device: &A::Device,
+) -> Option<Vec<f64>> {
+    let (c, map) = (case.c::<A::InnerBackend>(device), case.map(device));
+    match calculate_attn_weight(case.kind, c, map, precision) {
+        Ok(kernel) => Some(values(&kernel)),
+        Err(error) => {
+            assert!(!A::InnerBackend::supports_dtype(device, DType::F64));
+            assert_eq!(precision, KernelPrecision::Highest);
+            assert!(
+                matches!(error, ContractionError::Precision { .. }),
+                "{error}"
+            );
+            assert!(error.to_string().contains("float64"), "{error}");
+            None
+        }
+    }
+}
+
+/// A layer of random map and bias over a random teacher.
+fn random_layer<B: Backend>(
+    kind: ProjectionKind,
+    map: MapKind,
+    device: &B::Device,
+) -> burn_lti::dense::LtiDense<B> {
+    let config = LtiDenseConfig::new(kind, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 5))
+        .with_map(map)
+        .with_start(Start::Lecun, 0)
+        .with_bias(true);
+    let c = Numbers::new(5).tensor(config.c_shape(), device);
+    fill_random(config.init(c).expect("a layer"), 6)
+}
+
+fn layer_oracle<B: Backend>(layer: &burn_lti::dense::LtiDense<B>) -> Projection {
+    let all = parameters(layer);
+    let read = |name: &str| -> Vec<f64> {
+        let floats = all[name].bits.iter().map(|bits| f32::from_bits(*bits));
+        floats.map(f64::from).collect()
+    };
+    Projection {
+        kind: layer.kind(),
+        sizes: [6, 4, 3, 2, 5],
+        c: read("c"),
+        map: match layer.map_kind() {
+            MapKind::Factored => Map::Factored {
+                a: read("a"),
+                b: read("b"),
+            },
+            MapKind::General => Map::General { w: read("w") },
+        },
+        bias: Some(read("bias")),
+    }
+}
+
+/// On inputs of one, two, three and four axes.
+fn a_layer_is_its_kernel_and_bias<A: AutodiffBackend>(device: A::Device) {
+    for kind in KINDS {
+        for map in [MapKind::Factored, MapKind::General] {
+            let layer = random_layer::<A::InnerBackend>(kind, map, &device);
+            let width = layer.weight().dims()[0];
+            let input: Tensor<A::InnerBackend, 2> = Numbers::new(7).tensor([4, width], &device);
+            let oracle = layer_oracle(&layer);
+            let expected = oracle.output(&values(&input));
+            let tolerance = Tolerance::Each(oracle.bounds(&values(&input)).output);
+            let check = |found: Vec<f64>| assert_close(&found, &expected, &tolerance);
+            check(values(&layer.forward(input.clone())));
+            let three = input.clone().reshape([2, 2, width]);
+            check(values(&layer.forward(three)));
+            let four = input.clone().reshape([1, 2, 2, width]);
+            check(values(&layer.forward(four)));
+
+            let row = input.clone().slice([0..1, 0..width]).reshape([width]);
+            let found = values(&layer.forward(row));
+            let first =
+                Tolerance::Each(oracle.bounds(&values(&input)).output[..found.len()].to_vec());
+            assert_close(&found, &expected[..found.len()], &first);
+
+            let perturbed = perturb(layer, "bias", 0.001);
+            let found = values(&perturbed.forward(input));
+            assert_not_close(&found, &expected, &tolerance);
+        }
+    }
+}
+
+/// The folded layer multiplies by the very same numbers, so its outputs are the same bits.
+fn collapse_of_a_layer_changes_no_output<A: AutodiffBackend>(device: A::Device) {
+    for kind in KINDS {
+        for map in [MapKind::Factored, MapKind::General] {
+            let layer = random_layer::<A::InnerBackend>(kind, map, &device);
+            let linear = layer.collapse();
+            let width = linear.weight.dims()[0];
+            let input: Tensor<A::InnerBackend, 3> = Numbers::new(8).tensor([2, 3, width], &device);
+            let expected = values(&layer.forward(input.clone()));
+            let oracle = layer_oracle(&layer);
+            let tolerance = Tolerance::Each(oracle.bounds(&values(&input)).output);
+            assert_close(
+                &values(&linear.forward(input.clone())),
+                &expected,
+                &tolerance,
+            );
+            assert_eq!(bits(&linear.weight.val()), bits(&layer.weight()));
+            let perturbed = perturb(linear, "weight", 0.001);
+            assert_not_close(&values(&perturbed.forward(input)), &expected, &tolerance);
+        }
+    }
+}
+
+/// Four teacher heads to two: head 0 from 0 and 1, head 1 from 2 and 3.
+fn grouped_heads_are_means_and_for_out_sums<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(4, 2), HeadGrid::new(2, 2));
+    for map in [MapKind::Factored, MapKind::General] {
+        // One feature of the model, so that C is [1, 4, 2] or [4, 2, 1], the same eight numbers.
+        let c = [1.0, 2.0, 5.0, 6.0, -1.0, 0.5, 3.0, 1.5];
+        for (kind, expected) in [(QKV, [3.0, 4.0, 1.0, 1.0]), (OUT, [6.0, 8.0, 2.0, 2.0])] {
+            let config = LtiDenseConfig::new(kind, 1, teacher, student).with_map(map);
+            let c = tensor::<A::InnerBackend, 3>(&c, config.c_shape(), &device);
+            let layer = config.init(c).expect("a layer");
+            // Halves and small integers: float32 is exact.
+            assert_eq!(values(&layer.kernel()), expected);
+        }
+    }
+}
+
+fn a_grouped_start_of_equal_grids_is_the_teacher_bit_for_bit<A: AutodiffBackend>(
+    device: A::Device,
+) {
+    let grid = HeadGrid::new(3, 5);
+    for kind in KINDS {
+        for map in [MapKind::Factored, MapKind::General] {
+            let config = LtiDenseConfig::new(kind, 6, grid, grid).with_map(map);
+            let c: Tensor<A::InnerBackend, 3> = Numbers::new(9).tensor(config.c_shape(), &device);
+            let layer = config.init(c.clone()).expect("a layer");
+            assert_eq!(bits(&layer.kernel()), bits(&c));
+        }
+    }
+}
+
+/// Variance `1 / fan_in`, with JAX's fan-in: axis -2 times all axes but the last two.
+fn lecun_has_the_references_fan_in<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(40, 24), HeadGrid::new(10, 60));
+    for kind in KINDS {
+        let spec = |map| MapSpec {
+            kind,
+            map,
+            teacher,
+            student,
+        };
+        let draw = |map, seed| {
+            let map = Start::Lecun.map::<A::InnerBackend>(&spec(map), seed, &device);
+            match map.expect("a start") {
+                AttnMap::Factored { a, b } => vec![(values(&a), 40), (values(&b), b.dims()[0])],
+                AttnMap::General { w } => vec![(values(&w), 40 * 24 * 10)],
+            }
+        };
+        for map in [MapKind::Factored, MapKind::General] {
+            for (values, fan_in) in draw(map, 1) {
+                check_lecun(&values, fan_in as f64);
+            }
+            assert_eq!(draw(map, 1), draw(map, 1));
+            assert_ne!(draw(map, 1), draw(map, 2));
+        }
+    }
+}
+
+/// Mean 0, variance `1 / fan_in`, nothing beyond two (untruncated) standard deviations.
+fn check_lecun(values: &[f64], fan_in: f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| value * value).sum::<f64>() / count;
+    // Five standard errors; a truncated normal's fourth moment is below a normal's.
+    assert!(mean.abs() < 5.0 / (fan_in * count).sqrt(), "mean {mean}");
+    let relative = variance * fan_in - 1.0;
+    assert!(
+        relative.abs() < 5.0 * (2.0 / count).sqrt(),
+        "variance {variance} of fan-in {fan_in}"
+    );
+    // jax.nn.initializers divides by the standard deviation of a normal cut off at two.
+    let bound = 2.0 / fan_in.sqrt() / 0.879_625_661_034_239_8;
+    let largest = values
+        .iter()
+        .fold(0.0f64, |largest, value| largest.max(value.abs()));
+    assert!(largest <= bound * (1.0 + 1e-6), "{largest} beyond {bound}");
+}
+
+#[test]
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+fn lecun_is_the_same_on_both_backends() {
+    fn draw<A: AutodiffBackend>() -> Vec<f64> {
+        let grid = HeadGrid::new(4, 6);
+        let spec = MapSpec {
+            kind: QKV,
+            map: MapKind::General,
+            teacher: grid,
+            student: grid,
+        };
+        match Start::Lecun.map::<A>(&spec, 3, &Default::default()) {
+            Ok(AttnMap::General { w }) => values(&w),
+            other => panic!("{other:?}"),
+        }
+    }
+    let (flex, ndarray) = (
+        draw::<burn_lti_tests::Flex>(),
+        draw::<burn_lti_tests::NdArray>(),
+    );
+    assert_eq!(flex, ndarray);
+}
+
+fn contractions_refuse_maps_that_do_not_fit<A: AutodiffBackend>(device: A::Device) {
+    type Single<A> = <A as AutodiffBackend>::InnerBackend;
+    let zeros2 = |shape| Tensor::<Single<A>, 2>::zeros(shape, &device);
+    let refused = |kind, c: [usize; 3], map| {
+        let c = Tensor::<Single<A>, 3>::zeros(c, &device);
+        calculate_attn_weight(kind, c, map, KernelPrecision::Default).expect_err("it does not fit")
+    };
+    let factored = |a, b| AttnMap::Factored {
+        a: zeros2(a),
+        b: zeros2(b),
+    };
+    let message = refused(QKV, [6, 4, 3], factored([5, 2], [3, 3])).to_string();
+    assert!(
+        message.contains("`x (teacher heads)` is 4 long in C but 5 long in A"),
+        "{message}"
+    );
+    assert!(message.contains("[4, 2]"), "{message}");
+    let message = refused(QKV, [6, 4, 3], factored([4, 2], [2, 3])).to_string();
+    assert!(
+        message.contains("`y (teacher head size)` is 3 long in C but 2 long in B"),
+        "{message}"
+    );
+    // For out, B is turned: what fits query does not fit here.
+    let message = refused(OUT, [4, 3, 6], factored([4, 2], [3, 5])).to_string();
+    assert!(message.contains("3 long in C but 5 long in B"), "{message}");
+    let w = Tensor::zeros([4, 9, 2, 5], &device);
+    let message = refused(OUT, [4, 3, 6], AttnMap::General { w }).to_string();
+    assert!(message.contains("3 long in C but 9 long in W"), "{message}");
+
+    let stacked = |map| {
+        let c = Tensor::<Single<A>, 4>::zeros([6, 2, 4, 3], &device);
+        calculate_stacked_attn_weight(QKV, c, map, KernelPrecision::Default)
+            .expect_err("it does not fit")
+            .to_string()
+    };
+    let message = stacked(StackedAttnMap::Factored {
+        a: Tensor::zeros([4, 7, 2], &device),
+        b: Tensor::zeros([3, 2, 3], &device),
+    });
+    assert!(
+        message.contains("`l (layers)` is 2 long in C but 7 long in A"),
+        "{message}"
+    );
+    let message = stacked(StackedAttnMap::General {
+        w: Tensor::zeros([4, 7, 3, 2, 3], &device),
+    });
+    assert!(
+        message.contains("`l (layers)` is 2 long in C but 7 long in W"),
+        "{message}"
+    );
+}
+
+fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
+    let config = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 3));
+    let refused = |config: LtiDenseConfig, c: [usize; 3]| {
+        config
+            .init(Tensor::<A, 3>::zeros(c, &device))
+            .expect_err("it cannot work")
+    };
+
+    let error = refused(config, [6, 0, 3]);
+    assert!(matches!(
+        error,
+        DenseError::MissingTeacher { shape: [6, 0, 3] }
+    ));
+    assert!(error.to_string().contains("[6, 0, 3]"), "{error}");
+
+    let error = refused(config, [8, 4, 3]);
+    let expected = (8, 6);
+    assert!(
+        matches!(error, DenseError::EmbeddingMismatch { teacher, student }
+            if (teacher, student) == expected)
+    );
+    assert!(error.to_string().contains("8 wide"), "{error}");
+
+    let error = refused(config, [6, 2, 6]);
+    assert!(matches!(error, DenseError::TeacherGrid { .. }));
+    assert!(
+        error.to_string().contains("2 heads x 6 but 4 heads x 3"),
+        "{error}"
+    );
+
+    let empty = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(0, 3));
+    let error = refused(empty, [6, 4, 3]);
+    assert!(matches!(error, DenseError::Empty { .. }));
+    assert!(
+        error
+            .to_string()
+            .contains("the student's grid is empty (0 heads x 3)"),
+        "{error}"
+    );
+
+    let odd = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(3, 3));
+    let error = refused(odd, [6, 4, 3]);
+    assert!(matches!(
+        error,
+        DenseError::Start(StartError::HeadsDoNotDivide { .. })
+    ));
+
+    layers_refuse_another_linear::<A>(&config, &device);
+}
+
+fn layers_refuse_another_linear<A: AutodiffBackend>(config: &LtiDenseConfig, device: &A::Device) {
+    let refused = |d_input, d_output| {
+        let linear = burn::nn::LinearConfig::new(d_input, d_output).init::<A>(device);
+        config
+            .init_from_linear(&linear)
+            .expect_err("it cannot work")
+    };
+    assert!(matches!(
+        refused(7, 12),
+        DenseError::EmbeddingMismatch { teacher: 7, .. }
+    ));
+    let error = refused(6, 11);
+    assert!(matches!(error, DenseError::TeacherGrid { .. }));
+    assert!(error.to_string().contains("1 heads x 11"), "{error}");
+}
+
+fn starts_refuse_grids_that_do_not_group<A: AutodiffBackend>(device: A::Device) {
+    let refused = |student| {
+        let spec = MapSpec {
+            kind: QKV,
+            map: MapKind::Factored,
+            teacher: HeadGrid::new(6, 4),
+            student,
+        };
+        let error = Start::Grouped.check(&spec).expect_err("it does not group");
+        let made = Start::Grouped.map::<A>(&spec, 0, &device);
+        assert_eq!(made.expect_err("it does not group"), error);
+        assert!(Start::Lecun.check(&spec).is_ok());
+        error
+    };
+    let error = refused(HeadGrid::new(4, 4));
+    assert!(matches!(
+        error,
+        StartError::HeadsDoNotDivide {
+            teacher: 6,
+            student: 4,
+            ..
+        }
+    ));
+    assert!(error.to_string().contains("[1, 2, 3, 6]"), "{error}");
+    let error = refused(HeadGrid::new(3, 2));
+    assert!(matches!(error, StartError::HeadDim { .. }));
+    assert!(
+        error.to_string().contains("the teacher has 6 heads x 4"),
+        "{error}"
+    );
+}
