@@ -1,0 +1,458 @@
+//! The tiny Llamas: our logits beside transformers', Hugging Face folders in and out, the cache, and
+//! whether the plan tells the truth.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::tensors::TensorSet;
+use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::distill::{
+    Event, Listener, OutputDir, distill, free_student, learning_student,
+};
+use burn_lti_llama::hf;
+use burn_lti_llama::model::{KvCache, PlainLlama};
+use burn_lti_llama::plan::Plan;
+use burn_lti_llama::recipe::{Recipe, Trained};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::llama::{MODELS, TensorFile, batch_of, causal_batch, load, model_dir};
+use burn_lti_tests::numbers::{int_tensor, values};
+use burn_lti_tests::on_every_backend;
+use burn_lti_tests::params::{Parameter, fill_random, parameters, perturb};
+use half::{bf16, f16};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+on_every_backend![
+    logits_are_those_of_transformers,
+    packed_documents_do_not_see_each_other,
+    the_cache_continues_as_the_whole_sequence,
+    weights_are_loaded_bit_for_bit,
+    export_and_import_are_inverse,
+    the_plan_tells_the_truth,
+    the_same_seed_gives_the_same_student,
+];
+
+/// A change far beyond rounding.
+const CHANGE: f32 = 0.02;
+
+/// What logits may be off by. Roundings of the forward pass: in each layer the width three times (as
+/// input of attention and of the feed-forward block, as its residual), the heads' width twice, the
+/// feed-forward width, the keys mixed, and 32 more for norms, softmax and rotary angles; at the end
+/// the head. A logit is a sum over the width of terms of either sign, so its terms' size is at most
+/// `sqrt(width)` times the largest logit. Both programs err.
+fn logit_tolerance(config: &LlamaConfig, keys: usize, expected: &[f64]) -> Tolerance {
+    let (width, heads) = (config.hidden_size, config.query_grid().width());
+    let layer = 3 * width + 2 * heads + config.intermediate_size + keys + 32;
+    let roundings = config.num_hidden_layers * layer + width;
+    let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
+    Tolerance::Uniform(2.0 * rounding(roundings) * largest * (width as f64).sqrt())
+}
+
+fn widened(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
+}
+
+// ---------------------------------------------------------------- logits
+
+fn logits_are_those_of_transformers<A: AutodiffBackend>(device: A::Device) {
+    for name in MODELS {
+        let file = TensorFile::open(model_dir(name).join("logits.safetensors"));
+        let (shape, tokens) = file.longs("input_ids");
+        let shape: [usize; 2] = shape.try_into().expect("rows of tokens");
+        let expected = widened(file.floats("logits").1);
+        let model = load::<A::InnerBackend>(name, &device);
+        let batch = causal_batch(shape, &tokens, &device);
+        let tolerance = logit_tolerance(model.config(), shape[1], &expected);
+        let deviation = assert_close(&values(&model.logits(&batch)), &expected, &tolerance);
+        eprintln!("logits of {name} on {}: {deviation}", A::name(&device));
+        for changed in ["model.layers.0.self_attn.k_proj.weight", "model.norm.gamma"] {
+            let perturbed = perturb(model.clone(), changed, CHANGE);
+            assert_not_close(&values(&perturbed.logits(&batch)), &expected, &tolerance);
+        }
+    }
+}
+
+fn packed_documents_do_not_see_each_other<A: AutodiffBackend>(device: A::Device) {
+    let mut compared = 0;
+    for name in MODELS {
+        let file = TensorFile::open(model_dir(name).join("logits.safetensors"));
+        if !file.has("packed_logits") {
+            continue;
+        }
+        compared += 1;
+        let (shape, tokens) = file.longs("packed_input_ids");
+        let shape: [usize; 2] = shape.try_into().expect("rows of tokens");
+        let positions = file.longs("packed_positions").1;
+        let segments = file.longs("packed_segments").1;
+        let model = load::<A::InnerBackend>(name, &device);
+        let vocab = model.config().vocab_size;
+        let without_padding = |logits: Vec<f64>| -> Vec<f64> {
+            let rows = logits.chunks_exact(vocab).zip(&segments);
+            let kept = rows.filter(|(_, segment)| **segment != 0);
+            kept.flat_map(|(row, _)| row.to_vec()).collect()
+        };
+        let expected = without_padding(widened(file.floats("packed_logits").1));
+        assert!(expected.len() < tokens.len() * vocab, "there is padding");
+        let tolerance = logit_tolerance(model.config(), shape[1], &expected);
+        let found = |segments: &[i64]| {
+            let batch = batch_of(shape, &tokens, &positions, segments, &device);
+            without_padding(values(&model.logits(&batch)))
+        };
+        assert_close(&found(&segments), &expected, &tolerance);
+        let one_document = vec![1; segments.len()];
+        assert_not_close(&found(&one_document), &expected, &tolerance);
+    }
+    assert_eq!(compared, 2);
+}
+
+/// Pieces of 5, 1, 1, 4 and 6 tokens through the cache, and all 17 at once.
+fn the_cache_continues_as_the_whole_sequence<A: AutodiffBackend>(device: A::Device) {
+    for name in ["tied", "untied_bias"] {
+        let model = load::<A::InnerBackend>(name, &device);
+        let file = TensorFile::open(model_dir(name).join("logits.safetensors"));
+        let tokens = file.longs("input_ids").1[..17].to_vec();
+        let batch = causal_batch([1, 17], &tokens, &device);
+        let expected = values(&model.logits(&batch));
+        let tolerance = logit_tolerance(model.config(), 17, &expected);
+        let pieces = |model: &PlainLlama<A::InnerBackend>| {
+            let mut cache = KvCache::new(model.config().num_hidden_layers);
+            let mut rest = tokens.as_slice();
+            let mut found = Vec::new();
+            for length in [5, 1, 1, 4, 6] {
+                let (piece, tail) = rest.split_at(length);
+                let piece = int_tensor(piece, [1, length], &device);
+                found.extend(values(&model.continue_logits(piece, &mut cache)));
+                rest = tail;
+            }
+            found
+        };
+        assert_close(&pieces(&model), &expected, &tolerance);
+        let perturbed = perturb(model, "model.layers.1.self_attn.k_proj.weight", CHANGE);
+        assert_not_close(&pieces(&perturbed), &expected, &tolerance);
+    }
+}
+
+// ---------------------------------------------------------------- folders
+
+/// Burn's name of a Hugging Face tensor, and whether it is turned. Written again, so that a slip in
+/// the toolkit's table is not repeated unseen.
+fn burn_name(name: &str) -> (String, bool) {
+    if let Some(norm) = name.strip_suffix("norm.weight") {
+        return (format!("{norm}norm.gamma"), false);
+    }
+    let turned = name.ends_with(".weight") && !name.contains("embed_tokens");
+    (name.to_owned(), turned)
+}
+
+/// The float32 bits of a stored tensor, its axes turned if Burn has them so.
+fn stored_bits(file: &TensorFile, name: &str, turned: bool) -> Vec<u32> {
+    let stored = file.tensors();
+    let view = stored.tensor(name).expect("a tensor");
+    let (shape, values): (_, Vec<f32>) = match view.dtype() {
+        safetensors::Dtype::F32 => file.floats(name),
+        safetensors::Dtype::BF16 => {
+            let (shape, bits) = file.halves(name);
+            let values = bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32());
+            (shape, values.collect())
+        }
+        safetensors::Dtype::F16 => {
+            let (shape, bits) = file.halves(name);
+            let values = bits.into_iter().map(|bits| f16::from_bits(bits).to_f32());
+            (shape, values.collect())
+        }
+        other => panic!("{name} is {other:?}"),
+    };
+    let bits: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+    match (turned, shape.as_slice()) {
+        (true, &[rows, columns]) => (0..columns)
+            .flat_map(|column| (0..rows).map(move |row| row * columns + column))
+            .map(|index| bits[index])
+            .collect(),
+        _ => bits,
+    }
+}
+
+fn weights_are_loaded_bit_for_bit<A: AutodiffBackend>(device: A::Device) {
+    for name in MODELS {
+        let file = TensorFile::open(model_dir(name).join("model.safetensors"));
+        let model = load::<A::InnerBackend>(name, &device);
+        let found = parameters(&model);
+        let names: Vec<String> = file
+            .tensors()
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(names.len(), found.len(), "{name}");
+        for tensor in names {
+            let (burn, turned) = burn_name(&tensor);
+            assert_eq!(
+                found[&burn].bits,
+                stored_bits(&file, &tensor, turned),
+                "{tensor}"
+            );
+        }
+    }
+}
+
+fn export_and_import_are_inverse<A: AutodiffBackend>(device: A::Device) {
+    for name in MODELS {
+        let dir = TempDir::new().expect("a folder");
+        let model = load::<A::InnerBackend>(name, &device);
+        hf::export(&model, &model_dir(name), dir.path()).expect("an export");
+        let back = hf::load::<A::InnerBackend>(dir.path(), &device).expect("an import");
+        assert_eq!(back.config(), model.config());
+        assert_eq!(bits_of(&back), bits_of(&model));
+
+        // What is float32 already comes back as the very tensors that were there.
+        let original = TensorFile::open(model_dir(name).join("model.safetensors"));
+        let exported = TensorFile::open(dir.path().join("model.safetensors"));
+        for tensor in original.tensors().names() {
+            let found = stored_bits(&exported, tensor, false);
+            assert_eq!(found, stored_bits(&original, tensor, false), "{tensor}");
+        }
+        assert_eq!(exported.tensors().len(), original.tensors().len());
+
+        let other = fill_random(model, 1);
+        hf::export(&other, &model_dir(name), dir.path()).expect("an export over the first");
+        let back = hf::load::<A::InnerBackend>(dir.path(), &device).expect("an import");
+        assert_eq!(bits_of(&back), bits_of(&other));
+    }
+}
+
+fn bits_of<B: Backend, M: Module<B>>(model: &M) -> BTreeMap<String, Vec<u32>> {
+    let parameters = parameters(model).into_iter();
+    parameters
+        .map(|(name, parameter)| (name, parameter.bits))
+        .collect()
+}
+
+#[test]
+fn configs_of_transformers_4_and_5_mean_the_same() {
+    let read = |name| LlamaConfig::from_dir(&model_dir(name)).expect("a config");
+    assert_eq!(read("tied"), read("tied_transformers_4"));
+}
+
+// ---------------------------------------------------------------- the plan
+
+/// Recipes that differ in what the plan has to know.
+const RECIPES: [(&str, &str); 10] = [
+    ("tied", "heads = 2, kv_heads = 1 | "),
+    ("tied", "heads = 2, kv_heads = 1 | lti.map = 'general'"),
+    (
+        "tied",
+        "heads = 4, kv_heads = 2 | lti.map = { default = 'factored', out = 'general' }",
+    ),
+    ("tied", "heads = 2, kv_heads = 2 | lti.layers = [1]"),
+    ("tied", "heads = 4, kv_heads = 2 | lti.layers = [0]"),
+    (
+        "tied",
+        "heads = 6, kv_heads = 3, head_dim = 4 | lti.start = 'lecun'",
+    ),
+    ("untied_bias", "heads = 1, kv_heads = 1 | "),
+    (
+        "untied_bias",
+        "heads = 1, kv_heads = 1 | lti.train = 'projections'\nlti.layers = [1]",
+    ),
+    ("untied_bias", "heads = 2, kv_heads = 1 | lti.train = 'all'"),
+    (
+        "untied_bias",
+        "heads = 1, kv_heads = 1, head_dim = 16 | lti.start = 'lecun'\nlti.layers = [0]",
+    ),
+];
+
+/// A recipe, written to a file and read from there.
+fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
+    let text = format!(
+        "{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
+         train = {{ steps = 6, batch_size = 2, seq_len = 8, learning_rate = 1e-2 }}\n\
+         data = {{ train = ['train.txt'], valid = ['valid.txt'] }}\n"
+    );
+    let path = dir.join("recipe.toml");
+    fs::write(&path, text).expect("a file");
+    Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{rest}: {error}"))
+}
+
+/// A tensor as plan and model both should see it: name, shape, whether it trains.
+type Seen = BTreeMap<String, (Vec<usize>, bool)>;
+
+fn planned(plan: &Plan) -> Seen {
+    let tensors = plan.tensors.iter();
+    let seen: Seen = tensors
+        .map(|tensor| (tensor.name.clone(), (tensor.shape.clone(), tensor.trained)))
+        .collect();
+    assert_eq!(seen.len(), plan.tensors.len(), "a name is planned twice");
+    seen
+}
+
+/// The parameters of a model under their Hugging Face names and in its layout.
+fn seen(parameters: BTreeMap<String, Parameter>) -> Seen {
+    parameters
+        .into_iter()
+        .map(|(name, parameter)| {
+            let mut shape = parameter.shape;
+            if parameter.owner == "Linear" && shape.len() == 2 {
+                shape.reverse();
+            }
+            let name = match name.strip_suffix(".gamma") {
+                Some(norm) => format!("{norm}.weight"),
+                None => name,
+            };
+            (name, (shape, parameter.trains))
+        })
+        .collect()
+}
+
+fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
+    for (teacher, text) in RECIPES {
+        let dir = TempDir::new().expect("a folder");
+        let (student, rest) = text.split_once(" | ").expect("two parts");
+        let recipe = recipe(dir.path(), &model_dir(teacher), student, rest);
+        let plan = burn_lti_llama::distill::plan(&recipe).expect("a plan");
+        let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
+        let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
+        let parameters = match recipe.lti.train {
+            Trained::Maps => {
+                let student = learning_student::<A>(&recipe, &plan, &tensors, &device);
+                parameters(&student.expect("a student"))
+            }
+            Trained::Projections | Trained::All => {
+                let student = free_student::<A>(&recipe, &plan, &tensors, &device);
+                parameters(&student.expect("a student"))
+            }
+        };
+        check_totals(&plan, &parameters);
+        assert_eq!(seen(parameters), planned(&plan), "{teacher}: {text}");
+    }
+}
+
+fn check_totals(plan: &Plan, parameters: &BTreeMap<String, Parameter>) {
+    let elements = |trains: bool| -> usize {
+        let all = parameters.values().filter(|one| one.trains == trains);
+        all.map(|one| one.bits.len()).sum()
+    };
+    assert_eq!(plan.totals.trained_parameters, elements(true));
+    assert_eq!(plan.totals.frozen_parameters, elements(false));
+}
+
+// ---------------------------------------------------------------- a whole run
+
+const WORDS: [&str; 8] = ["the", "cat", "dog", "saw", "a", "ran", "home", "then"];
+
+/// A teacher folder: the tied fixture with a tokenizer of a few words, and two texts beside it.
+fn teacher_with_words(dir: &Path) -> PathBuf {
+    let teacher = dir.join("teacher");
+    fs::create_dir(&teacher).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(model_dir("tied").join(file), teacher.join(file)).expect("a copy");
+    }
+    let tokenizer = tokenizer_of_words().to_string();
+    fs::write(teacher.join("tokenizer.json"), tokenizer).expect("a file");
+    for (file, lines) in [("train.txt", 30), ("valid.txt", 6)] {
+        let text: String = (0..lines).map(sentence).collect();
+        fs::write(dir.join(file), text).expect("a file");
+    }
+    teacher
+}
+
+fn sentence(line: usize) -> String {
+    let words = (0..3 + line % 5).map(|word| WORDS[(line * 3 + word * (1 + line % 3)) % 8]);
+    words.collect::<Vec<_>>().join(" ") + "\n"
+}
+
+fn tokenizer_of_words() -> Value {
+    let special = |id: usize, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    let mut vocab = json!({"<unk>": 0, "<s>": 1, "</s>": 2});
+    for (index, word) in WORDS.iter().enumerate() {
+        vocab[word] = json!(index + 3);
+    }
+    json!({
+        "version": "1.0",
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    })
+}
+
+/// The exported bytes, and the figures that are no wall time.
+struct Run {
+    weights: Vec<u8>,
+    metrics: Vec<Value>,
+    summary: Value,
+}
+
+fn run<A: AutodiffBackend>(seed: u64, device: &A::Device) -> Run {
+    let dir = TempDir::new().expect("a folder");
+    let teacher = teacher_with_words(dir.path());
+    let untouched = fs::read(teacher.join("model.safetensors")).expect("a file");
+    let mut recipe = recipe(
+        dir.path(),
+        &teacher,
+        "heads = 2, kv_heads = 1",
+        "lti.start = 'lecun'",
+    );
+    recipe.train.seed = seed;
+    recipe.train.weight_decay = 0.1;
+    let out = OutputDir::prepare(&dir.path().join("out"), false).expect("a folder");
+    let nobody: Listener = Arc::new(|_: Event<'_>| {});
+    let summary = distill::<A>(&recipe, &out, device, &nobody);
+    let summary = summary.unwrap_or_else(|error| panic!("{error}"));
+
+    let after = fs::read(teacher.join("model.safetensors")).expect("a file");
+    assert!(after == untouched, "the teacher's file was touched");
+    let metrics = fs::read_to_string(dir.path().join("out/metrics.jsonl")).expect("a file");
+    let metrics = metrics.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).expect("a line of JSON");
+        line.as_object_mut().expect("an object").remove("seconds");
+        line
+    });
+    Run {
+        weights: fs::read(dir.path().join("out/student/model.safetensors")).expect("a file"),
+        metrics: metrics.collect(),
+        summary: summary.to_json(),
+    }
+}
+
+fn the_same_seed_gives_the_same_student<A: AutodiffBackend>(device: A::Device) {
+    let (first, second, other) = (
+        run::<A>(3, &device),
+        run::<A>(3, &device),
+        run::<A>(4, &device),
+    );
+    assert_eq!(first.metrics.len(), 6);
+    assert!(first.weights == second.weights, "two runs, two students");
+    assert_eq!(first.metrics, second.metrics);
+    assert!(
+        first.weights != other.weights,
+        "another seed, the same student"
+    );
+
+    let figure = |key: &str| {
+        first.summary[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("no {key}"))
+    };
+    assert!(figure("kl_end") < figure("kl_start"), "{}", first.summary);
+    // Logits of at most about ten through two layers of width 24.
+    assert!(
+        figure("collapse_max_abs_logit_diff") < 1e-4,
+        "{}",
+        first.summary
+    );
+    for key in [
+        "kl_start",
+        "kl_end",
+        "student_ce",
+        "teacher_ce",
+        "top1_agreement",
+    ] {
+        assert_eq!(first.summary[key], second.summary[key]);
+    }
+}

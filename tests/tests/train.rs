@@ -1,0 +1,560 @@
+//! Laws of a training: what moves and what does not, clipping, steps, and how it ends.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::lr_scheduler::constant::ConstantLr;
+use burn::module::{AutodiffModule, Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::TrainStep;
+use burn_lti::collapse::collapse;
+use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch};
+use burn_lti::dense::KernelPrecision;
+use burn_lti::inject::set_trainable;
+use burn_lti::loss::DistillationLoss;
+use burn_lti::tensors::TensorSet;
+use burn_lti::train::{Distiller, GlobalNormClip, TrainError, WarmupCosine};
+use burn_lti_llama::data::{PackedSequence, loader, pack};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::numbers::{Numbers, values};
+use burn_lti_tests::on_every_backend;
+use burn_lti_tests::params::{Parameter, edit, gradients, parameters, perturb};
+use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits};
+use burn_lti_tests::training::{Ended, Loaders, adamw, fit, take_steps, train_maps_only};
+
+on_every_backend![
+    maps_only_moves_maps_and_nothing_else,
+    train_all_moves_everything_but_the_teacher_kernels,
+    a_round_trip_through_the_inner_backend_forgets_nothing,
+    a_step_has_the_gradient_of_the_whole_loss,
+    a_toy_learns_and_collapses,
+    the_same_seed_gives_the_same_bits,
+    clipping_keeps_the_direction_and_bounds_the_norm,
+    an_infinite_bound_only_measures,
+    a_gradient_that_is_not_finite_moves_nothing,
+    steps_are_counted_across_epochs,
+    a_loss_that_is_not_finite_ends_the_training_before_its_step,
+    a_gradient_that_is_not_finite_ends_the_training,
+    data_without_a_batch_is_an_error,
+];
+
+type Student<A> = LearningToy<A>;
+type Teacher<A> = PlainToy<<A as AutodiffBackend>::InnerBackend>;
+type Pupil<A> = Distiller<A, Student<A>, Arc<Teacher<A>>>;
+
+/// A random toy teacher and a learning student of half its heads, only its maps trained.
+fn pair<A: AutodiffBackend>(device: &A::Device) -> (ToyConfig, Student<A>, Arc<Teacher<A>>) {
+    let (teacher_config, config) = (ToyConfig::new(4, 2), ToyConfig::new(2, 1));
+    let teacher: Teacher<A> = teacher_config.random(1, device);
+    let tensors = TensorSet::<A>::from_inner(&TensorSet::collect(&teacher));
+    let spec = LtiSpec {
+        layers: LayerSelection::Only(vec![0, 2]),
+        ..LtiSpec::new(teacher_config.geometry)
+    };
+    let awaiting = config.init(device).learn_to_init(&spec).expect("a swap");
+    // Block 1 keeps its own projections, which the teacher's do not fit.
+    let new = ["query", "key", "value", "output"]
+        .into_iter()
+        .flat_map(|name| ["weight", "bias"].map(|leaf| format!("blocks.1.attention.{name}.{leaf}")))
+        .filter(|name| name != "blocks.1.attention.output.bias");
+    let rules = awaiting.rules_by_name(new).expect("rules");
+    let (student, _) = awaiting.inject(&tensors, &rules).expect("an injection");
+    let student = edit(student, |name, values| {
+        // What began new came from the backend's own generator.
+        if name.starts_with("blocks.1.attention") {
+            *values = Numbers::new(9).normal(values.len());
+        }
+    });
+    (config, train_maps_only(student), Arc::new(teacher))
+}
+
+fn pupil<A: AutodiffBackend>(student: Student<A>, teacher: &Arc<Teacher<A>>) -> Pupil<A> {
+    let loss = DistillationLoss::new(0.7, 2.0, 5).expect("settings");
+    Distiller::new(student, teacher.clone(), loss).expect("one vocabulary")
+}
+
+/// The names whose bits differ.
+fn moved(before: &BTreeMap<String, Parameter>, after: &BTreeMap<String, Parameter>) -> Vec<String> {
+    assert!(before.keys().eq(after.keys()));
+    let names = before
+        .keys()
+        .filter(|name| before[*name].bits != after[*name].bits);
+    names.cloned().collect()
+}
+
+fn trained(parameters: &BTreeMap<String, Parameter>) -> Vec<String> {
+    let names = parameters.iter().filter(|(_, parameter)| parameter.trains);
+    names.map(|(name, _)| name.clone()).collect()
+}
+
+// ---------------------------------------------------------------- what moves
+
+fn maps_only_moves_maps_and_nothing_else<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let batch = config.batch(2, &device);
+    let (before, teacher_before) = (parameters(&student), parameters(teacher.as_ref()));
+    let expected: Vec<String> = before
+        .iter()
+        .filter(|(name, parameter)| parameter.owner == "LtiDense" && !name.ends_with(".c"))
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(expected.len(), 2 * 4 * 3);
+    assert_eq!(trained(&before), expected);
+
+    let (pupil, _) = take_steps(pupil(student, &teacher), &batch, 4, 1e-2);
+    // Evaluating in between, as the Learner does, must not unfreeze anything either.
+    let evaluated = parameters(pupil.valid().student());
+    assert!(trained(&evaluated).is_empty());
+    let (pupil, _) = take_steps(pupil, &batch, 4, 1e-2);
+    let after = parameters(pupil.student());
+    assert_eq!(moved(&before, &after), expected);
+    assert_eq!(trained(&after), expected);
+    assert_eq!(parameters(teacher.as_ref()), teacher_before);
+}
+
+fn train_all_moves_everything_but_the_teacher_kernels<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let student = set_trainable(student, |_| true);
+    let (before, teacher_before) = (parameters(&student), parameters(teacher.as_ref()));
+    let batch = config.batch(2, &device);
+    let (pupil, _) = take_steps(pupil(student, &teacher), &batch, 4, 1e-2);
+    let expected: Vec<String> = before
+        .keys()
+        .filter(|name| !name.ends_with(".c"))
+        .cloned()
+        .collect();
+    assert_eq!(moved(&before, &parameters(pupil.student())), expected);
+    assert_eq!(parameters(teacher.as_ref()), teacher_before);
+}
+
+/// Burn forgets on the inner backend what is frozen. Set again, the same parameters train as before,
+/// and without it nothing that was frozen begins to.
+fn a_round_trip_through_the_inner_backend_forgets_nothing<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let batch = config.batch(2, &device);
+    let before = parameters(&student);
+    let expected = trained(&before);
+
+    let returned: Student<A> = AutodiffModule::from_inner(student.valid().clone());
+    let (pupil_as_is, _) = take_steps(pupil(returned.clone(), &teacher), &batch, 2, 1e-2);
+    for name in moved(&before, &parameters(pupil_as_is.student())) {
+        assert!(expected.contains(&name), "{name} was frozen");
+    }
+
+    let returned = train_maps_only(returned);
+    assert_eq!(trained(&parameters(&returned)), expected);
+    let (pupil, _) = take_steps(pupil(returned, &teacher), &batch, 4, 1e-2);
+    assert_eq!(moved(&before, &parameters(pupil.student())), expected);
+}
+
+/// The surrogate's gradient is that of the loss itself, made of whole logits by Burn's autodiff.
+fn a_step_has_the_gradient_of_the_whole_loss<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let student = set_trainable(student, |_| true);
+    let batch: TokenBatch<A> = config.batch(2, &device);
+    let output = TrainStep::step(&pupil(student.clone(), &teacher), batch.clone());
+    let found = gradients(&student, &output.grads);
+
+    let expected = whole_gradients(&student, teacher.as_ref(), &batch);
+    assert!(found.keys().eq(expected.keys()));
+    assert!(found.keys().any(|name| name == "unembed.weight"));
+    // Through the whole decoder and back: twice the roundings of a forward pass, relative to the
+    // norm of the whole gradient, since that of a key's bias is zero but for rounding.
+    let all = |gradients: BTreeMap<String, Vec<f64>>| gradients.into_values().flatten().collect();
+    let (found, expected): (Vec<f64>, Vec<f64>) = (all(found), all(expected));
+    let norm = expected
+        .iter()
+        .map(|value| value * value)
+        .sum::<f64>()
+        .sqrt();
+    let roundings = 2 * 3 * (2 * 12 + 2 * 8 + 24 + 32) + 12 + 23;
+    let tolerance = Tolerance::Uniform(2.0 * rounding(roundings) * norm);
+    assert_close(&found, &expected, &tolerance);
+    let changed = perturb(student, "blocks.0.attention.value.a", 0.01);
+    let changed = all(whole_gradients(&changed, teacher.as_ref(), &batch));
+    assert_not_close(&changed, &expected, &tolerance);
+}
+
+/// Gradients of `0.7 T^2 KL + 0.3 CE` at `T = 2`.
+fn whole_gradients<A: AutodiffBackend>(
+    student: &Student<A>,
+    teacher: &Teacher<A>,
+    batch: &TokenBatch<A>,
+) -> BTreeMap<String, Vec<f64>> {
+    use burn::tensor::activation::log_softmax;
+    let ours = logits(student, batch);
+    let theirs = Tensor::from_inner(logits(teacher, &batch.inner()));
+    let mask: Tensor<A, 2> = batch.mask.clone().reshape([24, 1]);
+    let q = log_softmax(ours.clone() / 2.0, 1);
+    let p: Tensor<A, 2> = log_softmax(theirs / 2.0, 1);
+    let kl = (p.clone().exp() * (p - q)).sum_dim(1);
+    let targets = batch.targets.clone().reshape([24, 1]);
+    let ce = log_softmax(ours, 1).gather(1, targets).neg();
+    let loss = ((kl * (0.7 * 4.0) + ce * 0.3) * mask.clone()).sum() / mask.sum();
+    gradients(
+        student,
+        &GradientsParams::from_grads(loss.backward(), student),
+    )
+}
+
+fn a_toy_learns_and_collapses<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let batch = config.batch(2, &device);
+    let (pupil, losses) = take_steps(pupil(student, &teacher), &batch, 60, 2e-2);
+    let (first, last) = (losses[0], losses[59]);
+    assert!(last < 0.7 * first, "{first} to {last}");
+
+    let trained = pupil.valid().into_student();
+    let plain: Teacher<A> = collapse(&trained, KernelPrecision::Default)
+        .expect("a collapse")
+        .into_plain(config.init(&device))
+        .expect("a plain toy");
+    let expected = values(&logits(&trained, &batch.inner()));
+    let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
+    let roundings = 3 * (2 * 12 + 2 * 8 + 24 + 32) + 12;
+    let tolerance = Tolerance::Uniform(2.0 * rounding(roundings) * largest * 12f64.sqrt());
+    assert_close(
+        &values(&logits(&plain, &batch.inner())),
+        &expected,
+        &tolerance,
+    );
+    let changed = perturb(plain, "blocks.2.attention.output.weight", 0.02);
+    assert_not_close(
+        &values(&logits(&changed, &batch.inner())),
+        &expected,
+        &tolerance,
+    );
+}
+
+fn the_same_seed_gives_the_same_bits<A: AutodiffBackend>(device: A::Device) {
+    let run = || {
+        let (config, student, teacher) = pair::<A>(&device);
+        let ended = fit_toy::<A>(&config, student, &teacher, 12, &device);
+        assert_eq!(ended.error, None);
+        let losses: Vec<u64> = ended
+            .diary
+            .steps
+            .iter()
+            .map(|s| s.sums.loss.to_bits())
+            .collect();
+        let bits: Vec<Vec<u32>> = parameters(ended.model.student())
+            .into_values()
+            .map(|parameter| parameter.bits)
+            .collect();
+        (losses, bits)
+    };
+    assert_eq!(run(), run());
+}
+
+// ---------------------------------------------------------------- clipping
+
+/// A module of two parameters.
+#[derive(Module, Debug)]
+struct Two<B: Backend> {
+    one: Param<Tensor<B, 1>>,
+    two: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Two<B> {
+    fn new(device: &B::Device) -> Self {
+        Self {
+            one: Param::from_tensor(Tensor::zeros([3], device)),
+            two: Param::from_tensor(Tensor::zeros([2, 2], device)),
+        }
+    }
+
+    fn values(&self) -> Vec<f64> {
+        [values(&self.one.val()), values(&self.two.val())].concat()
+    }
+}
+
+/// Gradients of norm 10: 1, 2, 3 and 9, 1, 2, 0.
+const GRADIENT: [f32; 7] = [1.0, 2.0, 3.0, 9.0, 1.0, 2.0, 0.0];
+
+/// One step of plain gradient descent of rate 1 from zero: the values are minus the gradient taken.
+fn step_of<A: AutodiffBackend>(
+    gradient: [f32; 7],
+    bound: f64,
+    device: &A::Device,
+) -> (Vec<f64>, f64) {
+    let module = Two::<A>::new(device);
+    let one = Tensor::from_floats(&gradient[..3], device);
+    let two = Tensor::<A, 1>::from_floats(&gradient[3..], device).reshape([2, 2]);
+    let loss = (module.one.val() * one).sum() + (module.two.val() * two).sum();
+    let gradients = GradientsParams::from_grads(loss.backward(), &module);
+    let mut optimizer = GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), bound);
+    let norm = optimizer.norm();
+    assert_eq!(norm.last(), None);
+    let module = optimizer.step(1.0, module, gradients);
+    (module.values(), norm.last().expect("a step was taken"))
+}
+
+fn expected_step(factor: f64) -> Vec<f64> {
+    GRADIENT
+        .iter()
+        .map(|gradient| -f64::from(*gradient) * factor)
+        .collect()
+}
+
+fn clipping_keeps_the_direction_and_bounds_the_norm<A: AutodiffBackend>(device: A::Device) {
+    // Seven squares are summed, their root and the factor taken, and the product rounded.
+    let sizes: Vec<f64> = GRADIENT.iter().map(|g| f64::from(*g) * 0.25).collect();
+    let tolerance = Tolerance::of_magnitudes(&sizes, rounding(7 + 4));
+    let (found, norm) = step_of::<A>(GRADIENT, 2.5, &device);
+    assert_eq!(norm, 10.0);
+    assert_close(&found, &expected_step(0.25), &tolerance);
+    let length = found.iter().map(|value| value * value).sum::<f64>().sqrt();
+    assert!((length - 2.5).abs() <= 2.5 * rounding(11), "{length}");
+    // Per parameter, as Burn clips, the first three would be as long as the last four.
+    assert_not_close(&found, &expected_step(0.2501), &tolerance);
+}
+
+fn an_infinite_bound_only_measures<A: AutodiffBackend>(device: A::Device) {
+    for bound in [f64::INFINITY, 10.5] {
+        let (found, norm) = step_of::<A>(GRADIENT, bound, &device);
+        assert_eq!((found, norm), (expected_step(1.0), 10.0));
+    }
+}
+
+fn a_gradient_that_is_not_finite_moves_nothing<A: AutodiffBackend>(device: A::Device) {
+    for wrong in [f32::NAN, f32::INFINITY] {
+        let mut gradient = GRADIENT;
+        gradient[4] = wrong;
+        for bound in [2.5, f64::INFINITY] {
+            let (found, norm) = step_of::<A>(gradient, bound, &device);
+            assert_eq!(found, [0.0; 7]);
+            assert!(!norm.is_finite());
+        }
+    }
+}
+
+// ---------------------------------------------------------------- the strategy
+
+/// Ten windows of random documents, in three batches.
+fn sequences(vocab: usize) -> Vec<PackedSequence> {
+    let mut numbers = Numbers::new(3);
+    let documents: Vec<Vec<u32>> = (0..20)
+        .map(|_| {
+            let length = 3 + numbers.below(6);
+            numbers
+                .ids(length, vocab)
+                .iter()
+                .map(|id| *id as u32)
+                .collect()
+        })
+        .collect();
+    let mut windows = pack(documents, 10);
+    windows.truncate(10);
+    assert_eq!(windows.len(), 10);
+    windows
+}
+
+fn loaders<A: AutodiffBackend>(sequences: Vec<PackedSequence>, device: &A::Device) -> Loaders<A> {
+    (
+        loader(sequences.clone(), 4, Some(5), device),
+        loader(sequences, 4, None, device),
+    )
+}
+
+fn fit_toy<A: AutodiffBackend>(
+    config: &ToyConfig,
+    student: Student<A>,
+    teacher: &Arc<Teacher<A>>,
+    steps: usize,
+    device: &A::Device,
+) -> Ended<Distiller<A::InnerBackend, LearningToy<A::InnerBackend>, Arc<Teacher<A>>>> {
+    let optimizer = GlobalNormClip::new(adamw().init::<A, Pupil<A>>(), 1.0);
+    let norm = optimizer.norm();
+    let schedule = WarmupCosine::new(1e-2, steps, 2, 0.1);
+    let data = loaders::<A>(sequences(config.vocab), device);
+    fit(
+        pupil(student, teacher),
+        optimizer,
+        schedule,
+        Some(norm),
+        steps,
+        data,
+    )
+}
+
+/// Eight steps of three batches an epoch: two epochs and two thirds.
+fn steps_are_counted_across_epochs<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let before = parameters(&student);
+    let expected = trained(&before);
+    let ended = fit_toy::<A>(&config, student, &teacher, 8, &device);
+    assert_eq!(ended.error, None);
+
+    let counted: Vec<usize> = ended.diary.steps.iter().map(|report| report.step).collect();
+    assert_eq!(counted, [1, 2, 3, 4, 5, 6, 7, 8]);
+    let schedule = WarmupCosine::new(1e-2, 8, 2, 0.1);
+    for report in &ended.diary.steps {
+        assert_eq!(report.learning_rate, schedule.rate(report.step));
+        assert!(report.grad_norm.expect("a norm") > 0.0);
+    }
+    let tokens = |range: std::ops::Range<usize>| -> f64 {
+        ended.diary.steps[range]
+            .iter()
+            .map(|report| report.sums.tokens)
+            .sum()
+    };
+    let all: usize = sequences(config.vocab)
+        .iter()
+        .map(PackedSequence::num_targets)
+        .sum();
+    assert_eq!((tokens(0..3), tokens(3..6)), (all as f64, all as f64));
+    assert_eq!(ended.diary.validations.len(), 1);
+    assert_eq!(ended.diary.validations[0].tokens, all as f64);
+
+    let after = parameters(ended.model.student());
+    assert_eq!(moved(&before, &after), expected);
+    // The model that comes back is the one that the last step made.
+    let (train, valid) = loaders::<A>(sequences(config.vocab), &device);
+    drop(train);
+    let mut sums = burn_lti::loss::LossSums::default();
+    for batch in valid.iter() {
+        sums += burn::train::InferenceStep::step(&ended.model, batch).read();
+    }
+    assert_eq!(sums, ended.diary.validations[0]);
+}
+
+/// A first step of an absurd rate leaves weights from which the second loss is not a number.
+fn a_loss_that_is_not_finite_ends_the_training_before_its_step<A: AutodiffBackend>(
+    device: A::Device,
+) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let one_step = |student: Student<A>, steps| {
+        let data = loaders::<A>(sequences(config.vocab), &device);
+        let optimizer = SgdConfig::new().init::<A, Pupil<A>>();
+        fit(
+            pupil(student, &teacher),
+            optimizer,
+            ConstantLr::new(1e38),
+            None,
+            steps,
+            data,
+        )
+    };
+    let once = one_step(student.clone(), 1);
+    assert_eq!(once.error, None);
+    let ended = one_step(student, 5);
+    let error = ended.error.expect("the loss is not finite");
+    assert_eq!(
+        error,
+        TrainError::NotFinite {
+            what: "the loss",
+            step: 2
+        }
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("the loss is not finite at step 2"),
+        "{error}"
+    );
+    assert_eq!(ended.diary.steps.len(), 1);
+    let bits = |model: &Distiller<_, LearningToy<A::InnerBackend>, Arc<Teacher<A>>>| -> Vec<_> {
+        parameters(model.student())
+            .into_values()
+            .map(|p| p.bits)
+            .collect()
+    };
+    assert_eq!(bits(&ended.model), bits(&once.model));
+}
+
+/// A language model whose hidden states hold the root of a parameter that is zero: finite itself,
+/// with a gradient that is not.
+#[derive(Module, Debug)]
+struct Kink<B: Backend> {
+    table: Embedding<B>,
+    zero: Param<Tensor<B, 1>>,
+    head: Linear<B>,
+    #[module(skip)]
+    _backend: PhantomData<B>,
+}
+
+impl<B: Backend> Kink<B> {
+    fn new(vocab: usize, device: &B::Device) -> Self {
+        Self {
+            table: EmbeddingConfig::new(vocab, 4).init(device),
+            zero: Param::from_tensor(Tensor::zeros([4], device)),
+            head: LinearConfig::new(4, vocab).with_bias(false).init(device),
+            _backend: PhantomData,
+        }
+    }
+}
+
+impl<B: Backend> CausalLm<B> for Kink<B> {
+    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        self.table.forward(batch.tokens.clone()) + self.zero.val().sqrt().unsqueeze()
+    }
+
+    fn head(&self) -> Head<B> {
+        Head {
+            weight: self.head.weight.val(),
+            trains: false,
+        }
+    }
+}
+
+fn a_gradient_that_is_not_finite_ends_the_training<A: AutodiffBackend>(device: A::Device) {
+    let config = ToyConfig::new(4, 2);
+    let teacher: Arc<Teacher<A>> = Arc::new(config.random(1, &device));
+    let student = Kink::<A>::new(config.vocab, &device);
+    let before = parameters(&student);
+    let distiller = Distiller::new(student, teacher, DistillationLoss::KL).expect("a distiller");
+    let optimizer = GlobalNormClip::new(adamw().init::<A, Distiller<A, Kink<A>, _>>(), 1.0);
+    let norm = optimizer.norm();
+    let data = loaders::<A>(sequences(config.vocab), &device);
+    let ended = fit(
+        distiller,
+        optimizer,
+        ConstantLr::new(0.1),
+        Some(norm),
+        5,
+        data,
+    );
+    let error = ended.error.expect("the gradient is not finite");
+    assert_eq!(
+        error,
+        TrainError::NotFinite {
+            what: "the gradient",
+            step: 1
+        }
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("the gradient is not finite at step 1"),
+        "{error}"
+    );
+    assert!(ended.diary.steps.is_empty());
+    assert!(moved(&before, &parameters(ended.model.student())).is_empty());
+}
+
+fn data_without_a_batch_is_an_error<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let before = parameters(&student);
+    let (_, valid) = loaders::<A>(sequences(config.vocab), &device);
+    let nothing: Arc<dyn DataLoader<A, TokenBatch<A>>> = loader(Vec::new(), 4, None, &device);
+    let optimizer = adamw().init::<A, Pupil<A>>();
+    let schedule = ConstantLr::new(0.1);
+    let ended = fit(
+        pupil(student, &teacher),
+        optimizer,
+        schedule,
+        None,
+        5,
+        (nothing, valid),
+    );
+    let error = ended.error.expect("there is no batch");
+    assert_eq!(error, TrainError::NoData);
+    assert!(error.to_string().contains("holds no batch"), "{error}");
+    assert!(ended.diary.steps.is_empty());
+    assert!(moved(&before, &parameters(ended.model.student())).is_empty());
+}
