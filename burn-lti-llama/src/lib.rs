@@ -21,5 +21,4 @@ pub mod hf;
 pub mod model;
 pub mod plan;
 pub mod recipe;
-mod renderer;
 pub mod tokenizer;

@@ -12,13 +12,12 @@ use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::decoder::CausalLm;
 use burn_lti::loss::DistillationLoss;
-use burn_lti::train::{Distiller, GlobalNormClip, StepStrategy, WarmupCosine};
+use burn_lti::train::{Distiller, GlobalNormClip, SilentRenderer, StepStrategy, WarmupCosine};
 
 use super::metrics::{Counts, MetricsLog};
 use super::{DistillError, Listener, Setting};
 use crate::data::loader;
 use crate::recipe::{Recipe, TrainSection};
-use crate::renderer::Silent;
 
 /// A trained student and what it took.
 pub(super) struct TrainedStudent<M> {
@@ -79,7 +78,7 @@ where
     let result = SupervisedTraining::new(Path::new(""), batches, setting.valid.clone())
         .with_application_logger(None)
         .with_metric_logger(InMemoryMetricLogger::default())
-        .renderer(Silent)
+        .renderer(SilentRenderer)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
         .launch(Learner::new(distiller, optimizer, schedule(settings)));
 

@@ -9,11 +9,13 @@
 mod distiller;
 mod metric;
 mod optimizer;
+mod renderer;
 mod schedule;
 mod strategy;
 
 pub use distiller::Distiller;
 pub use metric::TokenMean;
 pub use optimizer::{GlobalNormClip, GradNorm};
+pub use renderer::SilentRenderer;
 pub use schedule::WarmupCosine;
 pub use strategy::{StepObserver, StepReport, StepStrategy, TrainError};

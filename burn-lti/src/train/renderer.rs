@@ -6,22 +6,24 @@ use burn::train::renderer::{
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 
-/// Renders nothing: a run tells its [`Listener`](crate::distill::Listener) instead.
-pub(crate) struct Silent;
+/// Renders nothing, for runs that show their progress elsewhere: a
+/// [`StepObserver`](super::StepObserver) is told of every step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SilentRenderer;
 
-impl MetricsRendererTraining for Silent {
+impl MetricsRendererTraining for SilentRenderer {
     fn update_train(&mut self, _state: MetricState) {}
     fn update_valid(&mut self, _state: MetricState) {}
     fn render_train(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
     fn render_valid(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
 }
 
-impl MetricsRendererEvaluation for Silent {
+impl MetricsRendererEvaluation for SilentRenderer {
     fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
     fn render_test(&mut self, _item: EvaluationProgress, _progress: Vec<ProgressType>) {}
 }
 
-impl MetricsRenderer for Silent {
+impl MetricsRenderer for SilentRenderer {
     fn manual_close(&mut self) {}
     fn register_metric(&mut self, _definition: MetricDefinition) {}
 }
