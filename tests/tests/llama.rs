@@ -10,19 +10,23 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::data::{loader, pack};
 use burn_lti_llama::distill::{
     Event, Listener, OutputDir, distill, free_student, learning_student,
 };
+use burn_lti_llama::eval::evaluate;
 use burn_lti_llama::hf;
 use burn_lti_llama::model::{KvCache, PlainLlama};
 use burn_lti_llama::plan::Plan;
 use burn_lti_llama::recipe::{Recipe, Trained};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::llama::{MODELS, TensorFile, batch_of, causal_batch, load, model_dir};
-use burn_lti_tests::numbers::{int_tensor, values};
+use burn_lti_tests::numbers::{Numbers, int_tensor, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{Parameter, fill_random, parameters, perturb};
+use burn_lti_tests::toy::packed_batch;
 use half::{bf16, f16};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -33,7 +37,10 @@ on_every_backend![
     weights_are_loaded_bit_for_bit,
     export_and_import_are_inverse,
     the_plan_tells_the_truth,
+    a_free_student_starts_where_its_maps_would,
+    an_evaluation_is_that_of_whole_logits,
     the_same_seed_gives_the_same_student,
+    only_what_trains_leaves_the_teachers_bits,
 ];
 
 /// A change far beyond rounding.
@@ -42,14 +49,14 @@ const CHANGE: f32 = 0.02;
 /// What logits may be off by. Roundings of the forward pass: in each layer the width three times (as
 /// input of attention and of the feed-forward block, as its residual), the heads' width twice, the
 /// feed-forward width, the keys mixed, and 32 more for norms, softmax and rotary angles; at the end
-/// the head. A logit is a sum over the width of terms of either sign, so its terms' size is at most
-/// `sqrt(width)` times the largest logit. Both programs err.
+/// the head. The partial sums on the way to a logit are, like its terms, of either sign, and of the
+/// size of the largest logits. Both programs err.
 fn logit_tolerance(config: &LlamaConfig, keys: usize, expected: &[f64]) -> Tolerance {
     let (width, heads) = (config.hidden_size, config.query_grid().width());
     let layer = 3 * width + 2 * heads + config.intermediate_size + keys + 32;
     let roundings = config.num_hidden_layers * layer + width;
     let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
-    Tolerance::Uniform(2.0 * rounding(roundings) * largest * (width as f64).sqrt())
+    Tolerance::Uniform(2.0 * rounding(roundings) * largest)
 }
 
 fn widened(values: Vec<f32>) -> Vec<f64> {
@@ -339,6 +346,72 @@ fn check_totals(plan: &Plan, parameters: &BTreeMap<String, Parameter>) {
     assert_eq!(plan.totals.frozen_parameters, elements(false));
 }
 
+/// `train = "projections"` folds the maps at their start; the student computes the same.
+fn a_free_student_starts_where_its_maps_would<A: AutodiffBackend>(device: A::Device) {
+    for name in ["tied", "untied_bias"] {
+        let dir = TempDir::new().expect("a folder");
+        let heads = "heads = 2, kv_heads = 1";
+        let recipe = recipe(dir.path(), &model_dir(name), heads, "lti.start = 'lecun'");
+        let plan = burn_lti_llama::distill::plan(&recipe).expect("a plan");
+        let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
+        let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
+        let learning = learning_student::<A>(&recipe, &plan, &tensors, &device);
+        let free = free_student::<A>(&recipe, &plan, &tensors, &device).expect("a student");
+        let batch = packed_batch(plan.teacher.vocab_size, 1, &device);
+        let expected = values(&learning.expect("a student").logits(&batch));
+        let tolerance = logit_tolerance(&plan.student, 12, &expected);
+        assert_close(&values(&free.logits(&batch)), &expected, &tolerance);
+        let perturbed = perturb(free, "model.layers.0.self_attn.v_proj.weight", CHANGE);
+        assert_not_close(&values(&perturbed.logits(&batch)), &expected, &tolerance);
+    }
+}
+
+fn an_evaluation_is_that_of_whole_logits<A: AutodiffBackend>(device: A::Device) {
+    let model = load::<A::InnerBackend>("tied", &device);
+    let mut numbers = Numbers::new(2);
+    let documents = (0..9).map(|_| numbers.ids(7, 61).iter().map(|id| *id as u32).collect());
+    let batches = loader(pack(documents, 10), 3, None, &device);
+    let mut told = Vec::new();
+    let found = evaluate(&model, &model, &batches, |done, all| told.push((done, all)));
+    assert_eq!(told, [(3, 7), (6, 7), (7, 7)]);
+    assert_eq!((found.kl, found.top1_agreement), (Some(0.0), Some(1.0)));
+    assert_eq!(found.tokens, 9 * 6);
+
+    let (mut ce, mut largest) = (0.0, 0.0f64);
+    for batch in batches.iter() {
+        let logits = values(&model.logits(&batch));
+        let (targets, mask) = (batch.targets.to_data(), values(&batch.mask));
+        let rows = logits.chunks_exact(61).zip(targets.iter::<i64>()).zip(mask);
+        for ((row, target), _) in rows.filter(|(_, mask)| *mask != 0.0) {
+            let sum: f64 = row.iter().map(|logit| logit.exp()).sum();
+            let log_probability = row[target as usize] - sum.ln();
+            ce -= log_probability;
+            largest = largest.max(-log_probability);
+        }
+    }
+    // A log-probability is a sum over the vocabulary of logits that are themselves bit for bit the
+    // same; the mean adds a sum over 54 tokens.
+    let tolerance = Tolerance::Uniform(rounding(61 + 4 + 54) * (1.0 + largest));
+    for found in [found.student_ce, found.teacher_ce] {
+        assert_close(&[found.expect("tokens")], &[ce / 54.0], &tolerance);
+    }
+    assert_eq!(found.student_perplexity, found.student_ce.map(f64::exp));
+
+    let other = perturb(model.clone(), "model.norm.gamma", CHANGE);
+    let found = evaluate(&other, &model, &batches, |_, _| {});
+    assert!(found.kl > Some(0.0));
+    assert_not_close(
+        &[found.student_ce.expect("tokens")],
+        &[ce / 54.0],
+        &tolerance,
+    );
+    assert_close(
+        &[found.teacher_ce.expect("tokens")],
+        &[ce / 54.0],
+        &tolerance,
+    );
+}
+
 // ---------------------------------------------------------------- a whole run
 
 const WORDS: [&str; 8] = ["the", "cat", "dog", "saw", "a", "ran", "home", "then"];
@@ -388,16 +461,13 @@ struct Run {
     summary: Value,
 }
 
-fn run<A: AutodiffBackend>(seed: u64, device: &A::Device) -> Run {
+fn run<A: AutodiffBackend>(train: &str, seed: u64, device: &A::Device) -> Run {
     let dir = TempDir::new().expect("a folder");
     let teacher = teacher_with_words(dir.path());
     let untouched = fs::read(teacher.join("model.safetensors")).expect("a file");
-    let mut recipe = recipe(
-        dir.path(),
-        &teacher,
-        "heads = 2, kv_heads = 1",
-        "lti.start = 'lecun'",
-    );
+    let heads = "heads = 2, kv_heads = 1";
+    let rest = format!("lti.start = 'lecun'\nlti.train = '{train}'");
+    let mut recipe = recipe(dir.path(), &teacher, heads, &rest);
     recipe.train.seed = seed;
     recipe.train.weight_decay = 0.1;
     let out = OutputDir::prepare(&dir.path().join("out"), false).expect("a folder");
@@ -421,11 +491,8 @@ fn run<A: AutodiffBackend>(seed: u64, device: &A::Device) -> Run {
 }
 
 fn the_same_seed_gives_the_same_student<A: AutodiffBackend>(device: A::Device) {
-    let (first, second, other) = (
-        run::<A>(3, &device),
-        run::<A>(3, &device),
-        run::<A>(4, &device),
-    );
+    let run = |seed| run::<A>("maps", seed, &device);
+    let (first, second, other) = (run(3), run(3), run(4));
     assert_eq!(first.metrics.len(), 6);
     assert!(first.weights == second.weights, "two runs, two students");
     assert_eq!(first.metrics, second.metrics);
@@ -454,5 +521,28 @@ fn the_same_seed_gives_the_same_student<A: AutodiffBackend>(device: A::Device) {
         "top1_agreement",
     ] {
         assert_eq!(first.summary[key], second.summary[key]);
+    }
+}
+
+/// Of the exported student. `maps` and `projections` leave everything but attention alone; `all`
+/// leaves nothing.
+fn only_what_trains_leaves_the_teachers_bits<A: AutodiffBackend>(device: A::Device) {
+    let teacher = TensorFile::open(model_dir("tied").join("model.safetensors"));
+    for train in ["maps", "projections", "all"] {
+        let run = run::<A>(train, 3, &device);
+        let student = SafeTensors::deserialize(&run.weights).expect("an export");
+        let figure = |key: &str| run.summary[key].as_f64().expect("a figure");
+        assert!(
+            figure("kl_end") < figure("kl_start"),
+            "{train}: {}",
+            run.summary
+        );
+        assert_eq!(student.len(), teacher.tensors().len());
+        for (name, view) in student.tensors() {
+            let original = teacher.tensors();
+            let same = original.tensor(&name).expect("a tensor").data() == view.data();
+            let copied = train != "all" && !name.contains("self_attn");
+            assert_eq!(same, copied, "{train}: {name}");
+        }
     }
 }
