@@ -10,16 +10,13 @@ use burn::optim::{AdamWConfig, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::metric::MetricDefinition;
-use burn::train::renderer::{
-    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
-    MetricsRendererTraining, ProgressType, TrainingProgress,
-};
 use burn::train::{Learner, SupervisedTraining, TrainStep, TrainingStrategy};
 use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::LossSums;
-use burn_lti::train::{Distiller, GradNorm, StepObserver, StepReport, StepStrategy, TrainError};
+use burn_lti::train::{
+    Distiller, GradNorm, SilentRenderer, StepObserver, StepReport, StepStrategy, TrainError,
+};
 
 /// The student with its maps, and the biases beside them, the only things that train.
 pub fn train_maps_only<B: Backend, M: Module<B>>(student: M) -> M {
@@ -118,7 +115,7 @@ where
     let result = SupervisedTraining::new(Path::new(""), train, valid)
         .with_application_logger(None)
         .with_metric_logger(InMemoryMetricLogger::default())
-        .renderer(Silent)
+        .renderer(SilentRenderer)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
         .launch(Learner::new(distiller, optimizer, schedule));
     let error = error.lock().expect("no thread has panicked").take();
@@ -128,24 +125,4 @@ where
         diary,
         error,
     }
-}
-
-/// Renders nothing.
-struct Silent;
-
-impl MetricsRendererTraining for Silent {
-    fn update_train(&mut self, _state: MetricState) {}
-    fn update_valid(&mut self, _state: MetricState) {}
-    fn render_train(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
-    fn render_valid(&mut self, _item: TrainingProgress, _progress: Vec<ProgressType>) {}
-}
-
-impl MetricsRendererEvaluation for Silent {
-    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
-    fn render_test(&mut self, _item: EvaluationProgress, _progress: Vec<ProgressType>) {}
-}
-
-impl MetricsRenderer for Silent {
-    fn manual_close(&mut self) {}
-    fn register_metric(&mut self, _definition: MetricDefinition) {}
 }

@@ -95,12 +95,7 @@ impl InjectRules {
     ) -> Result<Self, InjectError> {
         let new: BTreeSet<String> = new.into_iter().collect();
         let slots = Slots::of(student);
-        if let Some(name) = new.iter().find(|name| !slots.0.contains_key(*name)) {
-            return Err(InjectError::UnknownNew {
-                name: name.clone(),
-                suggestion: nearest_name(name, slots.0.keys().map(String::as_str)),
-            });
-        }
+        check_new(&new, &slots)?;
         let mut rules = Vec::new();
         for (name, slot) in slots.0.iter().filter(|(name, _)| !new.contains(*name)) {
             let (prefix, _) = split_name(name);
@@ -127,6 +122,7 @@ impl InjectRules {
         slots: &Slots,
         teacher: &TensorSet<B>,
     ) -> Result<BTreeMap<String, String>, InjectError> {
+        check_new(&self.new, slots)?;
         let mut sources: BTreeMap<String, String> = BTreeMap::new();
         for rule in &self.rules {
             let mut matched = false;
@@ -182,6 +178,17 @@ impl InjectRules {
             student: student.to_owned(),
             suggestion: nearest_name(student, slots.0.keys().map(String::as_str)),
         })
+    }
+}
+
+/// Every tensor declared new must be one of the student's.
+fn check_new(new: &BTreeSet<String>, slots: &Slots) -> Result<(), InjectError> {
+    match new.iter().find(|name| !slots.0.contains_key(*name)) {
+        None => Ok(()),
+        Some(name) => Err(InjectError::UnknownNew {
+            name: name.clone(),
+            suggestion: nearest_name(name, slots.0.keys().map(String::as_str)),
+        }),
     }
 }
 

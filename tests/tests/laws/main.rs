@@ -1,0 +1,7 @@
+//! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
+
+mod decoders;
+mod llama;
+mod loss;
+mod maps;
+mod train;
