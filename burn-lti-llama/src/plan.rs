@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use burn_lti::dense::{HeadGrid, MapKind, ProjectionKind, Slot};
-use burn_lti::start::Start;
+use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
+use burn_lti::start::{MapSpec, Start};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -397,7 +397,7 @@ impl Planner<'_> {
         let keeps_map = self.trained == Trained::Maps;
         if leaf == "bias" && slot == Slot::Out {
             // It is as wide as the residual stream, which the student shares with the teacher.
-            tensors.push(copied(name, shape, !keeps_map));
+            tensors.push(copied(name, shape, true));
         } else if !keeps_map {
             let origin = Origin::Start { from: name.clone() };
             tensors.push(PlannedTensor {
@@ -414,20 +414,28 @@ impl Planner<'_> {
                 trained: true,
             });
         } else {
+            let spec = MapSpec {
+                kind: slot.kind(),
+                map: self.map.kind(slot),
+                teacher: self.teacher.grid(slot),
+                student: self.student.grid(slot),
+            };
             tensors.push(PlannedTensor {
                 name: format!("{module}.c"),
-                shape: kernel_shape(slot, self.teacher),
+                shape: kernel_shape(spec.kind, self.teacher.hidden_size, spec.teacher).into(),
                 origin: Origin::TeacherKernel { from: name },
                 trained: false,
             });
-            let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-            let maps = map_shapes(self.map.kind(slot), slot.kind(), teacher, student);
-            tensors.extend(maps.into_iter().map(|(letter, shape)| PlannedTensor {
-                name: format!("{module}.{letter}"),
-                shape,
-                origin: Origin::Map,
-                trained: true,
-            }));
+            tensors.extend(
+                map_shapes(&spec)
+                    .into_iter()
+                    .map(|(letter, shape)| PlannedTensor {
+                        name: format!("{module}.{letter}"),
+                        shape,
+                        origin: Origin::Map,
+                        trained: true,
+                    }),
+            );
         }
     }
 
@@ -507,7 +515,7 @@ impl Planner<'_> {
         let layer: f64 = Slot::ALL
             .map(|slot| {
                 let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-                contraction_cost(self.map.kind(slot), teacher, student)
+                contraction_with_gradients(self.map.kind(slot), teacher, student)
             })
             .iter()
             .sum();
@@ -525,52 +533,18 @@ fn copied(name: String, shape: Vec<usize>, trained: bool) -> PlannedTensor {
     }
 }
 
-/// Shape of `C`: the teacher's kernel with its heads apart.
-fn kernel_shape(slot: Slot, teacher: &LlamaConfig) -> Vec<usize> {
-    let (d_model, HeadGrid { heads, head_dim }) = (teacher.hidden_size, teacher.grid(slot));
-    match slot.kind() {
-        ProjectionKind::Qkv => vec![d_model, heads, head_dim],
-        ProjectionKind::Output => vec![heads, head_dim, d_model],
-    }
-}
-
 /// The tensors of a map, by letter.
-fn map_shapes(
-    map: MapKind,
-    projection: ProjectionKind,
-    teacher: HeadGrid,
-    student: HeadGrid,
-) -> Vec<(char, Vec<usize>)> {
-    let (t, s) = (teacher, student);
-    let b = match projection {
-        ProjectionKind::Qkv => vec![t.head_dim, s.head_dim],
-        ProjectionKind::Output => vec![s.head_dim, t.head_dim],
-    };
-    match map {
-        MapKind::Factored => vec![('a', vec![t.heads, s.heads]), ('b', b)],
-        MapKind::General => vec![('w', vec![t.heads, t.head_dim, s.heads, s.head_dim])],
+fn map_shapes(spec: &MapSpec) -> Vec<(char, Vec<usize>)> {
+    match spec.map {
+        MapKind::Factored => vec![('a', spec.a_shape().into()), ('b', spec.b_shape().into())],
+        MapKind::General => vec![('w', spec.w_shape().into())],
     }
 }
 
-/// Multiply-adds of a contraction and of its gradients, per row of the kernel (`d` = 1).
-fn contraction_cost(map: MapKind, teacher: HeadGrid, student: HeadGrid) -> f64 {
-    let size = |n: usize| n as f64;
-    let (x, y) = (size(teacher.heads), size(teacher.head_dim));
-    let (u, v) = (size(student.heads), size(student.head_dim));
-    match map {
-        MapKind::General => 2.0 * x * y * u * v,
-        MapKind::Factored => {
-            let heads_first = (x * y * u, u * y * v);
-            let dims_first = (x * y * v, x * v * u);
-            let sum = |(first, second): (f64, f64)| first + second;
-            let (first, second) = if sum(heads_first) <= sum(dims_first) {
-                heads_first
-            } else {
-                dims_first
-            };
-            2.0 * first + 3.0 * second
-        }
-    }
+/// Multiply-adds of a contraction and of its gradients, for each of the model's features.
+fn contraction_with_gradients(map: MapKind, teacher: HeadGrid, student: HeadGrid) -> f64 {
+    let ContractionCost { first, second } = contraction_cost(map, teacher, student);
+    2.0 * first as f64 + 3.0 * second as f64
 }
 
 impl fmt::Display for Plan {
@@ -855,14 +829,13 @@ mod tests {
             attention_bias: true,
             ..teacher()
         };
-        for (train, q, out_trained) in [
-            ("maps", Origin::Map, false),
+        for (train, q) in [
+            ("maps", Origin::Map),
             (
                 "projections",
                 Origin::Start {
                     from: q_proj("bias"),
                 },
-                true,
             ),
         ] {
             let recipe = recipe(&[&format!("lti.train={train}"), "lti.layers=[0]"]);
@@ -875,10 +848,7 @@ mod tests {
             let out = |layer| format!("model.layers.{layer}.self_attn.o_proj.bias");
             let bias = tensor(&plan, &out(0));
             assert_eq!(bias.origin, Origin::Copied { from: out(0) });
-            assert_eq!(
-                (bias.shape.as_slice(), bias.trained),
-                (&[64][..], out_trained)
-            );
+            assert_eq!((bias.shape.as_slice(), bias.trained), (&[64][..], true));
             // In a layer without maps it fits, whatever becomes of the heads.
             assert_eq!(
                 tensor(&plan, &out(1)).origin,
@@ -997,10 +967,10 @@ mod tests {
     fn the_contraction_takes_the_cheaper_order() {
         let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
         // Heads first 40 + 80, head size first 80 + 16.
-        let cost = contraction_cost(MapKind::Factored, teacher, student);
+        let cost = contraction_with_gradients(MapKind::Factored, teacher, student);
         assert_eq!(cost, 2.0 * 80.0 + 3.0 * 16.0);
         assert_eq!(
-            contraction_cost(MapKind::General, teacher, student),
+            contraction_with_gradients(MapKind::General, teacher, student),
             2.0 * 160.0
         );
     }

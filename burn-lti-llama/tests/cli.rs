@@ -256,6 +256,57 @@ fn an_output_folder_with_content_is_left_alone_unless_told_otherwise() {
 }
 
 #[test]
+fn a_student_never_replaces_its_teacher() {
+    let workshop = Workshop::new();
+    let distill = [
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--set",
+        "train.steps=1",
+    ];
+    workshop.succeed(&distill);
+    let weights = || fs::read(workshop.path("out/student/model.safetensors")).unwrap();
+    let before = weights();
+    let again = [
+        "--overwrite",
+        "--set",
+        "teacher.path=out/student",
+        "--set",
+        "student.heads=1",
+    ];
+    let errors = workshop.fail(&[&distill[..], &again].concat());
+    assert!(errors.contains("teacher"), "{errors}");
+    assert_eq!(weights(), before);
+}
+
+#[test]
+fn a_run_that_diverges_leaves_nothing_that_looks_finished() {
+    let workshop = Workshop::new();
+    let distill = [
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--set",
+        "train.warmup_fraction=0",
+    ];
+    workshop.succeed(&distill);
+    let diverge = ["--overwrite", "--set", "train.learning_rate=1e38", "--set"];
+    for steps in ["train.steps=1", "train.steps=3"] {
+        let errors = workshop.fail(&[&distill[..], &diverge, &[steps]].concat());
+        assert!(
+            errors.contains("finite") || errors.contains("diverged"),
+            "{errors}"
+        );
+        assert!(!workshop.path("out/summary.json").exists());
+        assert!(!workshop.path("out/student").exists());
+    }
+    workshop.succeed(&[&distill[..], &["--overwrite"]].concat());
+}
+
+#[test]
 fn a_bad_recipe_makes_no_folder() {
     let workshop = Workshop::new();
     workshop.fail(&[
@@ -292,8 +343,8 @@ fn what_is_missing_is_named() {
     );
 
     fs::remove_file(workshop.path("valid.txt")).unwrap();
-    let errors = workshop.fail(&["plan", "recipe.toml", "--backend", "abacus"]);
-    assert!(errors.contains("--backend"), "{errors}");
+    let errors = workshop.fail(&["plan", "recipe.toml"]);
+    assert!(errors.contains("valid.txt"), "{errors}");
     let errors = workshop.fail(&["generate", "--model", "nowhere", "--prompt", "w5"]);
     assert!(errors.contains("nowhere"), "{errors}");
 }

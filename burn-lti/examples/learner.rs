@@ -9,6 +9,8 @@
 //! cargo run -p burn-lti --example learner
 //! ```
 
+#![allow(clippy::print_stdout)] // an example prints
+
 use std::sync::Arc;
 
 use burn::backend::{Autodiff, Flex};

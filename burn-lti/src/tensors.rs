@@ -94,7 +94,7 @@ pub struct AnyTensor<B: Backend> {
 
 impl<B: Backend> AnyTensor<B> {
     /// Forgets the rank. `None` for a quantized tensor, which has no float primitive.
-    fn erase<const D: usize>(tensor: Tensor<B, D>) -> Option<Self> {
+    pub(crate) fn erase<const D: usize>(tensor: Tensor<B, D>) -> Option<Self> {
         match tensor.into_primitive() {
             TensorPrimitive::Float(primitive) => Some(Self { primitive }),
             TensorPrimitive::QFloat(_) => None,

@@ -60,3 +60,12 @@ macro_rules! on_every_backend {
 pub fn backend_name<B: burn::tensor::backend::Backend>(device: &B::Device) -> String {
     B::name(device)
 }
+
+/// An error and all its sources, as a command prints them.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    sources
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

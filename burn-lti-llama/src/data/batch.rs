@@ -50,6 +50,8 @@ pub fn loader<B: Backend>(
     seed: Option<u64>,
     device: &B::Device,
 ) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    // Burn reserves a whole batch, however little there is to fill it.
+    let batch_size = batch_size.clamp(1, sequences.len().max(1));
     let builder = DataLoaderBuilder::<B, _, _>::new(TokenBatcher)
         .batch_size(batch_size)
         .set_device(device.clone());

@@ -83,8 +83,9 @@ pub fn demo<A: AutodiffBackend>(
     let mut students = Vec::new();
     for start in Start::ALL {
         listener(Event::Stage(&format!("student, start {start}")));
-        let overrides = [format!("lti.start={start}"), format!("train.seed={seed}")];
-        let recipe = Recipe::parse(RECIPE, &dir.join("demo.toml"), &overrides)?;
+        let mut recipe = Recipe::parse(RECIPE, &dir.join("demo.toml"), &[])?;
+        recipe.lti.start = start;
+        recipe.train.seed = seed;
         let out = OutputDir::prepare(&dir.join(start.to_string()), false)?;
         let summary = distill::<A>(&recipe, &out, device, listener)?;
         students.push(DemoStudent { start, summary });

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use burn::module::AutodiffModule;
-use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::TokenBatch;
 use burn_lti::train::{GlobalNormClip, WarmupCosine};
@@ -85,14 +85,9 @@ fn config(vocab_size: usize) -> LlamaConfig {
 
 /// Mean cross-entropy over the tokens that have a target.
 fn cross_entropy<A: AutodiffBackend>(model: &PlainLlama<A>, batch: TokenBatch<A>) -> Tensor<A, 1> {
-    let logits = model.logits(&batch);
-    let [rows, tokens, vocab] = logits.dims();
-    // Token 0, `<unk>`, stands where there is no target, and never is one.
-    CrossEntropyLossConfig::new()
-        .with_pad_tokens(Some(vec![0]))
-        .init(&logits.device())
-        .forward(
-            logits.reshape([rows * tokens, vocab]),
-            batch.targets.reshape([rows * tokens]),
-        )
+    let targets = batch.targets.clone().unsqueeze_dim(2);
+    let log_probs = log_softmax(model.logits(&batch), 2)
+        .gather(2, targets)
+        .squeeze_dim::<2>(2);
+    (log_probs * batch.mask.clone()).sum().neg() / batch.mask.sum()
 }

@@ -58,6 +58,12 @@ pub enum DistillError {
     /// A file of the output.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A text of the recipe is not there.
+    #[error("there is no text file {file}: correct the paths in [data] of the recipe")]
+    NoText {
+        /// The file.
+        file: PathBuf,
+    },
     /// The exported student does not compute what was trained.
     #[error(
         "the reloaded student's logits differ from the trained model's by {difference}, where \
@@ -76,6 +82,12 @@ pub enum DistillError {
     )]
     OutputExists {
         /// The folder.
+        dir: PathBuf,
+    },
+    /// The output folder would be written over the teacher.
+    #[error("the teacher lies in {dir}, where its student would replace it: choose another --out")]
+    OutputIsTeacher {
+        /// The output folder.
         dir: PathBuf,
     },
     /// The output folder cannot be used.

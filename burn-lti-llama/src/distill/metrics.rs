@@ -14,15 +14,22 @@ use super::{Event, Listener};
 #[derive(Serialize)]
 struct Line {
     step: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     kl: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     student_ce: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     teacher_ce: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     top1_agreement: Option<f64>,
     learning_rate: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     grad_norm: Option<f64>,
+    /// Since the line before.
     tokens: u64,
+    /// Since training began.
     seconds: f64,
 }
 

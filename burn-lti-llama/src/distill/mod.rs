@@ -16,7 +16,6 @@ mod student;
 mod summary;
 mod training;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -109,18 +108,19 @@ struct Setting<A: AutodiffBackend> {
 
 impl<A: AutodiffBackend> Setting<A> {
     fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
+        // What is read fast and may be wrong comes before what takes its time.
         let path = &recipe.teacher.path;
         let config = LlamaConfig::from_dir(path)?;
         let plan = Plan::new(recipe, &config)?;
-        let tensors = hf::load_tensors(path, &config, device)?;
-        let teacher = hf::plain_from_tensors(&config, &tensors, device)?;
-
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         tokenizer.check_vocab(config.vocab_size)?;
         let load = |paths| data::load_sequences(paths, &tokenizer, recipe.train.seq_len);
         let train = load(&recipe.data.train)?;
         let mut valid = load(&recipe.data.valid)?;
         valid.truncate(recipe.train.eval_sequences);
+
+        let tensors = hf::load_tensors(path, &config, device)?;
+        let teacher = hf::plain_from_tensors(&config, &tensors, device)?;
         Ok(Self {
             plan,
             tensors,
@@ -158,7 +158,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
             setting,
             recipe,
             self.device,
-            self.out.metrics_file()?,
+            self.out,
             self.listener,
         )?;
 
@@ -169,11 +169,12 @@ impl<A: AutodiffBackend> Run<'_, A> {
             &setting.plan.student,
             self.device,
         ))?;
-        let student_dir = self.out.student_dir();
+        let student_dir = self.out.unchecked_student_dir();
         hf::export(&plain, &recipe.teacher.path, &student_dir)?;
 
         let reloaded = hf::load::<A::InnerBackend>(&student_dir, self.device)?;
         let difference = self.max_logit_difference(&trained.student, &reloaded)?;
+        self.out.accept_student()?;
         let end = self.evaluate("evaluating the exported student", &reloaded);
         let summary = Summary::new(self.recipe, &setting.plan, &start, &end, &trained.counts)
             .with_collapse_difference(difference)
@@ -204,24 +205,23 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let Some(batch) = self.setting.valid.iter().next() else {
             return Ok(None);
         };
-        let difference = (logits(trained, &batch) - logits(reloaded, &batch))
-            .abs()
-            .max()
-            .into_scalar()
-            .elem::<f64>();
-        if difference <= MAX_COLLAPSE_DIFFERENCE {
-            return Ok(Some(difference));
+        let largest = |values: Tensor<A::InnerBackend, 2>| values.abs().max().into_scalar().elem();
+        let trained = logits(trained, &batch);
+        let difference = largest(trained.clone() - logits(reloaded, &batch));
+        let allowed = MAX_COLLAPSE_DIFFERENCE * f64::max(1.0, largest(trained));
+        match difference <= allowed {
+            true => Ok(Some(difference)),
+            false => Err(DistillError::Collapse {
+                difference,
+                allowed,
+            }),
         }
-        Err(DistillError::Collapse {
-            difference,
-            allowed: MAX_COLLAPSE_DIFFERENCE,
-        })
     }
 }
 
-/// Folding a map away regroups sums of at most a few thousand float32 terms; logits are of the
-/// order of 10, so anything beyond this is no rounding.
-const MAX_COLLAPSE_DIFFERENCE: f64 = 1e-2;
+/// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
+/// each off by 6e-8 of its size: anything beyond this is no rounding.
+const MAX_COLLAPSE_DIFFERENCE: f64 = 1e-4;
 
 /// Logits of a batch, `[batch * tokens, vocab]`.
 fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
@@ -232,14 +232,17 @@ fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor
         .matmul(model.head().weight)
 }
 
-/// The recipe's plan, from the teacher's configuration alone.
+/// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not
+/// read.
 ///
 /// # Errors
 ///
-/// [`DistillError::Config`] or [`DistillError::Plan`].
+/// [`DistillError::Config`], [`DistillError::Plan`], [`DistillError::NoText`].
 pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
-    Ok(Plan::new(
-        recipe,
-        &LlamaConfig::from_dir(Path::new(&recipe.teacher.path))?,
-    )?)
+    let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
+    let mut texts = recipe.data.train.iter().chain(&recipe.data.valid);
+    match texts.find(|text| !text.is_file()) {
+        Some(text) => Err(DistillError::NoText { file: text.clone() }),
+        None => Ok(plan),
+    }
 }

@@ -52,15 +52,33 @@ impl OutputDir {
         }
     }
 
-    /// Where the student goes.
+    /// Where the student ends up.
     pub fn student_dir(&self) -> PathBuf {
         self.dir.join("student")
     }
 
-    /// Makes the folder and writes `recipe.toml`.
+    /// Where the student is written, until it has been read back and compared.
+    pub(super) fn unchecked_student_dir(&self) -> PathBuf {
+        self.dir.join("student.unchecked")
+    }
+
+    /// Makes the folder, takes away the results of an earlier run and writes `recipe.toml`.
+    ///
+    /// `summary.json` goes first: while it is there, what stands beside it is one finished run.
     pub(super) fn begin(&self, recipe: &Recipe) -> Result<(), DistillError> {
-        fs::create_dir_all(self.student_dir()).map_err(|source| DistillError::Output {
-            path: self.dir.clone(),
+        self.check_apart_from(&recipe.teacher.path)?;
+        fs::create_dir_all(&self.dir).map_err(|source| self.problem("", source))?;
+        for file in ["summary.json", "metrics.jsonl", "recipe.toml"] {
+            removed(fs::remove_file(self.dir.join(file)))
+                .map_err(|source| self.problem(file, source))?;
+        }
+        for dir in [self.student_dir(), self.unchecked_student_dir()] {
+            removed(fs::remove_dir_all(&dir))
+                .map_err(|source| DistillError::Output { path: dir, source })?;
+        }
+        let unchecked = self.unchecked_student_dir();
+        fs::create_dir(&unchecked).map_err(|source| DistillError::Output {
+            path: unchecked,
             source,
         })?;
         let text = recipe.to_toml()?;
@@ -68,6 +86,34 @@ impl OutputDir {
             &self.dir.join("recipe.toml"),
             text.as_bytes(),
         )?)
+    }
+
+    /// The student was compared with what was trained: gives it its name.
+    pub(super) fn accept_student(&self) -> Result<(), DistillError> {
+        fs::rename(self.unchecked_student_dir(), self.student_dir())
+            .map_err(|source| self.problem("student", source))
+    }
+
+    /// A run that took its teacher's own folder away would have nothing left to learn from.
+    fn check_apart_from(&self, teacher: &Path) -> Result<(), DistillError> {
+        let is_teacher = |dir: &Path| match (fs::canonicalize(dir), fs::canonicalize(teacher)) {
+            (Ok(dir), Ok(teacher)) => teacher.starts_with(dir),
+            _ => false,
+        };
+        let replaced = [self.student_dir(), self.unchecked_student_dir()];
+        match replaced.iter().any(|dir| is_teacher(dir)) {
+            true => Err(DistillError::OutputIsTeacher {
+                dir: self.dir.clone(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn problem(&self, name: &str, source: io::Error) -> DistillError {
+        DistillError::Output {
+            path: self.dir.join(name),
+            source,
+        }
     }
 
     pub(super) fn write_summary(&self, summary: &Summary) -> Result<(), DistillError> {
@@ -80,7 +126,18 @@ impl OutputDir {
 
     /// `metrics.jsonl`, empty and open for writing.
     pub(super) fn metrics_file(&self) -> Result<File, DistillError> {
-        let path = self.dir.join("metrics.jsonl");
-        File::create(&path).map_err(|source| DistillError::Output { path, source })
+        File::create(self.metrics_path()).map_err(|source| self.problem("metrics.jsonl", source))
+    }
+
+    pub(super) fn metrics_path(&self) -> PathBuf {
+        self.dir.join("metrics.jsonl")
+    }
+}
+
+/// What was not there needs no removing.
+fn removed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }

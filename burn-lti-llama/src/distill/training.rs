@@ -1,6 +1,5 @@
 //! The training of a run, under Burn's Learner.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +14,7 @@ use burn_lti::loss::DistillationLoss;
 use burn_lti::train::{Distiller, GlobalNormClip, SilentRenderer, StepStrategy, WarmupCosine};
 
 use super::metrics::{Counts, MetricsLog};
-use super::{DistillError, Listener, Setting};
+use super::{DistillError, Listener, OutputDir, Setting};
 use crate::data::loader;
 use crate::recipe::{Recipe, TrainSection};
 
@@ -38,7 +37,7 @@ pub(super) fn train<A, M>(
     setting: &Setting<A>,
     recipe: &Recipe,
     device: &A::Device,
-    metrics: File,
+    out: &OutputDir,
     listener: &Listener,
 ) -> Result<TrainedStudent<M::InnerModule>, DistillError>
 where
@@ -60,7 +59,7 @@ where
     let norm = optimizer.norm();
 
     let log = Arc::new(Mutex::new(MetricsLog::new(
-        metrics,
+        out.metrics_file()?,
         settings.log_every,
         settings.steps,
         listener.clone(),
@@ -90,7 +89,7 @@ where
         .unwrap_or_else(PoisonError::into_inner)
         .finish()
         .map_err(|source| DistillError::Output {
-            path: "metrics.jsonl".into(),
+            path: out.metrics_path(),
             source,
         })?;
     Ok(TrainedStudent {

@@ -25,14 +25,6 @@ pub enum HfError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Tensors that do not make up a model of this configuration.
-    #[error("the tensors do not make up the configured model: {0}")]
+    #[error("the tensors do not make up the configured model")]
     Model(#[from] InjectError),
-    /// A tensor could not be read back from the device.
-    #[error("`{name}` could not be read from the device: {detail}")]
-    Device {
-        /// The tensor.
-        name: String,
-        /// What the backend says.
-        detail: String,
-    },
 }

@@ -7,7 +7,7 @@ use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
 use super::weights::WEIGHTS;
-use super::{HfError, NewTensor, write_weights};
+use super::{HfError, NewTensor, WeightsError, write_weights};
 use crate::files::write_atomically;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
@@ -25,26 +25,33 @@ pub fn export<B: Backend>(
 ) -> Result<(), HfError> {
     let config = model.config();
     let tensors = TensorSet::collect(model);
-    let mut files = Vec::new();
-    for (name, shape) in config.tensors() {
-        let naming = Naming::of(&name);
-        let unreadable = |detail: String| HfError::Device {
-            name: naming.burn.clone(),
-            detail,
-        };
-        let named = tensors
-            .get(&naming.burn)
-            .ok_or_else(|| unreadable("the model does not hold it".to_owned()))?;
-        let mut values = named.tensor.to_f32().map_err(unreadable)?;
-        if let (true, &[rows, columns]) = (naming.transposed, shape.as_slice()) {
-            values = transpose(&values, columns, rows);
-        }
-        files.push(NewTensor::new(name, shape, move || values));
-    }
+    let files = config
+        .tensors()
+        .into_iter()
+        .map(|(name, shape)| weights(&tensors, name, shape));
 
     copy_files(tokenizer_dir, dir)?;
     let config = format!("{:#}\n", config.to_json());
     write_atomically(&dir.join("config.json"), config.as_bytes())?;
     write_weights(&dir.join(WEIGHTS), files)?;
     Ok(())
+}
+
+/// A tensor in Hugging Face's name and layout, read from the device when it is written.
+fn weights<B: Backend>(tensors: &TensorSet<B>, name: String, shape: Vec<usize>) -> NewTensor<'_> {
+    let (naming, turned) = (Naming::of(&name), shape.clone());
+    NewTensor::new(name, shape, move || {
+        let unreadable = |detail: String| WeightsError::Device {
+            tensor: naming.burn.clone(),
+            detail,
+        };
+        let named = tensors
+            .get(&naming.burn)
+            .ok_or_else(|| unreadable("the model does not hold it".to_owned()))?;
+        let values = named.tensor.to_f32().map_err(unreadable)?;
+        Ok(match (naming.transposed, turned.as_slice()) {
+            (true, &[rows, columns]) => transpose(&values, columns, rows),
+            _ => values,
+        })
+    })
 }

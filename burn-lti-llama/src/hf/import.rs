@@ -8,7 +8,7 @@ use burn_lti::inject::{InjectRules, inject};
 use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
-use super::{HfError, WeightFiles};
+use super::{HfError, WeightFiles, WeightsError};
 use crate::config::LlamaConfig;
 use crate::model::PlainLlama;
 
@@ -42,6 +42,7 @@ pub fn load_tensors<B: Backend>(
         false => &[],
     };
     files.check(&expected, tied)?;
+    check_tied_head(&files, dir, tied)?;
 
     let mut tensors = TensorSet::new();
     for (name, shape) in &expected {
@@ -66,6 +67,17 @@ pub fn load_tensors<B: Backend>(
         }
     }
     Ok(tensors)
+}
+
+/// A head that is written beside the embedding it is tied to must be that embedding.
+fn check_tied_head(files: &WeightFiles, dir: &Path, tied: &[&str]) -> Result<(), HfError> {
+    for head in tied.iter().filter(|head| files.info(head).is_some()) {
+        if files.read_f32(head)? != files.read_f32("model.embed_tokens.weight")? {
+            let folder = dir.to_owned();
+            return Err(WeightsError::TiedHead { folder }.into());
+        }
+    }
+    Ok(())
 }
 
 /// A plain model of this configuration over `tensors`, sharing their data.

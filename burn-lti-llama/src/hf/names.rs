@@ -1,10 +1,8 @@
 //! One table between Hugging Face's names and layouts and Burn's.
 
-/// A parameter under both names.
+/// What Burn makes of a parameter of Hugging Face's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Naming {
-    /// `model.norm.weight`
-    pub(super) hugging_face: String,
     /// `model.norm.gamma`
     pub(super) burn: String,
     /// The Burn struct that holds it.
@@ -14,7 +12,7 @@ pub(super) struct Naming {
 }
 
 impl Naming {
-    /// Both names of the parameter that Hugging Face calls `name`.
+    /// Of the parameter that Hugging Face calls `name`.
     pub(super) fn of(name: &str) -> Self {
         let (holder, leaf) = name.rsplit_once('.').unwrap_or(("", name));
         let module = holder.rsplit('.').next().unwrap_or_default();
@@ -24,7 +22,6 @@ impl Naming {
             _ => ("Linear", leaf),
         };
         Self {
-            hugging_face: name.to_owned(),
             burn: format!("{holder}.{burn_leaf}"),
             owner,
             transposed: owner == "Linear" && leaf == "weight",
@@ -64,7 +61,7 @@ mod tests {
         assert_eq!(norm.burn, "model.layers.0.input_layernorm.gamma");
         assert!(!norm.transposed);
         let linear = Naming::of("model.layers.0.self_attn.q_proj.weight");
-        assert_eq!(linear.burn, linear.hugging_face);
+        assert_eq!(linear.burn, "model.layers.0.self_attn.q_proj.weight");
         assert!(linear.transposed);
         assert!(!Naming::of("model.layers.0.self_attn.q_proj.bias").transposed);
         assert!(!Naming::of("model.embed_tokens.weight").transposed);

@@ -129,6 +129,33 @@ pub enum WeightsError {
         /// The type, as the file names it.
         found: String,
     },
+    /// A tensor holds infinity or no number at all.
+    #[error("{tensor} of {file} holds {value}: the model diverged, or the file is damaged")]
+    NotFinite {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first such value.
+        value: f32,
+    },
+    /// The values of a tensor to be written cannot be had.
+    #[error("`{tensor}` cannot be read from the device: {detail}")]
+    Device {
+        /// The tensor.
+        tensor: String,
+        /// What the backend says.
+        detail: String,
+    },
+    /// The head of a tied model is written a second time, and differs.
+    #[error(
+        "{folder} says tie_word_embeddings, but its lm_head.weight is not its embedding: set \
+         tie_word_embeddings to false in config.json if the head is its own"
+    )]
+    TiedHead {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// There is no tensor of this name.
     #[error("no tensor {tensor} in {folder}")]
     NoTensor {
@@ -348,14 +375,16 @@ impl WeightFiles {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::NoTensor`]: there is none of this name.
+    /// [`WeightsError::NoTensor`]: there is none of this name; [`WeightsError::NotFinite`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let entry = self.tensors.get(name);
         let entry = entry.ok_or_else(|| WeightsError::NoTensor {
             folder: self.folder.clone(),
             tensor: name.to_owned(),
         })?;
-        Ok(entry.info.dtype.to_f32(self.bytes(entry)))
+        let values = entry.info.dtype.to_f32(self.bytes(entry));
+        check_finite(&self.shards[entry.shard].file, name, &values)?;
+        Ok(values)
     }
 
     /// Checks that the folder holds the tensors of a model, given by name and shape: all of them,
@@ -543,7 +572,7 @@ fn reading(file: &Path) -> impl FnOnce(io::Error) -> WeightsError + '_ {
 pub struct NewTensor<'a> {
     name: String,
     shape: Vec<usize>,
-    values: Box<dyn FnOnce() -> Vec<f32> + 'a>,
+    values: Box<dyn FnOnce() -> Result<Vec<f32>, WeightsError> + 'a>,
 }
 
 impl<'a> NewTensor<'a> {
@@ -552,7 +581,7 @@ impl<'a> NewTensor<'a> {
     pub fn new(
         name: impl Into<String>,
         shape: impl Into<Vec<usize>>,
-        values: impl FnOnce() -> Vec<f32> + 'a,
+        values: impl FnOnce() -> Result<Vec<f32>, WeightsError> + 'a,
     ) -> Self {
         Self {
             name: name.into(),
@@ -566,8 +595,9 @@ impl<'a> NewTensor<'a> {
 ///
 /// # Errors
 ///
-/// - [`WeightsError::SameName`], [`WeightsError::Values`], [`WeightsError::Layout`]: the tensors
-///   are no contents of such a file; what was at `path` is untouched.
+/// - [`WeightsError::SameName`], [`WeightsError::Values`], [`WeightsError::NotFinite`],
+///   [`WeightsError::Device`], [`WeightsError::Layout`]: the tensors are no contents of such a
+///   file; what was at `path` is untouched.
 /// - [`WeightsError::Write`]: the file could not be written ([`FileError::Write`], what was at
 ///   `path` is untouched) or is not as it was written ([`FileError::ReadBack`]).
 /// - [`WeightsError::Read`], [`WeightsError::Size`], [`WeightsError::HeaderLength`],
@@ -634,6 +664,18 @@ fn write_header(file: &mut BufWriter<&File>, metadata: &Metadata) -> io::Result<
     file.write_all(header.as_bytes())
 }
 
+/// A model with one such number computes nothing but more of them.
+fn check_finite(file: &Path, tensor: &str, values: &[f32]) -> Result<(), WeightsError> {
+    match values.iter().find(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(value) => Err(WeightsError::NotFinite {
+            file: file.to_owned(),
+            tensor: tensor.to_owned(),
+            value: *value,
+        }),
+    }
+}
+
 fn write_tensor(
     path: &Path,
     file: &mut BufWriter<&File>,
@@ -644,7 +686,8 @@ fn write_tensor(
         shape,
         values,
     } = tensor;
-    let values = values();
+    let values = values()?;
+    check_finite(path, &name, &values)?;
     if values.len() != shape.iter().product::<usize>() {
         return Err(WeightsError::Values {
             tensor: name,
@@ -711,7 +754,7 @@ mod tests {
     fn tensor(name: &str, shape: &[usize]) -> NewTensor<'static> {
         let size = shape.iter().product::<usize>();
         NewTensor::new(name, shape, move || {
-            (0..size).map(|n| n as f32 + 0.5).collect()
+            Ok((0..size).map(|n| n as f32 + 0.5).collect())
         })
     }
 
@@ -734,7 +777,7 @@ mod tests {
     fn what_is_written_is_read() {
         let folder = folder();
         let tensors = [
-            NewTensor::new("b", [2, 2], || vec![1.0, -2.5, f32::MIN_POSITIVE, 1e30]),
+            NewTensor::new("b", [2, 2], || Ok(vec![1.0, -2.5, f32::MIN_POSITIVE, 1e30])),
             tensor("a", &[3]),
             tensor("empty", &[0, 4]),
             tensor("scalar", &[]),
@@ -781,7 +824,7 @@ mod tests {
             "b": {"dtype": "BF16", "shape": [3], "data_offsets": [6, 12]},
         })
         .to_string();
-        let values = [1.5, -0.25, f32::INFINITY];
+        let values = [1.5, -0.25, 3072.0];
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());
         bytes.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
@@ -793,6 +836,45 @@ mod tests {
         assert_eq!(files.read_f32("b").unwrap(), values);
         assert_eq!(files.info("h").unwrap().dtype, WeightType::F16);
         assert_eq!(files.info("b").unwrap().dtype, WeightType::Bf16);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_neither_written_nor_read() {
+        let folder = folder();
+        let path = folder.path().join(WEIGHTS);
+        write_weights(&path, [tensor("a", &[2])]).unwrap();
+        let before = fs::read(&path).unwrap();
+        let nan = NewTensor::new("a", [2], || Ok(vec![0.0, f32::NAN]));
+        let error = write_weights(&path, [nan]).unwrap_err();
+        assert!(matches!(&error, WeightsError::NotFinite { tensor, .. } if tensor == "a"));
+        assert_eq!(fs::read(&path).unwrap(), before);
+
+        let mut damaged = before;
+        let last = damaged.len() - 4;
+        damaged[last..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        fs::write(&path, damaged).unwrap();
+        let error = WeightFiles::open(folder.path())
+            .unwrap()
+            .read_f32("a")
+            .unwrap_err();
+        assert!(matches!(&error, WeightsError::NotFinite { value, .. } if *value > 0.0));
+    }
+
+    #[test]
+    fn values_that_cannot_be_had_leave_the_file_alone() {
+        let folder = folder();
+        let path = folder.path().join(WEIGHTS);
+        write_weights(&path, [tensor("a", &[2])]).unwrap();
+        let before = fs::read(&path).unwrap();
+        let lost = NewTensor::new("a", [2], || {
+            Err(WeightsError::Device {
+                tensor: "a".to_owned(),
+                detail: "gone".to_owned(),
+            })
+        });
+        let error = write_weights(&path, [lost]).unwrap_err();
+        assert!(error.to_string().contains("gone"));
+        assert_eq!(fs::read(&path).unwrap(), before);
     }
 
     #[test]
@@ -1052,13 +1134,14 @@ mod tests {
         write_weights(&path, [tensor("old", &[1])]).unwrap();
         let old = fs::read(&path).unwrap();
 
-        let short = || NewTensor::new("b", [3], || vec![0.0; 2]);
+        let short = || NewTensor::new("b", [3], || Ok(vec![0.0; 2]));
         let error = write_weights(&path, [tensor("a", &[2]), short()]).unwrap_err();
         assert!(matches!(&error, WeightsError::Values { tensor, values: 2, .. } if tensor == "b"));
         let error = write_weights(&path, [tensor("a", &[2]), tensor("a", &[2])]).unwrap_err();
         assert!(matches!(&error, WeightsError::SameName { tensor } if tensor == "a"));
         for shape in [[usize::MAX, 2], [usize::MAX / 4, 1]] {
-            let error = write_weights(&path, [NewTensor::new("a", shape, Vec::new)]).unwrap_err();
+            let error =
+                write_weights(&path, [NewTensor::new("a", shape, || Ok(Vec::new()))]).unwrap_err();
             assert!(matches!(&error, WeightsError::Layout { file, .. } if *file == path));
         }
 

@@ -13,8 +13,9 @@ use crate::config::LlamaConfig;
 #[derive(Clone, Debug)]
 pub struct AttentionMask<B: Backend> {
     /// `[batch, kv_heads, group * queries, keys]`, where `group` query heads share a key/value head:
-    /// 0 where a query sees a key, minus infinity where not. As large as the scores themselves, so
-    /// that adding it is plain element-wise work; one for all layers.
+    /// 0 where a query sees a key, minus infinity where not; one for all layers. As large as the
+    /// scores themselves where that is little, so that adding it is plain element-wise work; beyond
+    /// that, with 1 in the place of `kv_heads`.
     scores: Tensor<B, 4>,
 }
 
@@ -49,14 +50,22 @@ impl<B: Backend> AttentionMask<B> {
     fn for_heads(scores: Tensor<B, 3>, geometry: &AttentionGeometry) -> Self {
         let [batch, queries, keys] = scores.dims();
         let (heads, kv_heads) = (geometry.query.heads, geometry.key_value.heads);
+        let group = heads / kv_heads;
+        let copies = match batch * heads * queries * keys <= MAX_COPIED_MASK {
+            true => kv_heads,
+            false => 1,
+        };
         let one = scores.reshape([batch, 1, queries, keys]);
         // Joining copies whole rows, where `repeat_dim` would go element by element on some backends.
-        let scores = Tensor::cat(vec![one; heads], 1);
+        let scores = Tensor::cat(vec![one; copies * group], 1);
         Self {
-            scores: scores.reshape([batch, kv_heads, heads / kv_heads * queries, keys]),
+            scores: scores.reshape([batch, copies, group * queries, keys]),
         }
     }
 }
+
+/// Elements up to which a mask is copied for every head: 64 MiB of float32.
+const MAX_COPIED_MASK: usize = 1 << 24;
 
 /// Minus infinity where a key comes after a query, else 0: `[tokens, past + tokens]`, the queries
 /// being the last `tokens`.

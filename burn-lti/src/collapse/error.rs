@@ -25,7 +25,7 @@ pub enum CollapseError {
         name: String,
     },
     /// The map does not fit its teacher kernel.
-    #[error("`{name}`: {source}")]
+    #[error("the map of `{name}` cannot be folded away")]
     Contraction {
         /// The projection.
         name: String,
@@ -33,7 +33,7 @@ pub enum CollapseError {
         source: ContractionError,
     },
     /// The plain model lacks something, or has it in another shape.
-    #[error("the plain model does not fit the collapsed tensors: {0}")]
+    #[error("the plain model does not fit the collapsed tensors")]
     Plain(#[from] InjectError),
     /// Tensors that the plain model has no place for.
     #[error(

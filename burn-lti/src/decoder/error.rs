@@ -23,7 +23,7 @@ pub enum DecoderError {
         layers: usize,
     },
     /// One projection cannot be swapped.
-    #[error("layer {layer}, {slot} projection: {source}")]
+    #[error("the {slot} projection of layer {layer} cannot become a map")]
     Projection {
         /// The layer.
         layer: usize,

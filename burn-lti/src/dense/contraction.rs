@@ -94,28 +94,36 @@ pub fn calculate_stacked_attn_weight<B: Backend>(
     Ok(contract_layers(kind, c.swap_dims(0, 1), map, precision).swap_dims(0, 1))
 }
 
-/// Multiply-adds of one contraction with the cheaper order, for a model of width `d_model`.
+/// Multiply-adds of a contraction's products, for each of the model's `d_model` features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContractionCost {
+    /// Of the product with `C`.
+    pub first: usize,
+    /// Of the product with what the first gave; 0 for a general map.
+    pub second: usize,
+}
+
+/// What a contraction costs in the cheaper order.
 ///
 /// Factored, with `x, y` the teacher's and `u, v` the student's grid: heads first costs
-/// `d_model (x y u + u y v)`, head size first `d_model (x y v + x v u)`. General: `d_model x y u v`.
-pub const fn contraction_multiply_adds(
+/// `x y u` and `u y v`, head size first `x y v` and `x v u`. General: `x y u v`.
+pub const fn contraction_cost(
     map: MapKind,
-    d_model: usize,
     teacher: HeadGrid,
     student: HeadGrid,
-) -> usize {
+) -> ContractionCost {
     let (x, y, u, v) = (
         teacher.heads,
         teacher.head_dim,
         student.heads,
         student.head_dim,
     );
-    d_model
-        * match map {
-            MapKind::General => x * y * u * v,
-            MapKind::Factored if heads_first(x, y, u, v) => u * y * (x + v),
-            MapKind::Factored => x * v * (y + u),
-        }
+    let (first, second) = match map {
+        MapKind::General => (x * y * u * v, 0),
+        MapKind::Factored if heads_first(x, y, u, v) => (x * y * u, u * y * v),
+        MapKind::Factored => (x * y * v, x * v * u),
+    };
+    ContractionCost { first, second }
 }
 
 /// Whether mixing heads before head features is the cheaper order.

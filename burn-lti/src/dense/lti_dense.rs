@@ -259,8 +259,9 @@ impl LtiDenseConfig {
     }
 }
 
-/// Shape of a kernel of this kind over `grid`.
-const fn kernel_shape(kind: ProjectionKind, d_model: usize, grid: HeadGrid) -> [usize; 3] {
+/// Shape of a kernel of this kind over `grid`: `[d_model, heads, head_dim]`, or
+/// `[heads, head_dim, d_model]` for out.
+pub const fn kernel_shape(kind: ProjectionKind, d_model: usize, grid: HeadGrid) -> [usize; 3] {
     match kind {
         ProjectionKind::Qkv => [d_model, grid.heads, grid.head_dim],
         ProjectionKind::Output => [grid.heads, grid.head_dim, d_model],

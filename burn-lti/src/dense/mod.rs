@@ -38,9 +38,9 @@ mod geometry;
 mod lti_dense;
 
 pub use contraction::{
-    AttnMap, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
-    contraction_multiply_adds,
+    AttnMap, ContractionCost, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+    contraction_cost,
 };
 pub use error::{ContractionError, DenseError};
 pub use geometry::{HeadGrid, KernelPrecision, MapKind, ProjectionKind, Slot};
-pub use lti_dense::{LtiDense, LtiDenseConfig, TeacherKernel};
+pub use lti_dense::{LtiDense, LtiDenseConfig, TeacherKernel, kernel_shape};

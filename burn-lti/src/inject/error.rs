@@ -7,7 +7,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum InjectError {
     /// The pattern of a rule is not a regular expression.
-    #[error("rule `{pattern}` is not a valid regular expression: {source}")]
+    #[error("rule `{pattern}` is not a valid regular expression")]
     Pattern {
         /// The pattern as given.
         pattern: String,

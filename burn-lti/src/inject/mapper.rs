@@ -8,6 +8,7 @@ use burn::prelude::*;
 use super::InjectError;
 use super::rules::{InjectRules, Slot, Slots};
 use crate::collapse::{LtiParts, lti_parts};
+use crate::compat;
 use crate::dense::{KernelPrecision, ProjectionKind, calculate_attn_weight};
 use crate::tensors::{AnyTensor, ModulePath, TensorSet, split_name};
 
@@ -44,7 +45,7 @@ pub fn inject<B: Backend, M: Module<B>>(
         let Some(named) = teacher.get(source) else {
             continue; // `resolve` only names tensors of the teacher
         };
-        let value = match mapped_bias(name, slot, &maps, &named.tensor) {
+        let value = match mapped_bias(name, slot, &maps, source, &named.tensor)? {
             Some(bias) => bias,
             None => {
                 check_shape(name, slot, source, &named.tensor)?;
@@ -69,26 +70,33 @@ pub fn inject<B: Backend, M: Module<B>>(
 
 /// The start of an `LtiDense` bias: the teacher's bias as a kernel of width one through the map.
 ///
-/// `None` where the bias has the teacher's own shape anyway (the output projection), where the
-/// tensor is no such bias, or where the teacher's does not have the teacher's grid.
+/// `None` where the tensor is no such bias, and for the output projection, whose bias has the
+/// teacher's own shape.
 fn mapped_bias<B: Backend>(
     name: &str,
     slot: &Slot,
     maps: &BTreeMap<String, LtiParts<B>>,
+    source: &str,
     teacher_bias: &AnyTensor<B>,
-) -> Option<AnyTensor<B>> {
+) -> Result<Option<AnyTensor<B>>, InjectError> {
     let (prefix, leaf) = split_name(name);
     if slot.owner != "LtiDense" || leaf != "bias" {
-        return None;
+        return Ok(None);
     }
-    let parts = maps.get(prefix)?;
-    let map = parts.map()?;
-    if parts.kind()? == ProjectionKind::Output {
-        return None;
-    }
-    let (heads, head_dim) = parts.teacher_grid()?;
+    let Some((ProjectionKind::Qkv, (heads, head_dim), map)) = maps
+        .get(prefix)
+        .and_then(|parts| Some((parts.kind()?, parts.teacher_grid()?, parts.map()?)))
+    else {
+        return Ok(None);
+    };
+    let misfit = || InjectError::Shape {
+        teacher: source.to_owned(),
+        found: teacher_bias.shape(),
+        student: name.to_owned(),
+        expected: vec![heads * head_dim],
+    };
     if teacher_bias.num_elements() != heads * head_dim {
-        return None;
+        return Err(misfit());
     }
     let bias = calculate_attn_weight(
         ProjectionKind::Qkv,
@@ -96,14 +104,8 @@ fn mapped_bias<B: Backend>(
         map,
         KernelPrecision::Default,
     )
-    .ok()?;
-    let mut set = TensorSet::new();
-    set.insert(
-        name,
-        "LtiDense",
-        crate::compat::detached(bias).reshape([slot.shape[0]]),
-    );
-    set.get(name).map(|named| named.tensor.clone())
+    .map_err(|_| misfit())?;
+    Ok(AnyTensor::erase(compat::detached(bias).flatten::<1>(0, 2)))
 }
 
 /// The shapes must be equal up to splitting or joining axes in order.
@@ -157,9 +159,10 @@ impl<B: Backend> ModuleMapper<B> for Injector<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         match self.values.remove(&self.path.name()) {
             Some(value) => {
-                let shape = param.lazy_shape().dims();
-                let id = param.id;
-                param.transform_for_load(value.to_rank(shape), id)
+                let (shape, id) = (param.lazy_shape().dims(), param.id);
+                // Detached, so that two parameters filled from one tensor are two to autodiff.
+                let value = compat::detached(value.to_rank(shape));
+                param.transform_for_load(value, id)
             }
             None => param,
         }

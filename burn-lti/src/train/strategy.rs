@@ -29,6 +29,12 @@ pub enum TrainError {
         /// The step, counted from 1.
         step: usize,
     },
+    /// Burn's interrupter was asked to stop.
+    #[error("interrupted after step {step}")]
+    Interrupted {
+        /// The last step taken.
+        step: usize,
+    },
     /// The training data holds no batch.
     #[error("the training data holds no batch: give more text or a shorter seq_len")]
     NoData,
@@ -105,6 +111,11 @@ impl StepStrategy {
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
+    fn failed(&self) -> bool {
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        error.is_some()
+    }
+
     fn observe(&self, tell: impl FnOnce(&mut dyn StepObserver)) {
         let mut observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner);
         tell(&mut *observer);
@@ -139,7 +150,11 @@ where
                     self.fail(error);
                     break 'training;
                 }
-                if step == self.steps || components.interrupter.should_stop() {
+                if step == self.steps {
+                    break 'training;
+                }
+                if components.interrupter.should_stop() {
+                    self.fail(TrainError::Interrupted { step });
                     break 'training;
                 }
             }
@@ -149,7 +164,7 @@ where
             }
         }
         events.process_train(LearnerEvent::EndEpoch(1));
-        if self.validates {
+        if self.validates && !self.failed() {
             self.validate(&learner, &mut events, &valid);
         }
         (learner.model(), events)

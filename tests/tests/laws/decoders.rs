@@ -21,9 +21,9 @@ use burn_lti_llama::model::{LearningLlama, PlainLlama};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::llama;
 use burn_lti_tests::numbers::{Numbers, bits, values};
-use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{Parameter, parameters, perturb};
 use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
+use burn_lti_tests::{chain, on_every_backend};
 
 on_every_backend![
     a_toy_with_the_teachers_grids_is_the_teacher,
@@ -444,10 +444,10 @@ fn swaps_that_cannot_be_done_are_refused<A: AutodiffBackend>(device: A::Device) 
         DenseError::Start(StartError::HeadsDoNotDivide { .. })
     ));
     assert!(
-        error.to_string().contains("layer 0, query projection"),
+        error.to_string().contains("query projection of layer 0"),
         "{error}"
     );
-    assert!(error.to_string().contains("6 teacher heads"), "{error}");
+    assert!(chain(&error).contains("6 teacher heads"), "{error}");
 
     a_block_of_another_width_is_refused::<A>(&device);
 }
@@ -481,7 +481,7 @@ fn a_block_of_another_width_is_refused<A: AutodiffBackend>(device: &A::Device) {
         ),
         "{error}"
     );
-    assert!(error.to_string().contains("12 -> 10"), "{error}");
+    assert!(chain(&error).contains("12 -> 10"), "{error}");
 }
 
 // ---------------------------------------------------------------- injection
@@ -567,7 +567,7 @@ fn rules_match_whole_names_and_fill_in_groups<A: AutodiffBackend>(device: A::Dev
 fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     let error = CopyRule::new("layer_(1", "first").expect_err("a parenthesis is open");
     assert!(matches!(error, InjectError::Pattern { .. }));
-    assert!(error.to_string().contains("`layer_(1`"), "{error}");
+    assert!(chain(&error).contains("`layer_(1`"), "{error}");
 
     let teacher = set_of::<A>(&["first.kernel", "second.kernel"], [2, 3], &device);
     let refused = |pairs: &[(&str, &str)]| {
@@ -667,10 +667,7 @@ fn collapses_that_would_leave_something_out_are_refused<A: AutodiffBackend>(devi
         error,
         CollapseError::Plain(InjectError::Shape { .. })
     ));
-    assert!(
-        error.to_string().contains("`blocks.0.attention."),
-        "{error}"
-    );
+    assert!(chain(&error).contains("`blocks.0.attention."), "{error}");
     let fewer = ToyConfig {
         layers: 2,
         ..config
@@ -689,7 +686,7 @@ fn collapses_that_would_leave_something_out_are_refused<A: AutodiffBackend>(devi
         ..config
     };
     let error = refused(more.init(&device));
-    assert!(error.to_string().contains("blocks.3."), "{error}");
+    assert!(chain(&error).contains("blocks.3."), "{error}");
 }
 
 fn teacherless_maps_are_refused<B: Backend>(device: &B::Device) {
@@ -761,5 +758,6 @@ fn maps_that_do_not_fit_are_refused<B: Backend>(device: &B::Device) {
         ),
         "{error}"
     );
-    assert!(error.to_string().starts_with("`0`: axis"), "{error}");
+    assert!(error.to_string().contains("`0`"), "{error}");
+    assert!(chain(&error).contains(": axis"), "{error}");
 }

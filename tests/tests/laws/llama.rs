@@ -319,7 +319,7 @@ fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
         let dir = TempDir::new().expect("a folder");
         let (student, rest) = text.split_once(" | ").expect("two parts");
         let recipe = recipe(dir.path(), &model_dir(teacher), student, rest);
-        let plan = burn_lti_llama::distill::plan(&recipe).expect("a plan");
+        let plan = plan(&recipe);
         let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
         let parameters = match recipe.lti.train {
@@ -352,7 +352,7 @@ fn a_free_student_starts_where_its_maps_would<A: AutodiffBackend>(device: A::Dev
         let dir = TempDir::new().expect("a folder");
         let heads = "heads = 2, kv_heads = 1";
         let recipe = recipe(dir.path(), &model_dir(name), heads, "lti.start = 'lecun'");
-        let plan = burn_lti_llama::distill::plan(&recipe).expect("a plan");
+        let plan = plan(&recipe);
         let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
         let learning = learning_student::<A>(&recipe, &plan, &tensors, &device);
@@ -545,4 +545,10 @@ fn only_what_trains_leaves_the_teachers_bits<A: AutodiffBackend>(device: A::Devi
             assert_eq!(same, copied, "{train}: {name}");
         }
     }
+}
+
+/// The plan of a recipe whose texts need not be there.
+fn plan(recipe: &Recipe) -> Plan {
+    let teacher = LlamaConfig::from_dir(&recipe.teacher.path).expect("a teacher");
+    Plan::new(recipe, &teacher).expect("a plan")
 }

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -140,14 +141,14 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) text: Vec<PathBuf>,
     /// Tokens in a sequence.
-    #[arg(long, default_value_t = 128, value_name = "TOKENS")]
-    pub(crate) seq_len: usize,
+    #[arg(long, default_value = "128", value_name = "TOKENS")]
+    pub(crate) seq_len: NonZeroUsize,
     /// Sequences in a batch.
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    pub(crate) batch_size: usize,
+    #[arg(long, default_value = "16", value_name = "N")]
+    pub(crate) batch_size: NonZeroUsize,
     /// Read at most so many sequences; all if absent.
     #[arg(long, value_name = "N")]
-    pub(crate) max_sequences: Option<usize>,
+    pub(crate) max_sequences: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
@@ -212,7 +213,8 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Seed of the stories, the teacher and the students.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N",
+        value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,

@@ -1,8 +1,8 @@
 //! `burn-lti eval`
 
-use std::num::NonZero;
+use std::num::NonZeroUsize;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::data;
 use burn_lti_llama::eval::{Evaluation, evaluate};
@@ -25,14 +25,15 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluation> {
     let (config, tokenizer) = config_and_tokenizer(&args.teacher)?;
-    NonZero::new(args.batch_size).context("--batch-size is 0: give at least 1")?;
-    if args.seq_len > config.max_position_embeddings {
+    let seq_len = args.seq_len.get();
+    if seq_len > config.max_position_embeddings {
         bail!(
-            "--seq-len is {}, but the teacher reads at most {} tokens",
-            args.seq_len,
+            "--seq-len is {seq_len}, but the teacher reads at most {} tokens",
             config.max_position_embeddings
         );
     }
+    let mut sequences = data::load_sequences(&args.text, &tokenizer, seq_len)?;
+    sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
     let teacher = hf::load::<A::InnerBackend>(&args.teacher, device)?;
     let student = hf::load::<A::InnerBackend>(&args.student, device)?;
     if student.config().vocab_size != config.vocab_size {
@@ -42,9 +43,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluat
             student.config().vocab_size
         );
     }
-    let mut sequences = data::load_sequences(&args.text, &tokenizer, args.seq_len)?;
-    sequences.truncate(args.max_sequences.unwrap_or(usize::MAX));
-    let batches = data::loader(sequences, args.batch_size, None, device);
+    let batches = data::loader(sequences, args.batch_size.get(), None, device);
     Ok(evaluate(&student, &teacher, &batches, |_, _| {}))
 }
 
