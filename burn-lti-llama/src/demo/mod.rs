@@ -55,7 +55,7 @@ path = "teacher"
 heads = 4
 kv_heads = 2
 [train]
-steps = 150
+steps = 120
 batch_size = 16
 seq_len = 128
 [data]

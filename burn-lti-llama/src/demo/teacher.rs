@@ -22,7 +22,7 @@ use crate::tokenizer::Tokenizer;
 
 const SEQ_LEN: usize = 128;
 const BATCH_SIZE: usize = 16;
-const STEPS: usize = 400;
+const STEPS: usize = 300;
 const LEARNING_RATE: f64 = 5e-3;
 
 /// Trains the teacher on `dir/train.txt` and writes it to `teacher_dir` as a Hugging Face folder.

@@ -5,6 +5,7 @@
 mod args;
 mod backend;
 mod command;
+mod memory;
 mod progress;
 
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use clap::Parser;
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Plan(args) => command::plan::run(args),
