@@ -10,7 +10,7 @@ use burn::optim::{AdamWConfig, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::{Learner, SupervisedTraining, TrainStep, TrainingStrategy};
+use burn::train::{Interrupter, Learner, SupervisedTraining, TrainStep, TrainingStrategy};
 use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::LossSums;
@@ -97,6 +97,27 @@ pub fn fit<A, M, T, O, S>(
     schedule: S,
     norm: Option<GradNorm>,
     steps: usize,
+    loaders: Loaders<A>,
+) -> Ended<Distiller<A::InnerBackend, M::InnerModule, Arc<T>>>
+where
+    A: AutodiffBackend,
+    M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
+    T: CausalLm<A::InnerBackend> + Sync + 'static,
+    O: Optimizer<Distiller<A, M, Arc<T>>, A> + 'static,
+    S: LrScheduler + 'static,
+{
+    let never = Interrupter::new();
+    fit_until(never, distiller, optimizer, schedule, norm, steps, loaders)
+}
+
+/// [`fit`] with an interrupter.
+pub fn fit_until<A, M, T, O, S>(
+    interrupter: Interrupter,
+    distiller: Distiller<A, M, Arc<T>>,
+    optimizer: O,
+    schedule: S,
+    norm: Option<GradNorm>,
+    steps: usize,
     (train, valid): Loaders<A>,
 ) -> Ended<Distiller<A::InnerBackend, M::InnerModule, Arc<T>>>
 where
@@ -116,6 +137,7 @@ where
         .with_application_logger(None)
         .with_metric_logger(InMemoryMetricLogger::default())
         .renderer(SilentRenderer)
+        .with_interrupter(interrupter)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
         .launch(Learner::new(distiller, optimizer, schedule));
     let error = error.lock().expect("no thread has panicked").take();

@@ -39,6 +39,7 @@ on_every_backend![
     rules_match_whole_names_and_fill_in_groups,
     wrong_rules_are_refused,
     nothing_is_left_unfilled,
+    one_teacher_tensor_may_fill_two_that_train,
     nothing_made_up_is_declared_new,
     collapses_that_would_leave_something_out_are_refused,
 ];
@@ -602,6 +603,22 @@ fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     assert!(matches!(error, InjectError::FilledTwice { .. }));
     for name in ["`first.weight`", "`first.kernel`", "`second.kernel`"] {
         assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+/// Both begin with the same data, and each has a gradient of its own.
+fn one_teacher_tensor_may_fill_two_that_train<A: AutodiffBackend>(device: A::Device) {
+    let mut teacher = TensorSet::<A>::new();
+    teacher.insert("shared", "Linear", Tensor::<A, 2>::ones([2, 3], &device));
+    let rules =
+        InjectRules::from_pairs([("shared", "first.weight"), ("sha(r)ed", "second.weight")])
+            .expect("valid patterns");
+    let (pair, _) = inject(Pair::<A>::new(&device), &teacher, &rules).expect("both fit");
+    let loss = pair.first.weight.val().sum() + pair.second.weight.val().sum().mul_scalar(3.0);
+    let gradients = loss.backward();
+    for (linear, expected) in [(&pair.first, 1.0), (&pair.second, 3.0)] {
+        let gradient = linear.weight.val().grad(&gradients).expect("it trains");
+        assert_eq!(values(&gradient), [expected; 6]);
     }
 }
 

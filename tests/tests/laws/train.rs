@@ -8,11 +8,11 @@ use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::constant::ConstantLr;
 use burn::module::{AutodiffModule, Module, ModuleDisplay, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer, SgdConfig};
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::backend::AutodiffBackend;
-use burn::train::TrainStep;
+use burn::tensor::backend::{AutodiffBackend, DeviceOps};
+use burn::train::{Interrupter, TrainStep};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch};
 use burn_lti::dense::KernelPrecision;
@@ -27,7 +27,9 @@ use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{Parameter, edit, gradients, parameters, perturb};
 use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
-use burn_lti_tests::training::{Ended, Loaders, adamw, fit, take_steps, train_maps_only};
+use burn_lti_tests::training::{
+    Ended, Loaders, adamw, fit, fit_until, take_steps, train_maps_only,
+};
 
 on_every_backend![
     maps_only_moves_maps_and_nothing_else,
@@ -39,10 +41,12 @@ on_every_backend![
     the_same_seed_gives_the_same_bits,
     clipping_keeps_the_direction_and_bounds_the_norm,
     an_infinite_bound_only_measures,
+    gradients_of_several_devices_are_clipped_as_their_sum,
     a_gradient_that_is_not_finite_moves_nothing,
     steps_are_counted_across_epochs,
     a_loss_that_is_not_finite_ends_the_training_before_its_step,
     a_gradient_that_is_not_finite_ends_the_training,
+    an_interrupt_is_an_error_that_names_the_step,
     data_without_a_batch_is_an_error,
 ];
 
@@ -302,6 +306,18 @@ impl<B: Backend> Two<B> {
 /// Gradients of norm 10: 1, 2, 3 and 9, 1, 2, 0.
 const GRADIENT: [f32; 7] = [1.0, 2.0, 3.0, 9.0, 1.0, 2.0, 0.0];
 
+/// `gradient` as that of the module's parameters.
+fn gradients_of<A: AutodiffBackend>(
+    module: &Two<A>,
+    gradient: &[f32; 7],
+    device: &A::Device,
+) -> GradientsParams {
+    let one = Tensor::from_floats(&gradient[..3], device);
+    let two = Tensor::<A, 1>::from_floats(&gradient[3..], device).reshape([2, 2]);
+    let loss = (module.one.val() * one).sum() + (module.two.val() * two).sum();
+    GradientsParams::from_grads(loss.backward(), module)
+}
+
 /// One step of plain gradient descent of rate 1 from zero: the values are minus the gradient taken.
 fn step_of<A: AutodiffBackend>(
     gradient: [f32; 7],
@@ -309,10 +325,7 @@ fn step_of<A: AutodiffBackend>(
     device: &A::Device,
 ) -> (Vec<f64>, f64) {
     let module = Two::<A>::new(device);
-    let one = Tensor::from_floats(&gradient[..3], device);
-    let two = Tensor::<A, 1>::from_floats(&gradient[3..], device).reshape([2, 2]);
-    let loss = (module.one.val() * one).sum() + (module.two.val() * two).sum();
-    let gradients = GradientsParams::from_grads(loss.backward(), &module);
+    let gradients = gradients_of(&module, &gradient, device);
     let mut optimizer = GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), bound);
     let norm = optimizer.norm();
     assert_eq!(norm.last(), None);
@@ -345,6 +358,22 @@ fn an_infinite_bound_only_measures<A: AutodiffBackend>(device: A::Device) {
         let (found, norm) = step_of::<A>(GRADIENT, bound, &device);
         assert_eq!((found, norm), (expected_step(1.0), 10.0));
     }
+}
+
+/// Two devices with 1/4 and 3/4 of a gradient take the step of the whole.
+fn gradients_of_several_devices_are_clipped_as_their_sum<A: AutodiffBackend>(device: A::Device) {
+    let module = Two::<A>::new(&device);
+    let share = |part: f32| gradients_of(&module, &GRADIENT.map(|g| g * part), &device);
+    let shares = MultiGradientsParams {
+        grads: vec![(share(0.25), device.id()), (share(0.75), device.id())],
+    };
+    let mut optimizer = GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), 2.5);
+    let stepped = optimizer.step_multi(1.0, module.clone(), shares);
+    let (expected, norm) = step_of::<A>(GRADIENT, 2.5, &device);
+    assert_eq!(
+        (stepped.values(), optimizer.norm().last()),
+        (expected, Some(norm))
+    );
 }
 
 fn a_gradient_that_is_not_finite_moves_nothing<A: AutodiffBackend>(device: A::Device) {
@@ -406,6 +435,30 @@ fn fit_toy<A: AutodiffBackend>(
         steps,
         data,
     )
+}
+
+/// What was asked for before the first step is heard after it.
+fn an_interrupt_is_an_error_that_names_the_step<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let interrupter = Interrupter::new();
+    interrupter.stop(Some("enough"));
+    let ended = fit_until(
+        interrupter,
+        pupil(student, &teacher),
+        adamw().init::<A, Pupil<A>>(),
+        ConstantLr::new(1e-2),
+        None,
+        8,
+        loaders::<A>(sequences(config.vocab), &device),
+    );
+    assert_eq!(ended.error, Some(TrainError::Interrupted { step: 1 }));
+    assert_eq!(ended.diary.steps.len(), 1);
+    assert!(ended.diary.validations.is_empty());
+    assert!(
+        TrainError::Interrupted { step: 1 }
+            .to_string()
+            .contains("step 1")
+    );
 }
 
 /// Eight steps of three batches an epoch: two epochs and two thirds.
