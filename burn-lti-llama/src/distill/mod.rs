@@ -62,8 +62,9 @@ pub type Listener = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 ///
 /// # Errors
 ///
-/// [`DistillError`] naming what went wrong and, where there is one, the way out. What was in `out`
-/// before is only ever replaced by whole files.
+/// [`DistillError`] naming what went wrong and, where there is one, the way out. An earlier run's
+/// results in `out` are taken away once everything is read; a run that fails after that leaves neither
+/// `summary.json` nor `student`.
 pub fn distill<A: AutodiffBackend>(
     recipe: &Recipe,
     out: &OutputDir,

@@ -16,8 +16,8 @@ pub struct OutputDir {
 
 impl OutputDir {
     /// The folder `dir`, which is made when the first file is written. One that holds anything is
-    /// refused, unless `overwrite`: then the files a run writes are replaced, and no other is
-    /// touched.
+    /// refused, unless `overwrite`: then the files that a run writes and the folder `student` are
+    /// replaced, and nothing else is touched.
     ///
     /// # Errors
     ///

@@ -101,7 +101,7 @@ where
     })
 }
 
-pub(crate) fn adamw(settings: &TrainSection) -> AdamWConfig {
+fn adamw(settings: &TrainSection) -> AdamWConfig {
     let [beta_1, beta_2] = settings.betas;
     AdamWConfig::new()
         .with_beta_1(beta_1 as f32)

@@ -51,8 +51,8 @@ pub(crate) enum Command {
     ///
     /// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes and FLOPs.
     ///
-    /// Reads only the recipe and the teacher's config.json, so it is there at once, and names every
-    /// mistake of the recipe with the way out.
+    /// Reads only the recipe and the teacher's config.json, so it is there at once, and names the
+    /// first mistake of the recipe with the way out.
     #[command(after_long_help = RECIPE_HELP)]
     Plan(PlanArgs),
     /// Carry a recipe out: start, train, collapse, export, reload, compare.
@@ -119,7 +119,7 @@ pub(crate) struct DistillArgs {
     /// Where the results go. A folder that already holds files is refused.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Replace the results of an earlier run in DIR.
+    /// Replace the results of an earlier run in DIR, its folder `student` included.
     #[arg(long)]
     pub(crate) overwrite: bool,
     #[command(flatten)]
