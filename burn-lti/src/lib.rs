@@ -17,9 +17,12 @@
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
 //! | [`collapse`] | a learning model becomes an ordinary one |
 //!
+//! [`backend`] names what this build can compute on.
+//!
 //! This crate knows tensors and Burn's traversal, no model and no checkpoint format: for the Llama
 //! family, Hugging Face files and the `burn-lti` command see the crate `burn-lti-llama`.
 
+pub mod backend;
 pub mod collapse;
 mod compat;
 pub mod decoder;

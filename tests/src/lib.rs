@@ -19,15 +19,36 @@ pub mod params;
 pub mod toy;
 pub mod training;
 
-/// Flex, with gradients.
-#[cfg(feature = "flex")]
-pub type Flex = burn::backend::Autodiff<burn::backend::Flex>;
+/// Every backend of this build, with gradients.
+pub mod backend {
+    use burn::backend::Autodiff;
+    use burn_lti::backend;
 
-/// ndarray, with gradients.
-#[cfg(feature = "ndarray")]
-pub type NdArray = burn::backend::Autodiff<burn::backend::NdArray>;
+    /// Flex, with gradients.
+    #[cfg(feature = "flex")]
+    pub type Flex = Autodiff<backend::Flex>;
+    /// ndarray, with gradients.
+    #[cfg(feature = "ndarray")]
+    pub type NdArray = Autodiff<backend::NdArray>;
+    /// libtorch, with gradients of Burn's own.
+    #[cfg(feature = "tch")]
+    pub type LibTorch = Autodiff<backend::LibTorch>;
+    /// wgpu, with gradients.
+    #[cfg(feature = "wgpu")]
+    pub type Wgpu = Autodiff<backend::Wgpu>;
+    /// CUDA, with gradients.
+    #[cfg(feature = "cuda")]
+    pub type Cuda = Autodiff<backend::Cuda>;
+    /// ROCm, with gradients.
+    #[cfg(feature = "rocm")]
+    pub type Rocm = Autodiff<backend::Rocm>;
+    /// Burn's compiler for the CPU, with gradients.
+    #[cfg(feature = "cpu")]
+    pub type Cpu = Autodiff<backend::Cpu>;
+}
 
-/// Runs each test on every backend that is compiled in, as `flex::name` and `ndarray::name`.
+/// Runs each test on every backend that is compiled in, as `on_flex::name`, `on_ndarray::name` and so
+/// on: the filter `on_flex::` picks a backend.
 ///
 /// A test is a function `fn name<A: AutodiffBackend>(device: A::Device)`. One that is left out of
 /// the list is unused code, which the lints refuse.
@@ -35,21 +56,32 @@ pub type NdArray = burn::backend::Autodiff<burn::backend::NdArray>;
 macro_rules! on_every_backend {
     ($($name:ident),+ $(,)?) => {
         #[cfg(feature = "flex")]
-        mod flex {
-            $(
-                #[test]
-                fn $name() {
-                    super::$name::<$crate::Flex>(Default::default());
-                }
-            )+
-        }
-
+        $crate::on_one_backend!(on_flex, Flex, $($name),+);
         #[cfg(feature = "ndarray")]
-        mod ndarray {
+        $crate::on_one_backend!(on_ndarray, NdArray, $($name),+);
+        #[cfg(feature = "tch")]
+        $crate::on_one_backend!(on_tch, LibTorch, $($name),+);
+        #[cfg(feature = "wgpu")]
+        $crate::on_one_backend!(on_wgpu, Wgpu, $($name),+);
+        #[cfg(feature = "cuda")]
+        $crate::on_one_backend!(on_cuda, Cuda, $($name),+);
+        #[cfg(feature = "rocm")]
+        $crate::on_one_backend!(on_rocm, Rocm, $($name),+);
+        #[cfg(feature = "cpu")]
+        $crate::on_one_backend!(on_cpu, Cpu, $($name),+);
+    };
+}
+
+/// The part of [`on_every_backend`] that is the same for every backend.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! on_one_backend {
+    ($module:ident, $backend:ident, $($name:ident),+) => {
+        mod $module {
             $(
                 #[test]
                 fn $name() {
-                    super::$name::<$crate::NdArray>(Default::default());
+                    super::$name::<$crate::backend::$backend>(Default::default());
                 }
             )+
         }

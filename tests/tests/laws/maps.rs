@@ -499,8 +499,8 @@ fn lecun_is_the_same_on_both_backends() {
         }
     }
     let (flex, ndarray) = (
-        draw::<burn_lti_tests::Flex>(),
-        draw::<burn_lti_tests::NdArray>(),
+        draw::<burn_lti_tests::backend::Flex>(),
+        draw::<burn_lti_tests::backend::NdArray>(),
     );
     assert_eq!(flex, ndarray);
 }
