@@ -14,6 +14,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::config::{ConfigError, LlamaConfig, divisors, list, projection_name};
+use crate::hf::WeightType;
 use crate::recipe::{Layers, MapChoice, Recipe, Trained};
 
 /// The checked plan of a distillation.
@@ -149,6 +150,7 @@ impl Plan {
             trained: recipe.lti.train,
         };
         let tensors = planner.tensors();
+        check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
         let totals = planner.totals(&tensors, recipe.train.batch_size, seq_len);
         Ok(Self {
             teacher: teacher.clone(),
@@ -238,6 +240,18 @@ pub enum PlanError {
         /// Head size of the teacher.
         teacher: usize,
     },
+    /// What trains would be held in half precision, in which small steps are lost.
+    #[error(
+        "teacher.dtype is \"{dtype}\", but {tensor} would train in it, and an optimizer's small steps \
+         are lost in half precision: set teacher.dtype = \"float32\", or let only maps train \
+         (lti.train = \"maps\" with lti.layers = \"all\")"
+    )]
+    TrainedInHalf {
+        /// The float type.
+        dtype: WeightType,
+        /// The first tensor that would train in it.
+        tensor: String,
+    },
     /// The sequences are longer than the teacher can read.
     #[error(
         "train.seq_len is {seq_len}, but the teacher's max_position_embeddings is {max}: set \
@@ -299,6 +313,25 @@ fn student_config(recipe: &Recipe, teacher: &LlamaConfig) -> Result<LlamaConfig,
             allowed,
         }),
         Err(source) => Err(PlanError::Student { source }),
+    }
+}
+
+/// Maps train in float32 beside any teacher, and so do the biases beside them; nothing else does.
+fn check_trained_type(
+    dtype: WeightType,
+    trained: Trained,
+    tensors: &[PlannedTensor],
+) -> Result<(), PlanError> {
+    let beside_maps = |tensor: &PlannedTensor| {
+        trained == Trained::Maps && matches!(tensor.origin, Origin::Map | Origin::Copied { .. })
+    };
+    let in_half = |tensor: &&PlannedTensor| tensor.trained && !beside_maps(tensor);
+    match tensors.iter().find(in_half) {
+        Some(tensor) if dtype != WeightType::F32 => Err(PlanError::TrainedInHalf {
+            dtype,
+            tensor: tensor.name.clone(),
+        }),
+        _ => Ok(()),
     }
 }
 

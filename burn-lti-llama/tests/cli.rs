@@ -349,23 +349,152 @@ fn what_is_missing_is_named() {
     assert!(errors.contains("nowhere"), "{errors}");
 }
 
+/// Every name that `--backend` knows, and whether this build has it.
+const BACKENDS: [(&str, bool); 10] = [
+    ("flex", cfg!(feature = "flex")),
+    ("ndarray", cfg!(feature = "ndarray")),
+    ("tch", cfg!(feature = "tch")),
+    ("wgpu", cfg!(feature = "wgpu")),
+    ("vulkan", cfg!(feature = "vulkan")),
+    ("metal", cfg!(feature = "metal")),
+    ("webgpu", cfg!(feature = "webgpu")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("rocm", cfg!(feature = "rocm")),
+    ("cpu", cfg!(feature = "cpu")),
+];
+
+/// A command that computes, if its backend can.
+fn generate<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let generate = ["generate", "--model", "teacher", "--prompt", "w5"];
+    [&generate[..], &["--max-tokens", "2"], more].concat()
+}
+
 #[test]
-fn an_unknown_backend_is_refused_with_those_built_in() {
+fn an_unknown_backend_is_refused_with_those_there_are() {
     let workshop = Workshop::new();
-    let errors = workshop.fail(&[
-        "generate",
-        "--model",
-        "teacher",
-        "--prompt",
-        "w5",
-        "--backend",
-        "abacus",
-    ]);
+    let errors = workshop.fail(&generate(&["--backend", "abacus"]));
     assert!(errors.contains("abacus"), "{errors}");
-    assert!(
-        errors.contains("flex") || errors.contains("ndarray"),
-        "{errors}"
-    );
+    for (name, _) in BACKENDS {
+        let only_elsewhere = if cfg!(target_vendor = "apple") {
+            "vulkan"
+        } else {
+            "metal"
+        };
+        let is_shader = ["vulkan", "metal", "webgpu"].contains(&name);
+        if name != only_elsewhere && !is_shader {
+            assert!(errors.contains(name), "{name}: {errors}");
+        }
+    }
+    let errors = workshop.fail(&generate(&["--backend", "ndaray"]));
+    assert!(errors.contains("did you mean `ndarray`?"), "{errors}");
+}
+
+#[test]
+fn a_backend_that_is_not_built_in_is_refused_with_the_feature_that_adds_it() {
+    let workshop = Workshop::new();
+    for (name, _) in BACKENDS.iter().filter(|(_, built_in)| !built_in) {
+        let errors = workshop.fail(&generate(&["--backend", name]));
+        assert!(errors.contains("not built in"), "{errors}");
+        let way_out = match *name {
+            "metal" if cfg!(not(target_vendor = "apple")) => "Apple",
+            "vulkan" if cfg!(target_vendor = "apple") => "metal",
+            name => &format!("--features {name}"),
+        };
+        assert!(errors.contains(way_out), "{errors}");
+    }
+}
+
+#[test]
+fn devices_lists_what_each_backend_sees_and_every_number_works() {
+    let workshop = Workshop::new();
+    let text = workshop.succeed(&["devices"]);
+    let report = workshop.json(&["devices", "--json"]);
+    let backends = report["backends"].as_array().unwrap();
+    for backend in backends {
+        let name = backend["name"].as_str().unwrap();
+        assert!(text.contains(name), "{text}");
+        let devices = backend["devices"].as_array().unwrap();
+        if let Some(reason) = backend["error"].as_str() {
+            // No driver here. Then that is what a command says too, before it does anything.
+            assert!(devices.is_empty(), "{backend}");
+            let errors = workshop.fail(&generate(&["--backend", name]));
+            assert!(errors.contains(reason), "{errors}");
+            continue;
+        }
+        let default = |device: &&Value| device["default"] == true;
+        assert_eq!(devices.iter().filter(default).count(), 1, "{backend}");
+        for (index, device) in devices.iter().enumerate() {
+            assert_eq!(device["index"], index);
+            let types = device["float_types"].as_array().unwrap();
+            assert!(types.contains(&"float32".into()), "{device}");
+            let number = index.to_string();
+            workshop.succeed(&generate(&["--backend", name, "--device", &number]));
+        }
+        let errors = workshop.fail(&generate(&["--backend", name, "--device", "99"]));
+        assert!(errors.contains("--device is 99"), "{errors}");
+        assert!(errors.contains("burn-lti devices"), "{errors}");
+    }
+    let default = |backend: &&Value| backend["default"] == true;
+    assert_eq!(backends.iter().filter(default).count(), 1);
+    if cfg!(feature = "flex") {
+        assert_eq!(backends[0]["name"], "flex");
+        assert_eq!(backends[0]["default"], true);
+    }
+    for absent in report["not_built_in"].as_array().unwrap() {
+        let name = absent["name"].as_str().unwrap();
+        assert!(BACKENDS.contains(&(name, false)), "{name}");
+        assert_eq!(absent["feature"], name);
+        assert!(text.contains(&format!("--features {name}")), "{text}");
+    }
+}
+
+#[test]
+fn the_name_of_the_built_in_shader_compiler_means_wgpu() {
+    let workshop = Workshop::new();
+    let errors = |name| workshop.fail(&generate(&["--backend", name, "--device", "99"]));
+    for (name, built_in) in BACKENDS {
+        if built_in && ["vulkan", "metal", "webgpu"].contains(&name) {
+            assert_eq!(errors(name), errors("wgpu"));
+        }
+    }
+}
+
+#[cfg(all(feature = "wgpu", not(target_vendor = "apple")))]
+#[test]
+fn without_a_vulkan_driver_wgpu_is_refused_before_any_work() {
+    let workshop = Workshop::new();
+    let run = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_burn-lti"))
+            .args(arguments)
+            .current_dir(workshop.dir.path())
+            .env("VK_DRIVER_FILES", "/nonexistent")
+            .env("VK_ICD_FILENAMES", "/nonexistent")
+            .output()
+            .unwrap()
+    };
+    let devices = run(&["devices", "--json"]);
+    let report: Value = serde_json::from_slice(&devices.stdout).unwrap();
+    let backends = report["backends"].as_array().unwrap();
+    let wgpu = backends.iter().find(|b| b["name"] == "wgpu").unwrap();
+    assert_eq!(wgpu["devices"], Value::Array(vec![]));
+    assert!(wgpu["error"].as_str().unwrap().contains("Vulkan driver"));
+
+    let distill = [
+        "distill",
+        "recipe.toml",
+        "--out",
+        "out",
+        "--backend",
+        "wgpu",
+    ];
+    for device in [&[][..], &["--device", "0"]] {
+        let output = run(&[&distill[..], device].concat());
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success());
+        assert!(errors.contains("wgpu sees no device"), "{errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
+        assert!(!workshop.path("out").exists());
+    }
 }
 
 #[test]

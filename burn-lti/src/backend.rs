@@ -57,7 +57,9 @@ compile_error!(
 );
 
 #[cfg(all(feature = "vulkan", target_vendor = "apple"))]
-compile_error!("the feature `vulkan` needs a Vulkan driver, which Apple's systems lack: enable `metal`");
+compile_error!(
+    "the feature `vulkan` needs a Vulkan driver, which Apple's systems lack: enable `metal`"
+);
 
 #[cfg(all(feature = "metal", not(target_vendor = "apple")))]
 compile_error!(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{TensorMetadata, TensorPrimitive};
+use burn::tensor::{DType, TensorMetadata, TensorPrimitive};
 
 use crate::compat;
 
@@ -122,6 +122,16 @@ impl<B: Backend> AnyTensor<B> {
         data.convert::<f32>()
             .into_vec()
             .map_err(|error| format!("{error:?}"))
+    }
+
+    /// The values in a float type.
+    pub(crate) fn cast(&self, dtype: DType) -> Self {
+        if self.primitive.dtype() == dtype {
+            return self.clone();
+        }
+        Self {
+            primitive: B::float_cast(self.primitive.clone(), dtype.into()),
+        }
     }
 
     /// The tensor with its axes split or joined into `shape`, which must hold as many elements.

@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`close`] | tolerances and the comparison that uses them |
+//! | [`curve`] | the losses of a short training |
 //! | [`numbers`] | random numbers from a seed, the same on every backend |
 //! | [`params`] | a module's parameters by name: read, changed, their gradients |
 //! | [`oracle`] | the contraction and its gradients as plain loops in float64 |
@@ -12,6 +13,7 @@
 //! | [`training`] | optimizer steps, and Burn's Learner without a terminal |
 
 pub mod close;
+pub mod curve;
 pub mod llama;
 pub mod numbers;
 pub mod oracle;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
-use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
 
 use crate::numbers::{Numbers, values};
 
@@ -22,6 +22,8 @@ pub struct Parameter {
     pub owner: String,
     /// Its axes.
     pub shape: Vec<usize>,
+    /// Its float type.
+    pub dtype: DType,
     /// Whether it wants a gradient.
     pub trains: bool,
     /// The bits of its values, row-major.
@@ -166,6 +168,7 @@ impl<B: Backend> ModuleVisitor<B> for Reader {
             id: param.id,
             owner: self.place.owner(),
             shape: value.dims().to_vec(),
+            dtype: value.dtype(),
             trains: param.is_require_grad(),
             bits: values.iter().map(|value| value.to_bits()).collect(),
         };

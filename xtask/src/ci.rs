@@ -1,54 +1,40 @@
-//! All that CI runs, with the time that each part took.
+//! What CI runs: the checks, then the tests, on backends that must all be there.
 
-use std::time::Instant;
+use std::path::Path;
 
 use anyhow::Result;
-use xshell::Shell;
 
+use crate::backend::{self, Backend, TESTABLE};
+use crate::setup::Installed;
+use crate::step::Step;
 use crate::suite::{self, Suite};
-use crate::{CiArgs, check_steps};
+use crate::{CiArgs, check};
 
-/// Runs all checks and all tests, as far as `args` do not leave them out; stops at the first
-/// failure. Ends with a table either way.
-pub(crate) fn run(shell: &Shell, args: CiArgs) -> Result<()> {
-    let mut steps = check_steps(args.check);
-    let mut left_out = Vec::new();
-    if args.tested {
-        left_out.push("unit, laws and parity: --tested says that they have just passed");
-    } else {
-        steps.extend(suite::steps(shell, &suite::DEFAULT)?);
-    }
+/// The steps of `cargo xtask ci`, and what is left out. That a backend is not set up is an error
+/// here, before anything has run.
+pub(crate) fn steps(
+    args: &CiArgs,
+    installed: &Installed,
+    root: &Path,
+) -> Result<(Vec<Step>, Vec<String>)> {
+    let wanted: &[Backend] = match args.backends.as_slice() {
+        [] => &TESTABLE,
+        some => some,
+    };
+    let backends = backend::require(wanted, installed)?;
+    let suites: &[Suite] = match args.without_real {
+        true => &suite::DEFAULT,
+        false => &[Suite::All],
+    };
+    let tests = suite::steps(suites, &backends, root)?;
+    let (mut steps, mut left_out) = check::steps(&backends, installed, args.with_cpu);
+    steps.extend(tests);
     if args.without_real {
-        left_out.push("real: --without-real");
-    } else {
-        steps.extend(Suite::Real.steps(shell)?);
+        left_out.push("the suite real: --without-real".to_owned());
     }
-
-    let began = Instant::now();
-    let mut lines = Vec::new();
-    let mut result = Ok(());
-    for step in &steps {
-        let began = Instant::now();
-        result = step.run(shell);
-        lines.push(line(&step.name, began, result.is_ok()));
-        if result.is_err() {
-            break;
-        }
-    }
-    lines.push(line("all", began, result.is_ok()));
-
-    println!("\n{:<14} {:>8}", "part", "seconds");
-    lines.iter().for_each(|line| println!("{line}"));
-    let not_reached = steps.iter().skip(lines.len() - 1);
-    not_reached.for_each(|step| println!("{:<14}  not run", step.name));
-    left_out
+    let others = TESTABLE
         .iter()
-        .for_each(|what| println!("left out: {what}"));
-    result
-}
-
-fn line(name: &str, began: Instant, passed: bool) -> String {
-    let seconds = began.elapsed().as_secs_f64();
-    let outcome = if passed { "" } else { "   FAILED" };
-    format!("{name:<14} {seconds:>8.1}{outcome}")
+        .filter(|backend| !backends.contains(backend));
+    left_out.extend(others.map(|other| format!("the backend {}: not named", other.name())));
+    Ok((steps, left_out))
 }

@@ -1,26 +1,56 @@
-//! `cargo xtask`: the tests and checks of this repository, each as one command.
+//! `cargo xtask`: the set-up, the tests and the checks of this repository, each as one command.
 //!
-//! Every command is printed before it runs and its output is left as it is. The first failure ends
-//! the run with a status other than 0.
+//! | module | what it holds |
+//! |---|---|
+//! | `setup` | what `cargo xtask setup` fetches: libtorch, a Vulkan driver, peers, teachers |
+//! | `cache` | the folder that all of it goes into |
+//! | `programs` | programs of the system, and how to get those that are missing |
+//! | `environment` | the variables of everything that is started |
+//! | `backend` | the backends: features, names of tests, whether they are set up |
+//! | `suite`, `check`, `ci` | what runs, as steps |
+//! | `step`, `libtest` | one command, and the tests that it ran |
+//! | `report` | the run of all steps, and the table at its end |
+//!
+//! Every command is printed before it runs and its output is left as it is. What is left out is
+//! named at the end. A failure ends with a status other than 0.
+//!
+//! It is plain clap and xshell, not tracel-xtask, which Burn uses. That would bring its own commands
+//! and its own choice of environments and features; the backends and suites here would have to be
+//! written beside it all the same.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command prints
 
+mod backend;
+mod cache;
+mod check;
 mod ci;
+mod environment;
+mod libtest;
+mod programs;
+mod report;
+mod setup;
 mod step;
 mod suite;
 
 use std::env;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use xshell::Shell;
 
-use step::{Step, step};
+use backend::Backend;
+use cache::Cache;
+use environment::Environment;
+use libtest::Counts;
+use setup::libtorch::Libtorch;
+use setup::{Component, Installed};
+use step::{Step, cargo};
 use suite::Suite;
 
-/// The tests and checks of burn-lti.
+/// The set-up, the tests and the checks of burn-lti.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -30,15 +60,32 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the tests that need nothing but this repository, or one suite.
-    Test {
-        /// Which tests. If absent: unit, laws and parity.
-        #[arg(long, value_enum)]
-        suite: Option<Suite>,
+    /// Fetch what a backend or a comparison needs beyond this repository.
+    ///
+    /// It goes into $BURN_LTI_CACHE, else burn-lti in $XDG_CACHE_HOME or ~/.cache. What is there
+    /// already is left as it is.
+    Setup {
+        /// What to set up. If absent: tch and wgpu.
+        #[arg(value_enum)]
+        components: Vec<Component>,
     },
-    /// Check the format, run clippy and build the documents, with warnings denied.
+    #[command(flatten)]
+    Run(Run),
+}
+
+/// What comes to a series of cargo commands.
+#[derive(Debug, Subcommand)]
+enum Run {
+    /// Run tests, suite by suite and backend by backend, with one build for all of them.
+    ///
+    /// A table of suites and backends ends it, and then the line `N passed, M failed`; in M, whatever
+    /// failed that is no test counts as one.
+    Test(TestArgs),
+    /// Check format, spelling, lints, documents, and every feature alone.
     Check(CheckArgs),
-    /// Run all checks, then all tests, and print how long each part took.
+    /// Run all checks, then all suites on all backends that need no GPU.
+    ///
+    /// A backend that is not set up is an error. It ends as `test` does.
     Ci(CiArgs),
     /// Run the benches.
     Bench {
@@ -48,78 +95,139 @@ enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, Args)]
-struct CheckArgs {
-    /// Also run clippy with each backend alone, which compiles Burn again for each.
+#[derive(Debug, Args)]
+struct TestArgs {
+    /// A backend to test, which must be set up. If absent: flex, ndarray, and of tch and wgpu what is
+    /// set up.
+    #[arg(long = "backend", value_name = "BACKEND", value_enum)]
+    backends: Vec<Backend>,
+    /// Which tests. If absent: unit, laws and parity.
+    #[arg(long = "suite", value_name = "SUITE", value_enum)]
+    suites: Vec<Suite>,
+    /// Print the commands and run none.
     #[arg(long)]
-    features_matrix: bool,
+    dry_run: bool,
 }
 
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Also check the feature `cpu`, whose build script downloads LLVM.
+    #[arg(long)]
+    with_cpu: bool,
+    /// Print the commands and run none.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
 struct CiArgs {
-    #[command(flatten)]
-    check: CheckArgs,
+    /// A backend to test. If absent: flex, ndarray, tch and wgpu.
+    #[arg(long = "backend", value_name = "BACKEND", value_enum)]
+    backends: Vec<Backend>,
     /// Leave out the suite `real`, where its teacher and texts are not at hand.
     #[arg(long)]
     without_real: bool,
-    /// Leave out what `cargo xtask test` runs, because it has just passed.
+    /// Also check the feature `cpu`, whose build script downloads LLVM.
     #[arg(long)]
-    tested: bool,
+    with_cpu: bool,
+    /// Print the commands and run none.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    let runs_tests = matches!(&command, Command::Run(run) if run.runs_tests());
+    let mut counts = Counts::default();
+    let result = execute(command, &mut counts);
+    if let Err(error) = &result {
+        eprintln!("error: {error:#}");
+        counts.failed = counts.failed.max(1);
+    }
+    if runs_tests {
+        println!("{} passed, {} failed", counts.passed, counts.failed);
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn run(command: Command) -> Result<()> {
+/// Does what `command` says. `counts` become those of the tests that ran, also where the result is
+/// an error.
+fn execute(command: Command, counts: &mut Counts) -> Result<()> {
     let shell = Shell::new()?;
-    shell.change_dir(repository()?);
-    match command {
-        Command::Test { suite: None } => run_all(&shell, &suite::steps(&shell, &suite::DEFAULT)?),
-        Command::Test { suite: Some(suite) } => run_all(&shell, &suite.steps(&shell)?),
-        Command::Check(args) => run_all(&shell, &check_steps(args)),
-        Command::Ci(args) => ci::run(&shell, args),
-        Command::Bench { arguments } => {
-            // The benches by pattern: the package's library has none, and another harness.
-            let bench = step("bench", ["bench", "--package", "burn-lti-benches"]);
-            let bench = bench.with_args(["--bench", "*", "--"]);
-            bench.with_args(arguments).run(&shell)
+    let root = repository()?;
+    shell.change_dir(&root);
+    let cache = Cache::find()?;
+    let run = match command {
+        Command::Setup { components } => return setup::run(&shell, &cache, &components),
+        Command::Run(run) => run,
+    };
+
+    let libtorch = Libtorch::find(&shell, &cache)?;
+    let environment = Environment::new(libtorch.as_ref())?;
+    let installed = Installed::find(libtorch.as_ref());
+    let (steps, left_out) = run.steps(&installed, &root)?;
+    print!("{environment}");
+    if run.is_dry() {
+        return report::print(&steps, &left_out);
+    }
+    let _runtime_dir = environment.apply(&shell)?;
+    let terminal = &mut io::stdout();
+    report::run(&shell, &steps, run.title(), &left_out, terminal, counts)
+}
+
+impl Run {
+    /// The commands, and what is left out.
+    fn steps(&self, installed: &Installed, root: &Path) -> Result<(Vec<Step>, Vec<String>)> {
+        match self {
+            Self::Test(args) => {
+                let (backends, left_out) = match args.backends.as_slice() {
+                    [] => backend::set_up(installed),
+                    some => (backend::require(some, installed)?, Vec::new()),
+                };
+                let suites: &[Suite] = match args.suites.as_slice() {
+                    [] => &suite::DEFAULT,
+                    some => some,
+                };
+                Ok((suite::steps(suites, &backends, root)?, left_out))
+            }
+            Self::Check(args) => {
+                // What is left out of the tests, its feature alone names again.
+                let (backends, _) = backend::set_up(installed);
+                Ok(check::steps(&backends, installed, args.with_cpu))
+            }
+            Self::Ci(args) => ci::steps(args, installed, root),
+            Self::Bench { arguments } => {
+                // The benches by pattern: the package's library has none, and another harness.
+                let bench = cargo("bench", ["bench", "--package", "burn-lti-benches"]);
+                let bench = bench.with_args(["--bench", "*", "--"]);
+                Ok((vec![bench.with_args(arguments)], Vec::new()))
+            }
         }
     }
-}
 
-fn run_all(shell: &Shell, steps: &[Step]) -> Result<()> {
-    steps.iter().try_for_each(|step| step.run(shell))
-}
-
-fn check_steps(args: CheckArgs) -> Vec<Step> {
-    let deny_warnings = ["--", "-D", "warnings"];
-    let mut steps = vec![
-        step("format", ["fmt", "--all", "--check"]),
-        step("clippy", ["clippy", "--workspace", "--all-targets"]).with_args(deny_warnings),
-        // The libraries alone: the program `burn-lti` and the crate `burn_lti` would be documented in
-        // the same folder.
-        step("documents", ["doc", "--workspace", "--no-deps", "--lib"])
-            .with_env("RUSTDOCFLAGS", "-D warnings"),
-    ];
-    if args.features_matrix {
-        steps.extend(["flex", "ndarray"].map(|backend| {
-            step(
-                format!("{backend} alone"),
-                ["clippy", "--no-default-features"],
-            )
-            .with_args(["--package", "burn-lti", "--package", "burn-lti-llama"])
-            .with_args(["--features", backend])
-            .with_args(deny_warnings)
-        }));
+    /// Of the first column of the table.
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Test(_) => "suite",
+            Self::Check(_) | Self::Ci(_) | Self::Bench { .. } => "part",
+        }
     }
-    steps
+
+    fn is_dry(&self) -> bool {
+        match self {
+            Self::Test(args) => args.dry_run,
+            Self::Check(args) => args.dry_run,
+            Self::Ci(args) => args.dry_run,
+            Self::Bench { .. } => false,
+        }
+    }
+
+    fn runs_tests(&self) -> bool {
+        matches!(self, Self::Test(_) | Self::Ci(_)) && !self.is_dry()
+    }
 }
 
 /// The root of the repository: the folder above this package.

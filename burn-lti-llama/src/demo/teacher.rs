@@ -16,7 +16,7 @@ use super::vocabulary;
 use crate::config::LlamaConfig;
 use crate::data::{load_sequences, loader};
 use crate::distill::{Event, Listener};
-use crate::hf;
+use crate::hf::{self, WeightType};
 use crate::model::PlainLlama;
 use crate::tokenizer::Tokenizer;
 
@@ -58,7 +58,7 @@ pub(super) fn train<A: AutodiffBackend>(
             }
         }
     }
-    hf::export(&model.valid(), teacher_dir, teacher_dir)?;
+    hf::export(&model.valid(), WeightType::F32, teacher_dir, teacher_dir)?;
     Ok(())
 }
 

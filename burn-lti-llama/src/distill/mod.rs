@@ -22,6 +22,7 @@ use std::time::Instant;
 use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, TokenBatch};
@@ -120,7 +121,7 @@ impl<A: AutodiffBackend> Setting<A> {
         let mut valid = load(&recipe.data.valid)?;
         valid.truncate(recipe.train.eval_sequences);
 
-        let tensors = hf::load_tensors(path, &config, device)?;
+        let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
         let teacher = hf::plain_from_tensors(&config, &tensors, device)?;
         Ok(Self {
             plan,
@@ -171,9 +172,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
             self.device,
         ))?;
         let student_dir = self.out.unchecked_student_dir();
-        hf::export(&plain, &recipe.teacher.path, &student_dir)?;
+        let dtype = recipe.teacher.dtype;
+        hf::export(&plain, dtype, &recipe.teacher.path, &student_dir)?;
 
-        let reloaded = hf::load::<A::InnerBackend>(&student_dir, self.device)?;
+        let reloaded = hf::load_as::<A::InnerBackend>(&student_dir, dtype, self.device)?;
         let difference = self.max_logit_difference(&trained.student, &reloaded)?;
         self.out.accept_student()?;
         let end = self.evaluate("evaluating the exported student", &reloaded);
@@ -231,6 +233,7 @@ fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor
     hidden
         .reshape([rows * tokens, d_model])
         .matmul(model.head().weight)
+        .cast(DType::F32)
 }
 
 /// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not

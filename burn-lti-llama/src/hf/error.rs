@@ -3,7 +3,7 @@
 use burn_lti::inject::InjectError;
 use thiserror::Error;
 
-use super::WeightsError;
+use super::{WeightType, WeightsError};
 use crate::config::ConfigError;
 use crate::files::FileError;
 use crate::tokenizer::TokenizerError;
@@ -15,6 +15,17 @@ pub enum HfError {
     /// `config.json`.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A device that cannot compute in a float type.
+    #[error(
+        "{backend} cannot compute in {dtype}: take float32, or a backend that can; `burn-lti devices` \
+         shows which"
+    )]
+    FloatType {
+        /// The backend, with its device.
+        backend: String,
+        /// What was asked for.
+        dtype: WeightType,
+    },
     /// `model.safetensors`.
     #[error(transparent)]
     Weights(#[from] WeightsError),

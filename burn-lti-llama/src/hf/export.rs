@@ -7,19 +7,21 @@ use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
 use super::weights::WEIGHTS;
-use super::{HfError, NewTensor, WeightsError, write_weights};
+use super::{HfError, NewTensor, WeightType, WeightsError, write_weights};
 use crate::files::write_atomically;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
 
-/// Writes `model` to `dir` as float32: `config.json`, `model.safetensors`, and the tokenizer's files
-/// as they are in `tokenizer_dir`. The weights come last, so that a folder with weights is whole.
+/// Writes `model` to `dir` with weights of `dtype`: `config.json`, `model.safetensors`, and the
+/// tokenizer's files as they are in `tokenizer_dir`. The weights come last, so that a folder with
+/// weights is whole.
 ///
 /// # Errors
 ///
 /// [`HfError`] naming the file; a file that was there before is left as it was.
 pub fn export<B: Backend>(
     model: &PlainLlama<B>,
+    dtype: WeightType,
     tokenizer_dir: &Path,
     dir: &Path,
 ) -> Result<(), HfError> {
@@ -31,9 +33,13 @@ pub fn export<B: Backend>(
         .map(|(name, shape)| weights(&tensors, name, shape));
 
     copy_files(tokenizer_dir, dir)?;
-    let config = format!("{:#}\n", config.to_json());
+    let mut config = config.to_json();
+    for key in ["dtype", "torch_dtype"] {
+        config[key] = dtype.name().into();
+    }
+    let config = format!("{config:#}\n");
     write_atomically(&dir.join("config.json"), config.as_bytes())?;
-    write_weights(&dir.join(WEIGHTS), files)?;
+    write_weights(&dir.join(WEIGHTS), dtype, files)?;
     Ok(())
 }
 

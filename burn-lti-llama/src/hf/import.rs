@@ -8,7 +8,7 @@ use burn_lti::inject::{InjectRules, inject};
 use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
-use super::{HfError, WeightFiles, WeightsError};
+use super::{HfError, WeightFiles, WeightType, WeightsError};
 use crate::config::LlamaConfig;
 use crate::model::PlainLlama;
 
@@ -18,22 +18,40 @@ use crate::model::PlainLlama;
 ///
 /// [`HfError`] naming the file and the field or tensor, before anything large is allocated.
 pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<PlainLlama<B>, HfError> {
-    let config = LlamaConfig::from_dir(dir)?;
-    let tensors = load_tensors(dir, &config, device)?;
-    plain_from_tensors(&config, &tensors, device)
+    load_as(dir, WeightType::F32, device)
 }
 
-/// The weights in `dir` under Burn's names and in Burn's layout: nothing missing, nothing unused,
-/// every shape as `config` says.
+/// Loads the model in `dir` to compute in `dtype`, to which its weights are cast.
 ///
 /// # Errors
 ///
-/// As [`load`].
+/// As [`load`], and [`HfError::FloatType`] if the device cannot compute in `dtype`.
+pub fn load_as<B: Backend>(
+    dir: &Path,
+    dtype: WeightType,
+    device: &B::Device,
+) -> Result<PlainLlama<B>, HfError> {
+    let config = LlamaConfig::from_dir(dir)?;
+    let tensors = load_tensors(dir, &config, dtype, device)?;
+    plain_from_tensors(&config, &tensors, device)
+}
+
+/// The weights in `dir` under Burn's names and in Burn's layout, cast to `dtype`: nothing missing,
+/// nothing unused, every shape as `config` says.
+///
+/// # Errors
+///
+/// As [`load_as`].
 pub fn load_tensors<B: Backend>(
     dir: &Path,
     config: &LlamaConfig,
+    dtype: WeightType,
     device: &B::Device,
 ) -> Result<TensorSet<B>, HfError> {
+    if !B::supports_dtype(device, dtype.dtype()) {
+        let backend = B::name(device);
+        return Err(HfError::FloatType { backend, dtype });
+    }
     let files = WeightFiles::open(dir)?;
     let expected = config.tensors();
     // Some tools write the head of a tied model a second time.
@@ -44,6 +62,7 @@ pub fn load_tensors<B: Backend>(
     files.check(&expected, tied)?;
     check_tied_head(&files, dir, tied)?;
 
+    let options = (device, dtype.dtype());
     let mut tensors = TensorSet::new();
     for (name, shape) in &expected {
         let naming = Naming::of(name);
@@ -51,17 +70,18 @@ pub fn load_tensors<B: Backend>(
         match *shape.as_slice() {
             [rows, columns] if naming.transposed => {
                 let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
-                let tensor = Tensor::<B, 2>::from_data(data, device);
+                let tensor = Tensor::<B, 2>::from_data(data, options);
                 tensors.insert(&naming.burn, naming.owner, tensor);
             }
             [rows, columns] => {
                 let data = TensorData::new(values, [rows, columns]);
-                let tensor = Tensor::<B, 2>::from_data(data, device);
+                let tensor = Tensor::<B, 2>::from_data(data, options);
                 tensors.insert(&naming.burn, naming.owner, tensor);
             }
             _ => {
                 let length = values.len();
-                let tensor = Tensor::<B, 1>::from_data(TensorData::new(values, [length]), device);
+                let data = TensorData::new(values, [length]);
+                let tensor = Tensor::<B, 1>::from_data(data, options);
                 tensors.insert(&naming.burn, naming.owner, tensor);
             }
         }

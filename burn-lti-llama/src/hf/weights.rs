@@ -11,11 +11,13 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use burn::tensor::DType;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{self, Dtype, Metadata, SafeTensorError};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::files::{self, FileError};
 
@@ -253,14 +255,18 @@ impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
     }
 }
 
-/// The number types that are read; all become `f32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The float types that weights are read, held and written in, under the names of `config.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WeightType {
-    /// Float32.
+    /// `float32`.
+    #[default]
+    #[serde(rename = "float32")]
     F32,
-    /// IEEE half precision.
+    /// `float16`: IEEE half precision, up to 65504.
+    #[serde(rename = "float16")]
     F16,
-    /// The upper half of float32.
+    /// `bfloat16`: the upper half of float32, with its range and 8 bits of its precision.
+    #[serde(rename = "bfloat16")]
     Bf16,
 }
 
@@ -274,6 +280,57 @@ impl WeightType {
         }
     }
 
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
+    /// The name, as in `config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The type as Burn knows it.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    const fn in_file(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// Little-endian numbers of this type, each the nearest.
+    fn from_f32(self, values: &[f32]) -> Vec<u8> {
+        let values = values.iter().copied();
+        match self {
+            Self::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            Self::F16 => values
+                .flat_map(|value| f16::from_f32(value).to_le_bytes())
+                .collect(),
+            Self::Bf16 => values
+                .flat_map(|value| bf16::from_f32(value).to_le_bytes())
+                .collect(),
+        }
+    }
+
     /// Little-endian numbers of this type as `f32`; each of the casts is exact.
     fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
         match self {
@@ -281,6 +338,24 @@ impl WeightType {
             Self::F16 => cast(bytes, |number| f16::from_le_bytes(number).to_f32()),
             Self::Bf16 => cast(bytes, |number| bf16::from_le_bytes(number).to_f32()),
         }
+    }
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for WeightType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = |dtype: &Self| dtype.name() == name;
+        Self::ALL.into_iter().find(known).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("unknown float type; there are {names}")
+        })
     }
 }
 
@@ -591,7 +666,8 @@ impl<'a> NewTensor<'a> {
     }
 }
 
-/// Writes tensors as a safetensors file of F32, in the order of their names, and reads it back.
+/// Writes tensors as a safetensors file of this float type, in the order of their names, and reads it
+/// back. A number that becomes infinite in this type is refused like one that is infinite.
 ///
 /// # Errors
 ///
@@ -604,6 +680,7 @@ impl<'a> NewTensor<'a> {
 ///   [`WeightsError::Header`]: the new file cannot be read back at all.
 pub fn write_weights<'a>(
     path: &Path,
+    dtype: WeightType,
     tensors: impl IntoIterator<Item = NewTensor<'a>>,
 ) -> Result<(), WeightsError> {
     let mut sorted = BTreeMap::new();
@@ -612,7 +689,7 @@ pub fn write_weights<'a>(
             return Err(WeightsError::SameName { tensor: same.name });
         }
     }
-    let metadata = lay_out(sorted.values()).map_err(|source| WeightsError::Layout {
+    let metadata = lay_out(dtype, sorted.values()).map_err(|source| WeightsError::Layout {
         file: path.to_owned(),
         source,
     })?;
@@ -620,7 +697,7 @@ pub fn write_weights<'a>(
     files::replace(path, |file| {
         write_header(file, &metadata).map_err(FileError::writing(path))?;
         for (name, tensor) in sorted {
-            written.insert(name, write_tensor(path, file, tensor)?);
+            written.insert(name, write_tensor(path, dtype, file, tensor)?);
         }
         Ok::<_, WeightsError>(())
     })?;
@@ -635,16 +712,17 @@ struct Print {
 }
 
 fn lay_out<'a: 'b, 'b>(
+    dtype: WeightType,
     tensors: impl Iterator<Item = &'b NewTensor<'a>>,
 ) -> Result<Metadata, SafeTensorError> {
     let mut start = 0_usize;
     let infos = tensors.map(|tensor| {
         // Sizes that overflow stay at the greatest number, which the library then refuses.
         let size = tensor.shape.iter().copied();
-        let size = size.fold(size_of::<f32>(), usize::saturating_mul);
+        let size = size.fold(dtype.size(), usize::saturating_mul);
         let end = start.saturating_add(size);
         let info = tensor::TensorInfo {
-            dtype: Dtype::F32,
+            dtype: dtype.in_file(),
             shape: tensor.shape.clone(),
             data_offsets: (start, end),
         };
@@ -678,6 +756,7 @@ fn check_finite(file: &Path, tensor: &str, values: &[f32]) -> Result<(), Weights
 
 fn write_tensor(
     path: &Path,
+    dtype: WeightType,
     file: &mut BufWriter<&File>,
     tensor: NewTensor<'_>,
 ) -> Result<Print, WeightsError> {
@@ -687,7 +766,8 @@ fn write_tensor(
         values,
     } = tensor;
     let values = values()?;
-    check_finite(path, &name, &values)?;
+    let bytes = dtype.from_f32(&values);
+    check_finite(path, &name, &dtype.to_f32(&bytes))?;
     if values.len() != shape.iter().product::<usize>() {
         return Err(WeightsError::Values {
             tensor: name,
@@ -695,7 +775,6 @@ fn write_tensor(
             values: values.len(),
         });
     }
-    let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
     file.write_all(&bytes).map_err(FileError::writing(path))?;
     let hash = hash(&bytes);
     Ok(Print { shape, hash })
@@ -762,7 +841,12 @@ mod tests {
     fn sharded(weight_map: &Value) -> TempDir {
         let folder = folder();
         for (shard, name) in [("1.safetensors", "a"), ("2.safetensors", "b")] {
-            write_weights(&folder.path().join(shard), [tensor(name, &[2])]).unwrap();
+            write_weights(
+                &folder.path().join(shard),
+                WeightType::F32,
+                [tensor(name, &[2])],
+            )
+            .unwrap();
         }
         let index = json!({"metadata": {"total_size": 16}, "weight_map": weight_map});
         fs::write(folder.path().join(WEIGHTS_INDEX), index.to_string()).unwrap();
@@ -782,7 +866,7 @@ mod tests {
             tensor("empty", &[0, 4]),
             tensor("scalar", &[]),
         ];
-        write_weights(&folder.path().join(WEIGHTS), tensors).unwrap();
+        write_weights(&folder.path().join(WEIGHTS), WeightType::F32, tensors).unwrap();
 
         let files = WeightFiles::open(folder.path()).unwrap();
         assert_eq!(
@@ -808,7 +892,12 @@ mod tests {
     fn the_safetensors_library_reads_our_files() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("b", &[1, 2]), tensor("a", &[3])]).unwrap();
+        write_weights(
+            &path,
+            WeightType::F32,
+            [tensor("b", &[1, 2]), tensor("a", &[3])],
+        )
+        .unwrap();
         let bytes = fs::read(&path).unwrap();
         let (length, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(length % 8, 0);
@@ -842,10 +931,10 @@ mod tests {
     fn a_number_that_is_none_is_neither_written_nor_read() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("a", &[2])]).unwrap();
+        write_weights(&path, WeightType::F32, [tensor("a", &[2])]).unwrap();
         let before = fs::read(&path).unwrap();
         let nan = NewTensor::new("a", [2], || Ok(vec![0.0, f32::NAN]));
-        let error = write_weights(&path, [nan]).unwrap_err();
+        let error = write_weights(&path, WeightType::F32, [nan]).unwrap_err();
         assert!(matches!(&error, WeightsError::NotFinite { tensor, .. } if tensor == "a"));
         assert_eq!(fs::read(&path).unwrap(), before);
 
@@ -864,7 +953,7 @@ mod tests {
     fn values_that_cannot_be_had_leave_the_file_alone() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("a", &[2])]).unwrap();
+        write_weights(&path, WeightType::F32, [tensor("a", &[2])]).unwrap();
         let before = fs::read(&path).unwrap();
         let lost = NewTensor::new("a", [2], || {
             Err(WeightsError::Device {
@@ -872,7 +961,7 @@ mod tests {
                 detail: "gone".to_owned(),
             })
         });
-        let error = write_weights(&path, [lost]).unwrap_err();
+        let error = write_weights(&path, WeightType::F32, [lost]).unwrap_err();
         assert!(error.to_string().contains("gone"));
         assert_eq!(fs::read(&path).unwrap(), before);
     }
@@ -910,7 +999,12 @@ mod tests {
 
         let folder = sharded(&json!({"a": "1.safetensors", "b": "2.safetensors"}));
         let second = folder.path().join("2.safetensors");
-        write_weights(&second, [tensor("a", &[2]), tensor("b", &[2])]).unwrap();
+        write_weights(
+            &second,
+            WeightType::F32,
+            [tensor("a", &[2]), tensor("b", &[2])],
+        )
+        .unwrap();
         let error = WeightFiles::open(folder.path()).unwrap_err();
         assert!(matches!(&error, WeightsError::TwoShards { tensor, .. } if tensor == "a"));
     }
@@ -963,7 +1057,7 @@ mod tests {
     fn cut_off_and_padded_files_are_refused() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("a", &[4])]).unwrap();
+        write_weights(&path, WeightType::F32, [tensor("a", &[4])]).unwrap();
         let whole = fs::read(&path).unwrap();
         for size in (0..whole.len()).chain([whole.len() + 1]) {
             let mut bytes = whole.clone();
@@ -1072,7 +1166,7 @@ mod tests {
     fn with_tensors(names: &[&str]) -> WeightFiles {
         let folder = folder();
         let tensors = names.iter().map(|name| tensor(name, &[2, 3]));
-        write_weights(&folder.path().join(WEIGHTS), tensors).unwrap();
+        write_weights(&folder.path().join(WEIGHTS), WeightType::F32, tensors).unwrap();
         WeightFiles::open(folder.path()).unwrap()
     }
 
@@ -1131,17 +1225,27 @@ mod tests {
     fn tensors_that_cannot_be_written_leave_the_old_file() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("old", &[1])]).unwrap();
+        write_weights(&path, WeightType::F32, [tensor("old", &[1])]).unwrap();
         let old = fs::read(&path).unwrap();
 
         let short = || NewTensor::new("b", [3], || Ok(vec![0.0; 2]));
-        let error = write_weights(&path, [tensor("a", &[2]), short()]).unwrap_err();
+        let error =
+            write_weights(&path, WeightType::F32, [tensor("a", &[2]), short()]).unwrap_err();
         assert!(matches!(&error, WeightsError::Values { tensor, values: 2, .. } if tensor == "b"));
-        let error = write_weights(&path, [tensor("a", &[2]), tensor("a", &[2])]).unwrap_err();
+        let error = write_weights(
+            &path,
+            WeightType::F32,
+            [tensor("a", &[2]), tensor("a", &[2])],
+        )
+        .unwrap_err();
         assert!(matches!(&error, WeightsError::SameName { tensor } if tensor == "a"));
         for shape in [[usize::MAX, 2], [usize::MAX / 4, 1]] {
-            let error =
-                write_weights(&path, [NewTensor::new("a", shape, || Ok(Vec::new()))]).unwrap_err();
+            let error = write_weights(
+                &path,
+                WeightType::F32,
+                [NewTensor::new("a", shape, || Ok(Vec::new()))],
+            )
+            .unwrap_err();
             assert!(matches!(&error, WeightsError::Layout { file, .. } if *file == path));
         }
 
@@ -1152,7 +1256,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_written_is_named() {
         let path = folder().path().join("nowhere").join(WEIGHTS);
-        let error = write_weights(&path, [tensor("a", &[1])]).unwrap_err();
+        let error = write_weights(&path, WeightType::F32, [tensor("a", &[1])]).unwrap_err();
         assert!(
             matches!(error, WeightsError::Write(FileError::Write { file, .. }) if file == path)
         );
@@ -1162,7 +1266,7 @@ mod tests {
     fn a_file_that_reads_back_differently_is_noticed() {
         let folder = folder();
         let path = folder.path().join(WEIGHTS);
-        write_weights(&path, [tensor("a", &[2])]).unwrap();
+        write_weights(&path, WeightType::F32, [tensor("a", &[2])]).unwrap();
         let shard = Shard::open(path.clone()).unwrap();
         let hash = hash(&shard.map[shard.map.len() - 8..]);
         let print = |shape: &[usize], hash| {

@@ -170,7 +170,11 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         let scores = q
             .reshape([batch, kv.heads, group * tokens, query.head_dim])
             .matmul(k.swap_dims(2, 3));
-        let weights = softmax(scores + mask.scores.clone(), 3);
+        // In the default float type, as transformers does: half-precision exponentials of long rows
+        // would not sum to one.
+        let dtype = scores.dtype();
+        let scores = scores.cast(mask.scores.dtype()) + mask.scores.clone();
+        let weights = softmax(scores, 3).cast(dtype);
         let mixed = weights
             .matmul(v)
             .reshape([batch, query.heads, tokens, query.head_dim])

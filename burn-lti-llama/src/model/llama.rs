@@ -2,6 +2,7 @@
 
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn_lti::decoder::{
     AwaitingTeacher, CausalLm, DecoderError, Head, LearnToInitDecoderLayer, LtiSpec, Projection,
     TokenBatch, learn_to_init,
@@ -118,9 +119,15 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         self.apply_head(self.model.norm.forward(h))
     }
 
+    /// The float type of the weights, and so of what the layers compute.
+    pub fn dtype(&self) -> DType {
+        self.model.embed_tokens.weight.val().dtype()
+    }
+
     fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
         let (query, key_value) = (self.config.query_grid(), self.config.kv_grid());
-        Rotary::new(positions, query, key_value, self.config.rope_theta)
+        let theta = self.config.rope_theta;
+        Rotary::new(positions, query, key_value, theta, self.dtype())
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {

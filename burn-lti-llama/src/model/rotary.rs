@@ -1,7 +1,7 @@
 //! Rotary positions in the half-split convention of Hugging Face's Llama.
 
 use burn::prelude::*;
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use burn_lti::dense::HeadGrid;
 
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
@@ -34,6 +34,7 @@ impl<B: Backend> Rotary<B> {
         query: HeadGrid,
         key_value: HeadGrid,
         theta: f64,
+        dtype: DType,
     ) -> Self {
         let device = positions.device();
         let [batch, tokens] = positions.dims();
@@ -45,7 +46,8 @@ impl<B: Backend> Rotary<B> {
         let frequencies = Tensor::<B, 1>::from_floats(frequencies.as_slice(), &device);
         let angles =
             positions.clone().float().reshape([batch * tokens, 1]) * frequencies.reshape([1, size]);
-        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        // Angles of thousands of radians need float32, whatever their cosines become.
+        let (cos, sin) = (angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
         let tables = |grid: HeadGrid| Tables {
             cos: cos.clone().repeat_dim(1, grid.heads),
             sin: sin.clone().repeat_dim(1, grid.heads),
@@ -53,7 +55,7 @@ impl<B: Backend> Rotary<B> {
         Self {
             query: tables(query),
             key: tables(key_value),
-            quarter_turn: quarter_turn(size, &device),
+            quarter_turn: quarter_turn(size, &device).cast(dtype),
         }
     }
 

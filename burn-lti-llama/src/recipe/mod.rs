@@ -24,6 +24,8 @@ use toml::Table;
 pub use choice::{Layers, MapChoice, Trained};
 use suggest::UnknownName;
 
+use crate::hf::WeightType;
+
 /// A recipe, checked as far as it can be without the teacher.
 ///
 /// ```
@@ -72,6 +74,11 @@ pub struct Recipe {
 pub struct TeacherSection {
     /// Folder of the teacher in Hugging Face layout. Required.
     pub path: PathBuf,
+    /// The float type in which the teacher is held and computes, and with it the student's tensors
+    /// that do not train, `C` among them; the student is exported in it. Maps train in float32
+    /// whatever it is. Default: `float32`, also for a teacher whose file has another.
+    #[serde(default)]
+    pub dtype: WeightType,
 }
 
 /// `[student]`

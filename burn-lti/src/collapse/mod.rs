@@ -45,6 +45,7 @@ pub fn collapse<B: Backend, M: Module<B>>(
     for (name, parts) in maps {
         let kernel = parts.kernel(&name, precision)?;
         let [first, second, third] = kernel.dims();
+        let dtype = kernel.dtype();
         let weight = match parts.kind() {
             Some(ProjectionKind::Output) => kernel.reshape([first * second, third]),
             _ => kernel.reshape([first, second * third]),
@@ -55,7 +56,8 @@ pub fn collapse<B: Backend, M: Module<B>>(
             compat::detached(weight),
         );
         if let Some(bias) = parts.bias {
-            tensors.insert(&join_name(&name, "bias"), "Linear", bias);
+            // Of one float type with the weight, as a `Linear` needs it.
+            tensors.insert(&join_name(&name, "bias"), "Linear", bias.cast(dtype));
         }
         projections.push(name);
     }

@@ -26,6 +26,16 @@ pub enum AttnMap<B: Backend> {
     },
 }
 
+impl<B: Backend> AttnMap<B> {
+    /// The float type of its values.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Factored { a, .. } => a.dtype(),
+            Self::General { w } => w.dtype(),
+        }
+    }
+}
+
 /// The maps of `layers` projections in one, the layer axis second in every tensor.
 #[derive(Clone, Debug)]
 pub enum StackedAttnMap<B: Backend> {
@@ -50,6 +60,8 @@ pub enum StackedAttnMap<B: Backend> {
 /// - query, key, value: `c` is `[d_model, t_heads, t_head_dim]`, the kernel
 ///   `[d_model, s_heads, s_head_dim]`.
 /// - out: `c` is `[t_heads, t_head_dim, d_model]`, the kernel `[s_heads, s_head_dim, d_model]`.
+///
+/// The kernel has the float type of `c`, whatever that of the map.
 ///
 /// # Errors
 ///
@@ -163,9 +175,7 @@ fn contract_layers<B: Backend>(
 ) -> Tensor<B, 4> {
     let stored = c.dtype();
     let working = working_dtype(precision, stored);
-    if working == stored {
-        return contract_in_place(kind, c, map);
-    }
+    // The map's own type may be another: one that trains is float32 beside a teacher of any type.
     let map = match map {
         LayerFirstMap::Factored { a, b } => LayerFirstMap::Factored {
             a: a.cast(working),

@@ -309,6 +309,10 @@ impl<B: Backend> TeacherKernel<B> {
 /// Stands in for a `Linear` of `[d_model] -> [s_heads * s_head_dim]` (query, key, value) or back
 /// (out). Made by [`LtiDenseConfig::init`], which checks everything, so that the forward pass
 /// cannot fail on an input of the right width.
+///
+/// The input must have the float type of `C`, and so has the output. The map and the bias, which
+/// train, are of the backend's default type, float32, also beside a half-precision `C`: an
+/// optimizer's steps are too small for 8 bits.
 #[derive(Module, Debug)]
 pub struct LtiDense<B: Backend> {
     /// `C`: the teacher's kernel. Never trains.
@@ -340,7 +344,10 @@ impl<B: Backend> LtiDense<B> {
         // Two axes: Burn's gradient of a product with more is batched and summed afterwards.
         let output = input.reshape([rows, d_input]).matmul(weight);
         let output = match &self.bias {
-            Some(bias) => output + bias.val().unsqueeze(),
+            Some(bias) => {
+                let dtype = output.dtype();
+                output + bias.val().cast(dtype).unsqueeze()
+            }
             None => output,
         };
         output.reshape(shape)
@@ -364,9 +371,11 @@ impl<B: Backend> LtiDense<B> {
 
     /// Folds the map away: the ordinary projection that computes the same.
     pub fn collapse(&self) -> Linear<B> {
+        let weight = self.weight();
+        let bias = self.bias.as_ref();
         Linear {
-            weight: compat::trainable(self.weight()),
-            bias: self.bias.as_ref().map(|bias| compat::trainable(bias.val())),
+            bias: bias.map(|bias| compat::trainable(bias.val().cast(weight.dtype()))),
+            weight: compat::trainable(weight),
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Injection {
 /// map. The bias of a query, key or value map begins as the teacher's bias sent through the map, as
 /// its kernel is. Whether a parameter trains is left as it was.
 ///
+/// A filled parameter has the teacher's float type, except the bias beside a map, which has the map's.
+///
 /// # Errors
 ///
 /// [`InjectError`], before anything is changed.
@@ -52,7 +54,7 @@ pub fn inject<B: Backend, M: Module<B>>(
                 named.tensor.clone()
             }
         };
-        values.insert(name.clone(), value);
+        values.insert(name.clone(), in_trained_type(name, slot, &maps, value));
     }
 
     let used: BTreeSet<&String> = filled.values().collect();
@@ -106,6 +108,22 @@ fn mapped_bias<B: Backend>(
     )
     .map_err(|_| misfit())?;
     Ok(AnyTensor::erase(compat::detached(bias).flatten::<1>(0, 2)))
+}
+
+/// The bias beside a map trains as the map does, in the map's float type; all other values keep the
+/// teacher's.
+fn in_trained_type<B: Backend>(
+    name: &str,
+    slot: &Slot,
+    maps: &BTreeMap<String, LtiParts<B>>,
+    value: AnyTensor<B>,
+) -> AnyTensor<B> {
+    let (prefix, leaf) = split_name(name);
+    let beside_a_map = slot.owner == "LtiDense" && leaf == "bias";
+    match maps.get(prefix).and_then(LtiParts::map) {
+        Some(map) if beside_a_map => value.cast(map.dtype()),
+        _ => value,
+    }
 }
 
 /// The shapes must be equal up to splitting or joining axes in order.

@@ -1,6 +1,7 @@
 //! [`DistillationLoss`]: the loss and its gradient, chunk by chunk.
 
 use burn::prelude::*;
+use burn::tensor::DType;
 
 use super::chunk::{Chunk, ChunkOutput, Mix};
 use super::{LossError, LossSumsTensor};
@@ -53,7 +54,7 @@ impl<B: Backend> LossInput<B> {
     }
 }
 
-/// The sums of a loss and its gradient.
+/// The sums of a loss and its gradient, in the float types of the hidden states and the head.
 #[derive(Clone, Debug)]
 pub struct LossGradient<B: Backend> {
     /// The sums, still on the device.
@@ -62,6 +63,10 @@ pub struct LossGradient<B: Backend> {
     pub hidden: Tensor<B, 2>,
     /// Gradient with respect to the student's head, `[d_student, vocab]`, if it trains.
     pub head: Option<Tensor<B, 2>>,
+    /// What both have yet to be multiplied by, `[1]` in the backend's default float type. Only if the
+    /// states are float16: a mean over thousands of tokens would leave that type's range, so its
+    /// gradient is that of the sum.
+    pub scale: Option<Tensor<B, 1>>,
 }
 
 impl DistillationLoss {
@@ -129,7 +134,10 @@ impl DistillationLoss {
     pub fn gradient<B: Backend>(&self, input: LossInput<B>) -> LossGradient<B> {
         // The mean's divisor; at least 1, so that an empty batch divides nothing by zero.
         let tokens = input.mask.clone().sum().clamp_min(1.0);
-        let weight = input.mask.clone() / tokens;
+        let (weight, scale) = match input.student_hidden.dtype() {
+            DType::F16 => (input.mask.clone(), Some(tokens.recip())),
+            _ => (input.mask.clone() / tokens, None),
+        };
         let head = input.student_head.weight.clone().transpose();
 
         let mut sums = Tensor::zeros([6], &input.mask.device());
@@ -142,6 +150,7 @@ impl DistillationLoss {
             let Some(logits_grad) = output.logits_grad else {
                 continue; // a chunk with weights has a gradient
             };
+            let logits_grad = logits_grad.cast(head.dtype());
             hidden.push(logits_grad.clone().matmul(head.clone()));
             if input.student_head.trains {
                 let grad = states.transpose().matmul(logits_grad);
@@ -155,6 +164,7 @@ impl DistillationLoss {
             sums: self.sums(sums),
             hidden: Tensor::cat(hidden, 0),
             head: head_grad,
+            scale,
         }
     }
 
@@ -177,9 +187,16 @@ impl DistillationLoss {
     ) -> (Tensor<B, 2>, ChunkOutput<B>) {
         let student = input.student_hidden.clone().slice(range.clone());
         let teacher = input.teacher_hidden.clone().slice(range.clone());
+        // Half-precision logits are widened, so that all that follows is in the default float type.
+        let float = input.mask.dtype();
         let chunk = Chunk {
-            student: student.clone().matmul(input.student_head.weight.clone()),
-            teacher: teacher.matmul(input.teacher_head.weight.clone()),
+            student: student
+                .clone()
+                .matmul(input.student_head.weight.clone())
+                .cast(float),
+            teacher: teacher
+                .matmul(input.teacher_head.weight.clone())
+                .cast(float),
             targets: input.targets.clone().slice(range.clone()).unsqueeze_dim(1),
             mask: input.mask.clone().slice(range).unsqueeze_dim(1),
         };

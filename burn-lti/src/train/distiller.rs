@@ -7,6 +7,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
+use super::optimizer::scale_gradients;
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::loss::{DistillationLoss, LossError, LossInput, LossSums, LossSumsTensor};
@@ -115,9 +116,16 @@ where
         let hidden_gradient = Tensor::from_inner(gradient.hidden.reshape(hidden.dims()));
         let mut surrogate = (hidden * hidden_gradient).sum();
         if let Some(head_gradient) = gradient.head {
-            surrogate = surrogate + (head.weight * Tensor::from_inner(head_gradient)).sum();
+            // A clone, while `head` lives: a tied head is a turned view of the embedding, which libtorch
+            // takes for a tensor of its own and would write this product into.
+            let product = head.weight.clone() * Tensor::from_inner(head_gradient);
+            surrogate = surrogate + product.sum();
         }
-        TrainOutput::new(self, surrogate.backward(), gradient.sums)
+        let mut output = TrainOutput::new(self, surrogate.backward(), gradient.sums);
+        if let Some(scale) = gradient.scale {
+            scale_gradients::<B, _>(self, &mut output.grads, scale);
+        }
+        output
     }
 }
 

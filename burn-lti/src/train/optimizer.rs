@@ -133,6 +133,30 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
     }
 }
 
+/// Multiplies the gradients of `module`'s parameters by `factor [1]`, which stays on its device.
+pub(super) fn scale_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    grads: &mut GradientsParams,
+    factor: Tensor<B::InnerBackend, 1>,
+) {
+    module.visit(&mut ScaleOnDevice::<B> { grads, factor });
+}
+
+struct ScaleOnDevice<'a, B: AutodiffBackend> {
+    grads: &'a mut GradientsParams,
+    factor: Tensor<B::InnerBackend, 1>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for ScaleOnDevice<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
+            let factor = self.factor.clone().cast(grad.dtype()).unsqueeze();
+            self.grads
+                .register::<B::InnerBackend, D>(param.id, grad * factor);
+        }
+    }
+}
+
 /// Adds each parameter's gradients of all devices, on the parameter's own device.
 struct Sum<'a> {
     from: &'a mut MultiGradientsParams,

@@ -15,7 +15,7 @@ use burn_lti_llama::distill::{
     Event, Listener, OutputDir, distill, free_student, learning_student,
 };
 use burn_lti_llama::eval::evaluate;
-use burn_lti_llama::hf;
+use burn_lti_llama::hf::{self, WeightType};
 use burn_lti_llama::model::{KvCache, PlainLlama};
 use burn_lti_llama::plan::Plan;
 use burn_lti_llama::recipe::{Recipe, Trained};
@@ -210,7 +210,7 @@ fn export_and_import_are_inverse<A: AutodiffBackend>(device: A::Device) {
     for name in MODELS {
         let dir = TempDir::new().expect("a folder");
         let model = load::<A::InnerBackend>(name, &device);
-        hf::export(&model, &model_dir(name), dir.path()).expect("an export");
+        hf::export(&model, WeightType::F32, &model_dir(name), dir.path()).expect("an export");
         let back = hf::load::<A::InnerBackend>(dir.path(), &device).expect("an import");
         assert_eq!(back.config(), model.config());
         assert_eq!(bits_of(&back), bits_of(&model));
@@ -225,7 +225,8 @@ fn export_and_import_are_inverse<A: AutodiffBackend>(device: A::Device) {
         assert_eq!(exported.tensors().len(), original.tensors().len());
 
         let other = fill_random(model, 1);
-        hf::export(&other, &model_dir(name), dir.path()).expect("an export over the first");
+        hf::export(&other, WeightType::F32, &model_dir(name), dir.path())
+            .expect("an export over the first");
         let back = hf::load::<A::InnerBackend>(dir.path(), &device).expect("an import");
         assert_eq!(bits_of(&back), bits_of(&other));
     }
@@ -273,7 +274,7 @@ const RECIPES: [(&str, &str); 10] = [
 ];
 
 /// A recipe, written to a file and read from there.
-fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
+pub(crate) fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
     let text = format!(
         "{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
          train = {{ steps = 6, batch_size = 2, seq_len = 8, learning_rate = 1e-2 }}\n\
@@ -320,7 +321,12 @@ fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
         let (student, rest) = text.split_once(" | ").expect("two parts");
         let recipe = recipe(dir.path(), &model_dir(teacher), student, rest);
         let plan = plan(&recipe);
-        let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
+        let tensors = hf::load_tensors(
+            &recipe.teacher.path,
+            &plan.teacher,
+            WeightType::F32,
+            &device,
+        );
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
         let parameters = match recipe.lti.train {
             Trained::Maps => {
@@ -353,7 +359,12 @@ fn a_free_student_starts_where_its_maps_would<A: AutodiffBackend>(device: A::Dev
         let heads = "heads = 2, kv_heads = 1";
         let recipe = recipe(dir.path(), &model_dir(name), heads, "lti.start = 'lecun'");
         let plan = plan(&recipe);
-        let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, &device);
+        let tensors = hf::load_tensors(
+            &recipe.teacher.path,
+            &plan.teacher,
+            WeightType::F32,
+            &device,
+        );
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
         let learning = learning_student::<A>(&recipe, &plan, &tensors, &device);
         let free = free_student::<A>(&recipe, &plan, &tensors, &device).expect("a student");
@@ -548,7 +559,7 @@ fn only_what_trains_leaves_the_teachers_bits<A: AutodiffBackend>(device: A::Devi
 }
 
 /// The plan of a recipe whose texts need not be there.
-fn plan(recipe: &Recipe) -> Plan {
+pub(crate) fn plan(recipe: &Recipe) -> Plan {
     let teacher = LlamaConfig::from_dir(&recipe.teacher.path).expect("a teacher");
     Plan::new(recipe, &teacher).expect("a plan")
 }

@@ -1,7 +1,10 @@
 //! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
 
+mod curves;
 mod decoders;
+mod half;
 mod llama;
 mod loss;
 mod maps;
 mod train;
+mod traps;

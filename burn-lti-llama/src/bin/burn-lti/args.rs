@@ -79,6 +79,11 @@ pub(crate) enum Command {
     /// The teacher is a small Llama, its text stories that the program makes up, its students have half
     /// its heads. Prints what became of them; takes about two minutes on two cores.
     Demo(DemoArgs),
+    /// List the backends of this program and the devices they see.
+    ///
+    /// What `--backend` and `--device` take, the types of numbers each device computes in, and which
+    /// backends a rebuild would add.
+    Devices(DevicesArgs),
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +100,9 @@ pub(crate) struct BackendArgs {
     /// The backend to compute on, among those this program was built with.
     #[arg(long, default_value_t, value_name = "NAME")]
     pub(crate) backend: BackendName,
+    /// The device of the backend, by its number in `burn-lti devices`; its default one if absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) device: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -218,6 +226,12 @@ pub(crate) struct DemoArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

@@ -5,6 +5,7 @@
 mod args;
 mod backend;
 mod command;
+mod device;
 mod memory;
 mod progress;
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => command::generate::run(args),
         Command::Logits(args) => command::logits::run(args),
         Command::Demo(args) => command::demo::run(args),
+        Command::Devices(args) => command::devices::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,10 +12,10 @@ use crate::progress::{self, number, percent};
 
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let report = match &args.out {
-        Some(dir) => on_backend!(args.backend.backend, on(dir, args))?,
+        Some(dir) => on_backend!(args.backend, on(dir, args))?,
         None => {
             let dir = tempfile::tempdir().context("no temporary folder for the demo")?;
-            on_backend!(args.backend.backend, on(dir.path(), args))?
+            on_backend!(args.backend, on(dir.path(), args))?
         }
     };
     if args.json.json {

@@ -13,7 +13,7 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     burn_lti_llama::distill::plan(&recipe)?; // every mistake of the recipe before the folder is made
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
-    let summary = on_backend!(args.backend.backend, on(&recipe, &out))?;
+    let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
         println!("{:#}", summary.to_json());
     } else {

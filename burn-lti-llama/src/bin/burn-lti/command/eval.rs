@@ -14,7 +14,7 @@ use crate::backend::on_backend;
 use crate::progress::{number, percent};
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let evaluation = on_backend!(args.backend.backend, on(args))?;
+    let evaluation = on_backend!(args.backend, on(args))?;
     if args.json.json {
         println!("{}", serde_json::to_string_pretty(&evaluation)?);
     } else {

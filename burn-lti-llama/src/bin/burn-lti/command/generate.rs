@@ -14,7 +14,7 @@ use crate::args::GenerateArgs;
 use crate::backend::on_backend;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    on_backend!(args.backend.backend, on(args))
+    on_backend!(args.backend, on(args))
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()> {

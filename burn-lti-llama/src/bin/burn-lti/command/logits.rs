@@ -16,7 +16,7 @@ use crate::args::LogitsArgs;
 use crate::backend::on_backend;
 
 pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
-    on_backend!(args.backend.backend, on(args))
+    on_backend!(args.backend, on(args))
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
