@@ -405,7 +405,7 @@ fn a_backend_that_is_not_built_in_is_refused_with_the_feature_that_adds_it() {
 }
 
 #[test]
-fn devices_lists_what_each_backend_sees_and_every_number_works() {
+fn devices_lists_what_each_backend_sees_and_every_number_trains() {
     let workshop = Workshop::new();
     let text = workshop.succeed(&["devices"]);
     let report = workshop.json(&["devices", "--json"]);
@@ -428,7 +428,10 @@ fn devices_lists_what_each_backend_sees_and_every_number_works() {
             let types = device["float_types"].as_array().unwrap();
             assert!(types.contains(&"float32".into()), "{device}");
             let number = index.to_string();
-            workshop.succeed(&generate(&["--backend", name, "--device", &number]));
+            let out = format!("{name}-{number}");
+            let step = ["--out", &out, "--set", "train.steps=1"];
+            let on = ["--backend", name, "--device", &number];
+            workshop.succeed(&[&["distill", "recipe.toml"], &step[..], &on].concat());
         }
         let errors = workshop.fail(&generate(&["--backend", name, "--device", "99"]));
         assert!(errors.contains("--device is 99"), "{errors}");

@@ -7,7 +7,7 @@
 //!
 //! | feature | type | devices |
 //! |---|---|---|
-//! | `flex` (default) | `Flex` | CPU, Rust alone; the fastest of the two |
+//! | `flex` (default) | `Flex` | CPU, Rust alone; the faster of the two |
 //! | `ndarray` (default) | `NdArray` | CPU, Rust alone |
 //! | `tch` | `LibTorch` | CPU, CUDA and MPS through libtorch 2.9 |
 //! | `wgpu` | `Wgpu` | GPUs through WGSL shaders |
@@ -28,23 +28,13 @@ pub use burn::backend::NdArray;
 #[cfg(feature = "rocm")]
 pub use burn::backend::Rocm;
 
-/// Burn's type of the wgpu family that goes with the shader compiler of this build.
-///
-/// They differ in how a boolean is stored: SPIR-V and MSL have bytes, WGSL has not.
-#[cfg(feature = "vulkan")]
-pub type Wgpu = burn::backend::Vulkan;
-
-/// Burn's type of the wgpu family that goes with the shader compiler of this build.
-///
-/// They differ in how a boolean is stored: SPIR-V and MSL have bytes, WGSL has not.
+// The types of the wgpu family differ in how a boolean is stored: SPIR-V and MSL have bytes, WGSL has not.
 #[cfg(feature = "metal")]
-pub type Wgpu = burn::backend::Metal;
-
-/// Burn's type of the wgpu family that goes with the shader compiler of this build.
-///
-/// They differ in how a boolean is stored: SPIR-V and MSL have bytes, WGSL has not.
+pub use burn::backend::Metal as Wgpu;
+#[cfg(feature = "vulkan")]
+pub use burn::backend::Vulkan as Wgpu;
 #[cfg(all(feature = "wgpu", not(any(feature = "vulkan", feature = "metal"))))]
-pub type Wgpu = burn::backend::Wgpu;
+pub use burn::backend::Wgpu;
 
 #[cfg(any(
     all(feature = "vulkan", feature = "metal"),

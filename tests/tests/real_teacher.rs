@@ -115,12 +115,11 @@ fn logits_agree_with_transformers<A: AutodiffBackend>(device: A::Device) {
     assert!(difference <= 2e-4, "{difference}");
 }
 
-/// The curve is flex's, up to what rounding makes of it: on flex itself, bit for bit.
-///
-/// Twenty steps of the toy in `laws/curves.rs`, whose tolerance is worked out, allow some thousandth
-/// of the loss; this model is twice as deep and three times as wide.
-const CURVE_TOLERANCE: f64 = 2e-3;
+/// Of a loss. The toy in `laws/curves.rs`, whose tolerance is worked out, may be off by 1e-4 of its loss
+/// after 20 steps; this model is larger. Seen: 2.5e-7 on libtorch, 4.2e-7 on wgpu, 2.3e-5 on ndarray.
+const CURVE_TOLERANCE: f64 = 2e-4;
 
+/// On flex itself bit for bit.
 fn the_first_losses_are_those_of_flex<A: AutodiffBackend>(device: A::Device) {
     let losses = |dir: &tempfile::TempDir| -> Vec<f64> {
         let lines = std::fs::read_to_string(dir.path().join("metrics.jsonl")).expect("metrics");

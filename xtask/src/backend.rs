@@ -145,14 +145,8 @@ pub(crate) fn require(backends: &[Backend], installed: &Installed) -> Result<Vec
 mod tests {
     use super::*;
 
-    const NOTHING: Installed = Installed {
-        tch: false,
-        wgpu: false,
-    };
-    const ALL: Installed = Installed {
-        tch: true,
-        wgpu: true,
-    };
+    const NOTHING: Installed = Installed::NOTHING;
+    const ALL: Installed = Installed::ALL;
 
     #[test]
     fn without_a_choice_what_is_set_up_is_taken() {

@@ -142,14 +142,8 @@ fn refusal(features: &str, saying: &'static str) -> Step {
 mod tests {
     use super::*;
 
-    const NOTHING: Installed = Installed {
-        tch: false,
-        wgpu: false,
-    };
-    const ALL: Installed = Installed {
-        tch: true,
-        wgpu: true,
-    };
+    const NOTHING: Installed = Installed::NOTHING;
+    const ALL: Installed = Installed::ALL;
 
     #[test]
     fn every_feature_is_compiled_alone_or_named_as_left_out() {

@@ -11,7 +11,6 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use burn::tensor::DType;
 use half::{bf16, f16};
@@ -318,7 +317,7 @@ impl WeightType {
     }
 
     /// Little-endian numbers of this type, each the nearest.
-    fn from_f32(self, values: &[f32]) -> Vec<u8> {
+    fn to_bytes(self, values: &[f32]) -> Vec<u8> {
         let values = values.iter().copied();
         match self {
             Self::F32 => values.flat_map(f32::to_le_bytes).collect(),
@@ -344,18 +343,6 @@ impl WeightType {
 impl fmt::Display for WeightType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for WeightType {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = |dtype: &Self| dtype.name() == name;
-        Self::ALL.into_iter().find(known).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("unknown float type; there are {names}")
-        })
     }
 }
 
@@ -766,7 +753,7 @@ fn write_tensor(
         values,
     } = tensor;
     let values = values()?;
-    let bytes = dtype.from_f32(&values);
+    let bytes = dtype.to_bytes(&values);
     check_finite(path, &name, &dtype.to_f32(&bytes))?;
     if values.len() != shape.iter().product::<usize>() {
         return Err(WeightsError::Values {

@@ -41,7 +41,9 @@ impl<B: AutodiffBackend> TokenBatch<B> {
 /// The last projection of a language model, which the loss applies itself, in chunks of tokens.
 #[derive(Clone, Debug)]
 pub struct Head<B: Backend> {
-    /// `[d_model, vocab]`. For a tied head, the embedding transposed.
+    /// `[d_model, vocab]`. For a tied head, the embedding transposed. On libtorch Burn takes such a view
+    /// for a tensor of its own: keep a clone alive where it goes into anything but a matrix product, or
+    /// the embedding is overwritten.
     pub weight: Tensor<B, 2>,
     /// Whether it wants a gradient.
     pub trains: bool,

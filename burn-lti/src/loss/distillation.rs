@@ -129,8 +129,8 @@ impl DistillationLoss {
         self.sums(sums)
     }
 
-    /// The sums and the gradient of their mean over tokens with a target. A batch without any such
-    /// token has no gradient: it is zero.
+    /// The sums and the gradient of their mean over tokens with a target, for float16 states up to
+    /// [`LossGradient::scale`]. A batch without any such token has no gradient: it is zero.
     pub fn gradient<B: Backend>(&self, input: LossInput<B>) -> LossGradient<B> {
         // The mean's divisor; at least 1, so that an empty batch divides nothing by zero.
         let tokens = input.mask.clone().sum().clamp_min(1.0);

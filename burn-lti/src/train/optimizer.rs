@@ -63,19 +63,19 @@ where
             sum: None,
         };
         module.visit(&mut squares);
-        let norm = squares
-            .sum
-            .map_or(0.0, |sum| sum.into_scalar().elem::<f64>())
-            .sqrt();
+        let Some(sum) = squares.sum else {
+            self.norm.set(0.0);
+            return self.optimizer.step(lr, module, grads);
+        };
+        let device = sum.device();
+        let norm = sum.into_scalar().elem::<f64>().sqrt();
         self.norm.set(norm);
         if !norm.is_finite() {
             return module;
         }
         if norm > self.max_norm {
-            module.visit(&mut Scale {
-                grads: &mut grads,
-                factor: self.max_norm / norm,
-            });
+            let factor = Tensor::full([1], self.max_norm / norm, &device);
+            scale_gradients(&module, &mut grads, factor);
         }
         self.optimizer.step(lr, module, grads)
     }
@@ -119,35 +119,21 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
     }
 }
 
-struct Scale<'a> {
-    grads: &'a mut GradientsParams,
-    factor: f64,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
-            self.grads
-                .register::<B::InnerBackend, D>(param.id, grad.mul_scalar(self.factor));
-        }
-    }
-}
-
 /// Multiplies the gradients of `module`'s parameters by `factor [1]`, which stays on its device.
 pub(super) fn scale_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     module: &M,
     grads: &mut GradientsParams,
     factor: Tensor<B::InnerBackend, 1>,
 ) {
-    module.visit(&mut ScaleOnDevice::<B> { grads, factor });
+    module.visit(&mut Scale::<B> { grads, factor });
 }
 
-struct ScaleOnDevice<'a, B: AutodiffBackend> {
+struct Scale<'a, B: AutodiffBackend> {
     grads: &'a mut GradientsParams,
     factor: Tensor<B::InnerBackend, 1>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for ScaleOnDevice<'_, B> {
+impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
             let factor = self.factor.clone().cast(grad.dtype()).unsqueeze();

@@ -56,6 +56,18 @@ pub(crate) struct Installed {
     pub(crate) wgpu: bool,
 }
 
+#[cfg(test)]
+impl Installed {
+    pub(crate) const NOTHING: Self = Self {
+        tch: false,
+        wgpu: false,
+    };
+    pub(crate) const ALL: Self = Self {
+        tch: true,
+        wgpu: true,
+    };
+}
+
 impl Installed {
     pub(crate) fn find(libtorch: Option<&Libtorch>) -> Self {
         Self {

@@ -159,7 +159,7 @@ fn not_found(name: &str) -> String {
         );
     }
     let hint = match nearest(name, known()) {
-        Some(nearest) => format!("did you mean `{nearest}`? "),
+        Some(nearest) => format!(" (did you mean `{nearest}`?)"),
         None => String::new(),
     };
     let others: Vec<&str> = could_be_built_in().map(|known| known.name).collect();
@@ -167,7 +167,7 @@ fn not_found(name: &str) -> String {
         [] => String::new(),
         others => format!(", and can be built with {}", others.join(", ")),
     };
-    format!("no backend has this name; {hint}{has}{others}")
+    format!("no backend has this name{hint}; {has}{others}")
 }
 
 /// How a build gets a backend that this one lacks.

@@ -75,7 +75,7 @@ fn print_device(device: &DeviceReport) {
     details.extend(device.driver.clone());
     details.push(match &device.error {
         Some(error) => error.clone(),
-        None => device.float_types.join(", "),
+        None => format!("computes in {}", device.float_types.join(", ")),
     });
     println!("      {}", details.join("; "));
 }

@@ -54,7 +54,7 @@ pub(crate) struct Found<B: Backend> {
 ///
 /// The backend sees no device, has none of that number, or the device cannot be used.
 pub(crate) fn choose<B: Devices>(backend: BackendName, number: Option<usize>) -> Result<B::Device> {
-    let mut found = touch::caught(B::devices)?;
+    let mut found = seen::<B>(backend)?;
     let count = found.len();
     let index = match number {
         Some(number) if number < count => number,
@@ -119,7 +119,7 @@ pub(crate) struct DeviceReport {
 
 /// Looks at all devices of a backend.
 pub(crate) fn report<B: Devices>(backend: BackendName) -> BackendReport {
-    let (devices, error) = match touch::caught(B::devices) {
+    let (devices, error) = match seen::<B>(backend) {
         Ok(found) => (found, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
@@ -145,4 +145,8 @@ pub(crate) fn report<B: Devices>(backend: BackendName) -> BackendReport {
         devices: devices.collect(),
         error,
     }
+}
+
+fn seen<B: Devices>(backend: BackendName) -> Result<Vec<Found<B>>> {
+    touch::caught(B::devices).with_context(|| format!("{backend} cannot tell its devices"))?
 }
