@@ -1140,6 +1140,30 @@ mod tests {
     }
 
     #[test]
+    fn only_maps_train_beside_a_teacher_in_half_precision() {
+        for dtype in ["bfloat16", "float16"] {
+            let dtype = format!("teacher.dtype={dtype}");
+            plan(&[&dtype]);
+            for (set, first) in [
+                ("lti.train=projections", q_proj("weight")),
+                ("lti.train=all", "model.embed_tokens.weight".to_owned()),
+                ("lti.layers=[1]", q_proj("weight")),
+            ] {
+                let starts_anywhere = ["lti.start=lecun", "student.heads=2", "student.kv_heads=1"];
+                let error = refused(&[&starts_anywhere[..], &[&dtype, set]].concat());
+                let PlanError::TrainedInHalf { tensor, .. } = &error else {
+                    panic!("{set}: {error}");
+                };
+                assert_eq!(*tensor, first, "{set}");
+                assert!(
+                    error.to_string().contains("teacher.dtype = \"float32\""),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn refuses_sequences_beyond_the_teacher() {
         let error = refused(&["train.seq_len=513"]);
         assert!(matches!(

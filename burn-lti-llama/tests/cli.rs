@@ -551,18 +551,11 @@ fn maps_on_some_layers_only() {
     assert!(summary["kl_end"].as_f64().unwrap().is_finite());
 }
 
-#[test]
-fn logits_are_written_for_another_program() {
-    let workshop = Workshop::new();
-    workshop.succeed(&[
-        "logits",
-        "--model",
-        "teacher",
-        "--text",
-        "valid.txt",
-        "--out",
-        "logits.safetensors",
-    ]);
+/// The logits that the command writes for the teacher, and how they are laid out.
+fn logits(workshop: &Workshop, more: &[&str]) -> (Vec<usize>, Vec<f32>) {
+    let common = ["logits", "--model", "teacher", "--text", "valid.txt"];
+    let out = ["--out", "logits.safetensors"];
+    workshop.succeed(&[&common[..], &out, more].concat());
     let file = fs::read(workshop.path("logits.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
     let (ids, logits) = (
@@ -570,5 +563,51 @@ fn logits_are_written_for_another_program() {
         tensors.tensor("logits").unwrap(),
     );
     assert_eq!(ids.shape()[..2], logits.shape()[..2]);
-    assert_eq!(logits.shape()[2], 61);
+    let (bytes, _) = logits.data().as_chunks();
+    let numbers = bytes.iter().map(|number| f32::from_le_bytes(*number));
+    (logits.shape().to_vec(), numbers.collect())
+}
+
+#[test]
+fn logits_are_written_for_another_program() {
+    let (shape, _) = logits(&Workshop::new(), &[]);
+    assert_eq!(shape[2], 61);
+}
+
+/// bfloat16 keeps 8 bits: two layers of rounding move a logit by some hundredths of the largest.
+#[test]
+fn a_model_computes_in_the_float_type_that_is_asked_for() {
+    let workshop = Workshop::new();
+    let (_, single) = logits(&workshop, &[]);
+    let (_, half) = logits(&workshop, &["--dtype", "bfloat16"]);
+    let largest = single
+        .iter()
+        .fold(0.0, |most: f32, logit| most.max(logit.abs()));
+    let differences = single.iter().zip(&half).map(|(a, b)| (a - b).abs());
+    let difference = differences.fold(0.0, f32::max);
+    assert!(
+        difference > 0.0 && difference < largest / 16.0,
+        "{difference} of {largest}"
+    );
+
+    let common = [
+        "eval",
+        "--teacher",
+        "teacher",
+        "--student",
+        "teacher",
+        "--text",
+        "valid.txt",
+    ];
+    let evaluation = workshop.json(&[&common[..], &["--json", "--dtype", "bfloat16"]].concat());
+    assert_eq!(evaluation["kl"], 0.0);
+    let generated = workshop.json(&generate(&["--json", "--dtype", "float16"]));
+    assert!(!generated["tokens"].as_array().unwrap().is_empty());
+
+    let errors = workshop.fail(&generate(&["--dtype", "int8"]));
+    assert!(errors.contains("float32, float16, bfloat16"), "{errors}");
+    if cfg!(feature = "ndarray") {
+        let errors = workshop.fail(&generate(&["--backend", "ndarray", "--dtype", "bfloat16"]));
+        assert!(errors.contains("bfloat16"), "{errors}");
+    }
 }

@@ -85,6 +85,8 @@ fn alone(
         ("cuda", !apple, "not for Apple's systems"),
         ("rocm", linux, "for Linux alone"),
         ("cpu", with_cpu, "`--with-cpu`; its build downloads LLVM"),
+        // What Burn does beside a backend: nothing of ours depends on it, and each must still compile.
+        ("wgpu,fusion,autotune", true, ""),
     ];
     let (compiled, left_out): (Vec<_>, Vec<_>) =
         features.into_iter().partition(|(_, compiles, _)| *compiles);
@@ -97,16 +99,17 @@ fn alone(
     )
 }
 
+/// `feature` may be several with commas between.
 fn feature_alone(feature: &str) -> Step {
+    // Forwarded to burn-lti.
+    let forwarded: Vec<_> = feature
+        .split(',')
+        .map(|name| format!("burn-lti-llama/{name}"))
+        .collect();
     let packages = ["--package", "burn-lti", "--package", "burn-lti-llama"];
     cargo(format!("{feature} alone"), ["clippy"])
         .with_args(packages)
-        // Forwarded to burn-lti.
-        .with_args([
-            "--no-default-features",
-            "--features",
-            &format!("burn-lti-llama/{feature}"),
-        ])
+        .with_args(["--no-default-features", "--features", &forwarded.join(",")])
         .with_args(DENY_WARNINGS)
 }
 
@@ -150,14 +153,24 @@ mod tests {
         for system in [System::Linux, System::Apple, System::Other] {
             for (installed, with_cpu) in [(&NOTHING, false), (&ALL, true)] {
                 let (compiled, left_out) = alone(system, installed, with_cpu);
-                assert_eq!(compiled.len() + left_out.len(), 10);
+                assert_eq!(compiled.len() + left_out.len(), 11);
             }
         }
         let (compiled, left_out) = alone(System::Linux, &ALL, false);
         assert!(compiled.contains(&"tch") && compiled.contains(&"rocm"));
         assert_eq!(left_out.len(), 2, "{left_out:?}");
         let (compiled, left_out) = alone(System::Apple, &NOTHING, false);
-        assert_eq!(compiled, ["flex", "ndarray", "wgpu", "metal", "webgpu"]);
+        assert_eq!(
+            compiled,
+            [
+                "flex",
+                "ndarray",
+                "wgpu",
+                "metal",
+                "webgpu",
+                "wgpu,fusion,autotune"
+            ]
+        );
         assert!(left_out.contains(&"tch alone: `cargo xtask setup tch`".to_owned()));
     }
 

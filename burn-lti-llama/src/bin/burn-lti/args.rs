@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use burn_lti_llama::hf::WeightType;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendName;
@@ -106,6 +108,25 @@ pub(crate) struct BackendArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DtypeArg {
+    /// The float type to hold the weights and to compute in; `burn-lti devices` lists what each device
+    /// can do.
+    #[arg(long, default_value_t, value_name = "TYPE", value_parser = weight_type())]
+    pub(crate) dtype: WeightType,
+}
+
+/// A float type by its name in `config.json`.
+fn weight_type() -> impl TypedValueParser<Value = WeightType> {
+    let named = |name: String| {
+        let dtype = WeightType::ALL
+            .into_iter()
+            .find(|dtype| dtype.name() == name);
+        dtype.ok_or("no float type of weights")
+    };
+    PossibleValuesParser::new(WeightType::ALL.map(WeightType::name)).try_map(named)
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct JsonArg {
     /// Print JSON for programs instead of text for people.
     #[arg(long)]
@@ -160,6 +181,8 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
     pub(crate) json: JsonArg,
 }
 
@@ -191,6 +214,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
     pub(crate) json: JsonArg,
 }
 
@@ -213,6 +238,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) tokens: usize,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) dtype: DtypeArg,
 }
 
 #[derive(Debug, Args)]

@@ -34,8 +34,8 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluat
     }
     let mut sequences = data::load_sequences(&args.text, &tokenizer, seq_len)?;
     sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
-    let teacher = hf::load::<A::InnerBackend>(&args.teacher, device)?;
-    let student = hf::load::<A::InnerBackend>(&args.student, device)?;
+    let teacher = hf::load_as::<A::InnerBackend>(&args.teacher, args.dtype.dtype, device)?;
+    let student = hf::load_as::<A::InnerBackend>(&args.student, args.dtype.dtype, device)?;
     if student.config().vocab_size != config.vocab_size {
         bail!(
             "the teacher knows {} tokens and the student {}: they cannot be compared token by token",

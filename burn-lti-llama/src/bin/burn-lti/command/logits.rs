@@ -44,7 +44,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
         .collect::<Vec<_>>();
     let count = sequences.len();
 
-    let model = hf::load::<A::InnerBackend>(&args.model, device)?;
+    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
     let batch = TokenBatcher.batch(sequences, device);
     let logits: Vec<u8> = model
         .logits(&batch)
