@@ -18,6 +18,17 @@ pub enum LossError {
         /// The value given.
         found: f64,
     },
+    /// A mixture of two distributions in which one has no part is no mixture.
+    #[error(
+        "{name} is {found}, but it is the teacher's share of a mixture with the student: choose a number \
+         between 0 and 1, without these"
+    )]
+    Share {
+        /// The divergence.
+        name: &'static str,
+        /// The value given.
+        found: f64,
+    },
     /// A chunk without tokens would never end.
     #[error("chunk_tokens is 0: choose how many tokens the head sees at a time, 512 for example")]
     ChunkTokens,

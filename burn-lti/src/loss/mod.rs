@@ -15,9 +15,13 @@
 
 mod chunk;
 mod distillation;
+mod divergence;
 mod error;
+mod schedule;
 mod sums;
 
 pub use distillation::{DistillationLoss, LossGradient, LossInput};
+pub use divergence::Divergence;
 pub use error::LossError;
+pub use schedule::{Curve, Schedule};
 pub use sums::{LossSums, LossSumsTensor};
