@@ -5,7 +5,7 @@
 use burn::backend::{Flex, NdArray};
 use burn::prelude::*;
 use burn_lti::decoder::Head;
-use burn_lti::loss::{DistillationLoss, LossInput};
+use burn_lti::loss::{DistillationLoss, LossInput, TeacherTokens};
 use burn_lti_benches::normal;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -28,8 +28,11 @@ fn loss_head<B: Backend>(criterion: &mut Criterion, backend: &str) {
         let input = LossInput {
             student_hidden: hidden(),
             student_head: head(),
-            teacher_hidden: hidden(),
-            teacher_head: head(),
+            teacher: TeacherTokens::Hidden {
+                hidden: hidden(),
+                head: head(),
+            },
+            features: Vec::new(),
             targets: Tensor::zeros([TOKENS], &device),
             mask: Tensor::ones([TOKENS], &device),
         };

@@ -42,5 +42,6 @@ pub fn batch<B: Backend>(
         segments: Tensor::ones([rows, tokens], device),
         targets: random(),
         mask: Tensor::ones([rows, tokens], device),
+        rows: Vec::new(),
     }
 }

@@ -6,6 +6,7 @@ use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
 use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::loss::{DistillationLoss, LossSums};
+use burn_lti::train::Teacher;
 use serde::Serialize;
 
 /// What an evaluation finds. Means are over tokens; a mean over none is absent, and so is one that
@@ -55,16 +56,16 @@ impl From<LossSums> for Evaluation {
 /// are done and how many there are.
 pub fn evaluate<B: Backend>(
     student: &impl CausalLm<B>,
-    teacher: &impl CausalLm<B>,
+    teacher: &impl Teacher<B>,
     batches: &Arc<dyn DataLoader<B, TokenBatch<B>>>,
     mut done: impl FnMut(usize, usize),
 ) -> Evaluation {
     let mut sums = LossSums::default();
     let mut batches = batches.iter();
     while let Some(batch) = batches.next() {
-        sums += DistillationLoss::KL
-            .sums_of(student, teacher, &batch)
-            .read();
+        let lesson = teacher.teach(&batch, &[]);
+        let sums_of_batch = DistillationLoss::KL.sums_of(student, lesson.tokens, &batch);
+        sums += sums_of_batch.read();
         let progress = batches.progress();
         done(progress.items_processed, progress.items_total);
     }

@@ -26,7 +26,7 @@ use burn::train::{Learner, SupervisedTraining};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
     AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer,
-    LtiSpec, Project, Projection, TokenBatch, learn_to_init,
+    LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
 };
 use burn_lti::dense::{HeadGrid, KernelPrecision, Slot};
 use burn_lti::inject::set_trainable;
@@ -93,11 +93,11 @@ impl<B: Backend> AttentionBlock<B> for Block<B, Linear<B>> {
 
 /// A block as the model sees it.
 trait Forward<B: Backend>: Module<B> + ModuleDisplay {
-    fn forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
+    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
 }
 
 impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
-    fn forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let [batch, tokens, _] = h.dims();
         let HeadGrid { heads, head_dim } = self.heads;
         let x = self.norm.forward(h.clone());
@@ -120,13 +120,15 @@ impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
             .matmul(split(&self.value))
             .swap_dims(1, 2)
             .reshape([batch, tokens, heads * head_dim]);
-        h + self.out.project(mixed)
+        let attention = self.out.project(mixed);
+        watch.attention(&attention);
+        h + attention
     }
 }
 
 impl<B: Backend, L: Forward<B>> Forward<B> for LearnToInitDecoderLayer<B, L> {
-    fn forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).forward(h)
+    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+        (**self).forward(h, watch)
     }
 }
 
@@ -156,13 +158,17 @@ impl<B: Backend> Plain<B> {
 
 /// The second trait: hidden states and a head.
 impl<B: Backend, L: Forward<B>> CausalLm<B> for Decoder<B, L> {
-    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let mut h = self.embedding.forward(batch.tokens.clone())
             + self.positions.forward(batch.positions.clone());
         for layer in &self.layers {
-            h = layer.forward(h);
+            h = layer.forward(h, watch);
         }
         h
+    }
+
+    fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     fn head(&self) -> Head<B> {
@@ -197,6 +203,7 @@ impl<B: Backend> Batcher<B, u64, TokenBatch<B>> for RandomTokens {
             segments: tokens.ones_like(),
             targets: tokens.clone(),
             mask: Tensor::ones(shape, device),
+            rows: Vec::new(),
             tokens,
         }
     }

@@ -118,6 +118,7 @@ pub fn batch_of<B: Backend>(
         segments: int_tensor(segments, shape, device),
         targets: Tensor::zeros(shape, device),
         mask: Tensor::zeros(shape, device),
+        rows: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::decoder::{
     AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, DecoderError, Head,
-    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, learn_to_init,
+    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
 };
 use burn_lti::dense::{HeadGrid, Slot};
 use burn_lti::tensors::TensorSet;
@@ -107,6 +107,7 @@ pub fn packed_batch<B: Backend>(vocab: usize, seed: u64, device: &B::Device) -> 
         segments: int_tensor(&segments, shape, device),
         targets: int_tensor(&numbers.ids(24, vocab), shape, device),
         mask: tensor(&mask, shape, device),
+        rows: Vec::new(),
     }
 }
 
@@ -147,14 +148,18 @@ impl<B: Backend> PlainToy<B> {
 }
 
 impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
-    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let hidden = hidden_keys(&batch.segments);
         let tokens = self.token_table.forward(batch.tokens.clone());
         let places = self.place_table.forward(batch.positions.clone());
         let states = self.blocks.iter().fold(tokens + places, |states, block| {
-            block.forward(states, &hidden)
+            block.forward(states, &hidden, watch)
         });
         self.last_norm.forward(states)
+    }
+
+    fn layers(&self) -> usize {
+        self.blocks.len()
     }
 
     fn head(&self) -> Head<B> {
@@ -189,12 +194,22 @@ fn hidden_keys<B: Backend>(segments: &Tensor<B, 2, Int>) -> Tensor<B, 4, Bool> {
 /// A block as the model sees it.
 pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
     /// `states [batch, tokens, d_model] -> [batch, tokens, d_model]`
-    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3>;
+    fn forward(
+        &self,
+        states: Tensor<B, 3>,
+        hidden: &Tensor<B, 4, Bool>,
+        watch: &mut Watch<'_, B>,
+    ) -> Tensor<B, 3>;
 }
 
 impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
-    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
-        (**self).forward(states, hidden)
+    fn forward(
+        &self,
+        states: Tensor<B, 3>,
+        hidden: &Tensor<B, 4, Bool>,
+        watch: &mut Watch<'_, B>,
+    ) -> Tensor<B, 3> {
+        (**self).forward(states, hidden, watch)
     }
 }
 
@@ -224,9 +239,16 @@ impl<B: Backend> ToyBlock<B, Linear<B>> {
 }
 
 impl<B: Backend, P: Project<B>> Block<B> for ToyBlock<B, P> {
-    fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        states: Tensor<B, 3>,
+        hidden: &Tensor<B, 4, Bool>,
+        watch: &mut Watch<'_, B>,
+    ) -> Tensor<B, 3> {
         let normed = self.norm_before.forward(states.clone());
-        let states = states + self.attention.forward(normed, hidden);
+        let attention = self.attention.forward(normed, hidden);
+        watch.attention(&attention);
+        let states = states + attention;
         let normed = self.norm_between.forward(states.clone());
         states + self.contract.forward(gelu(self.expand.forward(normed)))
     }

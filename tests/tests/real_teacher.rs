@@ -97,6 +97,7 @@ fn logits_agree_with_transformers<A: AutodiffBackend>(device: A::Device) {
         segments: tokens_tensor.ones_like(),
         targets: tokens_tensor.zeros_like(),
         mask: Tensor::zeros([rows, tokens], &device),
+        rows: Vec::new(),
         tokens: tokens_tensor,
     };
     let found: Vec<f32> = model.logits(&batch).into_data().iter().collect();

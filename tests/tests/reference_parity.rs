@@ -35,7 +35,10 @@ use burn_lti::dense::{
     AttnMap, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind,
     StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
 };
-use burn_lti::loss::{DistillationLoss, LossInput, LossSums};
+use burn_lti::loss::{
+    Curve, DistillationLoss, FeatureDistance, FeatureLoss, FeaturePair, LossInput, LossSchedule,
+    LossSums, Schedule, SparseForm, TeacherTokens, TopK,
+};
 use burn_lti::start::Start;
 use burn_lti_tests::close::{
     Deviation, Tolerance, assert_close, assert_not_close, compare, rounding,
@@ -504,29 +507,47 @@ fn layers_notice_a_changed_weight<A: AutodiffBackend>(device: A::Device) {
 
 /// A case of the loss. Its tolerances follow at [`Self::token_bound`] and the functions after it.
 struct LossCase {
+    config: Value,
+    /// The optimizer step that the schedules are at.
+    step: usize,
     metrics: Value,
     loss: f64,
     vocab: usize,
     student: Vec<f32>,
-    teacher: Vec<f32>,
+    teacher: TeacherLogits,
+    features: Vec<[Stored; 2]>,
     gradient: Vec<f64>,
     targets: Vec<i64>,
     mask: Vec<f32>,
 }
 
+/// What the reference was given of the teacher.
+enum TeacherLogits {
+    All(Vec<f32>),
+    TopK {
+        k: usize,
+        ids: Vec<i64>,
+        logits: Vec<f32>,
+    },
+}
+
 impl LossCase {
     fn read(file: &TensorFile, case: &Value) -> Self {
-        let (shape, student) = file.floats(&format!("{}.student_logits", name(case)));
-        let targets = file.ints(&format!("{}.targets", name(case))).1;
-        let segments = file.ints(&format!("{}.segmentation", name(case))).1;
+        let leaf = |leaf: &str| format!("{}.{leaf}", name(case));
+        let (shape, student) = file.floats(&leaf("student_logits"));
+        let targets = file.ints(&leaf("targets")).1;
+        let segments = file.ints(&leaf("segmentation")).1;
         let pad = case["config"]["pad_id"].as_i64().expect("a pad_id");
         let counts = |(target, segment): (&i32, &i32)| i64::from(*target) != pad && *segment != 0;
         Self {
+            config: case["config"].clone(),
+            step: case["step"].as_u64().unwrap_or(0) as usize,
             metrics: case["metrics"].clone(),
             loss: case["loss"].as_f64().expect("a loss"),
             vocab: *shape.last().expect("a vocabulary"),
             student,
-            teacher: Stored::read(file, case, "teacher_logits").values,
+            teacher: TeacherLogits::read(file, case),
+            features: features(file, case),
             gradient: widen(&Stored::read(file, case, "grad_student_logits").values),
             mask: targets
                 .iter()
@@ -544,11 +565,6 @@ impl LossCase {
             (Some(sum), Some(count)) => (sum, count),
             _ => panic!("no metric `{key}`"),
         }
-    }
-
-    /// The loss without its feature term, which the metrics hold already multiplied by beta.
-    fn loss_without_features(&self) -> f64 {
-        self.loss - self.metric("out_proj_feature_loss").0
     }
 
     fn tokens(&self) -> f64 {
@@ -588,9 +604,9 @@ impl LossCase {
 
     /// `max_i |log p_i|` over both models and the tokens that count.
     fn log_probability_bound(&self, temperature: f64) -> f64 {
-        let rows = |logits: &[f32]| -> f64 {
+        let rows = |logits: &[f32], outcomes: usize| -> f64 {
             logits
-                .chunks_exact(self.vocab)
+                .chunks_exact(outcomes)
                 .zip(&self.mask)
                 .filter(|(_, mask)| **mask != 0.0)
                 .map(|(row, _)| {
@@ -601,7 +617,11 @@ impl LossCase {
                 })
                 .fold(0.0, f64::max)
         };
-        rows(&self.student).max(rows(&self.teacher))
+        let teacher = match &self.teacher {
+            TeacherLogits::All(logits) => rows(logits, self.vocab),
+            TeacherLogits::TopK { k, logits, .. } => rows(logits, *k),
+        };
+        rows(&self.student, self.vocab).max(teacher)
     }
 
     /// Logits as hidden states, before a head that is the identity.
@@ -611,20 +631,97 @@ impl LossCase {
             weight: Tensor::eye(self.vocab, device),
             trains: false,
         };
+        let flat = |stored: &Stored| {
+            let [_, _, width] = axes(&stored.shape);
+            tensor(&stored.values, [shape[0], width], device)
+        };
         LossInput {
             student_hidden: tensor(student, shape, device),
             student_head: identity(),
-            teacher_hidden: tensor(&self.teacher, shape, device),
-            teacher_head: identity(),
+            teacher: match &self.teacher {
+                TeacherLogits::All(logits) => TeacherTokens::Hidden {
+                    hidden: tensor(logits, shape, device),
+                    head: identity(),
+                },
+                // Logits are log-probabilities but for a constant, which renormalising takes away.
+                TeacherLogits::TopK { k, ids, logits } => TeacherTokens::TopK(TopK {
+                    ids: int_tensor(ids, [shape[0], *k], device),
+                    log_probs: tensor(logits, [shape[0], *k], device),
+                    log_tail: Tensor::zeros([shape[0], 1], device),
+                    target_log_prob: None,
+                }),
+            },
+            features: self
+                .features
+                .iter()
+                .map(|[student, teacher]| FeaturePair {
+                    student: flat(student),
+                    teacher: flat(teacher),
+                })
+                .collect(),
             targets: int_tensor(&self.targets, [shape[0]], device),
             mask: tensor(&self.mask, [shape[0]], device),
         }
     }
 
+    /// The loss at the case's step, from the case's settings alone.
     fn settings(&self) -> DistillationLoss {
+        let number = |key: &str| self.config[key].as_f64();
+        let steps = self.config["max_steps"].as_u64().unwrap_or(1) as usize;
+        let schedule = |key: &str, end: &str, kind: &str| {
+            let start = number(key).expect("a start");
+            let kind = self.config[kind].as_str().unwrap_or("constant");
+            schedule(kind, start, number(end))
+        };
+        let (alpha, temperature) = (
+            schedule("alpha", "alpha_end", "alpha_schedule"),
+            schedule("temperature", "temperature_end", "temperature_schedule"),
+        );
         // Five tokens at a time, so that chunks have to be put together.
-        DistillationLoss::new(self.metric("alpha").0, self.temperature(), 5)
+        let loss = DistillationLoss::new(alpha.start(), temperature.start(), 5)
             .expect("settings in range")
+            .with_sparse(SparseForm::Renormalised);
+        let moving = |loss: DistillationLoss| {
+            LossSchedule::new(loss, steps)
+                .with_alpha(alpha)
+                .and_then(|loss| loss.with_temperature(temperature))
+                .expect("settings in range")
+        };
+        let Some(beta) = number("beta_feature") else {
+            return moving(loss).at(self.step);
+        };
+        let feature = FeatureLoss::new(self.distance(), beta).expect("a weight");
+        moving(loss.with_feature(feature))
+            .with_feature_weight(schedule("beta_feature", "beta_end", "beta_schedule"))
+            .expect("a weight")
+            .at(self.step)
+    }
+
+    fn distance(&self) -> FeatureDistance {
+        match self.config["feature_loss_type"].as_str() {
+            Some("l2") => FeatureDistance::L2,
+            Some("cosine") | None => FeatureDistance::Cosine,
+            Some(other) => panic!("no distance `{other}`"),
+        }
+    }
+
+    /// What the mean distance may be off by, before its weight. A cosine is two norms and a product of
+    /// `D` terms, at most 1 in size; a squared difference at most the squared sum of magnitudes.
+    fn feature_tolerance(&self) -> f64 {
+        let width = self.features.first().map_or(1, |[student, _]| {
+            let [_, _, width] = axes(&student.shape);
+            width
+        });
+        let largest = |stored: &Stored| widen(&stored.values).into_iter().fold(0.0, f64::max);
+        let size = match self.distance() {
+            FeatureDistance::Cosine => 1.0,
+            FeatureDistance::L2 => self
+                .features
+                .iter()
+                .map(|[student, teacher]| (largest(student) + largest(teacher)).powi(2))
+                .fold(0.0, f64::max),
+        };
+        2.0 * rounding(3 * width + 8 + self.mask.len()) * size
     }
 
     /// Every number of the loss with what was expected and what it may be off by.
@@ -643,64 +740,156 @@ impl LossCase {
     fn sum_comparisons(&self, sums: &LossSums) -> Vec<Comparison> {
         let temperature = self.temperature();
         let squared = temperature.powi(2);
+        // The reference reports 0 for what it does not know of a teacher's top tokens.
+        let is_sparse = matches!(self.teacher, TeacherLogits::TopK { .. });
+        assert_eq!(sums.kl.is_none(), is_sparse);
+        assert_eq!(sums.teacher_ce.is_none(), is_sparse);
         [
-            ("hard", "hard_loss", sums.student_ce, 1.0, 1.0),
+            ("hard", "hard_loss", Some(sums.student_ce), 1.0, 1.0),
             (
                 "soft",
                 "soft_loss",
-                sums.soft * squared,
+                Some(sums.soft * squared),
                 temperature,
                 squared,
             ),
-            ("KL at T", "kl_div_at_T", sums.soft, temperature, 1.0),
+            ("KL at T", "kl_div_at_T", Some(sums.soft), temperature, 1.0),
             ("KL at 1", "kl_div_T1", sums.kl, 1.0, 1.0),
             ("teacher", "teacher_loss", sums.teacher_ce, 1.0, 1.0),
         ]
         .into_iter()
-        .map(|(what, key, found, temperature, factor)| {
+        .filter_map(|(what, key, found, temperature, factor)| {
             let expected = self.metric(key).0;
             let tolerance = factor * self.sum_tolerance(temperature, expected / factor);
-            Comparison::number(what, found, expected, tolerance)
+            Some(Comparison::number(what, found?, expected, tolerance))
         })
         .collect()
     }
 
     /// A batch without a target has no means: the reference divides by one, we say `None`.
     fn mean_comparisons(&self, sums: &LossSums) -> Vec<Comparison> {
-        let (Some(loss), Some(student), Some(teacher)) = (
-            sums.loss_mean(),
-            sums.student_ce_mean(),
-            sums.teacher_ce_mean(),
-        ) else {
+        let (Some(loss), Some(student)) = (sums.loss_mean(), sums.student_ce_mean()) else {
             return Vec::new();
         };
         let (alpha, temperature) = (self.metric("alpha").0, self.temperature());
+        let beta = self.metric("beta_feature").0;
         let soft = temperature.powi(2) * self.sum_tolerance(temperature, sums.soft);
         let hard = self.sum_tolerance(1.0, sums.student_ce);
-        // Taking the feature term out again costs a rounding of the total.
-        let mixed =
-            (alpha * soft + (1.0 - alpha) * hard) / sums.tokens + rounding(2) * self.loss.abs();
+        let feature = beta * self.feature_tolerance();
+        let mixed = (alpha * soft + (1.0 - alpha) * hard) / sums.tokens
+            + feature
+            + rounding(2) * self.loss.abs();
         let perplexity = |what, key, mean: f64, sum| {
             let expected = self.metric(key).0;
             // The exponential of a mean, which the reference rounds.
             let relative = self.sum_tolerance(1.0, sum) / sums.tokens + rounding(2) * (1.0 + mean);
             Comparison::number(what, mean.exp(), expected, relative * expected)
         };
-        vec![
-            Comparison::number("loss", loss, self.loss_without_features(), mixed),
+        // The reference computes schedules in float32.
+        let setting = |what, key, mean: Option<f64>| {
+            let found = mean.unwrap_or(0.0);
+            Comparison::number(what, found, self.metric(key).0, rounding(4) * (1.0 + found))
+        };
+        let mut all = vec![
+            Comparison::number("loss", loss, self.loss, mixed),
             perplexity(
                 "student perplexity",
                 "student_perplexity",
                 student,
                 sums.student_ce,
             ),
-            perplexity(
+            setting("setting alpha", "alpha", sums.alpha_mean()),
+            setting("setting T", "temperature", sums.temperature_mean()),
+            setting("setting beta", "beta_feature", sums.feature_weight_mean()),
+        ];
+        if let Some((teacher, sum)) = sums.teacher_ce_mean().zip(sums.teacher_ce) {
+            all.push(perplexity(
                 "teacher perplexity",
                 "teacher_perplexity",
                 teacher,
-                sums.teacher_ce,
-            ),
-        ]
+                sum,
+            ));
+        }
+        if let Some(mean) = sums.feature_mean() {
+            let (found, expected) = (beta * mean, self.metric("out_proj_feature_loss").0);
+            all.push(Comparison::number(
+                "setting features",
+                found,
+                expected,
+                feature,
+            ));
+        }
+        all
+    }
+}
+
+impl TeacherLogits {
+    fn read(file: &TensorFile, case: &Value) -> Self {
+        match case["top_k"].as_u64() {
+            None => Self::All(Stored::read(file, case, "teacher_logits").values),
+            Some(k) => Self::TopK {
+                k: k as usize,
+                ids: file
+                    .ints(&format!("{}.teacher_top_k_indices", name(case)))
+                    .1
+                    .into_iter()
+                    .map(i64::from)
+                    .collect(),
+                logits: Stored::read(file, case, "teacher_top_k_logits").values,
+            },
+        }
+    }
+}
+
+/// Student's and teacher's features of each layer that is compared, `[rows, tokens, width]`.
+fn features(file: &TensorFile, case: &Value) -> Vec<[Stored; 2]> {
+    if case["config"]["beta_feature"].is_null() {
+        return Vec::new();
+    }
+    let read = |leaf| Stored::read(file, case, leaf);
+    let (student, teacher) = (read("student_features"), read("teacher_features"));
+    let layers: Vec<usize> = match case["config"]["layer_indices"].as_array() {
+        None => (0..student.shape[0]).collect(),
+        Some(layers) => layers
+            .iter()
+            .map(|layer| layer.as_u64().expect("an index") as usize)
+            .collect(),
+    };
+    let layer = |stored: &Stored, layer: usize| {
+        let shape = stored.shape[1..].to_vec();
+        let size: usize = shape.iter().product();
+        let values = stored.values[layer * size..(layer + 1) * size].to_vec();
+        Stored { shape, values }
+    };
+    let pair = |index: usize| [layer(&student, index), layer(&teacher, index)];
+    layers.into_iter().map(pair).collect()
+}
+
+fn schedule(kind: &str, start: f64, end: Option<f64>) -> Schedule {
+    match (kind, end) {
+        ("linear", Some(end)) => Schedule::new(Curve::Linear, start, end),
+        ("cosine", Some(end)) => Schedule::new(Curve::Cosine, start, end),
+        // The reference holds the start of a constant and of a schedule without an end.
+        ("constant", _) | (_, None) => Schedule::constant(start),
+        (other, _) => panic!("no schedule `{other}`"),
+    }
+}
+
+/// In float32 the reference's are off by a rounding or two of the larger end.
+#[test]
+fn schedules_are_the_references() {
+    for row in Golden::open().cases("schedule") {
+        let number = |key: &str| row[key].as_f64();
+        let start = number("start").expect("a start");
+        let kind = row["kind"].as_str().expect("a kind");
+        let count = |key: &str| row[key].as_u64().expect("a count") as usize;
+        let found = schedule(kind, start, number("end")).at(count("step"), count("max_steps"));
+        let expected = number("value").expect("a value");
+        let size = start.abs().max(number("end").unwrap_or(0.0).abs());
+        assert!(
+            (found - expected).abs() <= rounding(4) * size,
+            "{row}: {found}"
+        );
     }
 }
 
@@ -722,22 +911,11 @@ impl Comparison {
     }
 }
 
-/// The cases in which the reference saw all of the teacher's logits.
-fn dense_losses(golden: &Golden) -> Vec<Value> {
-    let cases = golden.cases("loss");
-    let dense: Vec<Value> = cases
-        .into_iter()
-        .filter(|case| case["top_k"].is_null())
-        .collect();
-    assert!(!dense.is_empty(), "every case of `loss` has a top_k");
-    dense
-}
-
 fn losses_and_their_gradients_are_the_references<A: AutodiffBackend>(device: A::Device) {
     let golden = Golden::open();
     let file = golden.file("loss");
     let (mut sums, mut gradients) = (Deviation::default(), Deviation::default());
-    for case in dense_losses(&golden) {
+    for case in golden.cases("loss") {
         let loss = LossCase::read(&file, &case);
         let input = loss.input::<A::InnerBackend>(&loss.student, &device);
         let evaluated = loss.settings().evaluate(input.clone()).read();
@@ -778,7 +956,7 @@ fn losses_notice_a_changed_logit<A: AutodiffBackend>(device: A::Device) {
     let file = golden.file("loss");
     let mut compared = BTreeSet::new();
     let mut noticed = BTreeSet::new();
-    for case in dense_losses(&golden) {
+    for case in golden.cases("loss") {
         let loss = LossCase::read(&file, &case);
         let Some(token) = loss.mask.iter().position(|mask| *mask != 0.0) else {
             continue; // nothing counts, so nothing can tell
@@ -791,7 +969,7 @@ fn losses_notice_a_changed_logit<A: AutodiffBackend>(device: A::Device) {
             let tolerance = Tolerance::Uniform(one.tolerance);
             if one.what == "gradient" {
                 assert_not_close(&one.found, &one.expected, &tolerance);
-            } else if !one.what.starts_with("teacher") {
+            } else if !one.what.starts_with("teacher") && !one.what.starts_with("setting") {
                 compared.insert(one.what);
                 if compare(&one.found, &one.expected, &tolerance).is_err() {
                     noticed.insert(one.what);

@@ -38,6 +38,7 @@ impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for TokenBatcher {
             segments: ints(|sequence| &sequence.segments),
             targets: ints(|sequence| &sequence.targets),
             mask: Tensor::from_data(TensorData::new(mask, shape), device),
+            rows: sequences.iter().map(|sequence| sequence.row).collect(),
         }
     }
 }

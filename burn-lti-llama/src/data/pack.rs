@@ -5,6 +5,8 @@
 /// Attention may look from a token to an earlier one only where their `segments` are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedSequence {
+    /// Number of this window in its data, from 0.
+    pub row: usize,
     /// Input tokens; 0 in the padding.
     pub tokens: Vec<u32>,
     /// The token that follows each input in its document; 0 where there is none.
@@ -19,8 +21,9 @@ pub struct PackedSequence {
 }
 
 impl PackedSequence {
-    fn with_capacity(seq_len: usize) -> Self {
+    fn with_capacity(row: usize, seq_len: usize) -> Self {
         Self {
+            row,
             tokens: Vec::with_capacity(seq_len),
             targets: Vec::with_capacity(seq_len),
             positions: Vec::with_capacity(seq_len),
@@ -78,7 +81,7 @@ impl PackedSequence {
 pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Vec<PackedSequence> {
     assert!(seq_len > 0, "a window of length 0 holds no token");
     let mut windows = Vec::new();
-    let mut window = PackedSequence::with_capacity(seq_len);
+    let mut window = PackedSequence::with_capacity(0, seq_len);
     for document in documents {
         let mut start = 0;
         while start < document.len() {
@@ -86,7 +89,7 @@ pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Ve
             window.push(&document, start..end);
             start = end;
             if window.len() == seq_len {
-                let empty = PackedSequence::with_capacity(seq_len);
+                let empty = PackedSequence::with_capacity(windows.len() + 1, seq_len);
                 windows.push(std::mem::replace(&mut window, empty));
             }
         }
@@ -109,6 +112,7 @@ mod tests {
     fn two_documents_by_hand() {
         let windows = pack([vec![10, 11, 12], vec![20, 21, 22]], 4);
         let first = PackedSequence {
+            row: 0,
             tokens: vec![10, 11, 12, 20],
             targets: vec![11, 12, 0, 21],
             positions: vec![0, 1, 2, 0],
@@ -116,6 +120,7 @@ mod tests {
             mask: vec![true, true, false, true],
         };
         let second = PackedSequence {
+            row: 1,
             tokens: vec![21, 22, 0, 0],
             targets: vec![22, 0, 0, 0],
             positions: vec![0, 1, 0, 0],

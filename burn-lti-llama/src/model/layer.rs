@@ -4,7 +4,7 @@ use burn::module::ModuleDisplay;
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{
-    AttentionBlock, AttentionGeometry, LearnToInitDecoderLayer, Project, Projection,
+    AttentionBlock, AttentionGeometry, LearnToInitDecoderLayer, Project, Projection, Watch,
 };
 use burn_lti::dense::Slot;
 
@@ -13,13 +13,15 @@ use crate::config::LlamaConfig;
 
 /// A decoder layer as the model sees it, whatever its projections are.
 pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
-    /// `h [batch, tokens, d_model] -> [batch, tokens, d_model]`
+    /// `h [batch, tokens, d_model] -> [batch, tokens, d_model]`. Shows `watch` what the attention puts
+    /// out.
     fn forward(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
+        watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3>;
 }
 
@@ -52,9 +54,12 @@ impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
+        watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3> {
         let normed = self.input_layernorm.forward(h.clone());
-        let h = h + self.self_attn.forward(normed, rotary, mask, cache);
+        let attention = self.self_attn.forward(normed, rotary, mask, cache);
+        watch.attention(&attention);
+        let h = h + attention;
         let normed = self.post_attention_layernorm.forward(h.clone());
         h + self.mlp.forward(normed)
     }
@@ -67,8 +72,9 @@ impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
+        watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3> {
-        (**self).forward(h, rotary, mask, cache)
+        (**self).forward(h, rotary, mask, cache, watch)
     }
 }
 

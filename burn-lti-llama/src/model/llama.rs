@@ -5,7 +5,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
     AwaitingTeacher, CausalLm, DecoderError, Head, LearnToInitDecoderLayer, LtiSpec, Projection,
-    TokenBatch, learn_to_init,
+    TokenBatch, Watch, learn_to_init,
 };
 
 use super::{AttentionMask, Block, KvCache, LlamaLayer, Rotary};
@@ -113,7 +113,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         let mask = AttentionMask::continuing(past, new, &self.config.geometry(), &device);
         let mut h = self.model.embed_tokens.forward(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            h = layer.forward(h, &rotary, &mask, Some(cache));
+            h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
         }
         cache.tokens += new;
         self.apply_head(self.model.norm.forward(h))
@@ -148,14 +148,18 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 }
 
 impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
-    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let rotary = self.rotary(&batch.positions);
         let mask = AttentionMask::packed(&batch.segments, &self.config.geometry());
         let mut h = self.model.embed_tokens.forward(batch.tokens.clone());
         for layer in &self.model.layers {
-            h = layer.forward(h, &rotary, &mask, None);
+            h = layer.forward(h, &rotary, &mask, None, watch);
         }
         self.model.norm.forward(h)
+    }
+
+    fn layers(&self) -> usize {
+        self.model.layers.len()
     }
 
     fn head(&self) -> Head<B> {

@@ -8,6 +8,7 @@ mod error;
 mod layer;
 mod model;
 mod projection;
+mod watch;
 
 pub use error::DecoderError;
 pub use layer::{
@@ -16,3 +17,4 @@ pub use layer::{
 };
 pub use model::{AwaitingTeacher, CausalLm, Head, TokenBatch};
 pub use projection::{Project, Projection};
+pub use watch::Watch;

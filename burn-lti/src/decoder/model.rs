@@ -4,6 +4,7 @@ use burn::module::ModuleDisplay;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
+use super::Watch;
 use crate::inject::{InjectError, InjectRules, Injection, inject};
 use crate::tensors::TensorSet;
 
@@ -23,6 +24,9 @@ pub struct TokenBatch<B: Backend> {
     pub targets: Tensor<B, 2, Int>,
     /// 1 where there is a target, 0 where there is none, `[batch, tokens]`.
     pub mask: Tensor<B, 2>,
+    /// Which sequence of its data each row is, for a teacher that wrote down what it says of each; empty
+    /// where nobody counts them.
+    pub rows: Vec<usize>,
 }
 
 impl<B: AutodiffBackend> TokenBatch<B> {
@@ -34,6 +38,7 @@ impl<B: AutodiffBackend> TokenBatch<B> {
             segments: self.segments.clone().inner(),
             targets: self.targets.clone().inner(),
             mask: self.mask.clone().inner(),
+            rows: self.rows.clone(),
         }
     }
 }
@@ -51,11 +56,20 @@ pub struct Head<B: Backend> {
 
 /// A decoder that can teach or learn.
 pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
-    /// The final hidden states, as the head takes them: `[batch, tokens, d_model]`.
-    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3>;
+    /// The final hidden states, as the head takes them: `[batch, tokens, d_model]`. On the way every
+    /// layer's attention output is shown to `watch`.
+    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
+
+    /// The number of layers.
+    fn layers(&self) -> usize;
 
     /// The head.
     fn head(&self) -> Head<B>;
+
+    /// The final hidden states alone, `[batch, tokens, d_model]`.
+    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        self.forward(batch, &mut Watch::nothing())
+    }
 }
 
 /// A learning model whose teacher kernels and copied weights have not arrived.

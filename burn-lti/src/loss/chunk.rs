@@ -4,71 +4,69 @@ use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use burn::tensor::activation::log_softmax;
 
+use super::teacher::{Outcomes, TeacherChunk};
+use super::{DistillationLoss, Divergence};
+
 /// Logits and targets of `n` tokens.
 pub(super) struct Chunk<B: Backend> {
     /// `[n, vocab]`
     pub(super) student: Tensor<B, 2>,
-    /// `[n, vocab]`
-    pub(super) teacher: Tensor<B, 2>,
+    pub(super) teacher: TeacherChunk<B>,
     /// `[n, 1]`
     pub(super) targets: Tensor<B, 2, Int>,
     /// `[n, 1]`, 1 where a token counts.
     pub(super) mask: Tensor<B, 2>,
 }
 
-/// Log-probabilities of both models at one temperature, `[n, vocab]` each.
-struct LogProbs<B: Backend> {
-    student: Tensor<B, 2>,
-    teacher: Tensor<B, 2>,
-}
-
-impl<B: Backend> LogProbs<B> {
-    /// `KL(teacher || student)` of each token, `[n, 1]`.
-    fn kl(&self) -> Tensor<B, 2> {
-        let difference = self.teacher.clone() - self.student.clone();
-        (self.teacher.clone().exp() * difference).sum_dim(1)
-    }
-}
-
 /// What one chunk adds to the whole.
 pub(super) struct ChunkOutput<B: Backend> {
-    /// `[tokens, soft, kl, student_ce, teacher_ce, agreements]`
+    /// `[tokens, soft, student_ce, agreements, kl, teacher_ce]`; the last two 0 where a teacher does not
+    /// tell.
     pub(super) sums: Tensor<B, 1>,
     /// Gradient with respect to the student's logits, if it was asked for, `[n, vocab]`.
     pub(super) logits_grad: Option<Tensor<B, 2>>,
 }
 
-/// How the loss is mixed, and what each token's gradient is multiplied by.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mix {
-    pub(super) alpha: f64,
-    pub(super) temperature: f64,
-}
-
 impl<B: Backend> Chunk<B> {
     /// The loss terms, and the gradient if `weight [n, 1]`, a token's share of the mean, is given.
-    pub(super) fn evaluate(self, mix: Mix, weight: Option<Tensor<B, 2>>) -> ChunkOutput<B> {
-        let cold = self.log_probs(1.0);
-        let kl = cold.kl();
-        let (soft, warm) = if mix.temperature == 1.0 {
-            (kl.clone(), None)
-        } else {
-            let warm = self.log_probs(mix.temperature);
-            (warm.kl(), Some(warm))
+    pub(super) fn evaluate(
+        self,
+        loss: &DistillationLoss,
+        weight: Option<Tensor<B, 2>>,
+    ) -> ChunkOutput<B> {
+        let outcomes = |temperature| {
+            self.teacher
+                .outcomes(&self.student, temperature, loss.sparse)
         };
-        let agreements = self
-            .student
-            .clone()
-            .argmax(1)
-            .equal(self.teacher.clone().argmax(1))
-            .float();
+        let warm = outcomes(loss.temperature);
+        let soft = loss.divergence.value(&warm.teacher, &warm.student);
+        // What the loss compares may serve for the metrics, which are at temperature 1.
+        let (kl, student, teacher_ce) = match &self.teacher {
+            TeacherChunk::Logits(_) => {
+                let cold = (loss.temperature != 1.0).then(|| outcomes(1.0));
+                let cold = cold.as_ref().unwrap_or(&warm);
+                let kl = match (loss.temperature == 1.0, loss.divergence) {
+                    (true, Divergence::ForwardKl) => soft.clone(),
+                    _ => Divergence::ForwardKl.value(&cold.teacher, &cold.student),
+                };
+                let teacher_ce = self.cross_entropy(&cold.teacher);
+                (kl, cold.student.clone(), teacher_ce)
+            }
+            TeacherChunk::TopK(top) => {
+                let known = top.target_log_prob.clone().map(Tensor::neg);
+                let unknown = self.mask.zeros_like();
+                let student = log_softmax(self.student.clone(), 1);
+                (unknown.clone(), student, known.unwrap_or(unknown))
+            }
+        };
+        let agreements = self.student.clone().argmax(1).equal(self.teacher.choice());
         let terms = [
             self.mask.ones_like(),
             soft,
+            self.cross_entropy(&student),
+            agreements.float().cast(self.mask.dtype()),
             kl,
-            self.cross_entropy(&cold.student),
-            self.cross_entropy(&cold.teacher),
-            agreements,
+            teacher_ce,
         ];
         let sums = terms
             .into_iter()
@@ -76,18 +74,7 @@ impl<B: Backend> Chunk<B> {
             .collect();
         ChunkOutput {
             sums: Tensor::cat(sums, 0),
-            logits_grad: weight.map(|weight| self.logits_grad(cold, warm, mix, weight)),
-        }
-    }
-
-    fn log_probs(&self, temperature: f64) -> LogProbs<B> {
-        let at = |logits: &Tensor<B, 2>| match temperature {
-            1.0 => log_softmax(logits.clone(), 1),
-            _ => log_softmax(logits.clone().div_scalar(temperature), 1),
-        };
-        LogProbs {
-            student: at(&self.student),
-            teacher: at(&self.teacher),
+            logits_grad: weight.map(|weight| self.logits_grad(loss, &warm, student, weight)),
         }
     }
 
@@ -95,33 +82,28 @@ impl<B: Backend> Chunk<B> {
         log_probs.clone().gather(1, self.targets.clone()).neg()
     }
 
-    /// `weight * (alpha T (p_T - q_T) + (1 - alpha) (p_1 - y))`
+    /// `weight * (alpha T dD/dz_T + (1 - alpha) (softmax(z) - y))`, where `z_T = z / T` and `D` is
+    /// weighed with `T^2`. `log_probs` are the student's at temperature 1.
     fn logits_grad(
         &self,
-        cold: LogProbs<B>,
-        warm: Option<LogProbs<B>>,
-        mix: Mix,
+        loss: &DistillationLoss,
+        warm: &Outcomes<B>,
+        log_probs: Tensor<B, 2>,
         weight: Tensor<B, 2>,
     ) -> Tensor<B, 2> {
-        let Mix { alpha, temperature } = mix;
-        let hard_share = 1.0 - alpha;
-        let student = cold.student.exp();
-        let gradient = match warm {
-            None => student - cold.teacher.exp().mul_scalar(alpha),
-            Some(warm) => {
-                let soft =
-                    (warm.student.exp() - warm.teacher.exp()).mul_scalar(alpha * temperature);
-                match hard_share {
-                    0.0 => soft,
-                    share => soft + student.mul_scalar(share),
-                }
-            }
+        let [_, vocab] = self.student.dims();
+        let soft = loss.divergence.gradient(&warm.teacher, &warm.student);
+        let soft = match loss.alpha * loss.temperature {
+            1.0 => soft,
+            factor => soft.mul_scalar(factor),
         };
-        let gradient = gradient * weight.clone();
+        let soft = warm.to_logits(soft, vocab);
+        let hard_share = 1.0 - loss.alpha;
         if hard_share == 0.0 {
-            return gradient;
+            return soft * weight;
         }
-        gradient.scatter(
+        let gradient = soft + log_probs.exp().mul_scalar(hard_share);
+        (gradient * weight.clone()).scatter(
             1,
             self.targets.clone(),
             weight.mul_scalar(-hard_share),

@@ -1,31 +1,50 @@
 //! [`DistillationLoss`]: the loss and its gradient, chunk by chunk.
 
+use std::ops::Range;
+
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::chunk::{Chunk, ChunkOutput, Mix};
-use super::{LossError, LossSumsTensor};
+use super::chunk::{Chunk, ChunkOutput};
+use super::sums::Known;
+use super::{
+    Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
+};
 use crate::decoder::{CausalLm, Head, TokenBatch};
 
-/// `alpha T^2 KL(teacher || student) + (1 - alpha) CE`, averaged over tokens with a target.
+/// `alpha T^2 D(teacher, student) + (1 - alpha) CE + beta F`, averaged over tokens with a target: a
+/// [`Divergence`] at temperature `T`, the cross-entropy, and a [`FeatureLoss`] if there is one.
+///
+/// ```
+/// use burn_lti::loss::{DistillationLoss, Divergence, FeatureDistance, FeatureLoss};
+///
+/// let loss = DistillationLoss::new(0.9, 2.0, 512)?
+///     .with_divergence(Divergence::JensenShannon { beta: 0.5 })?
+///     .with_feature(FeatureLoss::new(FeatureDistance::Cosine, 0.1)?);
+/// assert_eq!(loss.alpha(), 0.9);
+/// # Ok::<_, burn_lti::loss::LossError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DistillationLoss {
-    alpha: f64,
-    temperature: f64,
-    chunk_tokens: usize,
+    pub(super) alpha: f64,
+    pub(super) temperature: f64,
+    pub(super) divergence: Divergence,
+    pub(super) sparse: SparseForm,
+    pub(super) feature: Option<FeatureLoss>,
+    pub(super) chunk_tokens: usize,
 }
 
-/// What the loss compares: the hidden states of `n` tokens in both models, and both heads.
+/// What the loss compares: `n` tokens in both models.
 #[derive(Clone, Debug)]
 pub struct LossInput<B: Backend> {
-    /// `[n, d_student]`
+    /// The student's final hidden states, `[n, d_student]`.
     pub student_hidden: Tensor<B, 2>,
     /// `[d_student, vocab]`
     pub student_head: Head<B>,
-    /// `[n, d_teacher]`
-    pub teacher_hidden: Tensor<B, 2>,
-    /// `[d_teacher, vocab]`
-    pub teacher_head: Head<B>,
+    /// The teacher's say.
+    pub teacher: TeacherTokens<B>,
+    /// Features of both, for the feature loss; without one they are not read.
+    pub features: Vec<FeaturePair<B>>,
     /// The token that follows, `[n]`.
     pub targets: Tensor<B, 1, Int>,
     /// 1 where there is one, 0 where there is none, `[n]`.
@@ -33,28 +52,28 @@ pub struct LossInput<B: Backend> {
 }
 
 impl<B: Backend> LossInput<B> {
-    /// The final hidden states and head of a student beside those of `teacher` on the same batch.
+    /// The final hidden states and head of a student beside what a teacher says of the same batch.
     ///
     /// `student_hidden` is `[batch, tokens, d_student]`; its first two axes are joined.
     pub fn new(
         student_hidden: Tensor<B, 3>,
         student_head: Head<B>,
-        teacher: &impl CausalLm<B>,
+        teacher: TeacherTokens<B>,
         batch: &TokenBatch<B>,
     ) -> Self {
         let [rows, tokens] = batch.mask.dims();
         Self {
             student_hidden: student_hidden.flatten(0, 1),
             student_head,
-            teacher_hidden: teacher.hidden_states(batch).flatten(0, 1),
-            teacher_head: teacher.head(),
+            teacher,
+            features: Vec::new(),
             targets: batch.targets.clone().reshape([rows * tokens]),
             mask: batch.mask.clone().reshape([rows * tokens]),
         }
     }
 }
 
-/// The sums of a loss and its gradient, in the float types of the hidden states and the head.
+/// The sums of a loss and its gradient, in the float types of what the gradient is for.
 #[derive(Clone, Debug)]
 pub struct LossGradient<B: Backend> {
     /// The sums, still on the device.
@@ -63,7 +82,9 @@ pub struct LossGradient<B: Backend> {
     pub hidden: Tensor<B, 2>,
     /// Gradient with respect to the student's head, `[d_student, vocab]`, if it trains.
     pub head: Option<Tensor<B, 2>>,
-    /// What both have yet to be multiplied by, `[1]` in the backend's default float type. Only if the
+    /// Gradients with respect to the student's features, `[n, d_model]` each, if there is a feature loss.
+    pub features: Vec<Tensor<B, 2>>,
+    /// What all have yet to be multiplied by, `[1]` in the backend's default float type. Only if the
     /// states are float16: a mean over thousands of tokens would leave that type's range, so its
     /// gradient is that of the sum.
     pub scale: Option<Tensor<B, 1>>,
@@ -74,6 +95,9 @@ impl DistillationLoss {
     pub const KL: Self = Self {
         alpha: 1.0,
         temperature: 1.0,
+        divergence: Divergence::ForwardKl,
+        sparse: SparseForm::Tail,
+        feature: None,
         chunk_tokens: 512,
     };
 
@@ -83,12 +107,8 @@ impl DistillationLoss {
     ///
     /// [`LossError`] naming the setting that is out of range.
     pub fn new(alpha: f64, temperature: f64, chunk_tokens: usize) -> Result<Self, LossError> {
-        if !(0.0..=1.0).contains(&alpha) {
-            return Err(LossError::Alpha { found: alpha });
-        }
-        if !(temperature.is_finite() && temperature > 0.0) {
-            return Err(LossError::Temperature { found: temperature });
-        }
+        check_alpha(alpha)?;
+        check_temperature(temperature)?;
         if chunk_tokens == 0 {
             return Err(LossError::ChunkTokens);
         }
@@ -96,7 +116,31 @@ impl DistillationLoss {
             alpha,
             temperature,
             chunk_tokens,
+            ..Self::KL
         })
+    }
+
+    /// The same loss with another divergence than the forward KL.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::Share`] if a mixture has no part of one of its distributions.
+    pub fn with_divergence(self, divergence: Divergence) -> Result<Self, LossError> {
+        divergence.check()?;
+        Ok(Self { divergence, ..self })
+    }
+
+    /// The same loss, with the tokens outside a teacher's top `k` counted as `sparse` says.
+    pub const fn with_sparse(self, sparse: SparseForm) -> Self {
+        Self { sparse, ..self }
+    }
+
+    /// The same loss and a feature loss.
+    pub const fn with_feature(self, feature: FeatureLoss) -> Self {
+        Self {
+            feature: Some(feature),
+            ..self
+        }
     }
 
     /// The soft loss's share.
@@ -109,15 +153,24 @@ impl DistillationLoss {
         self.temperature
     }
 
-    /// The sums of `student` against `teacher` on a batch: an evaluation without training.
+    /// The feature loss.
+    pub const fn feature(&self) -> Option<FeatureLoss> {
+        self.feature
+    }
+
+    /// The sums of `student` against `teacher` on a batch, without a feature loss: an evaluation.
     pub fn sums_of<B: Backend>(
         &self,
         student: &impl CausalLm<B>,
-        teacher: &impl CausalLm<B>,
+        teacher: TeacherTokens<B>,
         batch: &TokenBatch<B>,
     ) -> LossSumsTensor<B> {
         let hidden = student.hidden_states(batch);
-        self.evaluate(LossInput::new(hidden, student.head(), teacher, batch))
+        let logits = Self {
+            feature: None,
+            ..*self
+        };
+        logits.evaluate(LossInput::new(hidden, student.head(), teacher, batch))
     }
 
     /// The sums alone.
@@ -126,7 +179,7 @@ impl DistillationLoss {
         for range in self.chunks(&input) {
             sums = sums + self.chunk(&input, range, None).1.sums;
         }
-        self.sums(sums)
+        self.sums(sums, &input)
     }
 
     /// The sums and the gradient of their mean over tokens with a target, for float16 states up to
@@ -160,10 +213,19 @@ impl DistillationLoss {
                 });
             }
         }
+        let features = self.feature.map_or_else(Vec::new, |feature| {
+            let share = feature.weight / input.features.len().max(1) as f64;
+            let weight = weight.unsqueeze_dim(1).mul_scalar(share);
+            let pairs = input.features.iter();
+            pairs
+                .map(|pair| feature.distance.gradient(pair, &weight))
+                .collect()
+        });
         LossGradient {
-            sums: self.sums(sums),
+            sums: self.sums(sums, &input),
             hidden: Tensor::cat(hidden, 0),
             head: head_grad,
+            features,
             scale,
         }
     }
@@ -171,7 +233,7 @@ impl DistillationLoss {
     fn chunks<B: Backend>(
         &self,
         input: &LossInput<B>,
-    ) -> impl Iterator<Item = std::ops::Range<usize>> + use<B> {
+    ) -> impl Iterator<Item = Range<usize>> + use<B> {
         let (tokens, size) = (input.mask.dims()[0], self.chunk_tokens);
         (0..tokens)
             .step_by(size)
@@ -182,36 +244,59 @@ impl DistillationLoss {
     fn chunk<B: Backend>(
         &self,
         input: &LossInput<B>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         weight: Option<Tensor<B, 2>>,
     ) -> (Tensor<B, 2>, ChunkOutput<B>) {
         let student = input.student_hidden.clone().slice(range.clone());
-        let teacher = input.teacher_hidden.clone().slice(range.clone());
+        let mask = input.mask.clone().slice(range.clone()).unsqueeze_dim(1);
         // Half-precision logits are widened, so that all that follows is in the default float type.
-        let float = input.mask.dtype();
+        let logits = student.clone().matmul(input.student_head.weight.clone());
         let chunk = Chunk {
-            student: student
-                .clone()
-                .matmul(input.student_head.weight.clone())
-                .cast(float),
-            teacher: teacher
-                .matmul(input.teacher_head.weight.clone())
-                .cast(float),
-            targets: input.targets.clone().slice(range.clone()).unsqueeze_dim(1),
-            mask: input.mask.clone().slice(range).unsqueeze_dim(1),
+            student: logits.cast(mask.dtype()),
+            teacher: input.teacher.chunk(range.clone(), &mask),
+            targets: input.targets.clone().slice(range).unsqueeze_dim(1),
+            mask,
         };
-        let mix = Mix {
-            alpha: self.alpha,
-            temperature: self.temperature,
-        };
-        (student, chunk.evaluate(mix, weight))
+        (student, chunk.evaluate(self, weight))
     }
 
-    fn sums<B: Backend>(&self, values: Tensor<B, 1>) -> LossSumsTensor<B> {
-        LossSumsTensor {
-            values,
-            alpha: self.alpha,
-            temperature: self.temperature,
+    fn sums<B: Backend>(&self, of_logits: Tensor<B, 1>, input: &LossInput<B>) -> LossSumsTensor<B> {
+        let mut feature = Tensor::zeros([1], &input.mask.device());
+        if let Some(loss) = self.feature {
+            let mask = input.mask.clone().unsqueeze_dim::<2>(1);
+            for pair in &input.features {
+                feature = feature + (loss.distance.value(pair, &mask) * mask.clone()).sum();
+            }
+            feature = feature.div_scalar(input.features.len().max(1) as f64);
         }
+        let known = match &input.teacher {
+            TeacherTokens::Hidden { .. } => Known {
+                kl: true,
+                teacher_ce: true,
+            },
+            TeacherTokens::TopK(top) => Known {
+                kl: false,
+                teacher_ce: top.target_log_prob.is_some(),
+            },
+        };
+        LossSumsTensor {
+            values: Tensor::cat(vec![of_logits, feature], 0),
+            known,
+            loss: *self,
+        }
+    }
+}
+
+pub(super) fn check_alpha(alpha: f64) -> Result<(), LossError> {
+    match (0.0..=1.0).contains(&alpha) {
+        true => Ok(()),
+        false => Err(LossError::Alpha { found: alpha }),
+    }
+}
+
+pub(super) fn check_temperature(temperature: f64) -> Result<(), LossError> {
+    match temperature.is_finite() && temperature > 0.0 {
+        true => Ok(()),
+        false => Err(LossError::Temperature { found: temperature }),
     }
 }

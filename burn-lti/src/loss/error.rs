@@ -29,6 +29,35 @@ pub enum LossError {
         /// The value given.
         found: f64,
     },
+    /// The weight of a feature loss is a part of a sum.
+    #[error("the weight of the feature loss is {found}: choose a finite number, 0 or more")]
+    FeatureWeight {
+        /// The value given.
+        found: f64,
+    },
+    /// There is no such layer to take features from.
+    #[error(
+        "a pair of the feature loss names layer {layer} of the {model}, whose last layer is {last}"
+    )]
+    FeatureLayer {
+        /// `student` or `teacher`.
+        model: &'static str,
+        /// The layer named.
+        layer: usize,
+        /// The last one there is.
+        last: usize,
+    },
+    /// A feature loss without features.
+    #[error(
+        "the feature loss has no pair of layers: name at least one, or leave the feature loss out"
+    )]
+    NoFeatures,
+    /// A teacher that was written to files has no features.
+    #[error(
+        "the feature loss needs the teacher's attention outputs, which its saved top tokens do not \
+         have: leave the feature loss out, or let the teacher run"
+    )]
+    FeaturesOfCache,
     /// A chunk without tokens would never end.
     #[error("chunk_tokens is 0: choose how many tokens the head sees at a time, 512 for example")]
     ChunkTokens,

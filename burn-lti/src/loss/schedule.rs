@@ -1,6 +1,9 @@
-//! [`Schedule`]: a setting of the loss that moves while training goes on.
+//! [`Schedule`] and [`LossSchedule`]: settings of the loss that move while training goes on.
 
 use std::f64::consts::PI;
+
+use super::distillation::{check_alpha, check_temperature};
+use super::{DistillationLoss, FeatureDistance, FeatureLoss, LossError};
 
 /// The way from a start to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,12 @@ impl Schedule {
         (self.start.min(end), self.start.max(end))
     }
 
+    /// The first and the last value, between which all others lie.
+    fn ends(&self) -> impl Iterator<Item = f64> {
+        let (lowest, highest) = self.range();
+        [lowest, highest].into_iter()
+    }
+
     /// The value in optimizer step `step`, counted from 0, of `steps`.
     pub fn at(&self, step: usize, steps: usize) -> f64 {
         let Some((curve, end)) = self.to else {
@@ -79,5 +88,96 @@ impl Schedule {
 impl From<f64> for Schedule {
     fn from(value: f64) -> Self {
         Self::constant(value)
+    }
+}
+
+/// A [`DistillationLoss`] whose mix moves by optimizer step.
+///
+/// ```
+/// use burn_lti::loss::{Curve, DistillationLoss, LossSchedule, Schedule};
+///
+/// let loss = LossSchedule::new(DistillationLoss::KL, 200)
+///     .with_temperature(Schedule::new(Curve::Linear, 4.0, 1.0))?;
+/// assert_eq!(loss.at(100).temperature(), 2.5);
+/// # Ok::<_, burn_lti::loss::LossError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossSchedule {
+    loss: DistillationLoss,
+    alpha: Schedule,
+    temperature: Schedule,
+    feature_weight: Schedule,
+    steps: usize,
+}
+
+impl LossSchedule {
+    /// The loss over `steps` optimizer steps, which holds until a setting is told to move.
+    pub fn new(loss: DistillationLoss, steps: usize) -> Self {
+        let feature_weight = loss.feature.map_or(0.0, |feature| feature.weight);
+        Self {
+            loss,
+            alpha: loss.alpha.into(),
+            temperature: loss.temperature.into(),
+            feature_weight: feature_weight.into(),
+            steps,
+        }
+    }
+
+    /// Moves `alpha`.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::Alpha`] if it leaves its range at either end.
+    pub fn with_alpha(self, alpha: Schedule) -> Result<Self, LossError> {
+        alpha.ends().try_for_each(check_alpha)?;
+        Ok(Self { alpha, ..self })
+    }
+
+    /// Moves the temperature.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::Temperature`] if it leaves its range at either end.
+    pub fn with_temperature(self, temperature: Schedule) -> Result<Self, LossError> {
+        temperature.ends().try_for_each(check_temperature)?;
+        Ok(Self {
+            temperature,
+            ..self
+        })
+    }
+
+    /// Moves the weight of the feature loss; of a loss without one, nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::FeatureWeight`] if it leaves its range at either end.
+    pub fn with_feature_weight(self, feature_weight: Schedule) -> Result<Self, LossError> {
+        let check = |weight| FeatureLoss::new(FeatureDistance::default(), weight).map(|_| ());
+        feature_weight.ends().try_for_each(check)?;
+        Ok(Self {
+            feature_weight,
+            ..self
+        })
+    }
+
+    /// The loss in optimizer step `step`, counted from 0.
+    pub fn at(&self, step: usize) -> DistillationLoss {
+        let value = |schedule: &Schedule| schedule.at(step, self.steps);
+        DistillationLoss {
+            alpha: value(&self.alpha),
+            temperature: value(&self.temperature),
+            feature: self.loss.feature.map(|feature| FeatureLoss {
+                weight: value(&self.feature_weight),
+                ..feature
+            }),
+            ..self.loss
+        }
+    }
+}
+
+/// The loss throughout.
+impl From<DistillationLoss> for LossSchedule {
+    fn from(loss: DistillationLoss) -> Self {
+        Self::new(loss, 1)
     }
 }

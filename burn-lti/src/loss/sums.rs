@@ -5,23 +5,57 @@ use std::ops::AddAssign;
 use burn::prelude::*;
 use serde::Serialize;
 
-/// Sums over the tokens that had a target. Divide by `tokens` at the very end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+use super::DistillationLoss;
+
+/// Sums over the tokens that had a target. Divide by `tokens` at the very end. What is not known of
+/// some of the tokens is not known of the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LossSums {
     /// How many tokens were counted.
     pub tokens: f64,
     /// The whole loss, mixed as it was trained.
     pub loss: f64,
-    /// KL of teacher to student at the loss's temperature, without the factor `T^2`.
+    /// The divergence from the teacher at the loss's temperature, without the factor `T^2`.
     pub soft: f64,
-    /// KL of teacher to student at temperature 1, in nats.
-    pub kl: f64,
     /// Cross-entropy of the student, in nats.
     pub student_ce: f64,
-    /// Cross-entropy of the teacher, in nats.
-    pub teacher_ce: f64,
     /// Tokens at which student and teacher would choose alike.
     pub agreements: f64,
+    /// KL of teacher to student at temperature 1, in nats. Not known from a teacher's top tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Cross-entropy of the teacher, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_ce: Option<f64>,
+    /// Distance of the features, averaged over the pairs of layers, without its weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<f64>,
+    /// `alpha`, once for each token.
+    pub alpha: f64,
+    /// The temperature, once for each token.
+    pub temperature: f64,
+    /// The weight of the feature loss, once for each token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_weight: Option<f64>,
+}
+
+/// Of no tokens.
+impl Default for LossSums {
+    fn default() -> Self {
+        Self {
+            tokens: 0.0,
+            loss: 0.0,
+            soft: 0.0,
+            student_ce: 0.0,
+            agreements: 0.0,
+            kl: Some(0.0),
+            teacher_ce: Some(0.0),
+            feature: Some(0.0),
+            alpha: 0.0,
+            temperature: 0.0,
+            feature_weight: Some(0.0),
+        }
+    }
 }
 
 impl LossSums {
@@ -35,14 +69,14 @@ impl LossSums {
         self.mean(self.loss)
     }
 
-    /// Mean KL at the loss's temperature, without the factor `T^2`.
+    /// Mean divergence at the loss's temperature, without the factor `T^2`.
     pub fn soft_mean(&self) -> Option<f64> {
         self.mean(self.soft)
     }
 
     /// Mean KL at temperature 1, nats per token.
     pub fn kl_mean(&self) -> Option<f64> {
-        self.mean(self.kl)
+        self.mean(self.kl?)
     }
 
     /// Mean cross-entropy of the student, nats per token.
@@ -52,7 +86,7 @@ impl LossSums {
 
     /// Mean cross-entropy of the teacher, nats per token.
     pub fn teacher_ce_mean(&self) -> Option<f64> {
-        self.mean(self.teacher_ce)
+        self.mean(self.teacher_ce?)
     }
 
     /// Share of tokens at which both would choose alike.
@@ -60,56 +94,103 @@ impl LossSums {
         self.mean(self.agreements)
     }
 
-    /// Whether every sum is a finite number.
+    /// Mean distance of the features, without its weight.
+    pub fn feature_mean(&self) -> Option<f64> {
+        self.mean(self.feature?)
+    }
+
+    /// Mean `alpha`.
+    pub fn alpha_mean(&self) -> Option<f64> {
+        self.mean(self.alpha)
+    }
+
+    /// Mean temperature.
+    pub fn temperature_mean(&self) -> Option<f64> {
+        self.mean(self.temperature)
+    }
+
+    /// Mean weight of the feature loss.
+    pub fn feature_weight_mean(&self) -> Option<f64> {
+        self.mean(self.feature_weight?)
+    }
+
+    /// Whether every sum that is known is a finite number.
     pub fn is_finite(&self) -> bool {
-        [
-            self.loss,
-            self.soft,
-            self.kl,
-            self.student_ce,
-            self.teacher_ce,
-        ]
-        .iter()
-        .all(|sum| sum.is_finite())
+        let always = [self.loss, self.soft, self.student_ce];
+        let known = [self.kl, self.teacher_ce, self.feature];
+        always
+            .into_iter()
+            .chain(known.into_iter().flatten())
+            .all(f64::is_finite)
     }
 }
 
 impl AddAssign for LossSums {
     fn add_assign(&mut self, other: Self) {
+        let both = |a: Option<f64>, b: Option<f64>| Some(a? + b?);
         self.tokens += other.tokens;
         self.loss += other.loss;
         self.soft += other.soft;
-        self.kl += other.kl;
         self.student_ce += other.student_ce;
-        self.teacher_ce += other.teacher_ce;
         self.agreements += other.agreements;
+        self.kl = both(self.kl, other.kl);
+        self.teacher_ce = both(self.teacher_ce, other.teacher_ce);
+        self.feature = both(self.feature, other.feature);
+        self.alpha += other.alpha;
+        self.temperature += other.temperature;
+        self.feature_weight = both(self.feature_weight, other.feature_weight);
     }
+}
+
+/// What a teacher does not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) kl: bool,
+    pub(super) teacher_ce: bool,
 }
 
 /// [`LossSums`] still on the device, so that a training step need not wait for them.
 #[derive(Clone, Debug)]
 pub struct LossSumsTensor<B: Backend> {
-    /// `[tokens, soft, kl, student_ce, teacher_ce, agreements]`
+    /// `[tokens, soft, student_ce, agreements, kl, teacher_ce, feature]`
     pub(super) values: Tensor<B, 1>,
-    pub(super) alpha: f64,
-    pub(super) temperature: f64,
+    pub(super) known: Known,
+    pub(super) loss: DistillationLoss,
 }
 
 impl<B: Backend> LossSumsTensor<B> {
     /// Waits for the device and reads the sums.
     pub fn read(&self) -> LossSums {
         let values: Vec<f64> = self.values.to_data().iter::<f64>().collect();
-        let &[tokens, soft, kl, student_ce, teacher_ce, agreements] = values.as_slice() else {
-            return LossSums::default(); // six values are all that is ever put in
+        let &[
+            tokens,
+            soft,
+            student_ce,
+            agreements,
+            kl,
+            teacher_ce,
+            feature,
+        ] = values.as_slice()
+        else {
+            return LossSums::default(); // seven values are all that is ever put in
         };
+        let loss = &self.loss;
+        let (alpha, temperature) = (loss.alpha, loss.temperature);
+        let feature_weight = loss.feature.map(|feature| feature.weight);
         LossSums {
             tokens,
-            loss: self.alpha * self.temperature.powi(2) * soft + (1.0 - self.alpha) * student_ce,
+            loss: alpha * temperature.powi(2) * soft
+                + (1.0 - alpha) * student_ce
+                + feature_weight.unwrap_or(0.0) * feature,
             soft,
-            kl,
             student_ce,
-            teacher_ce,
             agreements,
+            kl: self.known.kl.then_some(kl),
+            teacher_ce: self.known.teacher_ce.then_some(teacher_ce),
+            feature: loss.feature.map(|_| feature),
+            alpha: alpha * tokens,
+            temperature: temperature * tokens,
+            feature_weight: feature_weight.map(|weight| weight * tokens),
         }
     }
 }

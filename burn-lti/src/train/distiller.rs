@@ -3,45 +3,66 @@
 use std::sync::Arc;
 
 use burn::module::{AutodiffModule, Content, ModuleDisplay};
+use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 use super::optimizer::scale_gradients;
+use super::{StepClock, Teacher};
 use crate::compat;
-use crate::decoder::{CausalLm, Head, TokenBatch};
-use crate::loss::{DistillationLoss, LossError, LossInput, LossSums, LossSumsTensor};
+use crate::decoder::{CausalLm, Head, TokenBatch, Watch};
+use crate::loss::{FeaturePair, LossError, LossInput, LossSchedule, LossSums, LossSumsTensor};
+
+/// A layer of the student and the layer of the teacher that it is compared with, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerPair {
+    /// Of the student.
+    pub student: usize,
+    /// Of the teacher.
+    pub teacher: usize,
+}
 
 /// A student that learns from a teacher.
 ///
-/// The teacher `T` is an `Arc` of a model on the inner backend: it has no gradients, is in no
-/// checkpoint, and cloning the distiller does not copy it.
+/// The teacher `T` is an `Arc` of a [`Teacher`] on the inner backend, a model as a rule: it has no
+/// gradients, is in no checkpoint, and cloning the distiller does not copy it.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct Distiller<B: Backend, M: Module<B>, T> {
     student: M,
+    /// For each pair of layers a map of the student's attention output, if they are to be learned. They
+    /// serve the feature loss alone and stay here when the student goes.
+    projectors: Vec<Linear<B>>,
     #[module(skip)]
     teacher: T,
     #[module(skip)]
-    loss: DistillationLoss,
+    loss: LossSchedule,
     #[module(skip)]
-    _backend: std::marker::PhantomData<B>,
+    pairs: Vec<LayerPair>,
+    #[module(skip)]
+    clock: StepClock,
 }
 
 impl<B, M, T> Distiller<B, M, Arc<T>>
 where
     B: AutodiffBackend,
     M: CausalLm<B>,
-    T: CausalLm<B::InnerBackend>,
-    Arc<T>: Clone + std::fmt::Debug + Send,
+    T: Teacher<B::InnerBackend>,
 {
-    /// Joins student and teacher.
+    /// Joins student and teacher. A feature loss compares each layer of the student with the teacher's
+    /// of the same number, until [`with_pairs`](Self::with_pairs) says otherwise.
     ///
     /// # Errors
     ///
-    /// [`LossError::Vocabulary`] if their vocabularies differ.
-    pub fn new(student: M, teacher: Arc<T>, loss: DistillationLoss) -> Result<Self, LossError> {
-        let [_, teacher_vocab] = teacher.head().weight.dims();
+    /// [`LossError::Vocabulary`] if their vocabularies differ; with a feature loss also those of
+    /// [`with_pairs`](Self::with_pairs).
+    pub fn new(
+        student: M,
+        teacher: Arc<T>,
+        loss: impl Into<LossSchedule>,
+    ) -> Result<Self, LossError> {
+        let teacher_vocab = teacher.vocab_size();
         let [_, student_vocab] = student.head().weight.dims();
         if teacher_vocab != student_vocab {
             return Err(LossError::Vocabulary {
@@ -49,12 +70,84 @@ where
                 student: student_vocab,
             });
         }
-        Ok(Self {
+        let layers = student.layers();
+        let distiller = Self {
             student,
+            projectors: Vec::new(),
             teacher,
-            loss,
-            _backend: std::marker::PhantomData,
-        })
+            loss: loss.into(),
+            pairs: Vec::new(),
+            clock: StepClock::new(),
+        };
+        match distiller.loss.at(0).feature() {
+            None => Ok(distiller),
+            Some(_) => distiller.with_pairs((0..layers).map(|layer| LayerPair {
+                student: layer,
+                teacher: layer,
+            })),
+        }
+    }
+
+    /// Compares these layers in the feature loss.
+    ///
+    /// # Errors
+    ///
+    /// [`LossError::NoFeatures`] without a pair, [`LossError::FeatureLayer`] for a layer that does not
+    /// exist, [`LossError::FeaturesOfCache`] if the teacher has none to show.
+    pub fn with_pairs(
+        mut self,
+        pairs: impl IntoIterator<Item = LayerPair>,
+    ) -> Result<Self, LossError> {
+        let teacher_layers = self.teacher.attention_layers();
+        let teacher_layers = teacher_layers.ok_or(LossError::FeaturesOfCache)?;
+        let pairs: Vec<LayerPair> = pairs.into_iter().collect();
+        if pairs.is_empty() {
+            return Err(LossError::NoFeatures);
+        }
+        for pair in &pairs {
+            check_layer("student", pair.student, self.student.layers())?;
+            check_layer("teacher", pair.teacher, teacher_layers)?;
+        }
+        self.pairs = pairs;
+        Ok(self)
+    }
+
+    /// Learns a map `[d_student, d_teacher]` of the student's attention output for each pair, so that the
+    /// student need not have the teacher's features, only features from which those follow. Each begins
+    /// as the identity where the widths agree.
+    pub fn with_projectors(mut self, d_teacher: usize, device: &B::Device) -> Self {
+        let [d_student, _] = self.student.head().weight.dims();
+        let projector = |_: &LayerPair| {
+            let linear = LinearConfig::new(d_student, d_teacher).with_bias(false);
+            if d_student != d_teacher {
+                return linear.init(device);
+            }
+            let mut linear = linear.with_initializer(Initializer::Zeros).init(device);
+            linear.weight = linear
+                .weight
+                .map(|_| Tensor::eye(d_student, device).require_grad());
+            linear
+        };
+        self.projectors = self.pairs.iter().map(projector).collect();
+        self
+    }
+
+    /// Reads the steps of the loss's schedules from `clock`, which whoever takes the steps advances:
+    /// [`GlobalNormClip::with_clock`](super::GlobalNormClip::with_clock).
+    pub fn with_clock(mut self, clock: StepClock) -> Self {
+        self.clock = clock;
+        self
+    }
+}
+
+fn check_layer(model: &'static str, layer: usize, layers: usize) -> Result<(), LossError> {
+    match layer < layers {
+        true => Ok(()),
+        false => Err(LossError::FeatureLayer {
+            model,
+            layer,
+            last: layers.saturating_sub(1),
+        }),
     }
 }
 
@@ -87,39 +180,96 @@ where
     }
 }
 
+/// The student's side of a step, still on the graph.
+struct Outputs<A: AutodiffBackend> {
+    /// `[batch, tokens, d_student]`
+    hidden: Tensor<A, 3>,
+    head: Head<A>,
+    /// Of each pair, `[batch * tokens, d_teacher]`.
+    features: Vec<Tensor<A, 2>>,
+}
+
+impl<A, M, T> Distiller<A, M, Arc<T>>
+where
+    A: AutodiffBackend,
+    M: CausalLm<A>,
+    T: Teacher<A::InnerBackend>,
+{
+    fn run_student(&self, batch: &TokenBatch<A>) -> Outputs<A> {
+        let layers: Vec<usize> = self.pairs.iter().map(|pair| pair.student).collect();
+        let mut watch = Watch::attention_of(&layers);
+        let hidden = self.student.forward(batch, &mut watch);
+        let attention = watch.into_outputs().unwrap_or_default();
+        let flat = attention.into_iter().map(|output| output.flatten(0, 1));
+        let features = match self.projectors.as_slice() {
+            [] => flat.collect(),
+            projectors => flat
+                .zip(projectors)
+                .map(|(output, projector)| projector.forward(output))
+                .collect(),
+        };
+        Outputs {
+            hidden,
+            head: self.student.head(),
+            features,
+        }
+    }
+
+    /// What the loss compares, on the inner backend.
+    fn loss_input(
+        &self,
+        student: &Outputs<A>,
+        batch: &TokenBatch<A::InnerBackend>,
+    ) -> LossInput<A::InnerBackend> {
+        let layers: Vec<usize> = self.pairs.iter().map(|pair| pair.teacher).collect();
+        let lesson = self.teacher.teach(batch, &layers);
+        let head = Head {
+            weight: compat::inner(&student.head.weight),
+            trains: student.head.trains,
+        };
+        let hidden = compat::inner(&student.hidden);
+        let mut input = LossInput::new(hidden, head, lesson.tokens, batch);
+        let attention = lesson.attention.into_iter();
+        input.features = student
+            .features
+            .iter()
+            .zip(attention.map(|output| output.flatten(0, 1)))
+            .map(|(student, teacher)| FeaturePair {
+                student: compat::inner(student),
+                teacher,
+            })
+            .collect();
+        input
+    }
+}
+
 impl<B, M, T> TrainStep for Distiller<B, M, Arc<T>>
 where
     B: AutodiffBackend,
     M: CausalLm<B> + AutodiffModule<B, InnerModule: ModuleDisplay>,
-    T: CausalLm<B::InnerBackend> + Sync,
+    T: Teacher<B::InnerBackend>,
 {
     type Input = TokenBatch<B>;
     type Output = LossSumsTensor<B::InnerBackend>;
 
-    /// The loss and its gradient with respect to the hidden states (and the head, if it trains) are
-    /// worked out on the inner backend; `sum(hidden * gradient)` has exactly that gradient, and its
-    /// `backward` carries it on into the student.
+    /// The loss and its gradient with respect to the hidden states (and the head, if it trains, and
+    /// the features) are worked out on the inner backend; `sum(hidden * gradient)` has exactly that
+    /// gradient, and its `backward` carries it on into the student.
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
-        let hidden = self.student.hidden_states(&batch);
-        let head = self.student.head();
-        let student_head = Head {
-            weight: compat::inner(&head.weight),
-            trains: head.trains,
-        };
-        let gradient = self.loss.gradient(LossInput::new(
-            compat::inner(&hidden),
-            student_head,
-            self.teacher.as_ref(),
-            &batch.inner(),
-        ));
+        let student = self.run_student(&batch);
+        let input = self.loss_input(&student, &batch.inner());
+        let gradient = self.loss.at(self.clock.taken()).gradient(input);
 
-        let hidden_gradient = Tensor::from_inner(gradient.hidden.reshape(hidden.dims()));
-        let mut surrogate = (hidden * hidden_gradient).sum();
+        let hidden_gradient = gradient.hidden.reshape(student.hidden.dims());
+        let mut surrogate = (student.hidden * Tensor::from_inner(hidden_gradient)).sum();
         if let Some(head_gradient) = gradient.head {
             // A clone, while `head` lives: a tied head is a turned view of the embedding, which libtorch
             // takes for a tensor of its own and would write this product into.
-            let product = head.weight.clone() * Tensor::from_inner(head_gradient);
+            let product = student.head.weight.clone() * Tensor::from_inner(head_gradient);
             surrogate = surrogate + product.sum();
+        }
+        for (feature, gradient) in student.features.into_iter().zip(gradient.features) {
+            surrogate = surrogate + (feature * Tensor::from_inner(gradient)).sum();
         }
         let mut output = TrainOutput::new(self, surrogate.backward(), gradient.sums);
         if let Some(scale) = gradient.scale {
@@ -133,14 +283,16 @@ impl<B, M, T> InferenceStep for Distiller<B, M, Arc<T>>
 where
     B: Backend,
     M: CausalLm<B>,
-    T: CausalLm<B> + Sync,
+    T: Teacher<B>,
 {
     type Input = TokenBatch<B>;
     type Output = LossSumsTensor<B>;
 
+    /// The loss on its way, without the feature loss.
     fn step(&self, batch: TokenBatch<B>) -> Self::Output {
-        self.loss
-            .sums_of(&self.student, self.teacher.as_ref(), &batch)
+        let tokens = self.teacher.teach(&batch, &[]).tokens;
+        let loss = self.loss.at(self.clock.taken());
+        loss.sums_of(&self.student, tokens, &batch)
     }
 }
 

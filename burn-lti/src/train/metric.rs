@@ -15,12 +15,12 @@ use crate::loss::LossSums;
 pub struct TokenMean {
     name: MetricName,
     higher_is_better: bool,
-    sum: fn(&LossSums) -> f64,
+    sum: fn(&LossSums) -> Option<f64>,
     state: NumericMetricState,
 }
 
 impl TokenMean {
-    fn new(name: &str, higher_is_better: bool, sum: fn(&LossSums) -> f64) -> Self {
+    fn new(name: &str, higher_is_better: bool, sum: fn(&LossSums) -> Option<f64>) -> Self {
         Self {
             name: Arc::new(name.to_owned()),
             higher_is_better,
@@ -31,7 +31,7 @@ impl TokenMean {
 
     /// The loss as it is trained. Named `Loss`, which Burn's checkpointers look for.
     pub fn loss() -> Self {
-        Self::new("Loss", false, |sums| sums.loss)
+        Self::new("Loss", false, |sums| Some(sums.loss))
     }
 
     /// KL of teacher to student at temperature 1, nats per token.
@@ -39,9 +39,19 @@ impl TokenMean {
         Self::new("KL", false, |sums| sums.kl)
     }
 
+    /// The divergence that the loss weighs with `alpha T^2`, nats per token.
+    pub fn soft() -> Self {
+        Self::new("Soft", false, |sums| Some(sums.soft))
+    }
+
+    /// Distance of the features, without its weight.
+    pub fn feature() -> Self {
+        Self::new("Feature", false, |sums| sums.feature)
+    }
+
     /// Cross-entropy of the student, nats per token.
     pub fn student_ce() -> Self {
-        Self::new("Student CE", false, |sums| sums.student_ce)
+        Self::new("Student CE", false, |sums| Some(sums.student_ce))
     }
 
     /// Cross-entropy of the teacher, nats per token.
@@ -51,7 +61,7 @@ impl TokenMean {
 
     /// Share of tokens at which both would choose alike.
     pub fn top1_agreement() -> Self {
-        Self::new("Top-1 agreement", true, |sums| sums.agreements)
+        Self::new("Top-1 agreement", true, |sums| Some(sums.agreements))
     }
 }
 
@@ -72,14 +82,17 @@ impl Metric for TokenMean {
 
     fn update(&mut self, sums: &LossSums, _metadata: &MetricMetadata) -> SerializedEntry {
         let tokens = sums.tokens as usize;
-        let mean = match tokens {
-            0 => f64::NAN, // no token, no mean; weighted by zero it leaves the running mean alone
-            _ => (self.sum)(sums) / sums.tokens,
+        let unknown = |why: &str| {
+            // Not shown to the state, so that it leaves the running mean alone.
+            SerializedEntry::new(why.into(), NumericEntry::Value(f64::NAN).serialize())
         };
-        let format = FormatOptions::new(self.name()).precision(4);
-        match tokens {
-            0 => SerializedEntry::new("no tokens".into(), NumericEntry::Value(mean).serialize()),
-            _ => self.state.update(mean, tokens, format),
+        match (self.sum)(sums) {
+            None => unknown("unknown"),
+            Some(_) if tokens == 0 => unknown("no tokens"),
+            Some(sum) => {
+                let format = FormatOptions::new(self.name()).precision(4);
+                self.state.update(sum / sums.tokens, tokens, format)
+            }
         }
     }
 

@@ -6,16 +6,20 @@
 //! [`GlobalNormClip`] and [`WarmupCosine`] are an optimizer wrapper and a schedule that work under
 //! both.
 
+mod clock;
 mod distiller;
 mod metric;
 mod optimizer;
 mod renderer;
 mod schedule;
 mod strategy;
+mod teacher;
 
-pub use distiller::Distiller;
+pub use clock::StepClock;
+pub use distiller::{Distiller, LayerPair};
 pub use metric::TokenMean;
 pub use optimizer::{GlobalNormClip, GradNorm};
 pub use renderer::SilentRenderer;
 pub use schedule::WarmupCosine;
 pub use strategy::{StepObserver, StepReport, StepStrategy, TrainError};
+pub use teacher::{Lesson, Teacher};

@@ -2,6 +2,8 @@
 
 mod curves;
 mod decoders;
+mod divergences;
+mod features;
 mod half;
 mod llama;
 mod loss;

@@ -14,7 +14,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, DeviceOps};
 use burn::train::{Interrupter, TrainStep};
 use burn_lti::collapse::collapse;
-use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch};
+use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch, Watch};
 use burn_lti::dense::KernelPrecision;
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
@@ -569,8 +569,12 @@ impl<B: Backend> Kink<B> {
 }
 
 impl<B: Backend> CausalLm<B> for Kink<B> {
-    fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, _watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         self.table.forward(batch.tokens.clone()) + (self.zero.val() * 1e30 * 1e30).unsqueeze()
+    }
+
+    fn layers(&self) -> usize {
+        0
     }
 
     fn head(&self) -> Head<B> {

@@ -12,7 +12,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use burn_lti::decoder::{Head, TokenBatch};
 use burn_lti::inject::set_trainable;
-use burn_lti::loss::{DistillationLoss, LossInput};
+use burn_lti::loss::{DistillationLoss, LossInput, TeacherTokens};
 use burn_lti::train::Distiller;
 use burn_lti_llama::model::PlainLlama;
 use burn_lti_tests::llama::{batch_of, load};
@@ -105,6 +105,7 @@ fn logits<B: Backend>(model: &PlainLlama<B>, tokens: TensorData, device: &B::Dev
         segments: tokens.ones_like(),
         targets: tokens.zeros_like(),
         mask: Tensor::zeros(tokens.dims(), device),
+        rows: Vec::new(),
         tokens,
     };
     bits(&model.logits(&batch))
@@ -136,8 +137,11 @@ fn tokens_beyond_sixteen_bits_are_kept<A: AutodiffBackend>(device: A::Device) {
     let sums = DistillationLoss::KL.evaluate(LossInput {
         student_hidden: Tensor::ones([1, 1], &device),
         student_head: head(),
-        teacher_hidden: Tensor::ones([1, 1], &device),
-        teacher_head: head(),
+        teacher: TeacherTokens::Hidden {
+            hidden: Tensor::ones([1, 1], &device),
+            head: head(),
+        },
+        features: Vec::new(),
         targets: Tensor::from_data(targets, &device),
         mask: Tensor::ones([1], &device),
     });
