@@ -7,11 +7,11 @@ use burn::prelude::*;
 use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::loss::{DistillationLoss, LossSums};
 use burn_lti::train::Teacher;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What an evaluation finds. Means are over tokens; a mean over none is absent, and so is one that
 /// is not a number, because a model overflowed.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// KL of teacher to student at temperature 1, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,7 @@
 //! | [`tokenizer`], [`data`] | text to packed batches |
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
+//! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | a student held against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
 
@@ -17,6 +18,7 @@ pub mod demo;
 pub mod distill;
 pub mod eval;
 pub mod files;
+pub mod hashes;
 pub mod hf;
 pub mod model;
 pub mod plan;

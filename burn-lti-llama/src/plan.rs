@@ -9,13 +9,18 @@ use std::fmt;
 use std::path::Path;
 
 use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
+use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::start::{MapSpec, Start};
+use regex::Regex;
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::config::{ConfigError, LlamaConfig, divisors, list, projection_name};
 use crate::hf::WeightType;
-use crate::recipe::{Layers, MapChoice, Recipe, Trained};
+use crate::recipe::{
+    FeatureKind, FeatureSection, LayerPair, LayerPairs, Layers, MapChoice, Phase2Section,
+    Phase2Trained, Plateau, Recipe, TrainSection, Trained, WeightsSection, divergence, schedule,
+};
 
 /// The checked plan of a distillation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -32,10 +37,96 @@ pub struct Plan {
     pub start: Start,
     /// What training changes.
     pub trained: Trained,
+    /// What the student is trained towards.
+    pub loss: LossPlan,
+    /// How training goes on.
+    pub training: TrainingPlan,
+    /// The training after the maps are folded away, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase2: Option<PhasePlan>,
     /// Every tensor of the student while it is trained, in the order of the forward pass.
     pub tensors: Vec<PlannedTensor>,
     /// Sizes and costs.
     pub totals: Totals,
+}
+
+/// What a student is trained towards.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LossPlan {
+    /// How the distributions of both models are compared.
+    #[serde(serialize_with = "divergence::serialize")]
+    pub divergence: Divergence,
+    /// Weight of the teacher's distribution against the text itself.
+    #[serde(serialize_with = "schedule::serialize")]
+    pub alpha: Schedule,
+    /// Divides the logits of both models.
+    #[serde(serialize_with = "schedule::serialize")]
+    pub temperature: Schedule,
+    /// The loss between layers of both models, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<FeaturePlan>,
+}
+
+/// A loss between layers of both models.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FeaturePlan {
+    /// Its weight in the loss.
+    #[serde(serialize_with = "schedule::serialize")]
+    pub weight: Schedule,
+    /// How two layers are compared.
+    pub kind: FeatureKind,
+    /// The layers compared, all of which there are.
+    pub pairs: Vec<LayerPair>,
+    /// Whether the student's side goes through a linear map first, which is learned and thrown away.
+    /// It is no part of the student, and counted nowhere here.
+    pub projector: bool,
+}
+
+/// How training goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TrainingPlan {
+    /// Optimizer steps, if none ends it before.
+    pub steps: usize,
+    /// Sequences in a step.
+    pub batch_size: usize,
+    /// Tokens in a sequence.
+    pub seq_len: usize,
+    /// Micro-batches in which a step's sequences are read.
+    pub accumulate: usize,
+    /// Checkpoints, if any are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointPlan>,
+}
+
+/// Which checkpoints are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckpointPlan {
+    /// Steps from one to the next.
+    pub every: usize,
+    /// The most that are kept.
+    pub keep: usize,
+    /// Evaluations, one at each, without a better held-out KL before training ends early, if it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+}
+
+/// The training after the maps are folded away: that of an ordinary model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhasePlan {
+    /// What it changes.
+    pub train: Phase2Trained,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// When phase 1 ends early, if it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<Plateau>,
+    /// The tensors that it trains, by the Hugging Face names of the student without maps, in the
+    /// order of the forward pass: the projections that had maps and what else phase 1 trained, or all.
+    pub trained: Vec<String>,
+    /// Their parameters.
+    pub trainable_parameters: usize,
+    /// Cost of a step.
+    pub step_flops: StepFlops,
 }
 
 /// A tensor of the student while it is trained.
@@ -102,7 +193,7 @@ pub struct Totals {
     pub teacher_kv_cache_bytes_per_token: usize,
     /// Key/value cache of the student, bytes per token in float32.
     pub student_kv_cache_bytes_per_token: usize,
-    /// Cost of a training step.
+    /// Cost of a training step; of phase 1, if there are two.
     pub step_flops: StepFlops,
 }
 
@@ -110,7 +201,8 @@ pub struct Totals {
 /// `tokens = batch_size * seq_len` tokens.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepFlops {
-    /// The teacher's forward pass: [`LlamaConfig::forward_flops`].
+    /// The teacher's forward pass: [`LlamaConfig::forward_flops`], or 0 where a step reads the
+    /// teacher's cached top-k and no layer of the teacher.
     pub teacher_forward: f64,
     /// The student's forward pass, with its kernels ready: [`LlamaConfig::forward_flops`].
     pub student_forward: f64,
@@ -119,7 +211,8 @@ pub struct StepFlops {
     /// gradient), and `2 * tokens * elements` for the gradient of every kernel that is trained or
     /// made by a map. (What is saved where no trained tensor lies below is not subtracted.)
     pub student_backward: f64,
-    /// Making the kernels out of their maps, and the gradients of the maps.
+    /// Making the kernels out of their maps, and the gradients of the maps, once for each
+    /// micro-batch; 0 without maps.
     ///
     /// With `d` = `d_model`, `x, y` = teacher heads and head size, `u, v` = student's, in
     /// multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
@@ -127,6 +220,19 @@ pub struct StepFlops {
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
     /// the second's twice.
     pub kernel_contraction: f64,
+}
+
+impl StepFlops {
+    /// Of the whole step.
+    pub fn total(&self) -> f64 {
+        let Self {
+            teacher_forward,
+            student_forward,
+            student_backward,
+            kernel_contraction,
+        } = self;
+        teacher_forward + student_forward + student_backward + kernel_contraction
+    }
 }
 
 impl Plan {
@@ -142,25 +248,40 @@ impl Plan {
             return Err(PlanError::SeqLen { seq_len, max });
         }
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
+        let frozen = frozen(&recipe.weights)?;
         let planner = Planner {
+            recipe,
             teacher,
             student: &student,
             layers: &layers,
-            map: recipe.lti.map,
+            frozen: &frozen,
             trained: recipe.lti.train,
         };
         let tensors = planner.tensors();
+        check_frozen(&frozen, &tensors)?;
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
-        let totals = planner.totals(&tensors, recipe.train.batch_size, seq_len);
+        let totals = planner.totals(&tensors);
+        let loss = &recipe.loss;
+        let feature = loss.feature.as_ref();
+        let feature = feature.map(|feature| plan_feature(feature, &student, teacher));
+        let phase2 = recipe.phase2.as_ref().map(|phase2| planner.phase2(phase2));
         Ok(Self {
             teacher: teacher.clone(),
-            student,
-            layers,
+            layers: layers.clone(),
             map: recipe.lti.map,
             start: recipe.lti.start,
             trained: recipe.lti.train,
+            loss: LossPlan {
+                divergence: loss.divergence,
+                alpha: loss.alpha,
+                temperature: loss.temperature,
+                feature: feature.transpose()?,
+            },
+            training: plan_training(&recipe.train),
+            phase2: phase2.transpose()?,
             tensors,
             totals,
+            student,
         })
     }
 
@@ -252,6 +373,17 @@ pub enum PlanError {
         /// The first tensor that would train in it.
         tensor: String,
     },
+    /// A second phase would train in half precision.
+    #[error(
+        "teacher.dtype is \"{dtype}\", but [phase2] would train {tensor} in it, and an optimizer's \
+         small steps are lost in half precision: set teacher.dtype = \"float32\", or leave [phase2] out"
+    )]
+    Phase2InHalf {
+        /// The float type.
+        dtype: WeightType,
+        /// The first tensor that would train in it.
+        tensor: String,
+    },
     /// The sequences are longer than the teacher can read.
     #[error(
         "train.seq_len is {seq_len}, but the teacher's max_position_embeddings is {max}: set \
@@ -275,6 +407,40 @@ pub enum PlanError {
         /// The layer named.
         layer: usize,
         /// Layers of the teacher.
+        layers: usize,
+    },
+    /// A rule of `[weights]` that runs do not follow.
+    #[error(
+        "{key} is for programs that use the library: a run of a recipe copies by name; take it out"
+    )]
+    Rules {
+        /// The key.
+        key: &'static str,
+    },
+    /// A pattern of what does not train matches no tensor.
+    #[error(
+        "weights.freeze: no tensor of the student has `{pattern}` in its name: `burn-lti plan` lists the \
+         names"
+    )]
+    FreezesNothing {
+        /// The pattern.
+        pattern: String,
+    },
+    /// Everything is frozen.
+    #[error("weights.freeze leaves nothing to train: take a pattern out")]
+    NothingTrains,
+    /// A feature loss names a layer that is not there.
+    #[error(
+        "loss.feature.pairs names layer {layer} of the {model}, which has {layers}: use numbers from 0 \
+         to {}, as [student, teacher]",
+        layers - 1
+    )]
+    FeatureLayer {
+        /// The model: teacher or student.
+        model: &'static str,
+        /// The layer named.
+        layer: usize,
+        /// Layers of the model.
         layers: usize,
     },
 }
@@ -386,12 +552,93 @@ fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize>, PlanErro
     }
 }
 
-/// What the tensors and totals follow from.
+fn plan_feature(
+    feature: &FeatureSection,
+    student: &LlamaConfig,
+    teacher: &LlamaConfig,
+) -> Result<FeaturePlan, PlanError> {
+    let pairs = match &feature.pairs {
+        LayerPairs::Same => (0..student.num_hidden_layers)
+            .map(|layer| LayerPair::from([layer, layer]))
+            .collect(),
+        LayerPairs::These(pairs) => pairs.clone(),
+    };
+    for pair in &pairs {
+        for (model, layer, layers) in [
+            ("student", pair.student, student.num_hidden_layers),
+            ("teacher", pair.teacher, teacher.num_hidden_layers),
+        ] {
+            if layer >= layers {
+                return Err(PlanError::FeatureLayer {
+                    model,
+                    layer,
+                    layers,
+                });
+            }
+        }
+    }
+    Ok(FeaturePlan {
+        weight: feature.weight,
+        kind: feature.kind,
+        pairs,
+        projector: feature.projector,
+    })
+}
+
+fn plan_training(train: &TrainSection) -> TrainingPlan {
+    TrainingPlan {
+        steps: train.steps,
+        batch_size: train.batch_size,
+        seq_len: train.seq_len,
+        accumulate: train.accumulate,
+        checkpoints: train.checkpoint_every.map(|every| CheckpointPlan {
+            every,
+            keep: train.keep_checkpoints,
+            patience: train.patience,
+        }),
+    }
+}
+
+/// The patterns of what does not train.
+fn frozen(weights: &WeightsSection) -> Result<Vec<Regex>, PlanError> {
+    for (key, rules) in [
+        ("weights.copy", &weights.copy),
+        ("weights.share", &weights.share),
+    ] {
+        if !rules.is_empty() {
+            return Err(PlanError::Rules { key });
+        }
+    }
+    // The recipe has made sure that each is a regular expression.
+    let patterns = weights.freeze.iter();
+    Ok(patterns
+        .filter_map(|pattern| Regex::new(pattern).ok())
+        .collect())
+}
+
+/// A pattern that freezes nothing is mistyped, and without a tensor that trains there is nothing to do.
+fn check_frozen(frozen: &[Regex], tensors: &[PlannedTensor]) -> Result<(), PlanError> {
+    let matches = |pattern: &&Regex| tensors.iter().any(|tensor| pattern.is_match(&tensor.name));
+    if let Some(pattern) = frozen.iter().find(|pattern| !matches(pattern)) {
+        return Err(PlanError::FreezesNothing {
+            pattern: pattern.to_string(),
+        });
+    }
+    match tensors.iter().any(|tensor| tensor.trained) {
+        true => Ok(()),
+        false => Err(PlanError::NothingTrains),
+    }
+}
+
+/// What the tensors and totals of a phase follow from.
+#[derive(Clone, Copy)]
 struct Planner<'a> {
+    recipe: &'a Recipe,
     teacher: &'a LlamaConfig,
     student: &'a LlamaConfig,
     layers: &'a [usize],
-    map: MapChoice,
+    /// Tensors whose names match one of these anywhere do not train.
+    frozen: &'a [Regex],
     trained: Trained,
 }
 
@@ -413,6 +660,10 @@ impl Planner<'_> {
                 }
                 _ => tensors.push(copied(name, shape, self.trained == Trained::All)),
             }
+        }
+        for tensor in &mut tensors {
+            let is_frozen = self.frozen.iter().any(|name| name.is_match(&tensor.name));
+            tensor.trained &= !is_frozen;
         }
         tensors
     }
@@ -449,7 +700,7 @@ impl Planner<'_> {
         } else {
             let spec = MapSpec {
                 kind: slot.kind(),
-                map: self.map.kind(slot),
+                map: self.recipe.lti.map.kind(slot),
                 teacher: self.teacher.grid(slot),
                 student: self.student.grid(slot),
             };
@@ -488,7 +739,31 @@ impl Planner<'_> {
         }
     }
 
-    fn totals(&self, tensors: &[PlannedTensor], batch_size: usize, seq_len: usize) -> Totals {
+    /// What phase 2 trains is what would train without maps, where they were.
+    fn phase2(&self, section: &Phase2Section) -> Result<PhasePlan, PlanError> {
+        let planner = Self {
+            trained: section.train.into(),
+            ..*self
+        };
+        let tensors = planner.tensors();
+        let trained: Vec<_> = tensors.iter().filter(|tensor| tensor.trained).collect();
+        match (self.recipe.teacher.dtype, trained.first()) {
+            (WeightType::F32, _) | (_, None) => Ok(PhasePlan {
+                train: section.train,
+                steps: section.steps,
+                plateau: section.plateau,
+                trained: trained.iter().map(|tensor| tensor.name.clone()).collect(),
+                trainable_parameters: trained.iter().map(|tensor| tensor.num_elements()).sum(),
+                step_flops: planner.step_flops(&tensors),
+            }),
+            (dtype, Some(tensor)) => Err(PlanError::Phase2InHalf {
+                dtype,
+                tensor: tensor.name.clone(),
+            }),
+        }
+    }
+
+    fn totals(&self, tensors: &[PlannedTensor]) -> Totals {
         let count = |wanted: &dyn Fn(&PlannedTensor) -> bool| {
             tensors
                 .iter()
@@ -497,7 +772,6 @@ impl Planner<'_> {
                 .sum()
         };
         let (teacher, student) = (self.teacher, self.student);
-        let tokens = batch_size.saturating_mul(seq_len);
         Totals {
             teacher_parameters: teacher.num_parameters(),
             student_parameters: student.num_parameters(),
@@ -506,14 +780,30 @@ impl Planner<'_> {
             frozen_parameters: count(&|tensor| !tensor.trained),
             teacher_kv_cache_bytes_per_token: teacher.kv_cache_bytes_per_token(),
             student_kv_cache_bytes_per_token: student.kv_cache_bytes_per_token(),
-            step_flops: StepFlops {
-                teacher_forward: teacher.forward_flops(tokens, seq_len),
-                student_forward: student.forward_flops(tokens, seq_len),
-                student_backward: student.linear_flops(tokens)
-                    + 2.0 * student.attention_flops(tokens, seq_len)
-                    + 2.0 * tokens as f64 * self.kernels_with_gradient(tensors) as f64,
-                kernel_contraction: self.contraction_flops(),
+            step_flops: self.step_flops(tensors),
+        }
+    }
+
+    fn step_flops(&self, tensors: &[PlannedTensor]) -> StepFlops {
+        let (teacher, student) = (self.teacher, self.student);
+        let TrainSection {
+            batch_size,
+            seq_len,
+            accumulate,
+            ..
+        } = self.recipe.train;
+        let tokens = batch_size.saturating_mul(seq_len);
+        let is_cached = self.recipe.teacher.cache.is_some() && self.recipe.loss.feature.is_none();
+        StepFlops {
+            teacher_forward: match is_cached {
+                true => 0.0,
+                false => teacher.forward_flops(tokens, seq_len),
             },
+            student_forward: student.forward_flops(tokens, seq_len),
+            student_backward: student.linear_flops(tokens)
+                + 2.0 * student.attention_flops(tokens, seq_len)
+                + 2.0 * tokens as f64 * self.kernels_with_gradient(tensors) as f64,
+            kernel_contraction: accumulate as f64 * self.contraction_flops(),
         }
     }
 
@@ -540,7 +830,7 @@ impl Planner<'_> {
         own + self.layers.len() * self.student.hidden_size * made
     }
 
-    /// [`StepFlops::kernel_contraction`].
+    /// [`StepFlops::kernel_contraction`] of one micro-batch.
     fn contraction_flops(&self) -> f64 {
         if self.trained != Trained::Maps {
             return 0.0;
@@ -548,7 +838,7 @@ impl Planner<'_> {
         let layer: f64 = Slot::ALL
             .map(|slot| {
                 let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-                contraction_with_gradients(self.map.kind(slot), teacher, student)
+                contraction_with_gradients(self.recipe.lti.map.kind(slot), teacher, student)
             })
             .iter()
             .sum();
@@ -592,15 +882,87 @@ impl fmt::Display for Plan {
             self.layers.len(),
             runs(&self.layers)
         )?;
-        writeln!(f, "train    {}\n", self.trained)?;
+        writeln!(f, "train    {}", self.trained)?;
+        self.write_training(f)?;
+        writeln!(f)?;
         write_table(f, &self.rows())?;
         writeln!(f)?;
-        write_table(f, &self.totals.rows())?;
+        let mut totals = self.totals.rows();
+        totals.extend(self.phase2.iter().flat_map(PhasePlan::rows));
+        write_table(f, &totals)?;
         self.write_new(f)
     }
 }
 
 impl Plan {
+    /// Towards what, how long, and what is left behind on the way.
+    fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LossPlan {
+            divergence,
+            alpha,
+            temperature,
+            feature,
+        } = &self.loss;
+        write!(f, "loss     ")?;
+        if *divergence != Divergence::ForwardKl {
+            write!(f, "{}, ", divergence::describe(divergence))?;
+        }
+        let (alpha, temperature) = (schedule::describe(alpha), schedule::describe(temperature));
+        writeln!(f, "alpha {alpha}, temperature {temperature}")?;
+        if let Some(feature) = feature {
+            let (weight, pairs) = (schedule::describe(&feature.weight), feature.pairs.len());
+            write!(f, "feature  {}, weight {weight}, ", feature.kind)?;
+            write!(f, "{} of layers", count(pairs, "pair", "pairs"))?;
+            writeln!(f, "{}", if feature.projector { ", projector" } else { "" })?;
+        }
+
+        let TrainingPlan {
+            steps,
+            batch_size,
+            seq_len,
+            accumulate,
+            checkpoints,
+        } = self.training;
+        write!(
+            f,
+            "steps    {} of {batch_size} x {seq_len} tokens",
+            thousands(steps)
+        )?;
+        match accumulate {
+            1 => writeln!(f)?,
+            _ => writeln!(
+                f,
+                ", in {accumulate} micro-batches of {}",
+                batch_size / accumulate
+            )?,
+        }
+        if let Some(CheckpointPlan {
+            every,
+            keep,
+            patience,
+        }) = checkpoints
+        {
+            write!(
+                f,
+                "keeps    a checkpoint every {}, ",
+                count(every, "step", "steps")
+            )?;
+            write!(f, "the last {keep}")?;
+            match patience {
+                None => writeln!(f)?,
+                Some(evaluations) => writeln!(
+                    f,
+                    "; ends after {} without a better held-out KL",
+                    count(evaluations, "evaluation", "evaluations")
+                )?,
+            }
+        }
+        match &self.phase2 {
+            None => Ok(()),
+            Some(phase) => writeln!(f, "phase 2  {phase}"),
+        }
+    }
+
     /// A row for each tensor, with those that differ only in their layer in one.
     fn rows(&self) -> Vec<Vec<String>> {
         let mut groups: Vec<(Vec<usize>, &str, &PlannedTensor)> = Vec::new();
@@ -658,6 +1020,48 @@ impl Plan {
              from the teacher, add\ntheir layers to lti.layers.",
             thousands(parameters)
         )
+    }
+}
+
+/// One line: `projections, 50 steps: 20 tensors, 30,720 parameters`.
+impl fmt::Display for PhasePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {}: {}, {} parameters",
+            self.train,
+            count(self.steps, "step", "steps"),
+            count(self.trained.len(), "tensor", "tensors"),
+            thousands(self.trainable_parameters)
+        )?;
+        match self.plateau {
+            None => Ok(()),
+            Some(Plateau {
+                window,
+                improvement,
+            }) => write!(
+                f,
+                "; phase 1 ends early once {} improve its loss by less than {improvement}",
+                count(window, "step", "steps")
+            ),
+        }
+    }
+}
+
+impl PhasePlan {
+    fn rows(&self) -> Vec<Vec<String>> {
+        [
+            (
+                "parameters, trained in phase 2",
+                thousands(self.trainable_parameters),
+            ),
+            (
+                "a step of phase 2, student backward",
+                gflop(self.step_flops.student_backward),
+            ),
+        ]
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .to_vec()
     }
 }
 
@@ -731,6 +1135,12 @@ fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
     String::from_utf8_lossy(&groups.join(&b',')).into_owned()
+}
+
+/// `1 step`, `2,000 steps`.
+fn count(number: usize, one: &str, many: &str) -> String {
+    let noun = if number == 1 { one } else { many };
+    format!("{} {noun}", thousands(number))
 }
 
 fn cache(bytes_per_token: usize) -> String {
@@ -1063,12 +1473,185 @@ mod tests {
     }
 
     #[test]
+    fn the_report_says_how_training_goes_on() {
+        let text = plan(&[]).render();
+        let short =
+            "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\n";
+        assert!(text.contains(short), "{text}");
+
+        let text = plan(&[
+            "loss.divergence={ skewed_kl = 0.1 }",
+            "loss.alpha={ start = 0.9, end = 0.5, schedule = 'linear' }",
+            "loss.temperature={ start = 4, end = 1, schedule = 'cosine' }",
+            "loss.feature={ weight = 0.5, kind = 'l2', projector = true }",
+            "train.steps=2000",
+            "train.accumulate=4",
+            "train.checkpoint_every=500",
+            "train.patience=3",
+            "phase2.steps=100",
+            "phase2.plateau={}",
+        ])
+        .render();
+        for line in [
+            "loss     skewed_kl 0.1, alpha 0.9 -> 0.5 (linear), temperature 4 -> 1 (cosine)",
+            "feature  l2, weight 0.5, 5 pairs of layers, projector",
+            "steps    2,000 of 16 x 128 tokens, in 4 micro-batches of 4",
+            "keeps    a checkpoint every 500 steps, the last 2; ends after 3 evaluations without a \
+             better held-out KL",
+            "phase 2  projections, 100 steps: 20 tensors, 30,720 parameters; phase 1 ends early once \
+             50 steps improve its loss by less than 0.01",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        for part in [
+            "parameters, trained in phase 2",
+            "a step of phase 2, student backward",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn serializes_how_training_goes_on() {
+        let json = serde_json::to_value(plan(&[])).unwrap();
+        assert_eq!(json["loss"]["divergence"], "forward_kl");
+        assert_eq!(json["loss"]["alpha"], 1.0);
+        assert_eq!(json["training"]["accumulate"], 1);
+        for absent in [
+            &json["loss"]["feature"],
+            &json["training"]["checkpoints"],
+            &json["phase2"],
+        ] {
+            assert!(absent.is_null());
+        }
+        let json = serde_json::to_value(plan(&[
+            "loss.divergence={ jensen_shannon = 0.5 }",
+            "loss.alpha={ start = 0.9, end = 0.5, schedule = 'linear' }",
+            "loss.feature={ weight = 1, pairs = [[0, 1]] }",
+            "train.checkpoint_every=3",
+            "phase2.steps=4",
+            "phase2.train=all",
+        ]))
+        .unwrap();
+        assert_eq!(json["loss"]["divergence"]["jensen_shannon"], 0.5);
+        assert_eq!(json["loss"]["alpha"]["end"], 0.5);
+        assert_eq!(json["loss"]["feature"]["pairs"][0][1], 1);
+        assert_eq!(json["training"]["checkpoints"]["keep"], 2);
+        assert_eq!(json["phase2"]["train"], "all");
+        assert_eq!(json["phase2"]["trained"][0], "model.embed_tokens.weight");
+    }
+
+    #[test]
+    fn same_pairs_every_layer() {
+        let pairs = |choice: &str| {
+            let feature = format!("loss.feature={{ weight = 1, pairs = {choice} }}");
+            let feature = plan(&[&feature]).loss.feature.unwrap();
+            feature
+                .pairs
+                .into_iter()
+                .map(Into::into)
+                .collect::<Vec<[usize; 2]>>()
+        };
+        assert_eq!(pairs("'same'"), [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]);
+        assert_eq!(pairs("[[4, 0], [1, 4]]"), [[4, 0], [1, 4]]);
+        for (choice, expected) in [("[[0, 5]]", "teacher"), ("[[0, 0], [7, 9]]", "student")] {
+            let error = refused(&[&format!("loss.feature={{ weight = 1, pairs = {choice} }}")]);
+            assert!(
+                matches!(&error, PlanError::FeatureLayer { model, layers: 5, .. }
+                if *model == expected)
+            );
+            assert!(error.to_string().contains("from 0 to 4"), "{error}");
+        }
+    }
+
+    #[test]
+    fn phase_2_trains_what_would_train_without_maps() {
+        let teacher = LlamaConfig {
+            attention_bias: true,
+            ..teacher()
+        };
+        let with = |overrides: &[&str]| Plan::new(&recipe(overrides), &teacher).unwrap();
+        // Layer 0 has maps, the others have heads that do not fit: all of these are new.
+        let layers = "lti.layers=[0]";
+        for train in ["projections", "all"] {
+            let phase2 = ["phase2.steps=3", &format!("phase2.train={train}")];
+            let plan = with(&[&[layers], &phase2[..]].concat());
+            let alone = with(&[layers, &format!("lti.train={train}")]);
+            let phase = plan.phase2.as_ref().unwrap();
+            let expected = alone.tensors.iter().filter(|tensor| tensor.trained);
+            let expected: Vec<_> = expected.map(|tensor| tensor.name.as_str()).collect();
+            assert_eq!(phase.trained, expected);
+            assert_eq!(phase.trainable_parameters, alone.totals.trained_parameters);
+            assert_eq!(phase.step_flops, alone.totals.step_flops);
+            assert_eq!(phase.step_flops.kernel_contraction, 0.0);
+
+            // No name is that of a map, and what phase 1 trained trains on.
+            let student = plan.student.tensors();
+            for name in &phase.trained {
+                assert!(student.iter().any(|(known, _)| known == name), "{name}");
+            }
+            let in_phase_1 = plan.tensors.iter().filter(|tensor| tensor.trained);
+            for tensor in in_phase_1.filter(|tensor| tensor.origin != Origin::Map) {
+                assert!(phase.trained.contains(&tensor.name), "{}", tensor.name);
+            }
+            let all = phase.trained.len() == student.len();
+            assert_eq!(all, train == "all");
+        }
+        let phase = with(&[layers, "phase2.steps=3"]).phase2.unwrap();
+        let of_layer_0 = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|projection| {
+            ["weight", "bias"].map(|leaf| format!("model.layers.0.self_attn.{projection}.{leaf}"))
+        });
+        for name in of_layer_0.as_flattened() {
+            assert!(phase.trained.contains(name), "{name}");
+        }
+        // Of the others everything but the bias of the output projection, which fits.
+        assert_eq!(phase.trained.len(), 8 + 4 * 7);
+    }
+
+    #[test]
+    fn a_step_without_its_teacher_or_in_parts() {
+        let flops = |overrides: &[&str]| plan(overrides).totals.step_flops;
+        let whole = flops(&[]);
+        let parts = flops(&["train.accumulate=4"]);
+        assert_eq!(parts.kernel_contraction, 4.0 * whole.kernel_contraction);
+        assert_eq!(parts.student_backward, whole.student_backward);
+        let cached = flops(&["teacher.cache=k"]);
+        assert_eq!(cached.teacher_forward, 0.0);
+        assert_eq!(cached.student_forward, whole.student_forward);
+        let with_layers = flops(&["teacher.cache=k", "loss.feature={ weight = 1 }"]);
+        assert_eq!(with_layers.teacher_forward, whole.teacher_forward);
+    }
+
+    #[test]
+    fn phase_2_needs_a_teacher_in_float32() {
+        for (train, first) in [
+            ("projections", q_proj("weight")),
+            ("all", "model.embed_tokens.weight".to_owned()),
+        ] {
+            let phase2 = ["phase2.steps=3", &format!("phase2.train={train}")];
+            for dtype in ["bfloat16", "float16"] {
+                let error = refused(&[&phase2[..], &[&format!("teacher.dtype={dtype}")]].concat());
+                let PlanError::Phase2InHalf { tensor, .. } = &error else {
+                    panic!("{error}");
+                };
+                assert_eq!(*tensor, first);
+                for part in ["teacher.dtype = \"float32\"", "leave [phase2] out"] {
+                    assert!(error.to_string().contains(part), "{error}");
+                }
+            }
+            plan(&phase2);
+        }
+    }
+
+    #[test]
     fn small_words() {
         assert_eq!(
             [0, 999, 1000, 1_234_567].map(thousands),
             ["0", "999", "1,000", "1,234,567"]
         );
         assert_eq!(runs(&[0, 1, 2, 4, 6, 7]), "0..2, 4, 6..7");
+        let steps = [1, 2000].map(|number| count(number, "step", "steps"));
+        assert_eq!(steps, ["1 step", "2,000 steps"]);
     }
 
     #[test]
@@ -1161,6 +1744,34 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_is_frozen_by_name_does_not_train() {
+        let plan = plan(&[
+            "weights.freeze=['layers.0.', 'q_proj.b$']",
+            "phase2.steps=3",
+        ]);
+        assert!(!tensor(&plan, &q_proj("a")).trained);
+        assert!(tensor(&plan, "model.layers.1.self_attn.q_proj.a").trained);
+        assert!(!tensor(&plan, "model.layers.1.self_attn.q_proj.b").trained);
+        let second = plan.phase2.unwrap().trained;
+        assert!(!second.contains(&q_proj("weight")));
+        assert!(second.contains(&"model.layers.1.self_attn.q_proj.weight".to_owned()));
+
+        let error = refused(&["weights.freeze=['q_prj']"]);
+        assert!(matches!(&error, PlanError::FreezesNothing { pattern } if pattern == "q_prj"));
+        assert!(matches!(
+            refused(&["weights.freeze=['']"]),
+            PlanError::NothingTrains
+        ));
+        let error = refused(&["weights.copy={ 'a' = 'b' }"]);
+        assert!(matches!(
+            error,
+            PlanError::Rules {
+                key: "weights.copy"
+            }
+        ));
     }
 
     #[test]

@@ -14,7 +14,7 @@ const TOKENIZER: &str = "tokenizer.json";
 /// The file that says how transformers uses it.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// All files that belong to a tokenizer, and what a model needs to generate with it.
-const FILES: [&str; 9] = [
+pub(crate) const FILES: [&str; 9] = [
     TOKENIZER,
     TOKENIZER_CONFIG,
     "special_tokens_map.json",

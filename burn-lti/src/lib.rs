@@ -15,6 +15,7 @@
 //! | [`inject`] | the teacher's tensors come in; what trains |
 //! | [`loss`] | the distillation loss in chunks of tokens |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
+//! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
 //!
 //! [`backend`] names what this build can compute on.
@@ -23,6 +24,7 @@
 //! family, Hugging Face files and the `burn-lti` command see the crate `burn-lti-llama`.
 
 pub mod backend;
+pub mod cache;
 pub mod collapse;
 mod compat;
 pub mod decoder;

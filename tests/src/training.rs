@@ -1,5 +1,6 @@
 //! Optimizer steps by hand, and Burn's Learner without a terminal.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -10,12 +11,14 @@ use burn::optim::{AdamWConfig, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
-use burn::train::{Interrupter, Learner, SupervisedTraining, TrainStep, TrainingStrategy};
+use burn::train::{
+    Interrupter, Learner, LearningComponentsMarker, SupervisedTraining, TrainStep, TrainingStrategy,
+};
 use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::LossSums;
 use burn_lti::train::{
-    Distiller, GradNorm, SilentRenderer, StepObserver, StepReport, StepStrategy, TrainError,
+    Distiller, Ending, GradNorm, SilentRenderer, StepHook, StepReport, StepStrategy, TrainError,
 };
 
 /// The student with its maps, and the biases beside them, the only things that train.
@@ -59,9 +62,10 @@ pub struct Diary {
     pub validations: Vec<LossSums>,
 }
 
-impl StepObserver for Diary {
-    fn on_step(&mut self, report: &StepReport) {
+impl<M> StepHook<M> for Diary {
+    fn on_step(&mut self, report: &StepReport, _model: &M) -> ControlFlow<()> {
         self.steps.push(*report);
+        ControlFlow::Continue(())
     }
 
     fn on_validation(&mut self, sums: &LossSums) {
@@ -75,9 +79,18 @@ pub struct Ended<D> {
     pub model: D,
     /// What was told meanwhile.
     pub diary: Diary,
-    /// Why it ended early, if it did.
+    /// How it ended, if well.
+    pub ending: Option<Ending>,
+    /// Why it could not go on, if it could not.
     pub error: Option<TrainError>,
 }
+
+/// What a training of a distiller is made of, for Burn.
+pub type Components<A, M, T, O, S> = LearningComponentsMarker<A, S, Distiller<A, M, Arc<T>>, O>;
+
+/// A distiller as it comes back.
+pub type Distilled<A, M, T> =
+    Distiller<<A as AutodiffBackend>::InnerBackend, <M as AutodiffModule<A>>::InnerModule, Arc<T>>;
 
 /// Batches on the autodiff backend, and on the inner one.
 pub type Loaders<A> = (
@@ -98,7 +111,7 @@ pub fn fit<A, M, T, O, S>(
     norm: Option<GradNorm>,
     steps: usize,
     loaders: Loaders<A>,
-) -> Ended<Distiller<A::InnerBackend, M::InnerModule, Arc<T>>>
+) -> Ended<Distilled<A, M, T>>
 where
     A: AutodiffBackend,
     M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
@@ -118,8 +131,8 @@ pub fn fit_until<A, M, T, O, S>(
     schedule: S,
     norm: Option<GradNorm>,
     steps: usize,
-    (train, valid): Loaders<A>,
-) -> Ended<Distiller<A::InnerBackend, M::InnerModule, Arc<T>>>
+    loaders: Loaders<A>,
+) -> Ended<Distilled<A, M, T>>
 where
     A: AutodiffBackend,
     M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
@@ -132,19 +145,43 @@ where
     if let Some(norm) = norm {
         strategy = strategy.with_norm(norm);
     }
-    let error = strategy.error();
+    let learner = Learner::new(distiller, optimizer, schedule);
+    let (model, outcome) = launch(interrupter, strategy, learner, loaders);
+    let diary = std::mem::take(&mut *diary.lock().expect("no thread has panicked"));
+    Ended {
+        model,
+        diary,
+        ending: outcome.clone().ok(),
+        error: outcome.err(),
+    }
+}
+
+/// Trains under Burn's Learner by a strategy of one's own.
+///
+/// # Panics
+///
+/// If the training does not end.
+pub fn launch<A, M, T, O, S>(
+    interrupter: Interrupter,
+    strategy: StepStrategy<Components<A, M, T, O, S>>,
+    learner: Learner<Components<A, M, T, O, S>>,
+    (train, valid): Loaders<A>,
+) -> (Distilled<A, M, T>, Result<Ending, TrainError>)
+where
+    A: AutodiffBackend,
+    M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
+    T: CausalLm<A::InnerBackend> + Sync + 'static,
+    O: Optimizer<Distiller<A, M, Arc<T>>, A> + 'static,
+    S: LrScheduler + 'static,
+{
+    let outcome = strategy.outcome();
+    assert_eq!(outcome.get(), None);
     let result = SupervisedTraining::new(Path::new(""), train, valid)
         .with_application_logger(None)
         .with_metric_logger(InMemoryMetricLogger::default())
         .renderer(SilentRenderer)
         .with_interrupter(interrupter)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
-        .launch(Learner::new(distiller, optimizer, schedule));
-    let error = error.lock().expect("no thread has panicked").take();
-    let diary = std::mem::take(&mut *diary.lock().expect("no thread has panicked"));
-    Ended {
-        model: result.model,
-        diary,
-        error,
-    }
+        .launch(learner);
+    (result.model, outcome.get().expect("an outcome"))
 }

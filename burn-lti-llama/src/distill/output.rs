@@ -1,10 +1,10 @@
 //! The output folder of a run.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{DistillError, Summary};
+use super::{DistillError, Manifest, Summary};
 use crate::files::write_atomically;
 use crate::recipe::Recipe;
 
@@ -12,7 +12,28 @@ use crate::recipe::Recipe;
 #[derive(Clone, Debug)]
 pub struct OutputDir {
     dir: PathBuf,
+    existing: Existing,
 }
+
+/// What becomes of a run that is in the folder already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// There is none.
+    Refuse,
+    /// It is replaced.
+    Overwrite,
+    /// It is taken up again.
+    Resume,
+}
+
+/// What a run writes besides folders; `summary.json` first: while it is there, what stands beside it
+/// is one finished run.
+const FILES: [&str; 4] = [
+    "summary.json",
+    "metrics.jsonl",
+    "manifest.json",
+    "recipe.toml",
+];
 
 impl OutputDir {
     /// The folder `dir`, which is made when the first file is written. One that holds anything is
@@ -23,12 +44,80 @@ impl OutputDir {
     ///
     /// [`DistillError::OutputExists`] or [`DistillError::Output`].
     pub fn prepare(dir: &Path, overwrite: bool) -> Result<Self, DistillError> {
-        if !overwrite {
-            Self::check_empty(dir)?;
-        }
-        Ok(Self {
+        let existing = match overwrite {
+            true => Existing::Overwrite,
+            false => {
+                Self::check_empty(dir)?;
+                Existing::Refuse
+            }
+        };
+        let dir = dir.to_owned();
+        Ok(Self { dir, existing })
+    }
+
+    /// The folder `dir` of a run that is to go on from its newest checkpoint. One that holds nothing is
+    /// taken for a run that was stopped before it wrote anything.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::NoRun`] if it holds files and none of a run, or [`DistillError::Output`].
+    pub fn resume(dir: &Path) -> Result<Self, DistillError> {
+        let out = Self {
             dir: dir.to_owned(),
-        })
+            existing: Existing::Resume,
+        };
+        match out.has_run() || Self::check_empty(dir).is_ok() {
+            true => Ok(out),
+            false => Err(DistillError::NoRun {
+                dir: dir.to_owned(),
+            }),
+        }
+    }
+
+    /// The folder of a run that is only read.
+    pub(super) fn of_run(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            existing: Existing::Resume,
+        }
+    }
+
+    pub(super) const fn existing(&self) -> Existing {
+        self.existing
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a run has begun here. Its manifest is the last that it writes before it trains.
+    pub(super) fn has_run(&self) -> bool {
+        self.manifest_path().is_file()
+    }
+
+    /// Whether the run here came to its end.
+    pub(super) fn is_finished(&self) -> Result<bool, DistillError> {
+        match fs::read(self.dir.join("summary.json")) {
+            Ok(text) => Ok(Summary::is_of_a_finished_run(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(self.problem("summary.json", source)),
+        }
+    }
+
+    pub(super) fn recipe_path(&self) -> PathBuf {
+        self.dir.join("recipe.toml")
+    }
+
+    pub(super) fn manifest_path(&self) -> PathBuf {
+        self.dir.join("manifest.json")
+    }
+
+    pub(super) fn checkpoints_path(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    pub(super) fn tensorboard_path(&self) -> PathBuf {
+        self.dir.join("tensorboard")
     }
 
     /// Refuses a folder that holds anything. One that is not there holds nothing.
@@ -62,30 +151,44 @@ impl OutputDir {
         self.dir.join("student.unchecked")
     }
 
-    /// Makes the folder, takes away the results of an earlier run and writes `recipe.toml`.
-    ///
-    /// `summary.json` goes first: while it is there, what stands beside it is one finished run.
-    pub(super) fn begin(&self, recipe: &Recipe) -> Result<(), DistillError> {
+    /// Makes the folder, takes away an earlier run and writes `recipe.toml` and `manifest.json`.
+    pub(super) fn begin(&self, recipe: &Recipe, manifest: &Manifest) -> Result<(), DistillError> {
         self.check_apart_from(&recipe.teacher.path)?;
         fs::create_dir_all(&self.dir).map_err(|source| self.problem("", source))?;
-        for file in ["summary.json", "metrics.jsonl", "recipe.toml"] {
+        for file in FILES {
             removed(fs::remove_file(self.dir.join(file)))
                 .map_err(|source| self.problem(file, source))?;
         }
+        for dir in [self.checkpoints_path(), self.tensorboard_path()] {
+            removed(fs::remove_dir_all(&dir))
+                .map_err(|source| DistillError::Output { path: dir, source })?;
+        }
+        self.remove_students()?;
+        self.make_unchecked_student_dir()?; // what cannot be written is found out before the training
+        let text = recipe.to_toml()?;
+        write_atomically(&self.recipe_path(), text.as_bytes())?;
+        Ok(manifest.write(&self.manifest_path())?)
+    }
+
+    /// Takes away what an interrupted run left as its result.
+    pub(super) fn take_up(&self) -> Result<(), DistillError> {
+        removed(fs::remove_file(self.dir.join("summary.json")))
+            .map_err(|source| self.problem("summary.json", source))?;
+        self.remove_students()
+    }
+
+    fn remove_students(&self) -> Result<(), DistillError> {
         for dir in [self.student_dir(), self.unchecked_student_dir()] {
             removed(fs::remove_dir_all(&dir))
                 .map_err(|source| DistillError::Output { path: dir, source })?;
         }
-        let unchecked = self.unchecked_student_dir();
-        fs::create_dir(&unchecked).map_err(|source| DistillError::Output {
-            path: unchecked,
-            source,
-        })?;
-        let text = recipe.to_toml()?;
-        Ok(write_atomically(
-            &self.dir.join("recipe.toml"),
-            text.as_bytes(),
-        )?)
+        Ok(())
+    }
+
+    /// An empty folder for a student that nobody has checked.
+    pub(super) fn make_unchecked_student_dir(&self) -> Result<(), DistillError> {
+        let path = self.unchecked_student_dir();
+        fs::create_dir_all(&path).map_err(|source| DistillError::Output { path, source })
     }
 
     /// The student was compared with what was trained: gives it its name.
@@ -122,11 +225,6 @@ impl OutputDir {
             &self.dir.join("summary.json"),
             text.as_bytes(),
         )?)
-    }
-
-    /// `metrics.jsonl`, empty and open for writing.
-    pub(super) fn metrics_file(&self) -> Result<File, DistillError> {
-        File::create(self.metrics_path()).map_err(|source| self.problem("metrics.jsonl", source))
     }
 
     pub(super) fn metrics_path(&self) -> PathBuf {

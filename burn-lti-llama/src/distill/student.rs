@@ -50,6 +50,13 @@ pub fn free_student<A: AutodiffBackend>(
     Ok(with_trained(plain, plan))
 }
 
+/// The student without maps, with those parameters training that the plan's second phase trains.
+pub(super) fn thawed<A: AutodiffBackend>(student: PlainLlama<A>, plan: &Plan) -> PlainLlama<A> {
+    let names = plan.phase2.iter().flat_map(|phase| &phase.trained);
+    let trained: HashSet<String> = names.map(|name| burn_name(name)).collect();
+    set_trainable(student, |parameter| trained.contains(parameter.name))
+}
+
 /// A learning student whose maps stand at their start and whose teacher has arrived.
 fn start<B: Backend>(
     recipe: &Recipe,

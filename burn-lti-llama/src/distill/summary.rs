@@ -1,9 +1,9 @@
 //! `summary.json`: a run in figures.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::training::TrainingCounts;
+use super::hook::{PhaseEnd, Place};
 use crate::eval::Evaluation;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
@@ -14,6 +14,9 @@ pub struct Summary {
     /// Held-out KL before the first step, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_start: Option<f64>,
+    /// Held-out KL when the maps were folded away to train on without them, nats per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_maps: Option<f64>,
     /// Held-out KL of the exported student, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_end: Option<f64>,
@@ -32,6 +35,8 @@ pub struct Summary {
     pub tokens: u64,
     /// Optimizer steps.
     pub steps: usize,
+    /// Why there were no more of them.
+    pub ending: PhaseEnd,
     /// Wall time of the training loop.
     pub seconds: f64,
     /// `tokens / seconds`
@@ -41,7 +46,7 @@ pub struct Summary {
     /// Largest resident memory of the process so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
-    /// Parameters that trained.
+    /// Parameters that trained, in the last phase.
     pub trainable_parameters: usize,
     /// Parameters of the exported student.
     pub student_parameters: usize,
@@ -59,16 +64,11 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn new(
-        recipe: &Recipe,
-        plan: &Plan,
-        start: &Evaluation,
-        end: &Evaluation,
-        training: &TrainingCounts,
-    ) -> Self {
-        let counts = training.counts;
+    pub(super) fn new(recipe: &Recipe, plan: &Plan, place: &Place, end: &Evaluation) -> Self {
+        let counts = place.log.counts;
         Self {
-            kl_start: start.kl,
+            kl_start: place.start.kl,
+            kl_maps: place.maps.and_then(|maps| maps.kl),
             kl_end: end.kl,
             student_ce: end.student_ce,
             teacher_ce: end.teacher_ce,
@@ -76,11 +76,12 @@ impl Summary {
             eval_tokens: end.tokens,
             tokens: counts.tokens as u64,
             steps: counts.steps,
+            ending: place.end.unwrap_or(PhaseEnd::Finished),
             seconds: counts.seconds,
             tokens_per_second: counts.tokens / counts.seconds,
             total_seconds: 0.0,
             peak_rss_bytes: peak_rss_bytes(),
-            trainable_parameters: training.trainable_parameters,
+            trainable_parameters: 0,
             student_parameters: plan.totals.student_parameters,
             teacher_parameters: plan.totals.teacher_parameters,
             student_kv_cache_bytes_per_token: plan.totals.student_kv_cache_bytes_per_token,
@@ -88,6 +89,11 @@ impl Summary {
             collapse_max_abs_logit_diff: None,
             seed: recipe.train.seed,
         }
+    }
+
+    pub(super) fn with_trainable_parameters(mut self, parameters: usize) -> Self {
+        self.trainable_parameters = parameters;
+        self
     }
 
     pub(super) fn with_collapse_difference(mut self, difference: Option<f64>) -> Self {
@@ -98,6 +104,15 @@ impl Summary {
     pub(super) fn with_total_seconds(mut self, seconds: f64) -> Self {
         self.total_seconds = seconds;
         self
+    }
+
+    /// Whether `text`, a `summary.json`, is not that of an interrupted run.
+    pub(super) fn is_of_a_finished_run(text: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Ended {
+            ending: PhaseEnd,
+        }
+        serde_json::from_slice(text).is_ok_and(|Ended { ending }| ending != PhaseEnd::Interrupted)
     }
 
     /// The summary as it is written to `summary.json`.

@@ -1,123 +1,211 @@
-//! The training of a run, under Burn's Learner.
+//! One phase of a run: a student, its optimizer, and the steps it takes under Burn's Learner.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
-use burn::optim::AdamWConfig;
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::{AdamW, AdamWConfig};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::decoder::CausalLm;
-use burn_lti::loss::DistillationLoss;
-use burn_lti::train::{Distiller, GlobalNormClip, SilentRenderer, StepStrategy, WarmupCosine};
+use burn_lti::loss::{DistillationLoss, FeatureDistance, FeatureLoss, LossSchedule, SparseForm};
+use burn_lti::train::{
+    Checkpoint, Distiller, GlobalNormClip, GradNorm, LayerPair, SharedOptimizer, SilentRenderer,
+    StepClock, StepStrategy, WarmupCosine,
+};
 
-use super::metrics::{Counts, MetricsLog};
-use super::{DistillError, Listener, OutputDir, Setting};
+use super::DistillError;
+use super::hook::Hook;
+use super::setting::{Setting, TrainingTeacher};
 use crate::data::loader;
-use crate::recipe::{Recipe, TrainSection};
+use crate::recipe::{FeatureKind, Recipe, Sparse};
 
-/// A trained student and what it took.
-pub(super) struct TrainedStudent<M> {
-    pub(super) student: M,
-    pub(super) counts: TrainingCounts,
-}
+/// A student and the teacher that it learns from.
+pub(super) type Pupil<A, M> =
+    Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
 
-/// What a training went through, and how much of the model it moved.
+/// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one.
+pub(super) type PupilOptimizer<A, M> =
+    SharedOptimizer<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>;
+
+/// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TrainingCounts {
-    pub(super) counts: Counts,
-    pub(super) trainable_parameters: usize,
+pub(super) struct Pace {
+    pub(super) steps: usize,
+    pub(super) learning_rate: f64,
+    pub(super) warmup_fraction: f64,
+    pub(super) final_lr_fraction: f64,
+    /// Of the order of the data.
+    pub(super) seed: u64,
 }
 
-/// Trains `student` against the teacher as the recipe says.
-pub(super) fn train<A, M>(
-    student: M,
-    setting: &Setting<A>,
-    recipe: &Recipe,
-    device: &A::Device,
-    out: &OutputDir,
-    listener: &Listener,
-) -> Result<TrainedStudent<M::InnerModule>, DistillError>
+impl Pace {
+    fn schedule(&self) -> WarmupCosine {
+        let warmup = (self.warmup_fraction * self.steps as f64) as usize;
+        WarmupCosine::new(
+            self.learning_rate,
+            self.steps,
+            warmup,
+            self.final_lr_fraction,
+        )
+    }
+}
+
+/// What can be trained here.
+pub(super) trait Student<A: AutodiffBackend>:
+    CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static
+{
+}
+
+impl<A, M> Student<A> for M
 where
     A: AutodiffBackend,
     M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
 {
-    let settings = &recipe.train;
-    let trainable_parameters = count_trainable(&student);
-    let loss = DistillationLoss::new(
-        recipe.loss.alpha,
-        recipe.loss.temperature,
-        recipe.loss.chunk_tokens,
-    )?;
-    let distiller = Distiller::new(student, setting.teacher.clone(), loss)?;
-    let optimizer = GlobalNormClip::new(
-        adamw(settings).init::<A, Distiller<A, M, _>>(),
-        settings.grad_clip,
-    );
-    let norm = optimizer.norm();
+}
 
-    let log = Arc::new(Mutex::new(MetricsLog::new(
-        out.metrics_file()?,
-        settings.log_every,
-        settings.steps,
-        listener.clone(),
-    )));
-    let strategy = StepStrategy::new(settings.steps, log.clone())
-        .with_norm(norm)
-        .without_validation();
-    let error = strategy.error();
-    let batches = loader(
-        setting.train.clone(),
-        settings.batch_size,
-        Some(settings.seed),
-        device,
-    );
-    let result = SupervisedTraining::new(Path::new(""), batches, setting.valid.clone())
-        .with_application_logger(None)
-        .with_metric_logger(InMemoryMetricLogger::default())
-        .renderer(SilentRenderer)
-        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
-        .launch(Learner::new(distiller, optimizer, schedule(settings)));
+/// A student in training.
+pub(super) struct Trainer<A: AutodiffBackend, M: Student<A>> {
+    pub(super) pupil: Pupil<A, M>,
+    pub(super) optimizer: PupilOptimizer<A, M>,
+    norm: GradNorm,
+    clock: StepClock,
+    pace: Pace,
+    /// Steps of this phase taken before.
+    taken: usize,
+}
 
-    if let Some(error) = error.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        return Err(error.into());
+impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
+    /// `student` before its first step. The loss's schedules go over the steps of `pace`.
+    pub(super) fn new(
+        student: M,
+        recipe: &Recipe,
+        setting: &Setting<A>,
+        pace: Pace,
+        device: &A::Device,
+    ) -> Result<Self, DistillError> {
+        let clock = StepClock::new();
+        let loss = loss(recipe, pace.steps)?;
+        let mut pupil = Distiller::new(student, setting.lesson.clone(), loss)?;
+        if let Some(feature) = &setting.plan.loss.feature {
+            pupil = pupil.with_pairs(feature.pairs.iter().map(|pair| LayerPair {
+                student: pair.student,
+                teacher: pair.teacher,
+            }))?;
+            if feature.projector {
+                pupil = pupil.with_projectors(setting.plan.teacher.hidden_size, device);
+            }
+        }
+        let [beta_1, beta_2] = recipe.train.betas;
+        let adamw = AdamWConfig::new()
+            .with_beta_1(beta_1 as f32)
+            .with_beta_2(beta_2 as f32)
+            .with_epsilon(recipe.train.eps as f32)
+            .with_weight_decay(recipe.train.weight_decay as f32)
+            .init::<A, Pupil<A, M>>();
+        let clip = GlobalNormClip::new(adamw, recipe.train.grad_clip).with_clock(clock.clone());
+        Ok(Self {
+            pupil: pupil.with_clock(clock.clone()),
+            norm: clip.norm(),
+            optimizer: SharedOptimizer::new(clip),
+            clock,
+            pace,
+            taken: 0,
+        })
     }
-    let counts = log
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .finish()
-        .map_err(|source| DistillError::Output {
-            path: out.metrics_path(),
-            source,
-        })?;
-    Ok(TrainedStudent {
-        student: result.model.into_student(),
-        counts: TrainingCounts {
-            counts,
-            trainable_parameters,
-        },
-    })
+
+    /// The student after the `taken` steps of this phase that `checkpoint` was saved at.
+    pub(super) fn restored(
+        self,
+        checkpoint: &Checkpoint,
+        taken: usize,
+    ) -> Result<Self, DistillError> {
+        let (pupil, optimizer) = checkpoint.restore_into(self.pupil, self.optimizer)?;
+        Ok(Self {
+            pupil,
+            optimizer,
+            taken,
+            ..self
+        })
+    }
+
+    /// Elements of all parameters of the student that train.
+    pub(super) fn trainable_parameters(&self) -> usize {
+        count_trainable(self.pupil.student())
+    }
+
+    /// Takes the steps, until they are all taken or `hook` ends them, and gives the student back. The
+    /// hook says afterwards how it ended.
+    pub(super) fn train(
+        self,
+        recipe: &Recipe,
+        setting: &Setting<A>,
+        device: &A::Device,
+        hook: &Arc<Mutex<Hook<A, M>>>,
+    ) -> Result<M::InnerModule, DistillError> {
+        let settings = &recipe.train;
+        let micro_batches = NonZeroUsize::new(settings.accumulate).unwrap_or(NonZeroUsize::MIN);
+        let strategy = StepStrategy::new(self.pace.steps, hook.clone())
+            .with_accumulation(micro_batches)
+            .with_norm(self.norm)
+            .with_clock(self.clock)
+            .resuming_at(self.taken)
+            .without_validation();
+        let outcome = strategy.outcome();
+        let batches = loader(
+            setting.train.clone(),
+            settings.batch_size / micro_batches,
+            Some(self.pace.seed),
+            device,
+        );
+        let learner = Learner::new(self.pupil, self.optimizer, self.pace.schedule());
+        let result = SupervisedTraining::new(Path::new(""), batches, setting.valid.clone())
+            .with_application_logger(None)
+            .with_metric_logger(InMemoryMetricLogger::default())
+            .renderer(SilentRenderer)
+            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+            .launch(learner);
+        let failure = hook
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .failure
+            .take();
+        match (failure, outcome.get()) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(Err(error))) => Err(error.into()),
+            (None, _) => Ok(result.model.into_student()),
+        }
+    }
 }
 
-fn adamw(settings: &TrainSection) -> AdamWConfig {
-    let [beta_1, beta_2] = settings.betas;
-    AdamWConfig::new()
-        .with_beta_1(beta_1 as f32)
-        .with_beta_2(beta_2 as f32)
-        .with_epsilon(settings.eps as f32)
-        .with_weight_decay(settings.weight_decay as f32)
-}
-
-fn schedule(settings: &TrainSection) -> WarmupCosine {
-    let warmup = (settings.warmup_fraction * settings.steps as f64) as usize;
-    WarmupCosine::new(
-        settings.learning_rate,
-        settings.steps,
-        warmup,
-        settings.final_lr_fraction,
-    )
+/// The recipe's loss, its schedules over `steps`.
+fn loss(recipe: &Recipe, steps: usize) -> Result<LossSchedule, DistillError> {
+    let section = &recipe.loss;
+    let (alpha, temperature) = (section.alpha, section.temperature);
+    let mut loss = DistillationLoss::new(alpha.start(), temperature.start(), section.chunk_tokens)?
+        .with_divergence(section.divergence)?
+        .with_sparse(match section.sparse {
+            Sparse::Tail => SparseForm::Tail,
+            Sparse::Renormalised => SparseForm::Renormalised,
+        });
+    if let Some(feature) = &section.feature {
+        let distance = match feature.kind {
+            FeatureKind::Cosine => FeatureDistance::Cosine,
+            FeatureKind::L2 => FeatureDistance::L2,
+        };
+        loss = loss.with_feature(FeatureLoss::new(distance, feature.weight.start())?);
+    }
+    let mut schedule = LossSchedule::new(loss, steps)
+        .with_alpha(alpha)?
+        .with_temperature(temperature)?;
+    if let Some(feature) = &section.feature {
+        schedule = schedule.with_feature_weight(feature.weight)?;
+    }
+    Ok(schedule)
 }
 
 /// Elements of all parameters that train.

@@ -428,9 +428,25 @@ impl WeightFiles {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// All tensors by name, sorted, with shape and type.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let entries = self.tensors.iter();
+        entries.map(|(name, entry)| (name.as_str(), &entry.info))
+    }
+
     /// Shape and type of a tensor, if there is one of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|entry| &entry.info)
+    }
+
+    /// The bytes of a tensor as the file holds them: little-endian numbers of its type, the last
+    /// axis running fastest.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightsError::NoTensor`]: there is none of this name.
+    pub fn read_bytes(&self, name: &str) -> Result<&[u8], WeightsError> {
+        self.entry(name).map(|entry| self.bytes(entry))
     }
 
     /// The values of a tensor, the last axis running fastest.
@@ -439,11 +455,7 @@ impl WeightFiles {
     ///
     /// [`WeightsError::NoTensor`]: there is none of this name; [`WeightsError::NotFinite`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let entry = self.tensors.get(name);
-        let entry = entry.ok_or_else(|| WeightsError::NoTensor {
-            folder: self.folder.clone(),
-            tensor: name.to_owned(),
-        })?;
+        let entry = self.entry(name)?;
         let values = entry.info.dtype.to_f32(self.bytes(entry));
         check_finite(&self.shards[entry.shard].file, name, &values)?;
         Ok(values)
@@ -488,6 +500,15 @@ impl WeightFiles {
             unused,
             shapes,
         })
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, WeightsError> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| WeightsError::NoTensor {
+                folder: self.folder.clone(),
+                tensor: name.to_owned(),
+            })
     }
 
     fn bytes(&self, entry: &Entry) -> &[u8] {
@@ -912,6 +933,12 @@ mod tests {
         assert_eq!(files.read_f32("b").unwrap(), values);
         assert_eq!(files.info("h").unwrap().dtype, WeightType::F16);
         assert_eq!(files.info("b").unwrap().dtype, WeightType::Bf16);
+        let halves = values.map(|value| f16::from_f32(value).to_le_bytes());
+        assert_eq!(files.read_bytes("h").unwrap(), halves.concat());
+        assert!(matches!(
+            files.read_bytes("x"),
+            Err(WeightsError::NoTensor { tensor, .. }) if tensor == "x"
+        ));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use burn_lti::dense::{MapKind, Slot};
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -28,6 +28,133 @@ impl fmt::Display for Trained {
             Trained::Projections => "projections",
             Trained::All => "all",
         })
+    }
+}
+
+/// What phase 2 trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase2Trained {
+    /// The projections that the maps of phase 1 made, and what else phase 1 trained.
+    #[default]
+    Projections,
+    /// Every tensor of the student.
+    All,
+}
+
+/// The same without maps: by then there are none.
+impl From<Phase2Trained> for Trained {
+    fn from(trained: Phase2Trained) -> Self {
+        match trained {
+            Phase2Trained::Projections => Trained::Projections,
+            Phase2Trained::All => Trained::All,
+        }
+    }
+}
+
+impl fmt::Display for Phase2Trained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Trained::from(*self).fmt(f)
+    }
+}
+
+/// How the mass that a teacher's cached top-k leaves out counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sparse {
+    /// As one more outcome, whose mass is what both models give to all tokens outside the top-k.
+    #[default]
+    Tail,
+    /// Not at all: both models are renormalised over the top-k.
+    Renormalised,
+}
+
+/// How a layer of the student is compared with one of the teacher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureKind {
+    /// By their direction.
+    #[default]
+    Cosine,
+    /// By their squared distance.
+    L2,
+}
+
+impl fmt::Display for FeatureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FeatureKind::Cosine => "cosine",
+            FeatureKind::L2 => "l2",
+        })
+    }
+}
+
+/// A layer of the student and the layer of the teacher that it is compared with, written
+/// `[student, teacher]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[usize; 2]", into = "[usize; 2]")]
+pub struct LayerPair {
+    /// The student's, counted from 0.
+    pub student: usize,
+    /// The teacher's, counted from 0.
+    pub teacher: usize,
+}
+
+impl From<[usize; 2]> for LayerPair {
+    fn from([student, teacher]: [usize; 2]) -> Self {
+        Self { student, teacher }
+    }
+}
+
+impl From<LayerPair> for [usize; 2] {
+    fn from(LayerPair { student, teacher }: LayerPair) -> Self {
+        [student, teacher]
+    }
+}
+
+/// The layers that a feature loss compares: `"same"` or a list such as `[[0, 0], [1, 3]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LayerPairs {
+    /// Every layer of the student with that of the same number.
+    #[default]
+    Same,
+    /// These.
+    These(Vec<LayerPair>),
+}
+
+impl Serialize for LayerPairs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            LayerPairs::Same => serializer.serialize_str("same"),
+            LayerPairs::These(pairs) => pairs.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LayerPairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor;
+
+        impl<'de> Visitor<'de> for PairsVisitor {
+            type Value = LayerPairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"same\" or a list of [student layer, teacher layer]")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<LayerPairs, E> {
+                match text {
+                    "same" => Ok(LayerPairs::Same),
+                    _ => Err(E::unknown_variant(text, &["same"])),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<LayerPairs, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(LayerPairs::These)
+            }
+        }
+
+        deserializer.deserialize_any(PairsVisitor)
     }
 }
 
@@ -266,6 +393,49 @@ mod tests {
         ] {
             let error = read(map, layers).unwrap_err();
             assert!(error.message().contains(part), "{error}");
+        }
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Feature {
+        pairs: LayerPairs,
+    }
+
+    #[test]
+    fn pairs_of_layers() {
+        let read = |text: &str| toml::from_str::<Feature>(&format!("pairs = {text}"));
+        let these = |pairs: &[[usize; 2]]| {
+            LayerPairs::These(pairs.iter().copied().map(LayerPair::from).collect())
+        };
+        for (text, pairs) in [
+            ("'same'", LayerPairs::Same),
+            ("[]", these(&[])),
+            ("[[0, 1], [2, 1]]", these(&[[0, 1], [2, 1]])),
+        ] {
+            let feature = read(text).unwrap();
+            assert_eq!(feature, Feature { pairs });
+            let written = toml::to_string(&feature).unwrap();
+            assert_eq!(toml::from_str(&written), Ok(feature));
+        }
+        for (text, part) in [
+            ("'all'", "unknown variant `all`"),
+            ("3", "\"same\" or a list of [student layer, teacher layer]"),
+            ("[3]", "invalid type: integer `3`"),
+            ("[[3]]", "invalid length 1"),
+            ("[[-1, 0]]", "integer `-1`"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.message().contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn phase_2_trains_without_maps() {
+        for (phase_2, alone) in [
+            (Phase2Trained::Projections, Trained::Projections),
+            (Phase2Trained::All, Trained::All),
+        ] {
+            assert_eq!(Trained::from(phase_2), alone);
+            assert_eq!(phase_2.to_string(), alone.to_string());
         }
     }
 }

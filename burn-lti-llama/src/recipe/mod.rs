@@ -5,26 +5,31 @@
 //! teacher's configuration to be checked (head counts, layers, lengths) is the business of
 //! [`Plan`](crate::plan::Plan).
 
+mod check;
 mod choice;
+pub(crate) mod divergence;
+mod error;
 mod overrides;
+pub(crate) mod schedule;
+mod sections;
 mod suggest;
+mod weights;
 
-use std::fmt;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf, absolute};
-use std::slice;
+use std::path::{Path, absolute};
 
-use burn_lti::dense::KernelPrecision;
-use burn_lti::start::Start;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use toml::Table;
 
-pub use choice::{Layers, MapChoice, Trained};
-use suggest::UnknownName;
-
-use crate::hf::WeightType;
+pub use choice::{
+    FeatureKind, LayerPair, LayerPairs, Layers, MapChoice, Phase2Trained, Sparse, Trained,
+};
+pub use error::RecipeError;
+pub use sections::{
+    DataSection, FeatureSection, LossSection, LtiSection, Phase2Section, Plateau, StudentSection,
+    TeacherSection, TrainSection,
+};
+pub use weights::WeightsSection;
 
 /// A recipe, checked as far as it can be without the teacher.
 ///
@@ -64,162 +69,13 @@ pub struct Recipe {
     pub loss: LossSection,
     /// How it is trained.
     pub train: TrainSection,
+    /// How its training goes on once the maps are folded away. Default: it does not.
+    pub phase2: Option<Phase2Section>,
+    /// What is copied, shared and frozen besides.
+    #[serde(default)]
+    pub weights: WeightsSection,
     /// On what it is trained and measured.
     pub data: DataSection,
-}
-
-/// `[teacher]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TeacherSection {
-    /// Folder of the teacher in Hugging Face layout. Required.
-    pub path: PathBuf,
-    /// The float type in which the teacher is held and computes, and with it the student's tensors
-    /// that do not train, `C` among them; the student is exported in it. Maps train in float32
-    /// whatever it is. Default: `float32`, also for a teacher whose file has another.
-    #[serde(default)]
-    pub dtype: WeightType,
-}
-
-/// `[student]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StudentSection {
-    /// Query heads. Required.
-    pub heads: usize,
-    /// Key/value heads; divides `heads`. Required.
-    pub kv_heads: usize,
-    /// Features of a head. Default: the teacher's.
-    pub head_dim: Option<usize>,
-}
-
-/// `[lti]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LtiSection {
-    /// Where the maps begin. Default: `grouped`.
-    pub start: Start,
-    /// The form of the maps. Default: `factored` for every projection.
-    pub map: MapChoice,
-    /// The layers that have maps. Default: `all`.
-    pub layers: Layers,
-    /// What training changes. Default: `maps`.
-    pub train: Trained,
-    /// Precision of the contraction of map and teacher kernel. Default: `default`.
-    pub precision: KernelPrecision,
-}
-
-impl Default for LtiSection {
-    fn default() -> Self {
-        Self {
-            start: Start::Grouped,
-            map: MapChoice::default(),
-            layers: Layers::default(),
-            train: Trained::default(),
-            precision: KernelPrecision::default(),
-        }
-    }
-}
-
-/// `[loss]`: `alpha * temperature^2 * KL(teacher || student) + (1 - alpha) * cross-entropy`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossSection {
-    /// Weight of the teacher's distribution against the text itself, 0 to 1. Default: 1.
-    pub alpha: f64,
-    /// Divides the logits of both models in the KL term. Default: 1.
-    pub temperature: f64,
-    /// Tokens for which logits exist at a time. Default: 512.
-    pub chunk_tokens: usize,
-}
-
-impl Default for LossSection {
-    fn default() -> Self {
-        Self {
-            alpha: 1.0,
-            temperature: 1.0,
-            chunk_tokens: 512,
-        }
-    }
-}
-
-/// `[train]`: AdamW, with a linear warm-up and a cosine decay of the learning rate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainSection {
-    /// Optimizer steps. Required.
-    pub steps: usize,
-    /// Sequences in a step. Default: 16.
-    #[serde(default = "defaults::batch_size")]
-    pub batch_size: usize,
-    /// Tokens in a sequence. Default: 128.
-    #[serde(default = "defaults::seq_len")]
-    pub seq_len: usize,
-    /// Highest learning rate, reached at the end of the warm-up. Default: 3e-3.
-    #[serde(default = "defaults::learning_rate")]
-    pub learning_rate: f64,
-    /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
-    #[serde(default = "defaults::warmup_fraction")]
-    pub warmup_fraction: f64,
-    /// Last learning rate as a part of the highest, 0 to 1. Default: 0.1.
-    #[serde(default = "defaults::final_lr_fraction")]
-    pub final_lr_fraction: f64,
-    /// Decay of the running means of gradient and squared gradient. Default: `[0.9, 0.95]`.
-    #[serde(default = "defaults::betas")]
-    pub betas: [f64; 2],
-    /// Added to the root of the squared gradient's mean. Default: 1e-8.
-    #[serde(default = "defaults::eps")]
-    pub eps: f64,
-    /// Decoupled weight decay. Default: 0.
-    #[serde(default = "defaults::weight_decay")]
-    pub weight_decay: f64,
-    /// Largest global norm of the gradient of all trained parameters; `inf` for no clipping.
-    /// Default: 1.
-    #[serde(default = "defaults::grad_clip")]
-    pub grad_clip: f64,
-    /// Seed of everything random. Default: 0.
-    #[serde(default = "defaults::seed")]
-    pub seed: u64,
-    /// Steps from one line of metrics to the next. Default: 1.
-    #[serde(default = "defaults::log_every")]
-    pub log_every: usize,
-    /// The most held-out sequences that an evaluation reads. Default: 200.
-    #[serde(default = "defaults::eval_sequences")]
-    pub eval_sequences: usize,
-}
-
-/// The defaults of a section that also has required keys. (The others have a `Default`.)
-mod defaults {
-    macro_rules! defaults {
-        ($($key:ident: $type:ty = $value:expr;)*) => {
-            $(pub(super) const fn $key() -> $type { $value })*
-        };
-    }
-
-    defaults! {
-        batch_size: usize = 16;
-        seq_len: usize = 128;
-        learning_rate: f64 = 3e-3;
-        warmup_fraction: f64 = 0.1;
-        final_lr_fraction: f64 = 0.1;
-        betas: [f64; 2] = [0.9, 0.95];
-        eps: f64 = 1e-8;
-        weight_decay: f64 = 0.0;
-        grad_clip: f64 = 1.0;
-        seed: u64 = 0;
-        log_every: usize = 1;
-        eval_sequences: usize = 200;
-    }
-}
-
-/// `[data]`: text files, one document a line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSection {
-    /// Files to train on. Required.
-    pub train: Vec<PathBuf>,
-    /// Files to measure on. Required.
-    pub valid: Vec<PathBuf>,
 }
 
 impl Recipe {
@@ -252,7 +108,7 @@ impl Recipe {
         let mut recipe: Self = table
             .try_into()
             .map_err(|source| RecipeError::from_toml(path, source))?;
-        recipe.check(path)?;
+        check::check(&recipe, path)?;
         recipe.resolve_paths(path.parent().unwrap_or(Path::new("")));
         Ok(recipe)
     }
@@ -265,300 +121,24 @@ impl Recipe {
         toml::to_string(self).map_err(|source| RecipeError::Write { source })
     }
 
-    /// Every range in one place. A comparison with NaN is false, so NaN passes nowhere.
-    fn check(&self, path: &Path) -> Result<(), RecipeError> {
-        let Self {
-            teacher,
-            student: _,
-            lti,
-            loss,
-            train,
-            data,
-        } = self;
-        let check = |key, value: &dyn fmt::Debug, passed, rule| {
-            if passed {
-                return Ok(());
-            }
-            let (path, value) = (path.to_path_buf(), format!("{value:?}"));
-            Err(RecipeError::OutOfRange {
-                path,
-                key,
-                value,
-                rule,
-            })
-        };
-        let count = |key, value: usize| check(key, &value, value >= 1, "must be at least 1");
-        let fraction = |key, value: f64| {
-            check(
-                key,
-                &value,
-                (0.0..=1.0).contains(&value),
-                "must be from 0 to 1",
-            )
-        };
-        let positive = |key, value: f64| {
-            check(
-                key,
-                &value,
-                value > 0.0 && value.is_finite(),
-                "must be positive and finite",
-            )
-        };
-        let paths = |key, paths: &[PathBuf]| {
-            let passed = !paths.is_empty() && paths.iter().all(|path| !path.as_os_str().is_empty());
-            check(
-                key,
-                &paths,
-                passed,
-                "must name at least one path, and none may be empty",
-            )
-        };
-
-        paths("teacher.path", slice::from_ref(&teacher.path))?;
-        if let Layers::These(layers) = &lti.layers {
-            let repeated = |(i, layer)| layers[..i].contains(layer);
-            let passed = !layers.iter().enumerate().any(repeated);
-            check("lti.layers", &layers, passed, "must name no layer twice")?;
-        }
-        fraction("loss.alpha", loss.alpha)?;
-        positive("loss.temperature", loss.temperature)?;
-        count("loss.chunk_tokens", loss.chunk_tokens)?;
-        count("train.steps", train.steps)?;
-        count("train.batch_size", train.batch_size)?;
-        let predicts = train.seq_len >= 2;
-        check(
-            "train.seq_len",
-            &train.seq_len,
-            predicts,
-            "must be at least 2, to predict a token",
-        )?;
-        positive("train.learning_rate", train.learning_rate)?;
-        fraction("train.warmup_fraction", train.warmup_fraction)?;
-        fraction("train.final_lr_fraction", train.final_lr_fraction)?;
-        let decay = train.betas.iter().all(|beta| (0.0..1.0).contains(beta));
-        check(
-            "train.betas",
-            &train.betas,
-            decay,
-            "must hold numbers from 0 to below 1",
-        )?;
-        positive("train.eps", train.eps)?;
-        let decay = train.weight_decay >= 0.0 && train.weight_decay.is_finite();
-        check(
-            "train.weight_decay",
-            &train.weight_decay,
-            decay,
-            "must be at least 0 and finite",
-        )?;
-        let clip = train.grad_clip > 0.0;
-        check(
-            "train.grad_clip",
-            &train.grad_clip,
-            clip,
-            "must be positive (inf: no clipping)",
-        )?;
-        count("train.log_every", train.log_every)?;
-        count("train.eval_sequences", train.eval_sequences)?;
-        paths("data.train", &data.train)?;
-        paths("data.valid", &data.valid)
-    }
-
     fn resolve_paths(&mut self, folder: &Path) {
         let Self { teacher, data, .. } = self;
         let files = data.train.iter_mut().chain(&mut data.valid);
-        for path in files.chain([&mut teacher.path]) {
+        let folders = [&mut teacher.path].into_iter().chain(&mut teacher.cache);
+        for path in files.chain(folders) {
             *path = folder.join(&*path);
         }
     }
 }
 
-/// Why a recipe is refused.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RecipeError {
-    /// The file cannot be read.
-    #[error("cannot read the recipe {}: give the path of a TOML file", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file is not TOML.
-    #[error("{} is not valid TOML: correct the line shown", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// An override does not have the form `section.key=value`.
-    #[error("cannot use the override `{text}`: write it as section.key=value")]
-    Override {
-        /// The override.
-        text: String,
-    },
-    /// A section that recipes do not have.
-    #[error(
-        "{}: there is no section [{section}]: {}",
-        path.display(), way_out(suggestion, "sections", known)
-    )]
-    UnknownSection {
-        /// The file.
-        path: PathBuf,
-        /// The section.
-        section: String,
-        /// The sections that there are.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
-    },
-    /// A key that its section does not have.
-    #[error(
-        "{}: there is no key `{key}` in [{section}]: {}",
-        path.display(), way_out(suggestion, "keys", known)
-    )]
-    UnknownKey {
-        /// The file, also if the key came from an override.
-        path: PathBuf,
-        /// The section, or the path of a table inside one.
-        section: String,
-        /// The key.
-        key: String,
-        /// The keys that there are.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
-    },
-    /// A word that its key does not accept.
-    #[error(
-        "{}: `{key}` cannot be \"{value}\": {}",
-        path.display(), way_out(suggestion, "values", known)
-    )]
-    UnknownValue {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key.
-        key: String,
-        /// The word.
-        value: String,
-        /// The words that would do.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
-    },
-    /// A required section or key is not there.
-    #[error("{}: `{key}` is missing: add it, it has no default", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// Section and key, or section.
-        key: String,
-    },
-    /// A value has the wrong type.
-    #[error("{}: `{key}` has the wrong type: correct its value", path.display())]
-    WrongType {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key, or section.
-        key: String,
-        /// What was expected.
-        source: Box<toml::de::Error>,
-    },
-    /// A value is outside its range.
-    #[error("{}: `{key}` is {value}: it {rule}", path.display())]
-    OutOfRange {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key.
-        key: &'static str,
-        /// The value.
-        value: String,
-        /// What holds for it.
-        rule: &'static str,
-    },
-    /// The recipe holds a value that TOML cannot.
-    #[error("cannot write the recipe as TOML: correct the value named")]
-    Write {
-        /// The value and why.
-        source: toml::ser::Error,
-    },
-}
-
-impl RecipeError {
-    /// Sorts what serde says into the variants above.
-    fn from_toml(path: &Path, source: toml::de::Error) -> Self {
-        let path = path.to_path_buf();
-        let message = source.message();
-        let place = place(&source);
-        if let Some(unknown) = UnknownName::from_message(message, "field") {
-            let (suggestion, UnknownName { name, known }) = (unknown.nearest(), unknown);
-            return if place.is_empty() {
-                Self::UnknownSection {
-                    path,
-                    section: name,
-                    known,
-                    suggestion,
-                }
-            } else {
-                Self::UnknownKey {
-                    path,
-                    section: place,
-                    key: name,
-                    known,
-                    suggestion,
-                }
-            };
-        }
-        if let Some(unknown) = UnknownName::from_message(message, "variant") {
-            let (suggestion, UnknownName { name, known }) = (unknown.nearest(), unknown);
-            return Self::UnknownValue {
-                path,
-                key: place,
-                value: name,
-                known,
-                suggestion,
-            };
-        }
-        let missing = message
-            .strip_prefix("missing field `")
-            .and_then(|m| m.strip_suffix('`'));
-        if let Some(name) = missing {
-            let key = if place.is_empty() {
-                name.into()
-            } else {
-                format!("{place}.{name}")
-            };
-            return Self::Missing { path, key };
-        }
-        Self::WrongType {
-            path,
-            key: place,
-            source: Box::new(source),
-        }
-    }
-}
-
-/// The dotted path at which reading stopped; empty at the top. `toml` only prints it, as
-/// "message\nin `section.key`".
-fn place(error: &toml::de::Error) -> String {
-    let text = error.to_string();
-    text.rsplit_once("\nin `")
-        .and_then(|(_, place)| place.trim_end().strip_suffix('`'))
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn way_out(suggestion: &Option<String>, what: &str, known: &[String]) -> String {
-    match suggestion {
-        Some(name) => format!("did you mean `{name}`?"),
-        None => format!("the {what} are {}", known.join(", ")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use burn_lti::dense::{MapKind, Slot};
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use burn_lti::dense::{KernelPrecision, MapKind, Slot};
+    use burn_lti::loss::{Curve, Divergence, Schedule};
+    use burn_lti::start::Start;
 
     use super::*;
 
@@ -579,6 +159,8 @@ mod tests {
     const FULL: &str = r#"
         [teacher]
         path = "../../shared/teachers/stories260k"
+        dtype = "bfloat16"
+        cache = "../top-k"
         [student]
         heads = 4
         kv_heads = 2
@@ -590,12 +172,20 @@ mod tests {
         train = "projections"
         precision = "high"
         [loss]
-        alpha = 0.5
+        alpha = { start = 0.9, end = 0.5, schedule = "linear" }
         temperature = 2
+        divergence = { jensen_shannon = 0.5 }
+        sparse = "renormalised"
         chunk_tokens = 64
+        [loss.feature]
+        weight = { start = 1, end = 0, schedule = "cosine" }
+        kind = "l2"
+        pairs = [[0, 1], [2, 3]]
+        projector = true
         [train]
         steps = 200
         batch_size = 8
+        accumulate = 4
         seq_len = 64
         learning_rate = 1e-3
         warmup_fraction = 0.2
@@ -607,9 +197,32 @@ mod tests {
         seed = 5
         log_every = 10
         eval_sequences = 20
+        checkpoint_every = 50
+        keep_checkpoints = 3
+        patience = 4
+        tensorboard = true
+        [weights]
+        freeze = ['model\.norm\.weight']
+        copy = { 'model\.layers\.(\d+)\.mlp\.(.*)' = 'model.layers.${1}.mlp.$2' }
+        share = { 'model\.embed_tokens\.weight' = 'lm_head.weight' }
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
+    "#;
+
+    /// Every key of a second phase.
+    const TWO_PHASES: &str = r#"
+        teacher.path = "teacher"
+        student = { heads = 4, kv_heads = 2 }
+        train.steps = 200
+        data = { train = ["train.txt"], valid = ["valid.txt"] }
+        [phase2]
+        train = "all"
+        steps = 50
+        learning_rate = 1e-4
+        warmup_fraction = 0
+        final_lr_fraction = 0.5
+        plateau = { window = 20, improvement = 0.05 }
     "#;
 
     fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
@@ -632,17 +245,23 @@ mod tests {
             (recipe.lti.layers, recipe.lti.train),
             (Layers::All, Trained::Maps)
         );
-        let LossSection {
-            alpha,
-            temperature,
-            chunk_tokens,
-        } = recipe.loss;
-        assert_eq!((alpha, temperature, chunk_tokens), (1.0, 1.0, 512));
+        assert_eq!(
+            recipe.loss,
+            LossSection {
+                alpha: Schedule::constant(1.0),
+                temperature: Schedule::constant(1.0),
+                divergence: Divergence::ForwardKl,
+                sparse: Sparse::Tail,
+                chunk_tokens: 512,
+                feature: None,
+            }
+        );
         assert_eq!(
             recipe.train,
             TrainSection {
                 steps: 200,
                 batch_size: 16,
+                accumulate: 1,
                 seq_len: 128,
                 learning_rate: 3e-3,
                 warmup_fraction: 0.1,
@@ -654,7 +273,42 @@ mod tests {
                 seed: 0,
                 log_every: 1,
                 eval_sequences: 200,
+                checkpoint_every: None,
+                keep_checkpoints: 2,
+                patience: None,
+                tensorboard: false,
             }
+        );
+        assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
+        assert_eq!(recipe.weights, WeightsSection::default());
+    }
+
+    #[test]
+    fn fills_in_the_defaults_of_sections_that_may_be_absent() {
+        let recipe = parse(LEAST, &["loss.feature={ weight = 2 }"]).unwrap();
+        assert_eq!(
+            recipe.loss.feature,
+            Some(FeatureSection {
+                weight: Schedule::constant(2.0),
+                kind: FeatureKind::Cosine,
+                pairs: LayerPairs::Same,
+                projector: false,
+            })
+        );
+        let recipe = parse(LEAST, &["phase2.steps=7", "phase2.plateau={}"]).unwrap();
+        assert_eq!(
+            recipe.phase2,
+            Some(Phase2Section {
+                train: Phase2Trained::Projections,
+                steps: 7,
+                learning_rate: 1e-3,
+                warmup_fraction: 0.1,
+                final_lr_fraction: 0.1,
+                plateau: Some(Plateau {
+                    window: 50,
+                    improvement: 0.01
+                }),
+            })
         );
     }
 
@@ -667,25 +321,89 @@ mod tests {
         assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);
-        assert_eq!(recipe.loss.temperature, 2.0);
+        let LossSection {
+            alpha,
+            temperature,
+            divergence,
+            sparse,
+            chunk_tokens,
+            feature,
+        } = recipe.loss;
+        assert_eq!(alpha, Schedule::new(Curve::Linear, 0.9, 0.5));
+        assert_eq!(temperature, Schedule::constant(2.0));
+        assert_eq!(divergence, Divergence::JensenShannon { beta: 0.5 });
+        assert_eq!((sparse, chunk_tokens), (Sparse::Renormalised, 64));
+        assert_eq!(
+            feature,
+            Some(FeatureSection {
+                weight: Schedule::new(Curve::Cosine, 1.0, 0.0),
+                kind: FeatureKind::L2,
+                pairs: LayerPairs::These(vec![[0, 1].into(), [2, 3].into()]),
+                projector: true,
+            })
+        );
         assert_eq!(recipe.train.grad_clip, f64::INFINITY);
         assert_eq!(recipe.train.betas, [0.8, 0.99]);
+        let TrainSection {
+            accumulate,
+            checkpoint_every,
+            keep_checkpoints,
+            patience,
+            tensorboard,
+            ..
+        } = recipe.train;
+        assert_eq!((accumulate, checkpoint_every), (4, Some(50)));
+        assert_eq!((keep_checkpoints, patience), (3, Some(4)));
+        assert!(tensorboard);
+        let rule = |pattern: &str, template: &str| {
+            BTreeMap::from([(pattern.to_owned(), template.to_owned())])
+        };
+        assert_eq!(
+            recipe.weights,
+            WeightsSection {
+                freeze: vec![r"model\.norm\.weight".to_owned()],
+                copy: rule(
+                    r"model\.layers\.(\d+)\.mlp\.(.*)",
+                    "model.layers.${1}.mlp.$2"
+                ),
+                share: rule(r"model\.embed_tokens\.weight", "lm_head.weight"),
+            }
+        );
+    }
+
+    #[test]
+    fn reads_every_key_of_phase_2() {
+        assert_eq!(
+            parse(TWO_PHASES, &[]).unwrap().phase2,
+            Some(Phase2Section {
+                train: Phase2Trained::All,
+                steps: 50,
+                learning_rate: 1e-4,
+                warmup_fraction: 0.0,
+                final_lr_fraction: 0.5,
+                plateau: Some(Plateau {
+                    window: 20,
+                    improvement: 0.05
+                }),
+            })
+        );
     }
 
     #[test]
     fn resolves_paths_against_the_folder_of_the_file() {
-        let recipe = parse(LEAST, &["data.valid=['v.txt']"]).unwrap();
+        let recipe = parse(LEAST, &["data.valid=['v.txt']", "teacher.cache=k"]).unwrap();
         assert_eq!(recipe.teacher.path, Path::new("/recipes/../teacher"));
         assert_eq!(
             recipe.data.train,
             [Path::new("/recipes/train.txt"), Path::new("/abs/more.txt")]
         );
         assert_eq!(recipe.data.valid, [Path::new("/recipes/v.txt")]);
+        assert_eq!(recipe.teacher.cache, Some(PathBuf::from("/recipes/k")));
     }
 
     #[test]
     fn reads_what_it_writes() {
-        for text in [LEAST, FULL] {
+        for text in [LEAST, FULL, TWO_PHASES] {
             let recipe = parse(text, &[]).unwrap();
             assert_eq!(parse(&recipe.to_toml().unwrap(), &[]).unwrap(), recipe);
         }
@@ -711,7 +429,8 @@ mod tests {
         ];
         let recipe = parse(LEAST, &overrides).unwrap();
         assert_eq!(recipe.lti.start, Start::Lecun);
-        assert_eq!((recipe.loss.alpha, recipe.train.steps), (0.5, 8));
+        assert_eq!(recipe.loss.alpha, Schedule::constant(0.5));
+        assert_eq!(recipe.train.steps, 8);
         assert!(matches!(refused("steps=3"), RecipeError::Override { .. }));
     }
 
@@ -757,6 +476,40 @@ mod tests {
         assert!(matches!(refused("lti.map={ quer = 'general' }"),
             RecipeError::UnknownKey { section, suggestion: Some(name), .. }
             if section == "lti.map" && name == "query"));
+        for (setting, place, name) in [
+            (
+                "loss.alpha={ begin = 1, end = 0, schedule = 'linear' }",
+                "loss.alpha",
+                None,
+            ),
+            (
+                "loss.divergence={ skew_kl = 0.1 }",
+                "loss.divergence",
+                Some("skewed_kl"),
+            ),
+            (
+                "loss.feature={ weight = 1, pair = 'same' }",
+                "loss.feature",
+                Some("pairs"),
+            ),
+            ("train.acumulate=2", "train", Some("accumulate")),
+            ("phase2.step=2", "phase2", Some("steps")),
+            (
+                "phase2.plateau={ windows = 2 }",
+                "phase2.plateau",
+                Some("window"),
+            ),
+            ("weights.freez=['a']", "weights", Some("freeze")),
+        ] {
+            match refused(setting) {
+                RecipeError::UnknownKey {
+                    section,
+                    suggestion,
+                    ..
+                } => assert_eq!((section.as_str(), suggestion.as_deref()), (place, name)),
+                error => panic!("{setting}: {error}"),
+            }
+        }
         assert!(matches!(refused("trian.steps=3"),
             RecipeError::UnknownSection { suggestion: Some(name), .. } if name == "train"));
     }
@@ -769,6 +522,28 @@ mod tests {
             ("lti.train=everything", "lti.train", None),
             ("lti.layers=al", "lti.layers", Some("all")),
             ("lti.precision=hi", "lti.precision", Some("high")),
+            (
+                "loss.divergence=reverse",
+                "loss.divergence",
+                Some("reverse_kl"),
+            ),
+            ("loss.sparse=tails", "loss.sparse", Some("tail")),
+            (
+                "loss.alpha={ start = 1, end = 0, schedule = 'line' }",
+                "loss.alpha.schedule",
+                Some("linear"),
+            ),
+            (
+                "loss.feature={ weight = 1, kind = 'cos' }",
+                "loss.feature.kind",
+                Some("cosine"),
+            ),
+            (
+                "loss.feature={ weight = 1, pairs = 'all' }",
+                "loss.feature.pairs",
+                None,
+            ),
+            ("phase2.train=maps", "phase2.train", None),
         ] {
             match refused(setting) {
                 RecipeError::UnknownValue {
@@ -793,6 +568,21 @@ mod tests {
             let error = parse(&LEAST.replacen(line, "\n", 1), &[]).unwrap_err();
             assert!(matches!(&error, RecipeError::Missing { key, .. } if key == expected));
         }
+        for (setting, expected) in [
+            (
+                "loss.temperature={ start = 2, schedule = 'linear' }",
+                "loss.temperature.end",
+            ),
+            ("loss.alpha={ start = 1, end = 0 }", "loss.alpha.schedule"),
+            ("loss.feature={}", "loss.feature.weight"),
+            ("phase2.train=all", "phase2.steps"),
+        ] {
+            let error = refused(setting);
+            assert!(
+                matches!(&error, RecipeError::Missing { key, .. } if key == expected),
+                "{setting}: {error}"
+            );
+        }
         assert!(
             matches!(parse("", &[]), Err(RecipeError::Missing { key, .. }) if key == "teacher")
         );
@@ -806,10 +596,118 @@ mod tests {
             ("train.betas=[0.9]", "train.betas"),
             ("lti.layers=3", "lti.layers"),
             ("data.train=train.txt", "data.train"),
+            ("loss.alpha=warm", "loss.alpha"),
+            (
+                "loss.alpha={ start = 'a', schedule = 'constant' }",
+                "loss.alpha.start",
+            ),
+            ("loss.divergence=3", "loss.divergence"),
+            (
+                "loss.divergence={ skewed_kl = 'a' }",
+                "loss.divergence.skewed_kl",
+            ),
+            ("loss.feature=1", "loss.feature"),
+            (
+                "loss.feature={ weight = 1, pairs = [[0]] }",
+                "loss.feature.pairs",
+            ),
+            (
+                "loss.feature={ weight = 1, projector = 1 }",
+                "loss.feature.projector",
+            ),
+            ("train.checkpoint_every=-1", "train.checkpoint_every"),
+            ("train.tensorboard=1", "train.tensorboard"),
+            ("phase2=3", "phase2"),
+            ("phase2.plateau=3", "phase2.plateau"),
+            ("weights.freeze=a", "weights.freeze"),
+            ("weights.copy={ a = 1 }", "weights.copy.a"),
+        ] {
+            let error = match setting.contains('.') {
+                true => refused(setting),
+                false => parse(&format!("{setting}\n{LEAST}"), &[]).unwrap_err(),
+            };
+            assert!(
+                matches!(&error, RecipeError::WrongType { key, .. } if key == expected),
+                "{setting}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_what_says_too_little_or_two_things() {
+        for (setting, expected, way_out) in [
+            (
+                "loss.alpha={ start = 1, end = 0, schedule = 'constant' }",
+                "loss.alpha",
+                "\"linear\" or \"cosine\"",
+            ),
+            (
+                "loss.divergence=jensen_shannon",
+                "loss.divergence",
+                "{ jensen_shannon = 0.5 }",
+            ),
+            (
+                "loss.divergence={ jensen_shannon = 0.5, skewed_kl = 0.1 }",
+                "loss.divergence",
+                "one divergence",
+            ),
         ] {
             let error = refused(setting);
-            assert!(matches!(&error, RecipeError::WrongType { key, .. } if key == expected));
+            assert!(
+                matches!(&error, RecipeError::Refused { key, .. } if key == expected),
+                "{setting}: {error}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains(way_out) && text.contains("/recipes/half.toml"),
+                "{text}"
+            );
         }
+    }
+
+    #[test]
+    fn refuses_what_another_key_rules_out() {
+        let error = refused("train.accumulate=3");
+        assert!(matches!(
+            error,
+            RecipeError::MicroBatches {
+                accumulate: 3,
+                batch_size: 16,
+                ..
+            }
+        ));
+        assert!(
+            error.to_string().contains("train.batch_size, 16"),
+            "{error}"
+        );
+        parse(LEAST, &["train.accumulate=16"]).unwrap();
+
+        let error = refused("train.patience=3");
+        assert!(
+            matches!(error, RecipeError::Needs { key: "train.patience", needs, .. }
+            if needs == "train.checkpoint_every")
+        );
+        parse(LEAST, &["train.patience=3", "train.checkpoint_every=10"]).unwrap();
+
+        for train in ["projections", "all"] {
+            let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();
+            assert!(matches!(error, RecipeError::Needs { key: "phase2", .. }));
+            for part in ["lti.train = \"maps\"", "leave [phase2] out"] {
+                assert!(error.to_string().contains(part), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn checks_patterns_and_templates() {
+        assert!(matches!(
+            refused("weights.freeze=['a', '(']"),
+            RecipeError::Pattern { key: "weights.freeze", pattern, .. } if pattern == "("
+        ));
+        assert!(matches!(
+            refused("weights.copy={ 'q' = '$1' }"),
+            RecipeError::Template { key: "weights.copy", group, .. } if group == "1"
+        ));
     }
 
     #[test]
@@ -823,9 +721,22 @@ mod tests {
             "loss.temperature=0",
             "loss.temperature=inf",
             "loss.temperature=nan",
+            "loss.alpha={ start = 1.1, end = 0, schedule = 'linear' }",
+            "loss.alpha={ start = 1, end = -0.1, schedule = 'linear' }",
+            "loss.alpha={ start = nan, end = 1, schedule = 'cosine' }",
+            "loss.alpha={ start = 1, end = nan, schedule = 'cosine' }",
+            "loss.alpha={ start = nan, schedule = 'constant' }",
+            "loss.temperature={ start = 0, end = 1, schedule = 'linear' }",
+            "loss.temperature={ start = 1, end = inf, schedule = 'linear' }",
+            "loss.temperature={ start = 1, end = nan, schedule = 'linear' }",
+            "loss.divergence={ jensen_shannon = 0 }",
+            "loss.divergence={ jensen_shannon = 1 }",
+            "loss.divergence={ skewed_kl = nan }",
+            "loss.divergence={ skewed_kl = -0.1 }",
             "loss.chunk_tokens=0",
             "train.steps=0",
             "train.batch_size=0",
+            "train.accumulate=0",
             "train.seq_len=1",
             "train.learning_rate=0",
             "train.learning_rate=inf",
@@ -841,6 +752,10 @@ mod tests {
             "train.grad_clip=nan",
             "train.log_every=0",
             "train.eval_sequences=0",
+            "train.checkpoint_every=0",
+            "train.keep_checkpoints=0",
+            "train.patience=0",
+            "teacher.cache=",
             "data.train=[]",
             "data.valid=['']",
         ] {
@@ -851,5 +766,78 @@ mod tests {
                 "{setting}: {error}"
             );
         }
+    }
+    #[test]
+    fn checks_every_range_of_a_table_in_a_section() {
+        for (key, table) in [
+            ("weight", "weight = 0"),
+            ("weight", "weight = -1"),
+            ("weight", "weight = inf"),
+            ("weight", "weight = nan"),
+            (
+                "weight",
+                "weight = { start = 0, end = 0, schedule = 'linear' }",
+            ),
+            (
+                "weight",
+                "weight = { start = 1, end = -1, schedule = 'linear' }",
+            ),
+            (
+                "weight",
+                "weight = { start = nan, end = 1, schedule = 'linear' }",
+            ),
+            ("pairs", "weight = 1, pairs = []"),
+            ("pairs", "weight = 1, pairs = [[0, 1], [1, 0], [0, 1]]"),
+        ] {
+            let error = refused(&format!("loss.feature={{ {table} }}"));
+            let expected = format!("loss.feature.{key}");
+            assert!(
+                matches!(&error, RecipeError::OutOfRange { key, .. } if *key == expected),
+                "{table}: {error}"
+            );
+        }
+        for table in [
+            "weight = { start = 0, end = 1, schedule = 'linear' }",
+            "weight = 1, pairs = [[0, 1], [0, 0], [1, 0]]",
+        ] {
+            parse(LEAST, &[&format!("loss.feature={{ {table} }}")]).unwrap();
+        }
+        for setting in [
+            "phase2.steps=0",
+            "phase2.learning_rate=0",
+            "phase2.learning_rate=nan",
+            "phase2.warmup_fraction=1.1",
+            "phase2.final_lr_fraction=nan",
+        ] {
+            let error = parse(TWO_PHASES, &[setting]).unwrap_err();
+            let (expected, _) = setting.split_once('=').unwrap();
+            assert!(
+                matches!(&error, RecipeError::OutOfRange { key, .. } if *key == expected),
+                "{setting}: {error}"
+            );
+        }
+        for (key, table) in [
+            ("window", "window = 0"),
+            ("improvement", "improvement = 1"),
+            ("improvement", "improvement = -0.1"),
+            ("improvement", "improvement = nan"),
+        ] {
+            let setting = format!("phase2.plateau={{ {table} }}");
+            let error = parse(TWO_PHASES, &[&setting]).unwrap_err();
+            let expected = format!("phase2.plateau.{key}");
+            assert!(
+                matches!(&error, RecipeError::OutOfRange { key, .. } if *key == expected),
+                "{table}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_schedule_out_of_range_is_shown_whole() {
+        let text = refused("loss.alpha={ start = 0.9, end = 2, schedule = 'cosine' }").to_string();
+        assert!(
+            text.contains("`loss.alpha` is 0.9 -> 2 (cosine): it must be from 0 to 1"),
+            "{text}"
+        );
     }
 }

@@ -3,13 +3,13 @@
 use std::ops::AddAssign;
 
 use burn::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::DistillationLoss;
 
 /// Sums over the tokens that had a target. Divide by `tokens` at the very end. What is not known of
 /// some of the tokens is not known of the sum.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossSums {
     /// How many tokens were counted.
     pub tokens: f64,

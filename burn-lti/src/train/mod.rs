@@ -3,9 +3,13 @@
 //! [`Distiller`] is an ordinary trainable Burn module: give it to
 //! [`Learner`](burn::train::Learner) and [`SupervisedTraining`](burn::train::SupervisedTraining).
 //! [`StepStrategy`] is a training strategy for those who count optimizer steps instead of epochs;
-//! [`GlobalNormClip`] and [`WarmupCosine`] are an optimizer wrapper and a schedule that work under
-//! both.
+//! [`GlobalNormClip`], [`WarmupCosine`] and [`StepClock`] are an optimizer wrapper, a schedule and a
+//! count of steps that work under both. With a [`CheckpointDir`], a training that was stopped goes on
+//! as if it had not been.
 
+mod accumulate;
+mod cached;
+mod checkpoint;
 mod clock;
 mod distiller;
 mod metric;
@@ -15,11 +19,13 @@ mod schedule;
 mod strategy;
 mod teacher;
 
+pub use cached::CachedTeacher;
+pub use checkpoint::{Broken, Checkpoint, CheckpointDir, CheckpointError, RunState};
 pub use clock::StepClock;
 pub use distiller::{Distiller, LayerPair};
 pub use metric::TokenMean;
-pub use optimizer::{GlobalNormClip, GradNorm};
+pub use optimizer::{GlobalNormClip, GradNorm, SharedOptimizer};
 pub use renderer::SilentRenderer;
 pub use schedule::WarmupCosine;
-pub use strategy::{StepObserver, StepReport, StepStrategy, TrainError};
+pub use strategy::{Ending, Outcome, StepHook, StepReport, StepStrategy, TrainError};
 pub use teacher::{Lesson, Teacher};

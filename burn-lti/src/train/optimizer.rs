@@ -1,11 +1,14 @@
-//! Clipping by the norm of all gradients together.
+//! Optimizers around optimizers: clipping by the norm of all gradients together, and one that its
+//! caller can still read while Burn's Learner owns it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+
+use super::StepClock;
 
 /// The norm of the last step's gradients, before clipping. Clones read the same value.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,7 @@ pub struct GlobalNormClip<O> {
     optimizer: O,
     max_norm: f64,
     norm: GradNorm,
+    clock: StepClock,
 }
 
 impl<O> GlobalNormClip<O> {
@@ -40,7 +44,15 @@ impl<O> GlobalNormClip<O> {
             optimizer,
             max_norm,
             norm: GradNorm::default(),
+            clock: StepClock::new(),
         }
+    }
+
+    /// Advances `clock` with every step taken. One that is refused does not count, as the optimizer's
+    /// own count of steps does not change either.
+    pub fn with_clock(mut self, clock: StepClock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// A handle on the norm of each step.
@@ -63,20 +75,21 @@ where
             sum: None,
         };
         module.visit(&mut squares);
-        let Some(sum) = squares.sum else {
-            self.norm.set(0.0);
-            return self.optimizer.step(lr, module, grads);
-        };
-        let device = sum.device();
-        let norm = sum.into_scalar().elem::<f64>().sqrt();
+        let norm = squares
+            .sum
+            .as_ref()
+            .map_or(0.0, |sum| sum.clone().into_scalar().elem::<f64>().sqrt());
         self.norm.set(norm);
         if !norm.is_finite() {
             return module;
         }
-        if norm > self.max_norm {
-            let factor = Tensor::full([1], self.max_norm / norm, &device);
+        if let Some(sum) = squares.sum
+            && norm > self.max_norm
+        {
+            let factor = Tensor::full([1], self.max_norm / norm, &sum.device());
             scale_gradients(&module, &mut grads, factor);
         }
+        self.clock.advance();
         self.optimizer.step(lr, module, grads)
     }
 
@@ -96,6 +109,59 @@ where
 
     fn load_record(mut self, record: Self::Record) -> Self {
         self.optimizer = self.optimizer.load_record(record);
+        self
+    }
+}
+
+/// An optimizer whose clones are handles on the same state.
+///
+/// Burn's Learner does not give its optimizer away while it trains. With a clone of this one, a
+/// [`StepHook`](super::StepHook) saves the state in a [`CheckpointDir`](super::CheckpointDir).
+#[derive(Debug)]
+pub struct SharedOptimizer<O>(Arc<Mutex<O>>);
+
+impl<O> SharedOptimizer<O> {
+    /// Shares `optimizer`.
+    pub fn new(optimizer: O) -> Self {
+        Self(Arc::new(Mutex::new(optimizer)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, O> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<O> Clone for SharedOptimizer<O> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<M, B, O> Optimizer<M, B> for SharedOptimizer<O>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B>,
+    O: Optimizer<M, B>,
+{
+    type Record = O::Record;
+
+    fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
+        self.lock().step(lr, module, grads)
+    }
+
+    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
+        self.lock().step_multi(lr, module, grads)
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.lock().to_record()
+    }
+
+    /// Every handle goes on from `record`.
+    fn load_record(self, record: Self::Record) -> Self {
+        let mut optimizer = self.lock();
+        *optimizer = optimizer.clone().load_record(record);
+        drop(optimizer);
         self
     }
 }

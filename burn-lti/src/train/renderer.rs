@@ -7,7 +7,7 @@ use burn::train::renderer::{
 };
 
 /// Renders nothing, for runs that show their progress elsewhere: a
-/// [`StepObserver`](super::StepObserver) is told of every step.
+/// [`StepHook`](super::StepHook) is told of every step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SilentRenderer;
 

@@ -1,20 +1,24 @@
 //! [`StepStrategy`]: Burn's training loop for those who count optimizer steps.
 
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::dataloader::Progress;
 use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
 use burn::train::{
-    EventProcessorTraining, InferenceStep, ItemLazy, Learner, LearnerEvent,
+    EventProcessorTraining, InferenceStep, Interrupter, ItemLazy, Learner, LearnerEvent,
     LearningComponentsTypes, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
     TrainLoader, TrainStep, TrainingComponents, TrainingItem, TrainingModel, ValidLoader,
 };
 use thiserror::Error;
 
-use super::GradNorm;
+use super::accumulate::MeanGradient;
+use super::{GradNorm, StepClock};
 use crate::loss::LossSums;
 
-/// Why a training stopped before its last step.
+/// Why a training could not go on.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -29,15 +33,49 @@ pub enum TrainError {
         /// The step, counted from 1.
         step: usize,
     },
-    /// Burn's interrupter was asked to stop.
-    #[error("interrupted after step {step}")]
-    Interrupted {
-        /// The last step taken.
-        step: usize,
-    },
     /// The training data holds no batch.
     #[error("the training data holds no batch: give more text or a shorter seq_len")]
     NoData,
+    /// The training was to go on from behind its end.
+    #[error("cannot go on from step {step} of a training of {steps}: ask for more steps")]
+    BehindEnd {
+        /// The steps already taken.
+        step: usize,
+        /// All steps of the training.
+        steps: usize,
+    },
+}
+
+/// Why a training that nothing went wrong with took no more steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It took them all.
+    Finished,
+    /// The [`StepHook`] had enough.
+    Stopped,
+    /// Burn's [`Interrupter`] was asked to stop.
+    Interrupted,
+}
+
+/// How a training ended. Burn's `launch` returns a model in any case, so look here afterwards. Clones
+/// read the same value.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome(Arc<Mutex<Option<Result<Ending, TrainError>>>>);
+
+impl Outcome {
+    /// How it ended; `None` before it has.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError`] if the training could not go on.
+    pub fn get(&self) -> Option<Result<Ending, TrainError>> {
+        let outcome = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.clone()
+    }
+
+    fn set(&self, outcome: Result<Ending, TrainError>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
 }
 
 /// What one optimizer step did.
@@ -47,45 +85,80 @@ pub struct StepReport {
     pub step: usize,
     /// Its learning rate.
     pub learning_rate: f64,
-    /// Its loss.
+    /// Its loss, over all its micro-batches.
     pub sums: LossSums,
     /// Norm of its gradients before clipping, if it was measured.
     pub grad_norm: Option<f64>,
+    /// Why it is the last one, if it is known to be.
+    pub ending: Option<Ending>,
 }
 
-/// Someone who is told of every step.
-pub trait StepObserver: Send {
-    /// A step was taken.
-    fn on_step(&mut self, report: &StepReport);
+/// Someone who is told of every step of a training of `M`, and may end it.
+pub trait StepHook<M>: Send {
+    /// A step was taken, `model` is what it made. [`ControlFlow::Break`] ends the training here.
+    ///
+    /// The place to evaluate, and to save: see [`CheckpointDir`](super::CheckpointDir).
+    fn on_step(&mut self, report: &StepReport, model: &M) -> ControlFlow<()>;
 
-    /// The held-out data was evaluated, after the last step.
-    fn on_validation(&mut self, sums: &LossSums);
+    /// The held-out data was evaluated, after the last of all steps.
+    fn on_validation(&mut self, _sums: &LossSums) {}
 }
 
 /// Trains for a number of optimizer steps, going through the training data as often as it takes.
 ///
 /// Give it to `SupervisedTraining` as `TrainingStrategy::Custom`. The schedule advances once a step,
-/// every step is reported to the observer and to Burn's metrics, the held-out data is evaluated
-/// after the last, and a loss that is no longer finite ends the run before it reaches the weights.
-/// Model and data stay on the device they were made on.
-pub struct StepStrategy {
+/// every step is reported to the hook and to Burn's metrics, the held-out data is evaluated after the
+/// last, and a loss that is no longer finite ends the run before it reaches the weights. When Burn's
+/// [`Interrupter`] asks to stop, the step under way is finished and reported as the last. Model and
+/// data stay on the device they were made on.
+///
+/// It does not read what `SupervisedTraining` knows of epochs, accumulation, checkpoints and early
+/// stopping: what is here stands for them.
+pub struct StepStrategy<LC: LearningComponentsTypes> {
     steps: usize,
+    resumed_at: usize,
+    micro_batches: NonZeroUsize,
     validates: bool,
     norm: Option<GradNorm>,
-    observer: Arc<Mutex<dyn StepObserver>>,
-    error: Arc<Mutex<Option<TrainError>>>,
+    clock: StepClock,
+    hook: Arc<Mutex<dyn StepHook<TrainingModel<LC>>>>,
+    outcome: Outcome,
 }
 
-impl StepStrategy {
-    /// A strategy of `steps` optimizer steps, each told to `observer`.
-    pub fn new(steps: usize, observer: Arc<Mutex<dyn StepObserver>>) -> Self {
+impl<LC: LearningComponentsTypes> StepStrategy<LC> {
+    /// A strategy of `steps` optimizer steps, each told to `hook`.
+    pub fn new(steps: usize, hook: Arc<Mutex<dyn StepHook<TrainingModel<LC>>>>) -> Self {
         Self {
             steps,
+            resumed_at: 0,
+            micro_batches: NonZeroUsize::MIN,
             validates: true,
             norm: None,
-            observer,
-            error: Arc::new(Mutex::new(None)),
+            clock: StepClock::new(),
+            hook,
+            outcome: Outcome::default(),
         }
+    }
+
+    /// Takes `micro_batches` batches of the loader for each step, or what is left of them where the
+    /// data ends.
+    ///
+    /// The gradient is that of the mean over all their tokens. So with batches of `b / k` sequences,
+    /// `k` of them visit what one batch of `b` sequences does, in less memory.
+    pub fn with_accumulation(mut self, micro_batches: NonZeroUsize) -> Self {
+        self.micro_batches = micro_batches;
+        self
+    }
+
+    /// Goes on after `step` steps that were already taken, of model and optimizer as they were then.
+    ///
+    /// The schedule and the clock are brought there, and the batches of those steps are read and
+    /// left aside. So give schedule and loader as at the first step. The same batches come again if the
+    /// loader was made with the same data and seed, was not read before, and has at most one worker
+    /// thread: then Burn shuffles each time through in an order that follows from its seed.
+    pub fn resuming_at(mut self, step: usize) -> Self {
+        self.resumed_at = step;
+        self
     }
 
     /// Leaves the held-out data alone, for callers that evaluate on their own.
@@ -101,32 +174,30 @@ impl StepStrategy {
         self
     }
 
-    /// A handle on why the training stopped early. Burn's `launch` returns a model in any case, so
-    /// look here afterwards.
-    pub fn error(&self) -> Arc<Mutex<Option<TrainError>>> {
-        self.error.clone()
+    /// Keeps `clock` at the number of steps taken. A [`GlobalNormClip`](super::GlobalNormClip) may
+    /// have the same one.
+    pub fn with_clock(mut self, clock: StepClock) -> Self {
+        self.clock = clock;
+        self
     }
 
-    fn fail(&self, error: TrainError) {
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    /// A handle on how the training ended.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome.clone()
     }
 
-    fn failed(&self) -> bool {
-        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        error.is_some()
-    }
-
-    fn observe(&self, tell: impl FnOnce(&mut dyn StepObserver)) {
-        let mut observer = self.observer.lock().unwrap_or_else(PoisonError::into_inner);
-        tell(&mut *observer);
+    fn tell<R>(&self, tell: impl FnOnce(&mut dyn StepHook<TrainingModel<LC>>) -> R) -> R {
+        let mut hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
+        tell(&mut *hook)
     }
 }
 
 /// Models whose steps yield [`LossSums`].
+type Input<M> = <M as TrainStep>::Input;
 type Output<M> = <M as TrainStep>::Output;
 type ValidOutput<M> = <M as InferenceStep>::Output;
 
-impl<LC> SupervisedLearningStrategy<LC> for StepStrategy
+impl<LC> SupervisedLearningStrategy<LC> for StepStrategy<LC>
 where
     LC: LearningComponentsTypes,
     Output<LC::TrainingModel>: ItemLazy<ItemSync = LossSums> + Clone,
@@ -141,91 +212,147 @@ where
         _starting_epoch: usize,
     ) -> (TrainingModel<LC>, SupervisedTrainingEventProcessor<LC>) {
         let mut events = components.event_processor;
-        let mut step = 0;
-        'training: while step < self.steps {
-            let before = step;
-            for batch in train.iter() {
-                step += 1;
-                if let Err(error) = self.step(&mut learner, &mut events, batch, step) {
-                    self.fail(error);
-                    break 'training;
-                }
-                if step == self.steps {
-                    break 'training;
-                }
-                if components.interrupter.should_stop() {
-                    self.fail(TrainError::Interrupted { step });
-                    break 'training;
-                }
-            }
-            if step == before {
-                self.fail(TrainError::NoData);
-                break;
-            }
-        }
+        let outcome = self.train(&mut learner, &mut events, &train, &components.interrupter);
         events.process_train(LearnerEvent::EndEpoch(1));
-        if self.validates && !self.failed() {
+        if self.validates && outcome == Ok(Ending::Finished) {
             self.validate(&learner, &mut events, &valid);
         }
+        self.outcome.set(outcome);
         (learner.model(), events)
     }
 }
 
-impl StepStrategy {
-    fn step<LC>(
+impl<LC> StepStrategy<LC>
+where
+    LC: LearningComponentsTypes,
+    Output<LC::TrainingModel>: ItemLazy<ItemSync = LossSums> + Clone,
+    ValidOutput<LC::InferenceModel>: ItemLazy<ItemSync = LossSums> + Clone,
+{
+    fn train(
         &self,
         learner: &mut Learner<LC>,
         events: &mut SupervisedTrainingEventProcessor<LC>,
-        batch: <LC::TrainingModel as TrainStep>::Input,
-        step: usize,
-    ) -> Result<(), TrainError>
-    where
-        LC: LearningComponentsTypes,
-        Output<LC::TrainingModel>: ItemLazy<ItemSync = LossSums> + Clone,
-    {
-        learner.lr_step();
-        let output = learner.train_step(batch);
-        let sums = output.item.clone().sync();
-        if !sums.is_finite() {
-            let what = "the loss";
-            return Err(TrainError::NotFinite { what, step });
+        train: &TrainLoader<LC>,
+        interrupter: &Interrupter,
+    ) -> Result<Ending, TrainError> {
+        self.clock.set(self.resumed_at);
+        if self.resumed_at > self.steps {
+            return Err(TrainError::BehindEnd {
+                step: self.resumed_at,
+                steps: self.steps,
+            });
         }
-        learner.optimizer_step(output.grads);
+        if self.resumed_at == self.steps {
+            return Ok(Ending::Finished);
+        }
+        let mut step = 0;
+        loop {
+            let mut batches = train.iter().peekable();
+            if batches.peek().is_none() {
+                return Err(TrainError::NoData);
+            }
+            while batches.peek().is_some() {
+                step += 1;
+                learner.lr_step();
+                let micro_batches = batches.by_ref().take(self.micro_batches.get());
+                if step <= self.resumed_at {
+                    micro_batches.for_each(drop);
+                    continue;
+                }
+                let ending = self.step(learner, events, micro_batches, step, interrupter)?;
+                if let Some(ending) = ending {
+                    return Ok(ending);
+                }
+            }
+        }
+    }
+
+    /// One optimizer step, and why it was the last one, if it was.
+    fn step(
+        &self,
+        learner: &mut Learner<LC>,
+        events: &mut SupervisedTrainingEventProcessor<LC>,
+        micro_batches: impl Iterator<Item = Input<LC::TrainingModel>>,
+        step: usize,
+        interrupter: &Interrupter,
+    ) -> Result<Option<Ending>, TrainError> {
+        let gradient = self.gradient(learner, micro_batches, step)?;
+        learner.optimizer_step(gradient.gradients);
         let grad_norm = self.norm.as_ref().and_then(GradNorm::last);
         if grad_norm.is_some_and(|norm| !norm.is_finite()) {
             let what = "the gradient";
             return Err(TrainError::NotFinite { what, step });
         }
+        self.clock.set(step);
+
+        let ending = if step == self.steps {
+            Some(Ending::Finished)
+        } else {
+            interrupter.should_stop().then_some(Ending::Interrupted)
+        };
         let report = StepReport {
             step,
             learning_rate: learner.lr_current(),
-            sums,
+            sums: gradient.sums,
             grad_norm,
+            ending,
         };
-        self.observe(|observer| observer.on_step(&report));
         let progress = Progress {
             items_processed: step,
             items_total: self.steps,
         };
-        events.process_train(LearnerEvent::ProcessedItem(TrainingItem::new(
-            output.item,
-            progress.clone(),
-            progress,
-            Some(step),
-            Some(learner.lr_current()),
-        )));
-        Ok(())
+        for output in gradient.outputs {
+            events.process_train(LearnerEvent::ProcessedItem(TrainingItem::new(
+                output,
+                progress.clone(),
+                progress.clone(),
+                Some(step),
+                Some(report.learning_rate),
+            )));
+        }
+        Ok(
+            match self.tell(|hook| hook.on_step(&report, &learner.model())) {
+                ControlFlow::Continue(()) => ending,
+                ControlFlow::Break(()) => ending.or(Some(Ending::Stopped)),
+            },
+        )
     }
 
-    fn validate<LC>(
+    /// The gradient of the mean over all tokens of the micro-batches.
+    fn gradient(
+        &self,
+        learner: &Learner<LC>,
+        micro_batches: impl Iterator<Item = Input<LC::TrainingModel>>,
+        step: usize,
+    ) -> Result<StepGradient<Output<LC::TrainingModel>>, TrainError> {
+        let model = learner.model();
+        let mut mean = MeanGradient::default();
+        let mut sums = LossSums::default();
+        let mut outputs = Vec::new();
+        for batch in micro_batches {
+            let output = learner.train_step(batch);
+            let batch_sums = output.item.clone().sync();
+            if !batch_sums.is_finite() {
+                let what = "the loss";
+                return Err(TrainError::NotFinite { what, step });
+            }
+            mean.add(&model, output.grads, batch_sums.tokens);
+            sums += batch_sums;
+            outputs.push(output.item);
+        }
+        Ok(StepGradient {
+            gradients: mean.into_gradients(),
+            sums,
+            outputs,
+        })
+    }
+
+    fn validate(
         &self,
         learner: &Learner<LC>,
         events: &mut SupervisedTrainingEventProcessor<LC>,
         valid: &ValidLoader<LC>,
-    ) where
-        LC: LearningComponentsTypes,
-        ValidOutput<LC::InferenceModel>: ItemLazy<ItemSync = LossSums> + Clone,
-    {
+    ) {
         let model = learner.model().valid();
         let mut sums = LossSums::default();
         let mut batches = valid.iter();
@@ -237,6 +364,13 @@ impl StepStrategy {
             events.process_valid(LearnerEvent::ProcessedItem(item));
         }
         events.process_valid(LearnerEvent::EndEpoch(1));
-        self.observe(|observer| observer.on_validation(&sums));
+        self.tell(|hook| hook.on_validation(&sums));
     }
+}
+
+/// What the micro-batches of a step amount to.
+struct StepGradient<O> {
+    gradients: GradientsParams,
+    sums: LossSums,
+    outputs: Vec<O>,
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 
 use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::constant::ConstantLr;
@@ -12,23 +14,26 @@ use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer, SgdConfig};
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, DeviceOps};
-use burn::train::{Interrupter, TrainStep};
+use burn::train::{Interrupter, Learner, TrainStep};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch, Watch};
 use burn_lti::dense::KernelPrecision;
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::{Distiller, GlobalNormClip, TrainError, WarmupCosine};
+use burn_lti::train::{
+    Distiller, Ending, GlobalNormClip, StepClock, StepHook, StepReport, StepStrategy, TrainError,
+    WarmupCosine,
+};
 use burn_lti_llama::data::{PackedSequence, loader, pack};
-use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::llama::load;
 use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{Parameter, edit, gradients, parameters, perturb};
 use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
 use burn_lti_tests::training::{
-    Ended, Loaders, adamw, fit, fit_until, take_steps, train_maps_only,
+    Diary, Ended, Loaders, adamw, fit, fit_until, launch, take_steps, train_maps_only,
 };
 
 on_every_backend![
@@ -46,18 +51,26 @@ on_every_backend![
     steps_are_counted_across_epochs,
     a_loss_that_is_not_finite_ends_the_training_before_its_step,
     a_gradient_that_is_not_finite_ends_the_training,
-    an_interrupt_is_an_error_that_names_the_step,
+    an_interrupt_is_an_ending_that_the_last_report_names,
+    a_hook_ends_a_training,
+    micro_batches_take_the_step_of_their_batch,
+    one_micro_batch_has_its_gradient_bit_for_bit,
+    steps_visit_the_same_text_in_batches_of_any_size,
+    a_clock_counts_the_steps_that_are_taken,
+    a_training_behind_its_end_is_an_error,
     data_without_a_batch_is_an_error,
 ];
 
-type Student<A> = LearningToy<A>;
-type Teacher<A> = PlainToy<<A as AutodiffBackend>::InnerBackend>;
-type Pupil<A> = Distiller<A, Student<A>, Arc<Teacher<A>>>;
+pub(crate) type Student<A> = LearningToy<A>;
+pub(crate) type Teacher<A> = PlainToy<<A as AutodiffBackend>::InnerBackend>;
+pub(crate) type Pupil<A> = Distiller<A, Student<A>, Arc<Teacher<A>>>;
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 type TrainedPupil<A> = Distiller<Inner<A>, LearningToy<Inner<A>>, Arc<Teacher<A>>>;
 
 /// A random toy teacher and a learning student of half its heads, only its maps trained.
-fn pair<A: AutodiffBackend>(device: &A::Device) -> (ToyConfig, Student<A>, Arc<Teacher<A>>) {
+pub(crate) fn pair<A: AutodiffBackend>(
+    device: &A::Device,
+) -> (ToyConfig, Student<A>, Arc<Teacher<A>>) {
     let (teacher_config, config) = (ToyConfig::new(4, 2), ToyConfig::new(2, 1));
     let teacher: Teacher<A> = teacher_config.random(1, device);
     let tensors = TensorSet::<A>::from_inner(&TensorSet::collect(&teacher));
@@ -82,7 +95,10 @@ fn pair<A: AutodiffBackend>(device: &A::Device) -> (ToyConfig, Student<A>, Arc<T
     (config, train_maps_only(student), Arc::new(teacher))
 }
 
-fn pupil<A: AutodiffBackend>(student: Student<A>, teacher: &Arc<Teacher<A>>) -> Pupil<A> {
+pub(crate) fn pupil<A: AutodiffBackend>(
+    student: Student<A>,
+    teacher: &Arc<Teacher<A>>,
+) -> Pupil<A> {
     let loss = DistillationLoss::new(0.7, 2.0, 5).expect("settings");
     Distiller::new(student, teacher.clone(), loss).expect("one vocabulary")
 }
@@ -391,7 +407,7 @@ fn a_gradient_that_is_not_finite_moves_nothing<A: AutodiffBackend>(device: A::De
 // ---------------------------------------------------------------- the strategy
 
 /// Ten windows of random documents, in three batches.
-fn sequences(vocab: usize) -> Vec<PackedSequence> {
+pub(crate) fn sequences(vocab: usize) -> Vec<PackedSequence> {
     let mut numbers = Numbers::new(3);
     let documents: Vec<Vec<u32>> = (0..20)
         .map(|_| {
@@ -438,7 +454,7 @@ fn fit_toy<A: AutodiffBackend>(
 }
 
 /// What was asked for before the first step is heard after it.
-fn an_interrupt_is_an_error_that_names_the_step<A: AutodiffBackend>(device: A::Device) {
+fn an_interrupt_is_an_ending_that_the_last_report_names<A: AutodiffBackend>(device: A::Device) {
     let (config, student, teacher) = pair::<A>(&device);
     let interrupter = Interrupter::new();
     interrupter.stop(Some("enough"));
@@ -451,14 +467,13 @@ fn an_interrupt_is_an_error_that_names_the_step<A: AutodiffBackend>(device: A::D
         8,
         loaders::<A>(sequences(config.vocab), &device),
     );
-    assert_eq!(ended.error, Some(TrainError::Interrupted { step: 1 }));
-    assert_eq!(ended.diary.steps.len(), 1);
-    assert!(ended.diary.validations.is_empty());
-    assert!(
-        TrainError::Interrupted { step: 1 }
-            .to_string()
-            .contains("step 1")
+    assert_eq!(
+        (ended.ending, ended.error),
+        (Some(Ending::Interrupted), None)
     );
+    assert_eq!(ended.diary.steps.len(), 1);
+    assert_eq!(ended.diary.steps[0].ending, Some(Ending::Interrupted));
+    assert!(ended.diary.validations.is_empty());
 }
 
 /// Eight steps of three batches an epoch: two epochs and two thirds.
@@ -471,6 +486,10 @@ fn steps_are_counted_across_epochs<A: AutodiffBackend>(device: A::Device) {
 
     let counted: Vec<usize> = ended.diary.steps.iter().map(|report| report.step).collect();
     assert_eq!(counted, [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(ended.ending, Some(Ending::Finished));
+    let (last, others) = ended.diary.steps.split_last().expect("steps");
+    assert_eq!(last.ending, Some(Ending::Finished));
+    assert!(others.iter().all(|report| report.ending.is_none()));
     let schedule = WarmupCosine::new(1e-2, 8, 2, 0.1);
     for report in &ended.diary.steps {
         assert_eq!(report.learning_rate, schedule.rate(report.step));
@@ -640,4 +659,381 @@ fn data_without_a_batch_is_an_error<A: AutodiffBackend>(device: A::Device) {
     assert!(error.to_string().contains("holds no batch"), "{error}");
     assert!(ended.diary.steps.is_empty());
     assert!(moved(&before, &parameters(ended.model.student())).is_empty());
+}
+
+/// A hook that has enough after its third step.
+#[derive(Default)]
+struct Impatient {
+    diary: Diary,
+    models: Vec<Vec<Vec<u32>>>,
+}
+
+impl<A: AutodiffBackend> StepHook<Pupil<A>> for Impatient {
+    fn on_step(&mut self, report: &StepReport, model: &Pupil<A>) -> ControlFlow<()> {
+        let bits = parameters(model.student()).into_values();
+        self.models.push(bits.map(|one| one.bits).collect());
+        let _: ControlFlow<()> = StepHook::<Pupil<A>>::on_step(&mut self.diary, report, model);
+        match report.step {
+            3 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn on_validation(&mut self, sums: &burn_lti::loss::LossSums) {
+        StepHook::<Pupil<A>>::on_validation(&mut self.diary, sums);
+    }
+}
+
+fn a_hook_ends_a_training<A: AutodiffBackend>(device: A::Device) {
+    for (steps, expected) in [(8, Ending::Stopped), (3, Ending::Finished)] {
+        let (config, student, teacher) = pair::<A>(&device);
+        let hook = Arc::new(Mutex::new(Impatient::default()));
+        let strategy = StepStrategy::new(steps, hook.clone());
+        let optimizer = adamw().init::<A, Pupil<A>>();
+        let schedule = ConstantLr::new(1e-2);
+        let learner = Learner::new(pupil(student, &teacher), optimizer, schedule);
+        let data = loaders::<A>(sequences(config.vocab), &device);
+        let (model, outcome) = launch(Interrupter::new(), strategy, learner, data);
+        assert_eq!(outcome, Ok(expected));
+        let hook = hook.lock().expect("no thread has panicked");
+        assert_eq!(hook.diary.steps.len(), 3);
+        let validated = usize::from(expected == Ending::Finished);
+        assert_eq!(hook.diary.validations.len(), validated);
+        // The hook sees what each step made.
+        let bits = parameters(model.student()).into_values();
+        let bits: Vec<Vec<u32>> = bits.map(|one| one.bits).collect();
+        assert!(hook.models[2] == bits && hook.models[1] != bits);
+    }
+}
+
+// ---------------------------------------------------------------- micro-batches
+
+type Gradients = BTreeMap<String, Vec<f64>>;
+
+/// An optimizer that keeps what gradients it is given.
+#[derive(Clone)]
+struct Spy<O> {
+    optimizer: O,
+    seen: Arc<Mutex<Vec<Gradients>>>,
+}
+
+impl<M: AutodiffModule<A>, A: AutodiffBackend, O: Optimizer<M, A>> Optimizer<M, A> for Spy<O> {
+    type Record = O::Record;
+
+    fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
+        let mut seen = self.seen.lock().expect("no thread has panicked");
+        seen.push(gradients(&module, &grads));
+        self.optimizer.step(lr, module, grads)
+    }
+
+    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
+        self.optimizer.step_multi(lr, module, grads)
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.optimizer.to_record()
+    }
+
+    fn load_record(mut self, record: Self::Record) -> Self {
+        self.optimizer = self.optimizer.load_record(record);
+        self
+    }
+}
+
+/// Eight windows, of which the sixth and the last have a single target, and one between them has none.
+fn uneven(vocab: usize) -> Vec<PackedSequence> {
+    let mut windows = sequences(vocab);
+    windows.truncate(8);
+    windows[6].mask.fill(false);
+    for window in [5, 7] {
+        let mask = &mut windows[window].mask;
+        let only = mask.iter().position(|has_target| *has_target);
+        mask.fill(false);
+        mask[only.expect("a target")] = true;
+    }
+    windows
+}
+
+/// How windows are cut into steps.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Windows of a micro-batch.
+    size: usize,
+    micro_batches: usize,
+    seed: Option<u64>,
+    learning_rate: f64,
+    steps: usize,
+}
+
+/// What a training that was cut so did.
+struct Seen<A: AutodiffBackend> {
+    gradients: Vec<Gradients>,
+    reports: Vec<StepReport>,
+    model: TrainedPupil<A>,
+}
+
+fn in_micro_batches<A: AutodiffBackend>(
+    student: &Student<A>,
+    teacher: &Arc<Teacher<A>>,
+    windows: &[PackedSequence],
+    cut: Cut,
+    device: &A::Device,
+) -> Seen<A> {
+    let spy = Spy {
+        optimizer: SgdConfig::new().init::<A, Pupil<A>>(),
+        seen: Arc::default(),
+    };
+    let seen = spy.seen.clone();
+    let diary = Arc::new(Mutex::new(Diary::default()));
+    let micro_batches = NonZeroUsize::new(cut.micro_batches).expect("a micro-batch");
+    let strategy = StepStrategy::new(cut.steps, diary.clone())
+        .with_accumulation(micro_batches)
+        .without_validation();
+    let schedule = WarmupCosine::new(cut.learning_rate, cut.steps, 2, 0.1);
+    let learner = Learner::new(pupil(student.clone(), teacher), spy, schedule);
+    let data = (
+        loader(windows.to_vec(), cut.size, cut.seed, device),
+        loader(windows.to_vec(), cut.size, None, device),
+    );
+    let (model, outcome) = launch(Interrupter::new(), strategy, learner, data);
+    assert_eq!(outcome, Ok(Ending::Finished));
+    let gradients = std::mem::take(&mut *seen.lock().expect("no thread has panicked"));
+    let reports = std::mem::take(&mut diary.lock().expect("no thread has panicked").steps);
+    Seen {
+        gradients,
+        reports,
+        model,
+    }
+}
+
+fn row(gradients: &Gradients) -> Vec<f64> {
+    gradients.values().flatten().copied().collect()
+}
+
+fn micro_batches_take_the_step_of_their_batch<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let student = set_trainable(student, |_| true);
+    let windows = uneven(config.vocab);
+    let learning_rate = 0.5;
+    let cut = |size, micro_batches| {
+        let cut = Cut {
+            size,
+            micro_batches,
+            seed: None,
+            learning_rate: 2.0 * learning_rate, // half of it in the first of two steps of warm-up
+            steps: 1,
+        };
+        in_micro_batches::<A>(&student, &teacher, &windows, cut, &device)
+    };
+    let whole = cut(8, 1);
+    let expected = row(&whole.gradients[0]);
+    let norm = expected.iter().map(|one| one * one).sum::<f64>().sqrt();
+    let after: Vec<f64> = all_values(whole.model.student());
+    let targets: usize = windows.iter().map(PackedSequence::num_targets).sum();
+    // Backwards, a softmax is a difference of two terms that both hold a reciprocal.
+    let estimates = 3.0 * 2.0 * reciprocal_error::<A>(&device);
+
+    for micro_batches in [2, 4, 8] {
+        let size = 8 / micro_batches;
+        let found = cut(size, micro_batches);
+        let (sums, whole_sums) = (found.reports[0].sums, whole.reports[0].sums);
+        assert_eq!(
+            (sums.tokens, whole_sums.tokens),
+            (targets as f64, targets as f64)
+        );
+        assert!(found.gradients[0].keys().eq(whole.gradients[0].keys()));
+
+        // As in `check_gradient`: three layers there and back, the sum over eight windows of ten
+        // tokens and that over the vocabulary; and each micro-batch is weighed twice and added.
+        let roundings = 2 * 3 * (3 * 24 + 2 * 32 + 24 + 32) + 80 + 23 + 3 * micro_batches;
+        let bound = 2.0 * (rounding(roundings) + estimates) * norm;
+        let tolerance = Tolerance::Uniform(bound);
+        assert_close(&row(&found.gradients[0]), &expected, &tolerance);
+
+        // The weights besides: the gradient's error at this rate, and the rounding of the difference.
+        let bounds = after.iter().map(|value| {
+            learning_rate * bound + 4.0 * UNIT_ROUNDOFF * (value.abs() + learning_rate * norm)
+        });
+        let bounds = Tolerance::Each(bounds.collect());
+        assert_close(&all_values(found.model.student()), &after, &bounds);
+
+        // The mean of the micro-batches' means is another gradient.
+        let batches: Arc<dyn DataLoader<A, _>> = loader(windows.clone(), size, None, &device);
+        let mut mean = vec![0.0; expected.len()];
+        for batch in batches.iter() {
+            let output = TrainStep::step(&pupil(student.clone(), &teacher), batch);
+            let gradient = row(&gradients(&pupil(student.clone(), &teacher), &output.grads));
+            for (sum, one) in mean.iter_mut().zip(gradient) {
+                *sum += one / micro_batches as f64;
+            }
+        }
+        assert_not_close(&mean, &expected, &tolerance);
+    }
+}
+
+/// By how much of itself a reciprocal of this device is off, beyond rounding.
+///
+/// ndarray takes the processor's estimate, which is off by up to `1.5 * 2^-12` (Intel's manual, RCPPS),
+/// for whole vectors and divides what is left over. So the same row has another gradient in another batch.
+fn reciprocal_error<A: AutodiffBackend>(device: &A::Device) -> f64 {
+    const ESTIMATE: f64 = 1.5 / 4096.0;
+    let numbers: Vec<f32> = (0..64).map(|n| 1.0 + n as f32 / 64.0).collect();
+    let found = values(&Tensor::<A, 1>::from_floats(numbers.as_slice(), device).recip());
+    let errors = numbers.iter().zip(found);
+    let worst = errors
+        .map(|(number, found)| (f64::from(*number) * found - 1.0).abs())
+        .fold(0.0, f64::max);
+    assert!(worst <= ESTIMATE, "{worst}");
+    if worst > 8.0 * UNIT_ROUNDOFF {
+        ESTIMATE
+    } else {
+        0.0
+    }
+}
+
+fn all_values<B: Backend, M: Module<B>>(module: &M) -> Vec<f64> {
+    let parameters = parameters(module).into_values();
+    let values = parameters.flat_map(|parameter| parameter.bits);
+    values.map(|bits| f64::from(f32::from_bits(bits))).collect()
+}
+
+fn one_micro_batch_has_its_gradient_bit_for_bit<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let windows = uneven(config.vocab);
+    let batches: Arc<dyn DataLoader<A, _>> = loader(windows.clone(), 3, None, &device);
+    let expected: Vec<Gradients> = batches
+        .iter()
+        .map(|batch| {
+            let pupil = pupil(student.clone(), &teacher);
+            gradients(&pupil, &TrainStep::step(&pupil, batch).grads)
+        })
+        .collect();
+    let cut = |size, micro_batches, steps| {
+        let cut = Cut {
+            size,
+            micro_batches,
+            seed: None,
+            learning_rate: 0.0, // each step begins with the same weights
+            steps,
+        };
+        in_micro_batches::<A>(&student, &teacher, &windows, cut, &device).gradients
+    };
+    assert_eq!(cut(3, 1, 3), expected);
+    // Two batches of three, then the last one alone.
+    assert_eq!(cut(3, 2, 2)[1], expected[2]);
+    let alone = cut(1, 1, 8);
+    for (index, gradient) in alone.iter().enumerate() {
+        let is_zero = row(gradient).iter().all(|one| *one == 0.0);
+        assert_eq!(is_zero, index == 6);
+    }
+    // One without a target changes nothing of the one before it.
+    assert_eq!(cut(1, 2, 4)[3], alone[7]);
+}
+
+/// Ten sequences, four a step: 4, 4, 2 in every epoch, of the same shuffle.
+fn steps_visit_the_same_text_in_batches_of_any_size<A: AutodiffBackend>(device: A::Device) {
+    let (config, student, teacher) = pair::<A>(&device);
+    let windows = sequences(config.vocab);
+    let tokens = |size, micro_batches| {
+        let cut = Cut {
+            size,
+            micro_batches,
+            seed: Some(5),
+            learning_rate: 0.1,
+            steps: 8,
+        };
+        let seen = in_micro_batches::<A>(&student, &teacher, &windows, cut, &device);
+        assert_eq!(seen.gradients.len(), 8);
+        let reports = seen.reports.iter();
+        reports
+            .map(|report| (report.step, report.learning_rate, report.sums.tokens))
+            .collect::<Vec<_>>()
+    };
+    let expected = tokens(4, 1);
+    let of_epoch = |steps: std::ops::Range<usize>| {
+        let steps = expected[steps].iter();
+        steps.map(|(_, _, tokens)| *tokens).collect::<Vec<_>>()
+    };
+    assert_ne!(
+        of_epoch(0..3),
+        of_epoch(3..6),
+        "the epochs would tell nothing"
+    );
+    assert_eq!(tokens(2, 2), expected);
+    assert_eq!(tokens(1, 4), expected);
+}
+
+// ---------------------------------------------------------------- the clock
+
+/// Under Burn's own loop too, since the optimizer advances it. A refused step is not taken.
+fn a_clock_counts_the_steps_that_are_taken<A: AutodiffBackend>(device: A::Device) {
+    let module = Two::<A>::new(&device);
+    let clock = StepClock::new();
+    let mut optimizer =
+        GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), 2.5).with_clock(clock.clone());
+    let module = optimizer.step(
+        1.0,
+        module.clone(),
+        gradients_of(&module, &GRADIENT, &device),
+    );
+    assert_eq!(clock.taken(), 1);
+    let mut wrong = GRADIENT;
+    wrong[2] = f32::NAN;
+    let module = optimizer.step(1.0, module.clone(), gradients_of(&module, &wrong, &device));
+    assert_eq!(clock.taken(), 1);
+    let module = optimizer.step(1.0, module, GradientsParams::new());
+    drop(module);
+    assert_eq!(clock.taken(), 2);
+
+    // The strategy keeps it whatever the optimizer, and counts what was taken before.
+    let (config, student, teacher) = pair::<A>(&device);
+    let hook = Arc::new(Mutex::new(Reader {
+        clock: clock.clone(),
+        read: Vec::new(),
+    }));
+    let strategy = StepStrategy::new(8, hook.clone())
+        .resuming_at(5)
+        .with_clock(clock);
+    let optimizer = adamw().init::<A, Pupil<A>>();
+    let learner = Learner::new(pupil(student, &teacher), optimizer, ConstantLr::new(1e-2));
+    let data = loaders::<A>(sequences(config.vocab), &device);
+    let (_, outcome) = launch(Interrupter::new(), strategy, learner, data);
+    assert_eq!(outcome, Ok(Ending::Finished));
+    let hook = hook.lock().expect("no thread has panicked");
+    assert_eq!(hook.read, [(6, 6), (7, 7), (8, 8)]);
+}
+
+/// Reads a clock beside each report.
+struct Reader {
+    clock: StepClock,
+    read: Vec<(usize, usize)>,
+}
+
+impl<M> StepHook<M> for Reader {
+    fn on_step(&mut self, report: &StepReport, _model: &M) -> ControlFlow<()> {
+        self.read.push((report.step, self.clock.taken()));
+        ControlFlow::Continue(())
+    }
+}
+
+fn a_training_behind_its_end_is_an_error<A: AutodiffBackend>(device: A::Device) {
+    let run = |resumed_at| {
+        let (config, student, teacher) = pair::<A>(&device);
+        let diary = Arc::new(Mutex::new(Diary::default()));
+        let strategy = StepStrategy::new(8, diary.clone()).resuming_at(resumed_at);
+        let optimizer = adamw().init::<A, Pupil<A>>();
+        let learner = Learner::new(pupil(student, &teacher), optimizer, ConstantLr::new(1e-2));
+        let data = loaders::<A>(sequences(config.vocab), &device);
+        let (_, outcome) = launch(Interrupter::new(), strategy, learner, data);
+        let diary = diary.lock().expect("no thread has panicked");
+        assert!(diary.steps.is_empty());
+        outcome
+    };
+    assert_eq!(run(8), Ok(Ending::Finished));
+    let error = run(9).expect_err("there are only eight");
+    assert_eq!(error, TrainError::BehindEnd { step: 9, steps: 8 });
+    assert!(
+        error.to_string().contains("step 9 of a training of 8"),
+        "{error}"
+    );
 }

@@ -59,10 +59,26 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Carry a recipe out: start, train, collapse, export, reload, compare.
     ///
-    /// Leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as
-    /// resolved), `metrics.jsonl` (a line a logged step) and `summary.json`.
+    /// Leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as resolved), `manifest.json`
+    /// (what the run was made of), `metrics.jsonl` (a line a logged step), `checkpoints/` with
+    /// train.checkpoint_every, and `summary.json`.
+    ///
+    /// Ctrl-C ends the run after the step under way, with a checkpoint and a student of that step;
+    /// `--resume` goes on from there, or from the newest checkpoint of a run that was killed.
     #[command(after_long_help = RECIPE_HELP)]
     Distill(DistillArgs),
+    /// Make a student out of a checkpoint.
+    ///
+    /// Of a run that is under way, was interrupted or was killed: its newest checkpoint, or its best.
+    Collapse(CollapseArgs),
+    /// Write down what the teacher says of the training text.
+    ///
+    /// Of each token the K likeliest that follow, with their log-probabilities, and how likely all
+    /// others are together. A recipe with `teacher.cache = "DIR"` learns from that. A cache that is not
+    /// finished is gone on with.
+    CacheTeacher(CacheTeacherArgs),
+    /// Hold a teacher's saved top tokens against their hashes, the teacher and the text.
+    VerifyCache(VerifyCacheArgs),
     /// Hold a student against its teacher on a text.
     ///
     /// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
@@ -148,6 +164,9 @@ pub(crate) struct DistillArgs {
     /// Where the results go. A folder that already holds files is refused.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// Go on with the run in DIR from its newest checkpoint.
+    #[arg(long, conflicts_with = "overwrite")]
+    pub(crate) resume: bool,
     /// Replace the results of an earlier run in DIR, its folder `student` included.
     #[arg(long)]
     pub(crate) overwrite: bool,
@@ -182,6 +201,58 @@ pub(crate) struct EvalArgs {
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CollapseArgs {
+    /// The `--out` of the run.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Where the student goes. A folder that already holds files is refused.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The checkpoint with the lowest held-out KL instead of the newest.
+    #[arg(long)]
+    pub(crate) best: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheTeacherArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Where the cache goes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The likeliest tokens of each position.
+    #[arg(long, default_value = "64", value_name = "K")]
+    pub(crate) top_k: NonZeroUsize,
+    /// Keep log-probabilities in half precision: 6 bytes a token instead of 8.
+    #[arg(long)]
+    pub(crate) half: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyCacheArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// The cache; `teacher.cache` of the recipe if absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Ask the teacher again about every N-th sequence; hashes and laws are checked of all.
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) every: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

@@ -21,6 +21,9 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Plan(args) => command::plan::run(args),
         Command::Distill(args) => command::distill::run(args),
+        Command::Collapse(args) => command::collapse::run(args),
+        Command::CacheTeacher(args) => command::cache::write(args),
+        Command::VerifyCache(args) => command::cache::verify(args),
         Command::Eval(args) => command::eval::run(args),
         Command::Generate(args) => command::generate::run(args),
         Command::Logits(args) => command::logits::run(args),

@@ -30,9 +30,15 @@ impl Display {
             Event::Stage(name) => self.begin(name),
             Event::Advanced(done, all) => self.advance(done, all, String::new()),
             Event::Step(report, steps) => {
-                let kl = report.sums.kl_mean().unwrap_or(f64::NAN);
-                self.advance(report.step, steps, format!("KL {kl:.4}"));
+                let sums = &report.sums;
+                let message = match sums.kl_mean() {
+                    Some(kl) => format!("KL {kl:.4}"),
+                    None => format!("loss {}", number(sums.loss_mean())),
+                };
+                self.advance(report.step, steps, message);
             }
+            Event::Saved(_) => {}
+            Event::Note(note) => self.say(note),
             Event::Evaluation(evaluation) => {
                 self.finish();
                 eprintln!("    held out: {}", describe(evaluation));
@@ -47,6 +53,15 @@ impl Display {
             let bar = ProgressBar::new(0);
             bar.enable_steady_tick(Duration::from_millis(120));
             self.bar = Some(bar);
+        }
+    }
+
+    /// A line that a bar, if there is one, makes room for.
+    fn say(&self, line: &str) {
+        let print = || eprintln!("    {line}");
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

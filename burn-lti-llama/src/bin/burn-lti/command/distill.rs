@@ -1,8 +1,8 @@
 //! `burn-lti distill`
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti_llama::distill::{OutputDir, Summary, distill};
+use burn_lti_llama::distill::{Interrupt, Job, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
 use crate::args::DistillArgs;
@@ -12,18 +12,39 @@ use crate::progress::{self, number, percent};
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     burn_lti_llama::distill::plan(&recipe)?; // every mistake of the recipe before the folder is made
-    let out = OutputDir::prepare(&args.out, args.overwrite)?;
+    let out = match args.resume {
+        true => OutputDir::resume(&args.out)?,
+        false => OutputDir::prepare(&args.out, args.overwrite)?,
+    };
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
         println!("{:#}", summary.to_json());
     } else {
         print(&summary, args);
     }
-    Ok(())
+    match summary.ending {
+        PhaseEnd::Interrupted => bail!(
+            "interrupted after step {}: the same command with --resume goes on from there",
+            summary.steps
+        ),
+        PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience => Ok(()),
+    }
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, recipe: &Recipe, out: &OutputDir) -> Result<Summary> {
-    Ok(distill::<A>(recipe, out, device, &progress::listener())?)
+    let interrupt = Interrupt::default();
+    let asked = interrupt.clone();
+    ctrlc::set_handler(move || {
+        if asked.is_asked() {
+            std::process::exit(130); // who presses it twice does not want to wait
+        }
+        asked.ask();
+    })?;
+    let job = Job::new(recipe, out)
+        .with_listener(progress::listener())
+        .with_interrupt(interrupt)
+        .with_command(std::env::args().collect());
+    Ok(job.run::<A>(device)?)
 }
 
 fn print(summary: &Summary, args: &DistillArgs) {

@@ -1,5 +1,7 @@
 //! One file a command.
 
+pub(crate) mod cache;
+pub(crate) mod collapse;
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod distill;

@@ -1,0 +1,37 @@
+//! `burn-lti collapse`
+
+use anyhow::Result;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::distill::{Which, collapse_run};
+use burn_lti_llama::eval::Evaluation;
+use serde_json::json;
+
+use crate::args::CollapseArgs;
+use crate::backend::on_backend;
+use crate::progress::{self, number, percent};
+
+pub(crate) fn run(args: &CollapseArgs) -> Result<()> {
+    let (step, evaluation) = on_backend!(args.backend, on(args))?;
+    if args.json.json {
+        println!("{:#}", json!({ "step": step, "evaluation": evaluation }));
+    } else {
+        println!(
+            "step {step}: KL {} nats/token, top-1 agreement {}",
+            number(evaluation.kl),
+            percent(evaluation.top1_agreement)
+        );
+        println!("student: {}", args.out.display());
+    }
+    Ok(())
+}
+
+fn on<A: AutodiffBackend>(device: &A::Device, args: &CollapseArgs) -> Result<(usize, Evaluation)> {
+    let which = match args.best {
+        true => Which::Best,
+        false => Which::Latest,
+    };
+    let listener = progress::listener();
+    Ok(collapse_run::<A>(
+        &args.run, which, &args.out, device, &listener,
+    )?)
+}

@@ -1,0 +1,94 @@
+//! The end of every run: a student without maps, written, read back and compared.
+
+use std::fs;
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn_lti::collapse::collapse;
+use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::dense::KernelPrecision;
+
+use super::DistillError;
+use crate::config::LlamaConfig;
+use crate::hf::{self, WeightType};
+use crate::model::PlainLlama;
+
+/// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
+/// each off by 6e-8 of its size: anything beyond this is no rounding.
+const MAX_COLLAPSE_DIFFERENCE: f64 = 1e-4;
+
+/// How a student is exported.
+pub(super) struct Export<'a> {
+    pub(super) config: &'a LlamaConfig,
+    pub(super) dtype: WeightType,
+    pub(super) precision: KernelPrecision,
+    /// Whose tokenizer goes with it.
+    pub(super) teacher: &'a Path,
+    /// Where it goes.
+    pub(super) dir: &'a Path,
+}
+
+/// A student that was exported.
+pub(super) struct Exported<B: Backend> {
+    /// As it was read back.
+    pub(super) student: PlainLlama<B>,
+    /// The largest difference between its logits and those of the model that was trained, over the
+    /// batch given; `None` without one.
+    pub(super) difference: Option<f64>,
+}
+
+impl Export<'_> {
+    /// Folds the maps of `trained` away, writes the result, reads it back and compares its logits on
+    /// `batch`.
+    pub(super) fn run<B: Backend>(
+        &self,
+        trained: &impl CausalLm<B>,
+        batch: Option<TokenBatch<B>>,
+        device: &B::Device,
+    ) -> Result<Exported<B>, DistillError> {
+        let skeleton = PlainLlama::<B>::init(self.config, device);
+        let plain = collapse(trained, self.precision)?.into_plain(skeleton)?;
+        fs::create_dir_all(self.dir).map_err(|source| DistillError::Output {
+            path: self.dir.to_owned(),
+            source,
+        })?;
+        hf::export(&plain, self.dtype, self.teacher, self.dir)?;
+        let student = hf::load_as::<B>(self.dir, self.dtype, device)?;
+        let difference = batch
+            .map(|batch| max_logit_difference(trained, &student, &batch))
+            .transpose()?;
+        Ok(Exported {
+            student,
+            difference,
+        })
+    }
+}
+
+fn max_logit_difference<B: Backend>(
+    trained: &impl CausalLm<B>,
+    reloaded: &impl CausalLm<B>,
+    batch: &TokenBatch<B>,
+) -> Result<f64, DistillError> {
+    let largest = |values: Tensor<B, 2>| values.abs().max().into_scalar().elem::<f64>();
+    let trained = logits(trained, batch);
+    let difference = largest(trained.clone() - logits(reloaded, batch));
+    let allowed = MAX_COLLAPSE_DIFFERENCE * f64::max(1.0, largest(trained));
+    match difference <= allowed {
+        true => Ok(difference),
+        false => Err(DistillError::Collapse {
+            difference,
+            allowed,
+        }),
+    }
+}
+
+/// Logits of a batch, `[batch * tokens, vocab]`.
+fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
+    let hidden = model.hidden_states(batch);
+    let [rows, tokens, d_model] = hidden.dims();
+    hidden
+        .reshape([rows * tokens, d_model])
+        .matmul(model.head().weight)
+        .cast(DType::F32)
+}

@@ -1,0 +1,497 @@
+//! [`Job`]: a recipe, where its results go, and who is told.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::collapse::collapse;
+use burn_lti::decoder::CausalLm;
+use burn_lti::tensors::TensorSet;
+use burn_lti::train::{Checkpoint, CheckpointDir};
+
+use super::export::Export;
+use super::hook::{Hook, Interrupt, Phase, PhaseEnd, Place, Rules};
+use super::manifest::{Compute, Manifest};
+use super::metrics::MetricsLog;
+use super::output::Existing;
+use super::setting::Setting;
+use super::student::{free_student, learning_student, thawed};
+use super::tensorboard::TensorBoard;
+use super::training::{Pace, Student, Trainer};
+use super::{DistillError, Event, Listener, OutputDir, Summary};
+use crate::eval::{Evaluation, evaluate};
+use crate::model::{LearningLlama, PlainLlama};
+use crate::recipe::{Recipe, Trained};
+
+/// A run to be: a recipe, the folder for its results, and who is told of it.
+///
+/// ```no_run
+/// # use std::path::Path;
+/// use burn::backend::{Autodiff, Flex};
+/// use burn_lti_llama::distill::{Interrupt, Job, OutputDir};
+/// use burn_lti_llama::recipe::Recipe;
+///
+/// let recipe = Recipe::load(Path::new("half.toml"), &[])?;
+/// let out = OutputDir::prepare(Path::new("out"), false)?;
+/// let interrupt = Interrupt::default();
+/// // Give a clone of `interrupt` to whoever may ask it to stop, a signal handler for instance.
+/// let job = Job::new(&recipe, &out).with_interrupt(interrupt.clone());
+/// let summary = job.run::<Autodiff<Flex>>(&Default::default())?;
+/// println!("{:?}", summary.kl_end);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Job<'a> {
+    recipe: &'a Recipe,
+    out: &'a OutputDir,
+    listener: Listener,
+    interrupt: Interrupt,
+    command: Vec<String>,
+    compute: Option<Compute>,
+}
+
+impl<'a> Job<'a> {
+    /// A run of `recipe` that nobody is told of.
+    pub fn new(recipe: &'a Recipe, out: &'a OutputDir) -> Self {
+        Self {
+            recipe,
+            out,
+            listener: Arc::new(|_| {}),
+            interrupt: Interrupt::default(),
+            command: Vec::new(),
+            compute: None,
+        }
+    }
+
+    /// Tells `listener` of every event.
+    pub fn with_listener(mut self, listener: Listener) -> Self {
+        self.listener = listener;
+        self
+    }
+
+    /// Stops when `interrupt` is asked to, after the step under way: a checkpoint is saved and the
+    /// student of that step exported.
+    pub fn with_interrupt(mut self, interrupt: Interrupt) -> Self {
+        self.interrupt = interrupt;
+        self
+    }
+
+    /// Puts the command that began the run into its manifest.
+    pub fn with_command(mut self, command: Vec<String>) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// Puts the names of backend and device into the manifest, where Burn's own say less.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = Some(compute);
+        self
+    }
+
+    /// Carries the recipe out, from the start or from the newest checkpoint, as `out` was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError`] naming what went wrong and, where there is one, the way out. An earlier run's
+    /// results are taken away once everything is read; a run that fails after that leaves neither
+    /// `summary.json` nor `student`, and its checkpoints.
+    pub fn run<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Summary, DistillError> {
+        let began = Instant::now();
+        A::seed(device, self.recipe.train.seed);
+        (self.listener)(Event::Stage("loading the teacher"));
+        let setting = Setting::<A>::load(self.recipe, device)?;
+        let compute = self.compute.clone().unwrap_or_else(|| Compute {
+            backend: A::name(device),
+            device: format!("{device:?}"),
+        });
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        setting.check_cache(&manifest)?;
+        let resumed = match self.out.existing() {
+            Existing::Resume => self.take_up(&manifest)?,
+            Existing::Refuse | Existing::Overwrite => None,
+        };
+        match &resumed {
+            Some(_) => self.out.take_up()?,
+            None => self.out.begin(self.recipe, &manifest)?,
+        }
+        let run = Run {
+            job: self,
+            device,
+            setting,
+            began,
+        };
+        run.carry_out(resumed)
+    }
+
+    /// The newest whole checkpoint of the run in the output folder, if it has one and is the same run.
+    fn take_up(&self, manifest: &Manifest) -> Result<Option<Checkpoint>, DistillError> {
+        if !self.out.has_run() {
+            return Ok(None);
+        }
+        let begun = Manifest::read(&self.out.manifest_path())?;
+        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
+        for note in begun.check_resumable(manifest, &recipe, self.recipe)? {
+            (self.listener)(Event::Note(&note.to_string()));
+        }
+        if self.out.is_finished()? {
+            return Err(DistillError::AlreadyFinished {
+                dir: self.out.path().to_owned(),
+            });
+        }
+        let checkpoints = self.checkpoints()?;
+        for broken in checkpoints.broken() {
+            let note = format!("passed over {}: {}", broken.path.display(), broken.reason);
+            (self.listener)(Event::Note(&note));
+        }
+        let latest = checkpoints.latest().cloned();
+        match &latest {
+            Some(checkpoint) => {
+                let note = format!("going on after step {}", checkpoint.run().step);
+                (self.listener)(Event::Note(&note));
+            }
+            None => (self.listener)(Event::Note("no checkpoint was saved: starting over")),
+        }
+        Ok(latest)
+    }
+
+    fn checkpoints(&self) -> Result<CheckpointDir, DistillError> {
+        let keep = NonZeroUsize::new(self.recipe.train.keep_checkpoints);
+        let keep = keep.unwrap_or(NonZeroUsize::MIN);
+        Ok(CheckpointDir::open(self.out.checkpoints_path(), keep)?)
+    }
+}
+
+/// A run whose teacher is loaded.
+struct Run<'a, A: AutodiffBackend> {
+    job: &'a Job<'a>,
+    device: &'a A::Device,
+    setting: Setting<A>,
+    began: Instant,
+}
+
+/// A student after a phase.
+struct Ended<M> {
+    student: M,
+    place: Place,
+    trainable_parameters: usize,
+}
+
+impl<A: AutodiffBackend> Run<'_, A> {
+    /// The phases in their order, from the one that `checkpoint` was saved in.
+    fn carry_out(&self, checkpoint: Option<Checkpoint>) -> Result<Summary, DistillError> {
+        let place = checkpoint.as_ref().map(Place::at).transpose()?;
+        if let Some(place) = place.filter(|place| place.phase == Phase::Second) {
+            let student = self.skeleton_of_second_phase()?;
+            return self.second_phase(student, place, checkpoint.as_ref());
+        }
+        self.tell(Event::Stage("starting the student"));
+        let recipe = self.job.recipe;
+        match recipe.lti.train {
+            Trained::Maps => {
+                let ended = self.first_phase(self.learning()?, checkpoint.as_ref())?;
+                let goes_on = ended.place.end != Some(PhaseEnd::Interrupted);
+                match recipe.phase2.is_some() && goes_on {
+                    true => self.fold_and_go_on(&ended),
+                    false => self.finish(&ended),
+                }
+            }
+            Trained::Projections | Trained::All => {
+                let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+                let student = free_student::<A>(recipe, plan, tensors, self.device)?;
+                self.finish(&self.first_phase(student, checkpoint.as_ref())?)
+            }
+        }
+    }
+
+    fn learning(&self) -> Result<LearningLlama<A>, DistillError> {
+        let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+        learning_student::<A>(self.job.recipe, plan, tensors, self.device)
+    }
+
+    fn first_phase<M: Student<A>>(
+        &self,
+        student: M,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Ended<M::InnerModule>, DistillError> {
+        let place = match checkpoint {
+            Some(checkpoint) => Place::at(checkpoint)?,
+            None => Place::begin(self.evaluate("evaluating the start", &student.valid())),
+        };
+        let settings = &self.job.recipe.train;
+        let pace = Pace {
+            steps: settings.steps,
+            learning_rate: settings.learning_rate,
+            warmup_fraction: settings.warmup_fraction,
+            final_lr_fraction: settings.final_lr_fraction,
+            seed: settings.seed,
+        };
+        self.phase(student, pace, place, checkpoint)
+    }
+
+    /// Folds the maps away and trains what they made.
+    fn fold_and_go_on<M: CausalLm<A::InnerBackend>>(
+        &self,
+        ended: &Ended<M>,
+    ) -> Result<Summary, DistillError> {
+        let maps = self.evaluate("evaluating the maps", &ended.student);
+        let collapsed = collapse(&ended.student, self.job.recipe.lti.precision)?;
+        let tensors = TensorSet::from_inner(collapsed.tensors());
+        let plain =
+            crate::hf::plain_from_tensors::<A>(&self.setting.plan.student, &tensors, self.device)?;
+        let student = thawed(plain, &self.setting.plan);
+        self.second_phase(student, ended.place.clone().second_phase(maps), None)
+    }
+
+    /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
+    fn skeleton_of_second_phase(&self) -> Result<PlainLlama<A>, DistillError> {
+        let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+        let start = free_student::<A>(self.job.recipe, plan, tensors, self.device)?;
+        Ok(thawed(start, plan))
+    }
+
+    fn second_phase(
+        &self,
+        student: PlainLlama<A>,
+        place: Place,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Summary, DistillError> {
+        let recipe = self.job.recipe;
+        let Some(settings) = &recipe.phase2 else {
+            // A checkpoint of a second phase, under a recipe without one, was refused before.
+            return Err(DistillError::NoSecondPhase);
+        };
+        let pace = Pace {
+            steps: settings.steps,
+            learning_rate: settings.learning_rate,
+            warmup_fraction: settings.warmup_fraction,
+            final_lr_fraction: settings.final_lr_fraction,
+            // Another order than in the first phase.
+            seed: recipe.train.seed.wrapping_add(1),
+        };
+        self.finish(&self.phase(student, pace, place, checkpoint)?)
+    }
+
+    /// Trains through a phase, or what `checkpoint` left of it.
+    fn phase<M: Student<A>>(
+        &self,
+        student: M,
+        pace: Pace,
+        place: Place,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Ended<M::InnerModule>, DistillError> {
+        let recipe = self.job.recipe;
+        let trainer = Trainer::new(student, recipe, &self.setting, pace, self.device)?;
+        let trainer = match checkpoint {
+            Some(checkpoint) => trainer.restored(checkpoint, place.taken())?,
+            None => trainer,
+        };
+        let trainable_parameters = trainer.trainable_parameters();
+        if place.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
+            return Ok(Ended {
+                student: trainer.pupil.into_student().valid(),
+                place,
+                trainable_parameters,
+            });
+        }
+        self.tell(Event::Stage(match place.phase {
+            Phase::First => "training",
+            Phase::Second => "training without maps",
+        }));
+        let hook = Arc::new(Mutex::new(Hook {
+            rules: Rules {
+                checkpoint_every: recipe.train.checkpoint_every,
+                patience: recipe.train.patience,
+                plateau: recipe
+                    .phase2
+                    .as_ref()
+                    .filter(|_| place.phase == Phase::First)
+                    .and_then(|phase2| phase2.plateau),
+            },
+            log: self.log(&place, pace, checkpoint.is_some())?,
+            place,
+            checkpoints: self.job.checkpoints()?,
+            optimizer: trainer.optimizer.clone(),
+            teacher: self.setting.teacher.clone(),
+            valid: self.setting.valid.clone(),
+            listener: self.job.listener.clone(),
+            interrupt: self.job.interrupt.clone(),
+            failure: None,
+        }));
+        let student = trainer.train(recipe, &self.setting, self.device, &hook)?;
+        let place = hook
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .place
+            .clone();
+        Ok(Ended {
+            student,
+            place,
+            trainable_parameters,
+        })
+    }
+
+    /// The metrics of a phase, in the file of the run.
+    fn log(&self, place: &Place, pace: Pace, resumes: bool) -> Result<MetricsLog, DistillError> {
+        let (out, recipe) = (self.job.out, self.job.recipe);
+        let steps = place.phase_begins + pace.steps;
+        let (path, listener) = (out.metrics_path(), self.job.listener.clone());
+        let begins = place.log.counts.steps == 0;
+        let mut log = match begins && !resumes {
+            true => MetricsLog::create(path, recipe.train.log_every, steps, listener)?,
+            false => {
+                let state = place.log;
+                MetricsLog::resume(path, state, recipe.train.log_every, steps, listener)?
+            }
+        };
+        let plan = &self.setting.plan;
+        let flops = match (place.phase, &plan.phase2) {
+            (Phase::Second, Some(phase2)) => phase2.step_flops.total(),
+            _ => plan.totals.step_flops.total(),
+        };
+        log = log.with_flops_per_step(flops);
+        if recipe.phase2.is_some() {
+            log.begin_phase(place.phase.name());
+        }
+        if recipe.train.tensorboard {
+            let dir = out.tensorboard_path();
+            let board = match begins {
+                true => TensorBoard::create(&dir)?,
+                false => TensorBoard::resume(&dir, place.log.counts.steps)?,
+            };
+            log = log.with_tensorboard(board);
+        }
+        Ok(log)
+    }
+
+    /// Collapses, exports, reloads, compares and sums up.
+    fn finish<M: CausalLm<A::InnerBackend>>(
+        &self,
+        ended: &Ended<M>,
+    ) -> Result<Summary, DistillError> {
+        let out = self.job.out;
+        self.tell(Event::Stage("collapsing and exporting"));
+        let exported = self.export(&ended.student, &out.unchecked_student_dir())?;
+        out.accept_student()?;
+        let end = self.evaluate("evaluating the exported student", &exported.student);
+        let summary = Summary::new(self.job.recipe, &self.setting.plan, &ended.place, &end)
+            .with_trainable_parameters(ended.trainable_parameters)
+            .with_collapse_difference(exported.difference)
+            .with_total_seconds(self.began.elapsed().as_secs_f64());
+        out.write_summary(&summary)?;
+        Ok(summary)
+    }
+
+    fn export<M: CausalLm<A::InnerBackend>>(
+        &self,
+        student: &M,
+        dir: &Path,
+    ) -> Result<super::export::Exported<A::InnerBackend>, DistillError> {
+        let recipe = self.job.recipe;
+        let export = Export {
+            config: &self.setting.plan.student,
+            dtype: recipe.teacher.dtype,
+            precision: recipe.lti.precision,
+            teacher: &recipe.teacher.path,
+            dir,
+        };
+        export.run(student, self.setting.valid.iter().next(), self.device)
+    }
+
+    fn evaluate(&self, stage: &str, student: &impl CausalLm<A::InnerBackend>) -> Evaluation {
+        self.tell(Event::Stage(stage));
+        let teacher = self.setting.teacher.as_ref();
+        let evaluation = evaluate(student, teacher, &self.setting.valid, |done, all| {
+            self.tell(Event::Advanced(done, all));
+        });
+        self.tell(Event::Evaluation(&evaluation));
+        evaluation
+    }
+
+    fn tell(&self, event: Event<'_>) {
+        (self.job.listener)(event);
+    }
+}
+
+/// Which checkpoint of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The newest.
+    Latest,
+    /// The one with the lowest held-out KL.
+    Best,
+}
+
+/// Makes a student out of a checkpoint of the run in `run_dir`, in the folder `student_dir`, and
+/// gives the step of the checkpoint and what the student is worth.
+///
+/// # Errors
+///
+/// [`DistillError`], [`DistillError::NoCheckpoint`] among them.
+pub fn collapse_run<A: AutodiffBackend>(
+    run_dir: &Path,
+    which: Which,
+    student_dir: &Path,
+    device: &A::Device,
+    listener: &Listener,
+) -> Result<(usize, Evaluation), DistillError> {
+    let out = OutputDir::of_run(run_dir);
+    let recipe = Recipe::load(&out.recipe_path(), &[])?;
+    let job = Job::new(&recipe, &out).with_listener(listener.clone());
+    let checkpoints = job.checkpoints()?;
+    let checkpoint = match which {
+        Which::Latest => checkpoints.latest(),
+        Which::Best => checkpoints.best(),
+    };
+    let checkpoint = checkpoint.ok_or_else(|| DistillError::NoCheckpoint {
+        dir: run_dir.to_owned(),
+    })?;
+    let run = Run::<A> {
+        job: &job,
+        device,
+        setting: Setting::load(&recipe, device)?,
+        began: Instant::now(),
+    };
+    let place = Place::at(checkpoint)?;
+    OutputDir::check_empty(student_dir)?;
+    (listener)(Event::Stage("collapsing and exporting"));
+    let student = match (place.phase, recipe.lti.train) {
+        (Phase::First, Trained::Maps) => {
+            let student = run.restored(run.learning()?, &place, checkpoint)?;
+            run.export(&student, student_dir)?
+        }
+        (Phase::First, Trained::Projections | Trained::All) => {
+            let (plan, tensors) = (&run.setting.plan, &run.setting.tensors);
+            let student = free_student::<A>(&recipe, plan, tensors, device)?;
+            run.export(&run.restored(student, &place, checkpoint)?, student_dir)?
+        }
+        (Phase::Second, _) => {
+            let student = run.skeleton_of_second_phase()?;
+            run.export(&run.restored(student, &place, checkpoint)?, student_dir)?
+        }
+    };
+    let evaluation = run.evaluate("evaluating the exported student", &student.student);
+    Ok((checkpoint.run().step, evaluation))
+}
+
+impl<A: AutodiffBackend> Run<'_, A> {
+    /// The student as `checkpoint` has it.
+    fn restored<M: Student<A>>(
+        &self,
+        student: M,
+        place: &Place,
+        checkpoint: &Checkpoint,
+    ) -> Result<M::InnerModule, DistillError> {
+        // Of the pace nothing is needed: no step is taken.
+        let pace = Pace {
+            steps: 1,
+            learning_rate: 0.0,
+            warmup_fraction: 0.0,
+            final_lr_fraction: 0.0,
+            seed: 0,
+        };
+        let trainer = Trainer::new(student, self.job.recipe, &self.setting, pace, self.device)?;
+        let trainer = trainer.restored(checkpoint, place.taken())?;
+        Ok(trainer.pupil.into_student().valid())
+    }
+}

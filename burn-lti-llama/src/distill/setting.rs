@@ -1,0 +1,117 @@
+//! Everything that a run reads.
+
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::decoder::TokenBatch;
+use burn_lti::tensors::TensorSet;
+use burn_lti::train::{CachedTeacher, Lesson, Teacher};
+
+use super::teacher_cache;
+use super::{DistillError, Manifest};
+use crate::config::LlamaConfig;
+use crate::data::{self, PackedSequence};
+use crate::hf;
+use crate::model::PlainLlama;
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+use crate::tokenizer::Tokenizer;
+
+/// Everything that a run reads.
+pub(super) struct Setting<A: AutodiffBackend> {
+    pub(super) plan: Plan,
+    pub(super) tensors: TensorSet<A::InnerBackend>,
+    /// Against whom the student is held.
+    pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
+    /// From whom it learns.
+    pub(super) lesson: Arc<TrainingTeacher<A::InnerBackend>>,
+    pub(super) train: Vec<PackedSequence>,
+    pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+}
+
+impl<A: AutodiffBackend> Setting<A> {
+    pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
+        // What is read fast and may be wrong comes before what takes its time.
+        let path = &recipe.teacher.path;
+        let config = LlamaConfig::from_dir(path)?;
+        let plan = Plan::new(recipe, &config)?;
+        let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
+        tokenizer.check_vocab(config.vocab_size)?;
+        let load = |paths| data::load_sequences(paths, &tokenizer, recipe.train.seq_len);
+        let train = load(&recipe.data.train)?;
+        let mut valid = load(&recipe.data.valid)?;
+        valid.truncate(recipe.train.eval_sequences);
+        let cache = recipe
+            .teacher
+            .cache
+            .as_ref()
+            .map(|dir| teacher_cache::open_for(dir, &train, &config))
+            .transpose()?;
+
+        let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
+        let teacher = Arc::new(hf::plain_from_tensors(&config, &tensors, device)?);
+        let lesson = match cache {
+            Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
+            None => TrainingTeacher::Live(teacher.clone()),
+        };
+        Ok(Self {
+            plan,
+            tensors,
+            teacher,
+            lesson: Arc::new(lesson),
+            train,
+            valid: data::loader(valid, recipe.train.batch_size, None, device),
+        })
+    }
+}
+
+impl<A: AutodiffBackend> Setting<A> {
+    /// A cache must have been written by the teacher itself.
+    pub(super) fn check_cache(&self, manifest: &Manifest) -> Result<(), DistillError> {
+        let TrainingTeacher::Cached(cached) = self.lesson.as_ref() else {
+            return Ok(());
+        };
+        let (written, now) = (&cached.header().teacher_sha256, &manifest.teacher.tensors);
+        let differs = |name: &&String| written.get(*name) != now.get(*name);
+        match written.keys().chain(now.keys()).find(differs) {
+            None => Ok(()),
+            Some(tensor) => Err(DistillError::CacheOfOtherTeacher {
+                tensor: tensor.clone(),
+            }),
+        }
+    }
+}
+
+/// From whom a student learns.
+#[derive(Debug)]
+pub(super) enum TrainingTeacher<B: Backend> {
+    /// The model itself.
+    Live(Arc<PlainLlama<B>>),
+    /// Its top tokens, as they were written down.
+    Cached(CachedTeacher),
+}
+
+impl<B: Backend> Teacher<B> for TrainingTeacher<B> {
+    fn vocab_size(&self) -> usize {
+        match self {
+            Self::Live(model) => model.vocab_size(),
+            Self::Cached(cached) => Teacher::<B>::vocab_size(cached),
+        }
+    }
+
+    fn attention_layers(&self) -> Option<usize> {
+        match self {
+            Self::Live(model) => model.attention_layers(),
+            Self::Cached(cached) => Teacher::<B>::attention_layers(cached),
+        }
+    }
+
+    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> Lesson<B> {
+        match self {
+            Self::Live(model) => model.teach(batch, attention_of),
+            Self::Cached(cached) => cached.teach(batch, attention_of),
+        }
+    }
+}

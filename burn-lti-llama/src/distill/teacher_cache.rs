@@ -1,0 +1,273 @@
+//! A teacher's top tokens on the training text: written down once, checked, and found again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
+use burn_lti::cache::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
+use burn_lti::decoder::CausalLm;
+
+use super::DistillError;
+use crate::config::LlamaConfig;
+use crate::data::{self, PackedSequence, TokenBatcher};
+use crate::hashes::{hash_file, hash_teacher};
+use crate::hf;
+use crate::model::PlainLlama;
+use crate::recipe::Recipe;
+use crate::tokenizer::Tokenizer;
+
+/// What a cache is to keep.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheOrder {
+    /// The likeliest tokens of each position.
+    pub k: usize,
+    /// The float type of their log-probabilities.
+    pub log_prob_type: LogProbType,
+}
+
+/// What a cache is made of: the teacher, the training text as the recipe packs it.
+struct Source<B: Backend> {
+    config: LlamaConfig,
+    teacher: PlainLlama<B>,
+    sequences: Vec<PackedSequence>,
+    teacher_sha256: BTreeMap<String, String>,
+    data_sha256: BTreeMap<String, String>,
+}
+
+impl<B: Backend> Source<B> {
+    fn load(recipe: &Recipe, device: &B::Device) -> Result<Self, DistillError> {
+        let path = &recipe.teacher.path;
+        let config = LlamaConfig::from_dir(path)?;
+        let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
+        tokenizer.check_vocab(config.vocab_size)?;
+        let seq_len = recipe.train.seq_len;
+        let sequences = data::load_sequences(&recipe.data.train, &tokenizer, seq_len)?;
+        let mut data_sha256 = BTreeMap::new();
+        for file in &recipe.data.train {
+            data_sha256.insert(file.display().to_string(), hash_file(file)?);
+        }
+        Ok(Self {
+            teacher_sha256: hash_teacher(path)?,
+            teacher: hf::load_as(path, recipe.teacher.dtype, device)?,
+            config,
+            sequences,
+            data_sha256,
+        })
+    }
+
+    fn header(&self, order: CacheOrder) -> CacheHeader {
+        CacheHeader {
+            k: order.k,
+            vocab_size: self.config.vocab_size,
+            seq_len: self.sequences.first().map_or(0, PackedSequence::len),
+            log_prob_type: order.log_prob_type,
+            rows: self.sequences.len(),
+            teacher_sha256: self.teacher_sha256.clone(),
+            data_sha256: self.data_sha256.clone(),
+        }
+    }
+
+    /// What the teacher says of some sequences.
+    fn rows(&self, sequences: &[PackedSequence], k: usize, device: &B::Device) -> TopKRows {
+        let batch = TokenBatcher.batch(sequences.to_vec(), device);
+        let hidden: Tensor<B, 2> = self.teacher.hidden_states(&batch).flatten(0, 1);
+        let head = self.teacher.head().weight;
+        let float = batch.mask.dtype();
+        let vocab = self.config.vocab_size;
+        let targets: Vec<u32> = sequences
+            .iter()
+            .flat_map(|sequence| sequence.targets.iter().copied())
+            .collect();
+        let mask: Vec<bool> = sequences
+            .iter()
+            .flat_map(|sequence| sequence.mask.iter().copied())
+            .collect();
+        let mut rows = TopKRows::default();
+        let positions = targets.len();
+        for start in (0..positions).step_by(CHUNK) {
+            let end = (start + CHUNK).min(positions);
+            let logits = hidden.clone().slice(start..end).matmul(head.clone());
+            let log_probs: Vec<f32> = log_softmax(logits.cast(float), 1)
+                .into_data()
+                .iter()
+                .collect();
+            let top = TopTokens::of(&log_probs, vocab, &targets[start..end], k);
+            rows.ids.extend(top.ids);
+            rows.log_probs.extend(top.log_probs);
+            rows.log_tail.extend(top.log_tail);
+            let known = top.target_log_prob.into_iter().zip(&mask[start..end]);
+            let known = known.map(|(value, has_target)| if *has_target { value } else { 0.0 });
+            rows.target_log_prob.extend(known);
+        }
+        let ids = |field: fn(&PackedSequence) -> &Vec<u32>| {
+            let ids = sequences.iter().flat_map(|sequence| field(sequence).iter());
+            ids.copied().collect()
+        };
+        rows.tokens = ids(|sequence| &sequence.tokens);
+        rows.segments = ids(|sequence| &sequence.segments);
+        rows.targets = targets;
+        rows.mask = mask;
+        rows
+    }
+}
+
+/// Tokens whose logits exist at a time.
+const CHUNK: usize = 512;
+
+/// Writes down what the recipe's teacher says of the training text, or goes on with a cache in `dir`
+/// that is not finished. `done` is told how many of how many sequences are.
+///
+/// # Errors
+///
+/// [`DistillError`] naming what cannot be read, or what of a cache that is there is another's.
+pub fn cache_teacher<B: Backend>(
+    recipe: &Recipe,
+    order: CacheOrder,
+    dir: &Path,
+    device: &B::Device,
+    mut done: impl FnMut(usize, usize),
+) -> Result<CacheHeader, DistillError> {
+    let source = Source::<B>::load(recipe, device)?;
+    let header = source.header(order);
+    let mut writer = CacheWriter::create_or_resume(dir, header.clone())?;
+    loop {
+        let next = writer.next_row();
+        done(next, header.rows);
+        let end = (next + recipe.train.batch_size).min(header.rows);
+        if next == end {
+            break;
+        }
+        writer.push(&source.rows(&source.sequences[next..end], order.k, device))?;
+    }
+    writer.finish()?;
+    Ok(header)
+}
+
+/// How well a cache agrees with its teacher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct CacheCheck {
+    /// Sequences compared with the teacher.
+    pub rows: usize,
+    /// The largest difference of a log-probability in nats, of tokens likelier than `e^-10`.
+    pub largest_difference: f64,
+    /// Positions whose likeliest token is another.
+    pub other_choices: usize,
+}
+
+/// Holds the cache in `dir` against its own hashes and laws, and every `stride`-th of its rows against
+/// the recipe's teacher and text.
+///
+/// # Errors
+///
+/// [`DistillError`] naming the first thing that does not hold.
+pub fn verify_cache<B: Backend>(
+    recipe: &Recipe,
+    dir: &Path,
+    stride: usize,
+    device: &B::Device,
+    mut done: impl FnMut(usize, usize),
+) -> Result<CacheCheck, DistillError> {
+    let cache = TeacherCache::open(dir)?;
+    cache.verify_files()?;
+    let source = Source::<B>::load(recipe, device)?;
+    let header = cache.header();
+    let order = CacheOrder {
+        k: header.k,
+        log_prob_type: header.log_prob_type,
+    };
+    header.check_same(&source.header(order), dir)?;
+    check_sequences(&cache, &source.sequences, dir)?;
+    let rows: Vec<usize> = (0..header.rows).step_by(stride.max(1)).collect();
+    let mut check = CacheCheck::default();
+    for (index, &row) in rows.iter().enumerate() {
+        done(index, rows.len());
+        let written = cache.gather(&[row])?;
+        let said = source.rows(&source.sequences[row..=row], header.k, device);
+        check.compare(&written, &said, header.k);
+    }
+    done(rows.len(), rows.len());
+    // Two runs of one teacher differ by rounding alone, and half precision by what it rounds.
+    let allowed = match header.log_prob_type {
+        LogProbType::F32 => 1e-3,
+        LogProbType::F16 => 1e-2,
+    };
+    match check.largest_difference <= allowed {
+        true => Ok(check),
+        false => Err(DistillError::CacheDiffers {
+            dir: dir.to_owned(),
+            difference: check.largest_difference,
+            allowed,
+        }),
+    }
+}
+
+impl CacheCheck {
+    fn compare(&mut self, written: &TopKRows, said: &TopKRows, k: usize) {
+        self.rows += 1;
+        for (position, (ours, theirs)) in said
+            .ids
+            .chunks_exact(k)
+            .zip(written.ids.chunks_exact(k))
+            .enumerate()
+        {
+            self.other_choices += usize::from(ours[0] != theirs[0]);
+            for (rank, id) in ours.iter().enumerate() {
+                let log_prob = said.log_probs[position * k + rank];
+                let Some(found) = theirs.iter().position(|other| other == id) else {
+                    continue; // of tokens about as likely as the last, either may be kept
+                };
+                if log_prob > -10.0 {
+                    let other = written.log_probs[position * k + found];
+                    let difference = f64::from((log_prob - other).abs());
+                    self.largest_difference = self.largest_difference.max(difference);
+                }
+            }
+        }
+    }
+}
+
+/// The cache in `dir` for training on `sequences`.
+pub(super) fn open_for(
+    dir: &Path,
+    sequences: &[PackedSequence],
+    config: &LlamaConfig,
+) -> Result<TeacherCache, DistillError> {
+    let cache = TeacherCache::open(dir)?;
+    if cache.header().vocab_size != config.vocab_size {
+        return Err(DistillError::CacheVocabulary {
+            dir: dir.to_owned(),
+            found: cache.header().vocab_size,
+            teacher: config.vocab_size,
+        });
+    }
+    check_sequences(&cache, sequences, dir)?;
+    Ok(cache)
+}
+
+/// Every row must be the sequence that will be trained on: tokens, documents and targets.
+fn check_sequences(
+    cache: &TeacherCache,
+    sequences: &[PackedSequence],
+    dir: &Path,
+) -> Result<(), DistillError> {
+    let other = |row| DistillError::CacheOfOtherText {
+        dir: dir.to_owned(),
+        row,
+    };
+    if cache.rows() != sequences.len() {
+        return Err(other(cache.rows().min(sequences.len())));
+    }
+    for (row, sequence) in sequences.iter().enumerate() {
+        let written = cache.gather(&[row])?;
+        let is_same = written.tokens == sequence.tokens
+            && written.segments == sequence.segments
+            && written.targets == sequence.targets
+            && written.mask == sequence.mask;
+        if !is_same {
+            return Err(other(row));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,395 @@
+//! [`TensorBoard`]: event files, from which TensorBoard draws curves.
+//!
+//! A file is a row of TFRecords: the length of the data, a checksum of the length, the data, a
+//! checksum of the data, all little-endian. The data is an `Event` of TensorFlow's `event.proto` in
+//! the wire format of Protocol Buffers, of which four fields are used:
+//!
+//! ```text
+//! Event      1 wall_time: double   2 step: int64   3 file_version: string
+//!            5 summary: Summary    7 session_log: SessionLog
+//! Summary    1 value: Value
+//! Value      1 tag: string         2 simple_value: float
+//! SessionLog 1 status: enum, of which 1 is START
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crc::{CRC_32_ISCSI, Crc};
+
+use crate::files::FileError;
+
+/// TensorBoard takes files with `.tfevents.` in their names, and reads them in the names' order.
+const PREFIX: &str = "events.out.tfevents.";
+/// What the first event of a file says.
+const FILE_VERSION: &str = "brain.Event:2";
+/// `SessionLog.START`.
+const START: u64 = 1;
+/// The checksum of TFRecords, also called CRC-32C.
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// An event file that is being written.
+///
+/// ```
+/// # use burn_lti_llama::distill::TensorBoard;
+/// # let dir = tempfile::tempdir()?;
+/// let mut board = TensorBoard::create(dir.path())?;
+/// board.scalar("train/loss", 1, 2.5)?;
+/// board.flush()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct TensorBoard {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl TensorBoard {
+    /// Begins the events of a run in a new file of the folder `dir`, which is made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Write`].
+    pub fn create(dir: &Path) -> Result<Self, FileError> {
+        let (path, file) = new_file(dir).map_err(FileError::writing(dir))?;
+        let mut board = Self {
+            path,
+            file: BufWriter::new(file),
+        };
+        board.write(event().bytes(3, FILE_VERSION.as_bytes()))?;
+        Ok(board)
+    }
+
+    /// Goes on after `step`, in a new file, with the run whose events are in `dir`. TensorBoard then
+    /// leaves out what the earlier files say of later steps.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Write`].
+    pub fn resume(dir: &Path, step: usize) -> Result<Self, FileError> {
+        let mut board = Self::create(dir)?;
+        let session = Message::default().varint(1, START);
+        // What is left out begins with the step of this event.
+        let event = event().varint(2, step as u64 + 1);
+        board.write(event.bytes(7, &session.0))?;
+        Ok(board)
+    }
+
+    /// Writes one value of one curve, in single precision, as TensorBoard keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Write`].
+    pub fn scalar(&mut self, tag: &str, step: usize, value: f64) -> Result<(), FileError> {
+        let value = Message::default()
+            .bytes(1, tag.as_bytes())
+            .float(2, value as f32);
+        let summary = Message::default().bytes(1, &value.0);
+        self.write(event().varint(2, step as u64).bytes(5, &summary.0))
+    }
+
+    /// Hands all that was written to the system, where TensorBoard can see it.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Write`].
+    pub fn flush(&mut self) -> Result<(), FileError> {
+        self.file.flush().map_err(FileError::writing(&self.path))
+    }
+
+    fn write(&mut self, event: Message) -> Result<(), FileError> {
+        let written = self.file.write_all(&record(&event.0));
+        written.map_err(FileError::writing(&self.path))
+    }
+}
+
+/// A new file whose name comes after those of all event files in the folder: it has the time in
+/// seconds, or a later one where that is taken or the clock was put back.
+fn new_file(dir: &Path) -> io::Result<(PathBuf, File)> {
+    fs::create_dir_all(dir)?;
+    let mut number = since_epoch().as_secs();
+    for entry in fs::read_dir(dir)? {
+        if let Some(taken) = entry?.file_name().to_str().and_then(number_in) {
+            number = number.max(taken.saturating_add(1));
+        }
+    }
+    let path = dir.join(format!("{PREFIX}{number:010}"));
+    let file = File::create_new(&path)?;
+    Ok((path, file))
+}
+
+/// The number in the name of an event file, ours or another's.
+fn number_in(name: &str) -> Option<u64> {
+    let number = name.strip_prefix(PREFIX)?.split('.').next()?;
+    number.parse().ok()
+}
+
+/// A clock that stands before 1970 has not been set: its time is as good as none.
+fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// An event of now.
+fn event() -> Message {
+    Message::default().double(1, since_epoch().as_secs_f64())
+}
+
+/// A message of Protocol Buffers, field after field. Each begins with its number and the way in
+/// which it is written, in one byte: our numbers are small.
+#[derive(Default)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn varint(mut self, field: u8, value: u64) -> Self {
+        self.0.push(field << 3);
+        self.push_varint(value);
+        self
+    }
+
+    fn double(mut self, field: u8, value: f64) -> Self {
+        self.0.push(field << 3 | 1);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn bytes(mut self, field: u8, bytes: &[u8]) -> Self {
+        self.0.push(field << 3 | 2);
+        self.push_varint(bytes.len() as u64);
+        self.0.extend(bytes);
+        self
+    }
+
+    fn float(mut self, field: u8, value: f32) -> Self {
+        self.0.push(field << 3 | 5);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    /// Seven bits a byte, the lowest first; the eighth says that another byte follows.
+    fn push_varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+}
+
+/// `data` in the frame of a TFRecord.
+fn record(data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u64).to_le_bytes();
+    let frame = [
+        &length,
+        &masked_crc(&length).to_le_bytes()[..],
+        data,
+        &masked_crc(data).to_le_bytes(),
+    ];
+    frame.concat()
+}
+
+/// A checksum is masked, so that one of data which holds checksums still tells something.
+fn masked_crc(data: &[u8]) -> u32 {
+    CRC.checksum(data)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CRC-32C bit by bit, from its definition.
+    fn crc32c(data: &[u8]) -> u32 {
+        !data.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| match crc & 1 {
+                1 => crc >> 1 ^ 0x82f6_3b78,
+                _ => crc >> 1,
+            })
+        })
+    }
+
+    fn take<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
+        let (taken, rest) = bytes.split_at(count);
+        *bytes = rest;
+        taken
+    }
+
+    /// Takes a block and the checksum that has to follow it.
+    fn take_checked<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
+        let block = take(bytes, count);
+        let masked = u32::from_le_bytes(take(bytes, 4).try_into().unwrap());
+        let crc = masked.wrapping_sub(0xa282_ead8);
+        assert_eq!(crc.rotate_left(15), crc32c(block));
+        block
+    }
+
+    fn records(path: &Path) -> Vec<Vec<u8>> {
+        let bytes = fs::read(path).unwrap();
+        let (mut rest, mut records) = (bytes.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let length = take_checked(&mut rest, 8).try_into().unwrap();
+            let length = u64::from_le_bytes(length) as usize;
+            records.push(take_checked(&mut rest, length).to_vec());
+        }
+        records
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Value {
+        Varint(u64),
+        Double(f64),
+        Bytes(Vec<u8>),
+        Float(f32),
+    }
+
+    fn take_varint(bytes: &mut &[u8]) -> u64 {
+        let mut value = 0;
+        for shift in (0..).step_by(7) {
+            let byte = take(bytes, 1)[0];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        value
+    }
+
+    /// The fields of a message, in their order.
+    fn fields(mut bytes: &[u8]) -> Vec<(u64, Value)> {
+        let mut fields = Vec::new();
+        while !bytes.is_empty() {
+            let key = take_varint(&mut bytes);
+            let value = match key & 7 {
+                0 => Value::Varint(take_varint(&mut bytes)),
+                1 => Value::Double(f64::from_le_bytes(take(&mut bytes, 8).try_into().unwrap())),
+                2 => {
+                    let length = take_varint(&mut bytes) as usize;
+                    Value::Bytes(take(&mut bytes, length).to_vec())
+                }
+                5 => Value::Float(f32::from_le_bytes(take(&mut bytes, 4).try_into().unwrap())),
+                other => panic!("wire type {other}"),
+            };
+            fields.push((key >> 3, value));
+        }
+        fields
+    }
+
+    /// Takes the time away, which has to come first.
+    fn timed(record: &[u8]) -> Vec<(u64, Value)> {
+        let mut fields = fields(record);
+        let (number, time) = fields.remove(0);
+        assert_eq!(number, 1);
+        // From September 2001 to November 2286, if the clock is set.
+        assert!(matches!(time, Value::Double(time) if (1e9..1e10).contains(&time)));
+        fields
+    }
+
+    fn message(value: &Value) -> Vec<(u64, Value)> {
+        match value {
+            Value::Bytes(bytes) => fields(bytes),
+            other => panic!("no message: {other:?}"),
+        }
+    }
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn version() -> (u64, Value) {
+        (3, Value::Bytes(b"brain.Event:2".to_vec()))
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_rfc_3720() {
+        for checksum in [crc32c, |data: &[u8]| CRC.checksum(data)] {
+            assert_eq!(checksum(&[0; 32]), 0x8a91_36aa);
+            assert_eq!(checksum(b"123456789"), 0xe306_9283);
+        }
+    }
+
+    #[test]
+    fn scalars_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("run/tensorboard");
+        let mut board = TensorBoard::create(&dir).unwrap();
+        let scalars = [("train/loss", 1, 2.5), ("valid/kl", 300, -0.125)];
+        for (tag, step, value) in scalars {
+            board.scalar(tag, step, value).unwrap();
+        }
+        board.flush().unwrap();
+
+        let [file] = files(&dir).try_into().unwrap();
+        let records = records(&file);
+        assert_eq!(records.len(), 3);
+        assert_eq!(timed(&records[0]), [version()]);
+        for (record, (tag, step, value)) in records[1..].iter().zip(scalars) {
+            let event = timed(record);
+            assert_eq!(event[0], (2, Value::Varint(step as u64)));
+            let [(5, summary)] = &event[1..] else {
+                panic!("{event:?}");
+            };
+            let [(1, inner)] = &message(summary)[..] else {
+                panic!("{summary:?}");
+            };
+            let expected = [
+                (1, Value::Bytes(tag.as_bytes().to_vec())),
+                (2, Value::Float(value as f32)),
+            ];
+            assert_eq!(message(inner), expected);
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_has_another_file_that_comes_later() {
+        let dir = tempfile::tempdir().unwrap();
+        // The clock was put back, or the events are another program's.
+        let first = dir
+            .path()
+            .join("events.out.tfevents.9000000000.elsewhere.1.0");
+        fs::write(&first, "").unwrap();
+        drop(TensorBoard::resume(dir.path(), 200).unwrap());
+        drop(TensorBoard::resume(dir.path(), 250).unwrap());
+
+        let files = files(dir.path());
+        assert_eq!(files[0], first);
+        for (file, step) in files[1..].iter().zip([201, 251]) {
+            let [start, session] = records(file).try_into().unwrap();
+            assert_eq!(timed(&start), [version()]);
+            let event = timed(&session);
+            assert_eq!(event[0], (2, Value::Varint(step)));
+            assert_eq!(event[1].0, 7);
+            assert_eq!(message(&event[1].1), [(1, Value::Varint(1))]);
+        }
+        assert_eq!(files.len(), 3);
+    }
+
+    #[test]
+    fn a_file_in_the_folders_place_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = TensorBoard::create(file.path()).unwrap_err();
+        assert!(matches!(error, FileError::Write { file: named, .. } if named == file.path()));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_owned();
+        // Opened for reading alone.
+        let mut board = TensorBoard {
+            file: BufWriter::new(File::open(&path).unwrap()),
+            path: path.clone(),
+        };
+        board.scalar("train/loss", 1, 2.5).unwrap();
+        let error = board.flush().unwrap_err();
+        assert!(matches!(error, FileError::Write { file, .. } if file == path));
+    }
+}

@@ -1,0 +1,316 @@
+//! What a recipe's values must be, as far as the recipe alone can tell.
+//!
+//! Every range is here. A comparison with NaN is false, so NaN passes nowhere.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::slice;
+
+use burn_lti::loss::{Divergence, Schedule};
+
+use super::{
+    FeatureSection, LayerPairs, Layers, LossSection, Phase2Section, Plateau, Recipe, RecipeError,
+    TrainSection, Trained, divergence, schedule,
+};
+
+/// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
+pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
+    let Recipe {
+        teacher,
+        student: _,
+        lti,
+        loss,
+        train,
+        phase2,
+        weights,
+        data,
+    } = recipe;
+    let checks = Checks { path };
+    checks.paths("teacher.path", slice::from_ref(&teacher.path))?;
+    if let Some(cache) = &teacher.cache {
+        checks.paths("teacher.cache", slice::from_ref(cache))?;
+    }
+    if let Layers::These(layers) = &lti.layers {
+        let passed = !has_repeated(layers);
+        checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
+    }
+    checks.loss(loss)?;
+    checks.train(train)?;
+    if let Some(phase2) = phase2 {
+        checks.needs(
+            "phase2",
+            "lti.train = \"maps\"",
+            lti.train == Trained::Maps,
+            "it begins where maps are folded away, and any other lti.train keeps none; set \
+             lti.train = \"maps\", or leave [phase2] out",
+        )?;
+        checks.phase2(phase2)?;
+    }
+    weights.check(path)?;
+    checks.paths("data.train", &data.train)?;
+    checks.paths("data.valid", &data.valid)
+}
+
+/// The checks of the recipe at `path`.
+struct Checks<'a> {
+    path: &'a Path,
+}
+
+impl Checks<'_> {
+    fn loss(&self, loss: &LossSection) -> Result<(), RecipeError> {
+        let LossSection {
+            alpha,
+            temperature,
+            divergence,
+            sparse: _,
+            chunk_tokens,
+            feature,
+        } = loss;
+        let passed = both_ends(alpha, is_fraction);
+        self.schedule("loss.alpha", alpha, passed, FRACTION)?;
+        let passed = both_ends(temperature, is_positive);
+        self.schedule("loss.temperature", temperature, passed, POSITIVE)?;
+        if let Divergence::JensenShannon { beta: share } | Divergence::SkewedKl { skew: share } =
+            *divergence
+        {
+            let text = divergence::describe(divergence);
+            self.value(
+                "loss.divergence",
+                &format_args!("{text}"),
+                share > 0.0 && share < 1.0,
+                "must have a share above 0 and below 1",
+            )?;
+        }
+        self.count("loss.chunk_tokens", *chunk_tokens)?;
+        feature.as_ref().map_or(Ok(()), |it| self.feature(it))
+    }
+
+    fn feature(&self, feature: &FeatureSection) -> Result<(), RecipeError> {
+        let FeatureSection {
+            weight,
+            kind: _,
+            pairs,
+            projector: _,
+        } = feature;
+        self.schedule(
+            "loss.feature.weight",
+            weight,
+            both_ends(weight, is_not_negative) && weight.range().1 > 0.0,
+            "must be finite and above 0; one end of a schedule may be 0",
+        )?;
+        let LayerPairs::These(pairs) = pairs else {
+            return Ok(());
+        };
+        let numbers: Vec<[usize; 2]> = pairs.iter().copied().map(Into::into).collect();
+        self.value(
+            "loss.feature.pairs",
+            &numbers,
+            !pairs.is_empty() && !has_repeated(pairs),
+            "must name at least one pair, and none twice",
+        )
+    }
+
+    fn train(&self, train: &TrainSection) -> Result<(), RecipeError> {
+        let TrainSection {
+            steps,
+            batch_size,
+            accumulate,
+            seq_len,
+            learning_rate,
+            warmup_fraction,
+            final_lr_fraction,
+            betas,
+            eps,
+            weight_decay,
+            grad_clip,
+            seed: _,
+            log_every,
+            eval_sequences,
+            checkpoint_every,
+            keep_checkpoints,
+            patience,
+            tensorboard: _,
+        } = train;
+        self.count("train.steps", *steps)?;
+        self.count("train.batch_size", *batch_size)?;
+        self.count("train.accumulate", *accumulate)?;
+        if !batch_size.is_multiple_of(*accumulate) {
+            return Err(RecipeError::MicroBatches {
+                path: self.path.to_path_buf(),
+                accumulate: *accumulate,
+                batch_size: *batch_size,
+            });
+        }
+        self.value(
+            "train.seq_len",
+            seq_len,
+            *seq_len >= 2,
+            "must be at least 2, to predict a token",
+        )?;
+        self.positive("train.learning_rate", *learning_rate)?;
+        self.fraction("train.warmup_fraction", *warmup_fraction)?;
+        self.fraction("train.final_lr_fraction", *final_lr_fraction)?;
+        self.value(
+            "train.betas",
+            betas,
+            betas.iter().all(|beta| is_below_one(*beta)),
+            "must hold numbers from 0 to below 1",
+        )?;
+        self.positive("train.eps", *eps)?;
+        self.value(
+            "train.weight_decay",
+            weight_decay,
+            is_not_negative(*weight_decay),
+            "must be at least 0 and finite",
+        )?;
+        self.value(
+            "train.grad_clip",
+            grad_clip,
+            *grad_clip > 0.0,
+            "must be positive (inf: no clipping)",
+        )?;
+        self.count("train.log_every", *log_every)?;
+        self.count("train.eval_sequences", *eval_sequences)?;
+        if let Some(steps) = checkpoint_every {
+            self.count("train.checkpoint_every", *steps)?;
+        }
+        self.count("train.keep_checkpoints", *keep_checkpoints)?;
+        if let Some(evaluations) = patience {
+            self.count("train.patience", *evaluations)?;
+            self.needs(
+                "train.patience",
+                "train.checkpoint_every",
+                checkpoint_every.is_some(),
+                "it counts the evaluations made at checkpoints; set train.checkpoint_every, or leave \
+                 train.patience out",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn phase2(&self, phase2: &Phase2Section) -> Result<(), RecipeError> {
+        let Phase2Section {
+            train: _,
+            steps,
+            learning_rate,
+            warmup_fraction,
+            final_lr_fraction,
+            plateau,
+        } = phase2;
+        self.count("phase2.steps", *steps)?;
+        self.positive("phase2.learning_rate", *learning_rate)?;
+        self.fraction("phase2.warmup_fraction", *warmup_fraction)?;
+        self.fraction("phase2.final_lr_fraction", *final_lr_fraction)?;
+        if let Some(Plateau {
+            window,
+            improvement,
+        }) = plateau
+        {
+            self.count("phase2.plateau.window", *window)?;
+            self.value(
+                "phase2.plateau.improvement",
+                improvement,
+                is_below_one(*improvement),
+                "must be from 0 to below 1",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, key: &'static str, value: usize) -> Result<(), RecipeError> {
+        self.value(key, &value, value >= 1, "must be at least 1")
+    }
+
+    fn fraction(&self, key: &'static str, value: f64) -> Result<(), RecipeError> {
+        self.value(key, &value, is_fraction(value), FRACTION)
+    }
+
+    fn positive(&self, key: &'static str, value: f64) -> Result<(), RecipeError> {
+        self.value(key, &value, is_positive(value), POSITIVE)
+    }
+
+    fn schedule(
+        &self,
+        key: &'static str,
+        value: &Schedule,
+        passed: bool,
+        rule: &'static str,
+    ) -> Result<(), RecipeError> {
+        let text = schedule::describe(value);
+        self.value(key, &format_args!("{text}"), passed, rule)
+    }
+
+    fn paths(&self, key: &'static str, paths: &[PathBuf]) -> Result<(), RecipeError> {
+        self.value(
+            key,
+            &paths,
+            !paths.is_empty() && paths.iter().all(|path| !path.as_os_str().is_empty()),
+            "must name at least one path, and none may be empty",
+        )
+    }
+
+    fn value(
+        &self,
+        key: &'static str,
+        value: &dyn fmt::Debug,
+        passed: bool,
+        rule: &'static str,
+    ) -> Result<(), RecipeError> {
+        match passed {
+            true => Ok(()),
+            false => Err(RecipeError::OutOfRange {
+                path: self.path.to_path_buf(),
+                key,
+                value: format!("{value:?}"),
+                rule,
+            }),
+        }
+    }
+
+    fn needs(
+        &self,
+        key: &'static str,
+        needs: &'static str,
+        met: bool,
+        reason: &'static str,
+    ) -> Result<(), RecipeError> {
+        match met {
+            true => Ok(()),
+            false => Err(RecipeError::Needs {
+                path: self.path.to_path_buf(),
+                key,
+                needs,
+                reason,
+            }),
+        }
+    }
+}
+
+const FRACTION: &str = "must be from 0 to 1";
+const POSITIVE: &str = "must be positive and finite";
+
+fn is_fraction(value: f64) -> bool {
+    (0.0..=1.0).contains(&value)
+}
+
+fn is_below_one(value: f64) -> bool {
+    (0.0..1.0).contains(&value)
+}
+
+fn is_positive(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
+}
+
+fn is_not_negative(value: f64) -> bool {
+    value >= 0.0 && value.is_finite()
+}
+
+/// Whether the first and the last value pass. Those between lie between them.
+fn both_ends(schedule: &Schedule, passes: fn(f64) -> bool) -> bool {
+    passes(schedule.start()) && schedule.to().is_none_or(|(_, end)| passes(end))
+}
+
+fn has_repeated<T: PartialEq>(items: &[T]) -> bool {
+    let repeated = |(i, item)| items[..i].contains(item);
+    items.iter().enumerate().any(repeated)
+}

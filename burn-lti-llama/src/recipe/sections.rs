@@ -1,0 +1,267 @@
+//! The sections of a recipe, each key with its default.
+
+use std::path::PathBuf;
+
+use burn_lti::dense::KernelPrecision;
+use burn_lti::loss::{Divergence, Schedule};
+use burn_lti::start::Start;
+use serde::{Deserialize, Serialize};
+
+use super::choice::{FeatureKind, LayerPairs, Layers, MapChoice, Phase2Trained, Sparse, Trained};
+use super::{divergence, schedule};
+use crate::hf::WeightType;
+
+/// `[teacher]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSection {
+    /// Folder of the teacher in Hugging Face layout. Required.
+    pub path: PathBuf,
+    /// The float type in which the teacher is held and computes, and with it the student's tensors
+    /// that do not train, `C` among them; the student is exported in it. Maps train in float32
+    /// whatever it is. Default: `float32`, also for a teacher whose file has another.
+    #[serde(default)]
+    pub dtype: WeightType,
+    /// Folder of top-k files in which the teacher's most likely tokens were kept, to learn from in
+    /// place of its logits. Default: none.
+    pub cache: Option<PathBuf>,
+}
+
+/// `[student]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudentSection {
+    /// Query heads. Required.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`. Required.
+    pub kv_heads: usize,
+    /// Features of a head. Default: the teacher's.
+    pub head_dim: Option<usize>,
+}
+
+/// `[lti]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LtiSection {
+    /// Where the maps begin. Default: `grouped`.
+    pub start: Start,
+    /// The form of the maps. Default: `factored` for every projection.
+    pub map: MapChoice,
+    /// The layers that have maps. Default: `all`.
+    pub layers: Layers,
+    /// What training changes. Default: `maps`.
+    pub train: Trained,
+    /// Precision of the contraction of map and teacher kernel. Default: `default`.
+    pub precision: KernelPrecision,
+}
+
+impl Default for LtiSection {
+    fn default() -> Self {
+        Self {
+            start: Start::Grouped,
+            map: MapChoice::default(),
+            layers: Layers::default(),
+            train: Trained::default(),
+            precision: KernelPrecision::default(),
+        }
+    }
+}
+
+/// `[loss]`: `alpha * temperature^2 * D(teacher, student) + (1 - alpha) * cross-entropy`, and
+/// `weight * feature` where `[loss.feature]` stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossSection {
+    /// Weight of the teacher's distribution against the text itself, 0 to 1; a number, or a schedule
+    /// over the steps such as `{ start = 0.9, end = 0.5, schedule = "linear" }` (`linear` or
+    /// `cosine`). Default: 1.
+    #[serde(with = "schedule")]
+    pub alpha: Schedule,
+    /// Divides the logits of both models in `D`; a number or a schedule. Default: 1.
+    #[serde(with = "schedule")]
+    pub temperature: Schedule,
+    /// `D`: `forward_kl`, `reverse_kl`, `{ jensen_shannon = 0.5 }` or `{ skewed_kl = 0.1 }`, the
+    /// number being the teacher's share, above 0 and below 1. Default: `forward_kl`.
+    #[serde(with = "divergence")]
+    pub divergence: Divergence,
+    /// How the mass outside a cached top-k counts. Default: `tail`.
+    pub sparse: Sparse,
+    /// Tokens for which logits exist at a time. Default: 512.
+    pub chunk_tokens: usize,
+    /// A loss between layers of both models. Default: none.
+    pub feature: Option<FeatureSection>,
+}
+
+impl Default for LossSection {
+    fn default() -> Self {
+        Self {
+            alpha: Schedule::constant(1.0),
+            temperature: Schedule::constant(1.0),
+            divergence: Divergence::ForwardKl,
+            sparse: Sparse::default(),
+            chunk_tokens: 512,
+            feature: None,
+        }
+    }
+}
+
+/// `[loss.feature]`: pulls what a layer of the student puts out towards what one of the teacher does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureSection {
+    /// Weight in the loss; a number above 0, or a schedule that is above 0 at one end at least.
+    /// Required.
+    #[serde(with = "schedule")]
+    pub weight: Schedule,
+    /// How two layers are compared. Default: `cosine`.
+    #[serde(default)]
+    pub kind: FeatureKind,
+    /// The layers compared, as `[student, teacher]`. Default: `same`, each layer of the student with
+    /// that of the same number.
+    #[serde(default)]
+    pub pairs: LayerPairs,
+    /// Whether the student's side goes through a linear map first, which is learned and thrown away.
+    /// Default: false.
+    #[serde(default)]
+    pub projector: bool,
+}
+
+/// `[train]`: AdamW, with a linear warm-up and a cosine decay of the learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Optimizer steps. Required.
+    pub steps: usize,
+    /// Sequences in a step. Default: 16.
+    #[serde(default = "defaults::batch_size")]
+    pub batch_size: usize,
+    /// Micro-batches in which the sequences of a step are read, one after another, to save memory;
+    /// divides `batch_size`. Default: 1.
+    #[serde(default = "defaults::accumulate")]
+    pub accumulate: usize,
+    /// Tokens in a sequence. Default: 128.
+    #[serde(default = "defaults::seq_len")]
+    pub seq_len: usize,
+    /// Highest learning rate, reached at the end of the warm-up. Default: 3e-3.
+    #[serde(default = "defaults::learning_rate")]
+    pub learning_rate: f64,
+    /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
+    #[serde(default = "defaults::warmup_fraction")]
+    pub warmup_fraction: f64,
+    /// Last learning rate as a part of the highest, 0 to 1. Default: 0.1.
+    #[serde(default = "defaults::final_lr_fraction")]
+    pub final_lr_fraction: f64,
+    /// Decay of the running means of gradient and squared gradient. Default: `[0.9, 0.95]`.
+    #[serde(default = "defaults::betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the squared gradient's mean. Default: 1e-8.
+    #[serde(default = "defaults::eps")]
+    pub eps: f64,
+    /// Decoupled weight decay. Default: 0.
+    #[serde(default = "defaults::weight_decay")]
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient of all trained parameters; `inf` for no clipping.
+    /// Default: 1.
+    #[serde(default = "defaults::grad_clip")]
+    pub grad_clip: f64,
+    /// Seed of everything random. Default: 0.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+    /// Steps from one line of metrics to the next. Default: 1.
+    #[serde(default = "defaults::log_every")]
+    pub log_every: usize,
+    /// The most held-out sequences that an evaluation reads. Default: 200.
+    #[serde(default = "defaults::eval_sequences")]
+    pub eval_sequences: usize,
+    /// Steps from one checkpoint to the next. Default: no checkpoints.
+    pub checkpoint_every: Option<usize>,
+    /// The most checkpoints kept; older ones are taken away. Default: 2.
+    #[serde(default = "defaults::keep_checkpoints")]
+    pub keep_checkpoints: usize,
+    /// Evaluations, one at each checkpoint, without a better held-out KL before training stops.
+    /// Default: it goes on to the last step.
+    pub patience: Option<usize>,
+    /// Whether metrics are written for TensorBoard too. Default: false.
+    #[serde(default)]
+    pub tensorboard: bool,
+}
+
+/// `[phase2]`: training after the maps were folded away, with an optimizer that starts anew. What it
+/// does not say is as in `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase2Section {
+    /// What it changes. Default: `projections`.
+    #[serde(default)]
+    pub train: Phase2Trained,
+    /// Optimizer steps. Required.
+    pub steps: usize,
+    /// Highest learning rate, reached at the end of the warm-up. Default: 1e-3.
+    #[serde(default = "defaults::phase2_learning_rate")]
+    pub learning_rate: f64,
+    /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
+    #[serde(default = "defaults::warmup_fraction")]
+    pub warmup_fraction: f64,
+    /// Last learning rate as a part of the highest, 0 to 1. Default: 0.1.
+    #[serde(default = "defaults::final_lr_fraction")]
+    pub final_lr_fraction: f64,
+    /// When phase 1 ends early. Default: never, it takes all its steps.
+    pub plateau: Option<Plateau>,
+}
+
+/// Phase 1 ends when the mean training loss of the last `window` steps is less than `improvement`,
+/// relative, below that of the `window` steps before.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plateau {
+    /// Steps. Default: 50.
+    pub window: usize,
+    /// Part of the loss, 0 to below 1. Default: 0.01.
+    pub improvement: f64,
+}
+
+impl Default for Plateau {
+    fn default() -> Self {
+        Self {
+            window: 50,
+            improvement: 0.01,
+        }
+    }
+}
+
+/// The defaults of a section that also has required keys. (The others have a `Default`.)
+mod defaults {
+    macro_rules! defaults {
+        ($($key:ident: $type:ty = $value:expr;)*) => {
+            $(pub(super) const fn $key() -> $type { $value })*
+        };
+    }
+
+    defaults! {
+        batch_size: usize = 16;
+        accumulate: usize = 1;
+        seq_len: usize = 128;
+        learning_rate: f64 = 3e-3;
+        warmup_fraction: f64 = 0.1;
+        final_lr_fraction: f64 = 0.1;
+        betas: [f64; 2] = [0.9, 0.95];
+        eps: f64 = 1e-8;
+        weight_decay: f64 = 0.0;
+        grad_clip: f64 = 1.0;
+        seed: u64 = 0;
+        log_every: usize = 1;
+        eval_sequences: usize = 200;
+        keep_checkpoints: usize = 2;
+        phase2_learning_rate: f64 = 1e-3;
+    }
+}
+
+/// `[data]`: text files, one document a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Files to train on. Required.
+    pub train: Vec<PathBuf>,
+    /// Files to measure on. Required.
+    pub valid: Vec<PathBuf>,
+}
