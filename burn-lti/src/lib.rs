@@ -20,8 +20,8 @@
 //!
 //! [`backend`] names what this build can compute on.
 //!
-//! This crate knows tensors and Burn's traversal, no model and no checkpoint format: for the Llama
-//! family, Hugging Face files and the `burn-lti` command see the crate `burn-lti-llama`.
+//! This crate knows tensors, Burn's traversal and files of its own, no model and no model's files: for
+//! the Llama family, Hugging Face folders and the `burn-lti` command see the crate `burn-lti-llama`.
 
 pub mod backend;
 pub mod cache;

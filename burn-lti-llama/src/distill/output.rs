@@ -66,12 +66,32 @@ impl OutputDir {
             dir: dir.to_owned(),
             existing: Existing::Resume,
         };
-        match out.has_run() || Self::check_empty(dir).is_ok() {
+        match out.has_run() || out.holds_only_a_beginning()? {
             true => Ok(out),
             false => Err(DistillError::NoRun {
                 dir: dir.to_owned(),
             }),
         }
+    }
+
+    /// Whether there is nothing but what a run may have written before its manifest.
+    fn holds_only_a_beginning(&self) -> Result<bool, DistillError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(source) => return Err(self.problem("", source)),
+        };
+        for entry in entries {
+            let name = entry
+                .map_err(|source| self.problem("", source))?
+                .file_name();
+            let name = name.to_string_lossy();
+            // A file that is being written has a name that begins with a dot.
+            if name != "recipe.toml" && name != "student.unchecked" && !name.starts_with('.') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The folder of a run that is only read.

@@ -153,6 +153,11 @@ fn only_the_same_run_goes_on() {
     let errors = refused(&[]);
     assert!(errors.contains("train.txt"), "{errors}");
 
+    // Stopped before there was a run.
+    fs::create_dir_all(workshop.path("early/student.unchecked")).unwrap();
+    fs::write(workshop.path("early/recipe.toml"), "[teacher]").unwrap();
+    workshop.succeed(&distill("early", &["--resume"]));
+
     fs::create_dir(workshop.path("notes")).unwrap();
     fs::write(workshop.path("notes/mine.txt"), "mine").unwrap();
     let errors = workshop.fail(&distill("notes", &["--resume"]));
