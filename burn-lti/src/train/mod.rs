@@ -4,7 +4,7 @@
 //! [`Learner`](burn::train::Learner) and [`SupervisedTraining`](burn::train::SupervisedTraining).
 //! [`StepStrategy`] is a training strategy for those who count optimizer steps instead of epochs;
 //! [`GlobalNormClip`] and [`WarmupCosine`] are an optimizer wrapper and a schedule that work under
-//! both.
+//! both, and [`Tied`] the wrapper that a student with shared parameters needs.
 
 mod distiller;
 mod metric;
@@ -12,6 +12,7 @@ mod optimizer;
 mod renderer;
 mod schedule;
 mod strategy;
+mod tied;
 
 pub use distiller::Distiller;
 pub use metric::TokenMean;
@@ -19,3 +20,4 @@ pub use optimizer::{GlobalNormClip, GradNorm};
 pub use renderer::SilentRenderer;
 pub use schedule::WarmupCosine;
 pub use strategy::{StepObserver, StepReport, StepStrategy, TrainError};
+pub use tied::{Tied, collect_gradients};
