@@ -8,6 +8,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 use super::optimizer::scale_gradients;
+use super::tied::collect_gradients;
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::loss::{DistillationLoss, LossError, LossInput, LossSums, LossSumsTensor};
@@ -121,11 +122,14 @@ where
             let product = head.weight.clone() * Tensor::from_inner(head_gradient);
             surrogate = surrogate + product.sum();
         }
-        let mut output = TrainOutput::new(self, surrogate.backward(), gradient.sums);
+        let mut grads = collect_gradients(self, surrogate.backward());
         if let Some(scale) = gradient.scale {
-            scale_gradients::<B, _>(self, &mut output.grads, scale);
+            scale_gradients::<B, _>(self, &mut grads, scale);
         }
-        output
+        TrainOutput {
+            grads,
+            item: gradient.sums,
+        }
     }
 }
 
