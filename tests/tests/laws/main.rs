@@ -8,3 +8,4 @@ mod loss;
 mod maps;
 mod train;
 mod traps;
+mod weights;
