@@ -1,8 +1,9 @@
 //! What can go wrong on the teacher's way into the student.
 
+use burn::tensor::DType;
 use thiserror::Error;
 
-/// An injection that would have left the student wrong.
+/// An injection that would have left the student wrong, or a rule about what trains that says nothing.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum InjectError {
@@ -82,6 +83,125 @@ pub enum InjectError {
         /// Its shape.
         expected: Vec<usize>,
     },
+    /// A share rule that matched no student tensor.
+    #[error(
+        "share rule `{pattern}` matches no tensor of the student{}; a pattern must match the whole name",
+        nearest(.suggestion)
+    )]
+    NoSource {
+        /// The pattern as given.
+        pattern: String,
+        /// The student tensor whose name is nearest.
+        suggestion: Option<String>,
+    },
+    /// A share rule's template names a tensor that the student does not have.
+    #[error(
+        "share rule `{pattern}` shares `{from}` with `{to}`, which the student does not have{}",
+        nearest(.suggestion)
+    )]
+    UnknownDestination {
+        /// The pattern as given.
+        pattern: String,
+        /// The student tensor matched.
+        from: String,
+        /// The name its template gave.
+        to: String,
+        /// The student tensor whose name is nearest.
+        suggestion: Option<String>,
+    },
+    /// A share rule's template gives the name it matched.
+    #[error(
+        "share rule `{pattern}` shares `{name}` with itself; make the pattern match only what others share"
+    )]
+    SharedWithItself {
+        /// The pattern as given.
+        pattern: String,
+        /// The student tensor.
+        name: String,
+    },
+    /// Two tensors of different roles cannot be one variable.
+    #[error(
+        "`{from}` is {found} and `{to}` {expected}: they cannot be one variable; \
+         share each with its like"
+    )]
+    ShareRole {
+        /// The source.
+        from: String,
+        /// What it is.
+        found: &'static str,
+        /// The destination.
+        to: String,
+        /// What it is.
+        expected: &'static str,
+    },
+    /// Two tensors of different shapes cannot be one variable.
+    #[error(
+        "`{from}` {found:?} and `{to}` {expected:?} cannot be one variable: drop the share rule, or make them of one shape"
+    )]
+    ShareShape {
+        /// The source.
+        from: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The destination.
+        to: String,
+        /// Its shape.
+        expected: Vec<usize>,
+    },
+    /// Two tensors of different float types cannot be one variable.
+    #[error(
+        "`{from}` in {found:?} and `{to}` in {expected:?} cannot be one variable: cast one of them first"
+    )]
+    ShareType {
+        /// The source.
+        from: String,
+        /// Its float type.
+        found: DType,
+        /// The destination.
+        to: String,
+        /// Its float type.
+        expected: DType,
+    },
+    /// Two sources for one destination.
+    #[error(
+        "`{to}` would be shared twice, with `{first}` and with `{second}`; drop one share rule"
+    )]
+    SharedTwice {
+        /// The destination.
+        to: String,
+        /// The source of the first rule.
+        first: String,
+        /// The source of the second.
+        second: String,
+    },
+    /// Share rules that lead back to where they began.
+    #[error("the share rules lead in a circle through {}; drop one of them", list(.names))]
+    ShareLoop {
+        /// The tensors on the circle.
+        names: Vec<String>,
+    },
+    /// Two tensors that Burn takes for one parameter, though no rule shares them.
+    #[error(
+        "`{first}` and `{second}` have one parameter id, as clones of a layer do, and would train as \
+         one; share them by a rule, or initialise each layer on its own"
+    )]
+    OneId {
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A pattern about what trains that is found in no parameter's name.
+    #[error(
+        "`{pattern}` is found in no parameter's name{}; correct or drop it",
+        nearest(.suggestion)
+    )]
+    NoParameter {
+        /// The pattern as given.
+        pattern: String,
+        /// The parameter a part of whose name is nearest.
+        suggestion: Option<String>,
+    },
 }
 
 fn nearest(suggestion: &Option<String>) -> String {
@@ -106,15 +226,64 @@ pub(crate) fn nearest_name<'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
-    candidates
-        .into_iter()
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(name, candidate),
-                candidate,
-            )
-        })
+    most_like(
+        name,
+        candidates
+            .into_iter()
+            .map(|candidate| (candidate, candidate)),
+    )
+}
+
+/// The candidate that has fields most like `part`, if any is like it at all.
+pub(super) fn nearest_part<'a>(
+    part: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    most_like(
+        part,
+        candidates
+            .into_iter()
+            .flat_map(|candidate| runs_of_fields(candidate).map(move |run| (run, candidate))),
+    )
+}
+
+/// The candidate whose key is most like `name`, the first of equals.
+fn most_like<'a>(name: &str, keyed: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    keyed
+        .map(|(key, candidate)| (strsim::normalized_damerau_levenshtein(name, key), candidate))
         .filter(|(likeness, _)| *likeness > 0.5)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .min_by(|(a, _), (b, _)| b.total_cmp(a))
         .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// `a.b.c` as `a`, `a.b`, `a.b.c`, `b`, `b.c`, `c`.
+fn runs_of_fields(name: &str) -> impl Iterator<Item = &str> {
+    let dots = move || name.match_indices('.').map(|(index, _)| index);
+    let starts = std::iter::once(0).chain(dots().map(|index| index + 1));
+    starts.flat_map(move |start| {
+        let ends = dots().filter(move |end| *end > start);
+        ends.chain(std::iter::once(name.len()))
+            .map(move |end| &name[start..end])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_near_by_its_whole_and_a_pattern_by_a_part() {
+        let names = [
+            "layers.0.mlp.up.weight",
+            "layers.1.mlp.up.weight",
+            "norm.gamma",
+        ];
+        assert_eq!(nearest_name("mpl", names), None);
+        assert_eq!(nearest_part("mpl.up", names).as_deref(), Some(names[0]));
+        assert_eq!(nearest_part("layer.1", names).as_deref(), Some(names[1]));
+        assert_eq!(nearest_name("norm.gama", names).as_deref(), Some(names[2]));
+        assert_eq!(nearest_part("quantum", names), None);
+        let runs: Vec<&str> = runs_of_fields("a.b.c").collect();
+        assert_eq!(runs, ["a", "a.b", "a.b.c", "b", "b.c", "c"]);
+    }
 }

@@ -6,7 +6,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
 use super::InjectError;
-use super::rules::{InjectRules, Slot, Slots};
+use super::rules::{InjectRules, Role, Slot, Slots};
 use crate::collapse::{LtiParts, lti_parts};
 use crate::compat;
 use crate::dense::{KernelPrecision, ProjectionKind, calculate_attn_weight};
@@ -17,6 +17,8 @@ use crate::tensors::{AnyTensor, ModulePath, TensorSet, split_name};
 pub struct Injection {
     /// Student tensor and the teacher tensor that filled it.
     pub filled: BTreeMap<String, String>,
+    /// Student tensor and the student tensor that it is one variable with.
+    pub shared: BTreeMap<String, String>,
     /// Teacher tensors that nothing asked for.
     pub unused: Vec<String>,
 }
@@ -26,6 +28,10 @@ pub struct Injection {
 /// Every tensor of the student is filled by exactly one rule, declared new in `rules`, or part of a
 /// map. The bias of a query, key or value map begins as the teacher's bias sent through the map, as
 /// its kernel is. Whether a parameter trains is left as it was.
+///
+/// Tensors that `rules` share become one variable before any is filled: the destination has the
+/// source's id and value and trains if the source does, and what fills the one fills the other. For
+/// what keeps them one see [`tie`](super::tie).
 ///
 /// A filled parameter has the teacher's float type, except the bias beside a map, which has the map's.
 ///
@@ -38,23 +44,27 @@ pub fn inject<B: Backend, M: Module<B>>(
     rules: &InjectRules,
 ) -> Result<(M, Injection), InjectError> {
     let slots = Slots::of(&student);
-    let filled = rules.resolve(&slots, teacher)?;
+    let (shares, targets) = rules.resolve(&slots, teacher)?;
     let maps = lti_parts(&student);
 
-    let mut values = BTreeMap::new();
-    for (name, source) in &filled {
-        let slot = &slots.0[name];
+    let (mut filled, mut values) = (BTreeMap::new(), BTreeMap::new());
+    for (target, source) in &targets {
+        let slot = &slots.0[target];
         let Some(named) = teacher.get(source) else {
             continue; // `resolve` only names tensors of the teacher
         };
-        let value = match mapped_bias(name, slot, &maps, source, &named.tensor)? {
+        let value = match mapped_bias(target, slot, &maps, source, &named.tensor)? {
             Some(bias) => bias,
             None => {
-                check_shape(name, slot, source, &named.tensor)?;
+                check_shape(target, slot, source, &named.tensor)?;
                 named.tensor.clone()
             }
         };
-        values.insert(name.clone(), in_trained_type(name, slot, &maps, value));
+        let value = in_trained_type(target, slot, &maps, value);
+        for name in shares.names(shares.variable(target)) {
+            filled.insert(name.to_owned(), source.clone());
+            values.insert(name.to_owned(), value.clone());
+        }
     }
 
     let used: BTreeSet<&String> = filled.values().collect();
@@ -67,7 +77,13 @@ pub fn inject<B: Backend, M: Module<B>>(
         path: ModulePath::default(),
         values,
     });
-    Ok((student, Injection { filled, unused }))
+    let student = shares.make(student);
+    let injection = Injection {
+        filled,
+        shared: shares.0,
+        unused,
+    };
+    Ok((student, injection))
 }
 
 /// The start of an `LtiDense` bias: the teacher's bias as a kernel of width one through the map.
@@ -81,8 +97,8 @@ fn mapped_bias<B: Backend>(
     source: &str,
     teacher_bias: &AnyTensor<B>,
 ) -> Result<Option<AnyTensor<B>>, InjectError> {
-    let (prefix, leaf) = split_name(name);
-    if slot.owner != "LtiDense" || leaf != "bias" {
+    let (prefix, _) = split_name(name);
+    if slot.role != Role::MapBias {
         return Ok(None);
     }
     let Some((ProjectionKind::Qkv, (heads, head_dim), map)) = maps
@@ -118,10 +134,9 @@ fn in_trained_type<B: Backend>(
     maps: &BTreeMap<String, LtiParts<B>>,
     value: AnyTensor<B>,
 ) -> AnyTensor<B> {
-    let (prefix, leaf) = split_name(name);
-    let beside_a_map = slot.owner == "LtiDense" && leaf == "bias";
+    let (prefix, _) = split_name(name);
     match maps.get(prefix).and_then(LtiParts::map) {
-        Some(map) if beside_a_map => value.cast(map.dtype()),
+        Some(map) if slot.role == Role::MapBias => value.cast(map.dtype()),
         _ => value,
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{ModuleVisitor, Param};
+use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
+use burn::tensor::DType;
 use regex::Regex;
 
 use super::InjectError;
 use super::error::nearest_name;
+use super::share::{ShareRule, Shares};
 use crate::tensors::{ModulePath, TensorSet, join_name, split_name};
 
 /// A regular expression over teacher names and the student name it stands for.
@@ -40,16 +42,22 @@ impl CopyRule {
         Ok(rule)
     }
 
-    fn apply(&self, teacher: &str) -> Option<String> {
-        let groups = self.whole_name.captures(teacher)?;
-        let mut student = String::new();
-        groups.expand(&self.template, &mut student);
-        Some(student)
+    /// The pattern as given.
+    pub(super) fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// The template's name for `name`, if the pattern matches it.
+    pub(super) fn apply(&self, name: &str) -> Option<String> {
+        let groups = self.whole_name.captures(name)?;
+        let mut expanded = String::new();
+        groups.expand(&self.template, &mut expanded);
+        Some(expanded)
     }
 }
 
 /// The pattern as a regular expression that must match a whole name.
-pub(super) fn whole_name(pattern: &str) -> Result<Regex, InjectError> {
+fn whole_name(pattern: &str) -> Result<Regex, InjectError> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|source| InjectError::Pattern {
         pattern: pattern.to_owned(),
         source: Box::new(source),
@@ -60,6 +68,9 @@ pub(super) fn whole_name(pattern: &str) -> Result<Regex, InjectError> {
 #[derive(Clone, Debug, Default)]
 pub struct InjectRules {
     rules: Vec<CopyRule>,
+    /// What follows from the student's own names, by the tensor that is filled.
+    by_name: BTreeMap<String, CopyRule>,
+    shares: Vec<ShareRule>,
     new: BTreeSet<String>,
 }
 
@@ -78,13 +89,14 @@ impl InjectRules {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             rules,
-            new: BTreeSet::new(),
+            ..Self::default()
         })
     }
 
     /// The rules that follow from the student itself: the `C` of every
     /// [`LtiDense`](crate::dense::LtiDense) takes the teacher's `weight` of the same place, its bias
-    /// the teacher's `bias`, every other tensor the teacher's tensor of the same name.
+    /// the teacher's `bias`, every other tensor the teacher's tensor of the same name. The destination
+    /// of a [`ShareRule`] is filled as its source is, by the source's name.
     ///
     /// # Errors
     ///
@@ -96,18 +108,21 @@ impl InjectRules {
         let new: BTreeSet<String> = new.into_iter().collect();
         let slots = Slots::of(student);
         check_new(&new, &slots)?;
-        let mut rules = Vec::new();
+        let mut by_name = BTreeMap::new();
         for (name, slot) in slots.0.iter().filter(|(name, _)| !new.contains(*name)) {
             let (prefix, _) = split_name(name);
-            match slot.role {
-                Role::Map => {}
-                Role::TeacherKernel => {
-                    rules.push(CopyRule::exact(&join_name(prefix, "weight"), name)?);
-                }
-                Role::Plain => rules.push(CopyRule::exact(name, name)?),
-            }
+            let teacher = match slot.role {
+                Role::Map => continue,
+                Role::TeacherKernel => &join_name(prefix, "weight"),
+                Role::MapBias | Role::Plain => name,
+            };
+            by_name.insert(name.clone(), CopyRule::exact(teacher, name)?);
         }
-        Ok(Self { rules, new })
+        Ok(Self {
+            by_name,
+            new,
+            ..Self::default()
+        })
     }
 
     /// Adds student tensors that keep what they began with.
@@ -116,15 +131,29 @@ impl InjectRules {
         self
     }
 
-    /// For each student tensor to fill, the teacher tensor that fills it.
+    /// Adds student tensors that are one variable with another. Sharing comes before copying: a copy
+    /// to the destination fills the source too, and a copy to each is one too many.
+    pub fn with_shares(mut self, shares: impl IntoIterator<Item = ShareRule>) -> Self {
+        self.shares.extend(shares);
+        self
+    }
+
+    /// Which student tensors are one, and for each that a rule names the teacher tensor that fills it.
     pub(super) fn resolve<B: Backend>(
         &self,
         slots: &Slots,
         teacher: &TensorSet<B>,
-    ) -> Result<BTreeMap<String, String>, InjectError> {
+    ) -> Result<(Shares, BTreeMap<String, String>), InjectError> {
         check_new(&self.new, slots)?;
+        let shares = Shares::resolve(&self.shares, slots)?;
+        let by_name = self
+            .by_name
+            .iter()
+            .filter(|(name, _)| shares.variable(name) == name.as_str());
+        let rules = self.rules.iter().chain(by_name.map(|(_, rule)| rule));
+        let mut filled = BTreeMap::new();
         let mut sources: BTreeMap<String, String> = BTreeMap::new();
-        for rule in &self.rules {
+        for rule in rules {
             let mut matched = false;
             for (name, student) in teacher
                 .names()
@@ -132,13 +161,15 @@ impl InjectRules {
             {
                 matched = true;
                 self.check_target(rule, slots, name, &student)?;
-                if let Some(first) = sources.insert(student.clone(), name.to_owned()) {
+                let variable = shares.variable(&student).to_owned();
+                if let Some(first) = sources.insert(variable, name.to_owned()) {
                     return Err(InjectError::FilledTwice {
                         student,
                         first,
                         second: name.to_owned(),
                     });
                 }
+                filled.insert(student, name.to_owned());
             }
             if !matched {
                 return Err(InjectError::NoMatch {
@@ -151,12 +182,15 @@ impl InjectRules {
             .0
             .iter()
             .filter(|(name, slot)| {
-                slot.role != Role::Map && !sources.contains_key(*name) && !self.new.contains(*name)
+                slot.role != Role::Map
+                    && shares.variable(name) == name.as_str()
+                    && !sources.contains_key(*name)
+                    && !self.new.contains(*name)
             })
             .map(|(name, _)| name.clone())
             .collect();
         if unfilled.is_empty() {
-            Ok(sources)
+            Ok((shares, filled))
         } else {
             Err(InjectError::Unfilled { names: unfilled })
         }
@@ -176,7 +210,7 @@ impl InjectRules {
             pattern: rule.pattern.clone(),
             teacher: teacher.to_owned(),
             student: student.to_owned(),
-            suggestion: nearest_name(student, slots.0.keys().map(String::as_str)),
+            suggestion: nearest_name(student, slots.names()),
         })
     }
 }
@@ -187,7 +221,7 @@ fn check_new(new: &BTreeSet<String>, slots: &Slots) -> Result<(), InjectError> {
         None => Ok(()),
         Some(name) => Err(InjectError::UnknownNew {
             name: name.clone(),
-            suggestion: nearest_name(name, slots.0.keys().map(String::as_str)),
+            suggestion: nearest_name(name, slots.names()),
         }),
     }
 }
@@ -199,8 +233,21 @@ pub(super) enum Role {
     Map,
     /// `C` of an `LtiDense`.
     TeacherKernel,
+    /// The bias beside a map.
+    MapBias,
     /// Anything else.
     Plain,
+}
+
+impl Role {
+    pub(super) const fn describe(self) -> &'static str {
+        match self {
+            Self::Map => "a map (`A`, `B` or `W`)",
+            Self::TeacherKernel => "a teacher kernel `C`",
+            Self::MapBias => "the bias beside a map",
+            Self::Plain => "an ordinary tensor",
+        }
+    }
 }
 
 /// One student tensor before it is filled.
@@ -208,7 +255,9 @@ pub(super) enum Role {
 pub(super) struct Slot {
     pub(super) role: Role,
     pub(super) shape: Vec<usize>,
-    pub(super) owner: String,
+    /// Unknown until it is allocated.
+    pub(super) dtype: Option<DType>,
+    pub(super) id: ParamId,
 }
 
 /// All float tensors of a student by name, found without allocating any.
@@ -220,6 +269,10 @@ impl Slots {
         let mut finder = SlotFinder::default();
         module.visit(&mut finder);
         finder.slots
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 }
 
@@ -243,12 +296,14 @@ impl<B: Backend> ModuleVisitor<B> for SlotFinder {
         let role = match (self.path.owner(), split_name(&name).1) {
             ("LtiDense", "a" | "b" | "w") => Role::Map,
             ("LtiDense", "c") => Role::TeacherKernel,
+            ("LtiDense", "bias") => Role::MapBias,
             _ => Role::Plain,
         };
         let slot = Slot {
             role,
             shape: param.lazy_shape().to_vec(),
-            owner: self.path.owner().to_owned(),
+            dtype: param.is_initialized().then(|| param.val().dtype()),
+            id: param.id,
         };
         self.slots.0.insert(name, slot);
     }

@@ -3,6 +3,7 @@
 use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
+use super::tie;
 use crate::tensors::{ModulePath, split_name};
 
 /// A parameter as seen by the rule that decides whether it trains.
@@ -14,7 +15,8 @@ pub struct TrainableParameter<'a> {
     pub in_map: bool,
 }
 
-/// Sets for every float parameter whether it trains. `C` never does, whatever `trains` says.
+/// Sets for every float parameter whether it trains. `C` never does, whatever `trains` says. Parameters
+/// of one id are [tied](tie) and train as `trains` says of the first of them in the module.
 ///
 /// Call it again after a model was loaded or moved on an inner backend: Burn forgets there which
 /// parameters are frozen.
@@ -22,10 +24,11 @@ pub fn set_trainable<B: Backend, M: Module<B>>(
     module: M,
     trains: impl FnMut(&TrainableParameter<'_>) -> bool,
 ) -> M {
-    module.map(&mut Freezer {
+    // Each parameter is frozen or freed on its own, which would leave a shared one on several nodes.
+    tie(module.map(&mut Freezer {
         path: ModulePath::default(),
         trains,
-    })
+    }))
 }
 
 struct Freezer<F> {

@@ -9,6 +9,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 use super::optimizer::scale_gradients;
+use super::tied::collect_gradients;
 use super::{StepClock, Teacher};
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch, Watch};
@@ -271,11 +272,14 @@ where
         for (feature, gradient) in student.features.into_iter().zip(gradient.features) {
             surrogate = surrogate + (feature * Tensor::from_inner(gradient)).sum();
         }
-        let mut output = TrainOutput::new(self, surrogate.backward(), gradient.sums);
+        let mut grads = collect_gradients(self, surrogate.backward());
         if let Some(scale) = gradient.scale {
-            scale_gradients::<B, _>(self, &mut output.grads, scale);
+            scale_gradients::<B, _>(self, &mut grads, scale);
         }
-        output
+        TrainOutput {
+            grads,
+            item: gradient.sums,
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! [`Learner`](burn::train::Learner) and [`SupervisedTraining`](burn::train::SupervisedTraining).
 //! [`StepStrategy`] is a training strategy for those who count optimizer steps instead of epochs;
 //! [`GlobalNormClip`], [`WarmupCosine`] and [`StepClock`] are an optimizer wrapper, a schedule and a
-//! count of steps that work under both. With a [`CheckpointDir`], a training that was stopped goes on
-//! as if it had not been.
+//! count of steps that work under both. [`Tied`] is the wrapper that a student with shared parameters
+//! needs. With a [`CheckpointDir`], a training that was stopped goes on as if it had not been.
 
 mod accumulate;
 mod cached;
@@ -18,6 +18,7 @@ mod renderer;
 mod schedule;
 mod strategy;
 mod teacher;
+mod tied;
 
 pub use cached::CachedTeacher;
 pub use checkpoint::{Broken, Checkpoint, CheckpointDir, CheckpointError, RunState};
@@ -29,3 +30,4 @@ pub use renderer::SilentRenderer;
 pub use schedule::WarmupCosine;
 pub use strategy::{Ending, Outcome, StepHook, StepReport, StepStrategy, TrainError};
 pub use teacher::{Lesson, Teacher};
+pub use tied::{Tied, collect_gradients};

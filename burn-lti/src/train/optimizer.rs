@@ -1,9 +1,10 @@
 //! Optimizers around optimizers: clipping by the norm of all gradients together, and one that its
 //! caller can still read while Burn's Learner owns it.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
@@ -72,6 +73,7 @@ where
     fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
         let mut squares = SquareSum::<B> {
             grads: &grads,
+            seen: HashSet::new(),
             sum: None,
         };
         module.visit(&mut squares);
@@ -166,14 +168,18 @@ where
     }
 }
 
-/// The sum of the squares of all gradients, left on the device.
+/// The sum of the squares of all gradients, left on the device. A shared parameter has one.
 struct SquareSum<'a, B: AutodiffBackend> {
     grads: &'a GradientsParams,
+    seen: HashSet<ParamId>,
     sum: Option<Tensor<B::InnerBackend, 1>>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if !self.seen.insert(param.id) {
+            return;
+        }
         let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) else {
             return;
         };
@@ -191,16 +197,24 @@ pub(super) fn scale_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
     grads: &mut GradientsParams,
     factor: Tensor<B::InnerBackend, 1>,
 ) {
-    module.visit(&mut Scale::<B> { grads, factor });
+    module.visit(&mut Scale::<B> {
+        grads,
+        seen: HashSet::new(),
+        factor,
+    });
 }
 
 struct Scale<'a, B: AutodiffBackend> {
     grads: &'a mut GradientsParams,
+    seen: HashSet<ParamId>,
     factor: Tensor<B::InnerBackend, 1>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if !self.seen.insert(param.id) {
+            return;
+        }
         if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
             let factor = self.factor.clone().cast(grad.dtype()).unsqueeze();
             self.grads

@@ -11,3 +11,4 @@ mod loss;
 mod maps;
 mod train;
 mod traps;
+mod weights;
