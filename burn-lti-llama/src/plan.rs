@@ -9,8 +9,9 @@ use std::fmt;
 use std::path::Path;
 
 use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
-use burn_lti::loss::{Divergence, Schedule};
+use burn_lti::loss::{Divergence, FeatureDistance, Schedule};
 use burn_lti::start::{MapSpec, Start};
+use burn_lti::train::LayerPair;
 use regex::Regex;
 use serde::Serialize;
 use thiserror::Error;
@@ -18,8 +19,8 @@ use thiserror::Error;
 use crate::config::{ConfigError, LlamaConfig, divisors, list, projection_name};
 use crate::hf::WeightType;
 use crate::recipe::{
-    FeatureKind, FeatureSection, LayerPair, LayerPairs, Layers, MapChoice, Phase2Section,
-    Phase2Trained, Plateau, Recipe, TrainSection, Trained, WeightsSection, divergence, schedule,
+    FeatureSection, LayerPairs, Layers, MapChoice, Phase2Section, Phase2Trained, Plateau, Recipe,
+    TrainSection, Trained, WeightsSection, divergence, schedule,
 };
 
 /// The checked plan of a distillation.
@@ -74,7 +75,7 @@ pub struct FeaturePlan {
     #[serde(serialize_with = "schedule::serialize")]
     pub weight: Schedule,
     /// How two layers are compared.
-    pub kind: FeatureKind,
+    pub kind: FeatureDistance,
     /// The layers compared, all of which there are.
     pub pairs: Vec<LayerPair>,
     /// Whether the student's side goes through a linear map first, which is learned and thrown away.
@@ -248,7 +249,7 @@ impl Plan {
             return Err(PlanError::SeqLen { seq_len, max });
         }
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
-        let frozen = frozen(&recipe.weights)?;
+        let frozen = frozen(&recipe.weights);
         let planner = Planner {
             recipe,
             teacher,
@@ -408,14 +409,6 @@ pub enum PlanError {
         layer: usize,
         /// Layers of the teacher.
         layers: usize,
-    },
-    /// A rule of `[weights]` that runs do not follow.
-    #[error(
-        "{key} is for programs that use the library: a run of a recipe copies by name; take it out"
-    )]
-    Rules {
-        /// The key.
-        key: &'static str,
     },
     /// A pattern of what does not train matches no tensor.
     #[error(
@@ -599,21 +592,12 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
     }
 }
 
-/// The patterns of what does not train.
-fn frozen(weights: &WeightsSection) -> Result<Vec<Regex>, PlanError> {
-    for (key, rules) in [
-        ("weights.copy", &weights.copy),
-        ("weights.share", &weights.share),
-    ] {
-        if !rules.is_empty() {
-            return Err(PlanError::Rules { key });
-        }
-    }
-    // The recipe has made sure that each is a regular expression.
+/// The patterns of what does not train, each of which the recipe has found to be one.
+fn frozen(weights: &WeightsSection) -> Vec<Regex> {
     let patterns = weights.freeze.iter();
-    Ok(patterns
+    patterns
         .filter_map(|pattern| Regex::new(pattern).ok())
-        .collect())
+        .collect()
 }
 
 /// A pattern that freezes nothing is mistyped, and without a tensor that trains there is nothing to do.
@@ -1764,13 +1748,6 @@ mod tests {
         assert!(matches!(
             refused(&["weights.freeze=['']"]),
             PlanError::NothingTrains
-        ));
-        let error = refused(&["weights.copy={ 'a' = 'b' }"]);
-        assert!(matches!(
-            error,
-            PlanError::Rules {
-                key: "weights.copy"
-            }
         ));
     }
 

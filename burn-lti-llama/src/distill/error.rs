@@ -138,9 +138,6 @@ pub enum DistillError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The recipe has no second phase to go on with.
-    #[error("the checkpoint is of a second phase, and the recipe has no [phase2]")]
-    NoSecondPhase,
     /// The saved teacher knows other tokens.
     #[error(
         "the teacher's top tokens in {dir} are of a vocabulary of {found}, and the teacher's has \

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::CausalLm;
 use burn_lti::tensors::TensorSet;
@@ -23,7 +23,7 @@ use super::training::{Pace, Student, Trainer};
 use super::{DistillError, Event, Listener, OutputDir, Summary};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, PlainLlama};
-use crate::recipe::{Recipe, Trained};
+use crate::recipe::{Phase2Section, Recipe, Trained};
 
 /// A run to be: a recipe, the folder for its results, and who is told of it.
 ///
@@ -48,7 +48,6 @@ pub struct Job<'a> {
     listener: Listener,
     interrupt: Interrupt,
     command: Vec<String>,
-    compute: Option<Compute>,
 }
 
 impl<'a> Job<'a> {
@@ -60,7 +59,6 @@ impl<'a> Job<'a> {
             listener: Arc::new(|_| {}),
             interrupt: Interrupt::default(),
             command: Vec::new(),
-            compute: None,
         }
     }
 
@@ -83,12 +81,6 @@ impl<'a> Job<'a> {
         self
     }
 
-    /// Puts the names of backend and device into the manifest, where Burn's own say less.
-    pub fn with_compute(mut self, compute: Compute) -> Self {
-        self.compute = Some(compute);
-        self
-    }
-
     /// Carries the recipe out, from the start or from the newest checkpoint, as `out` was asked for.
     ///
     /// # Errors
@@ -101,10 +93,10 @@ impl<'a> Job<'a> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
         let setting = Setting::<A>::load(self.recipe, device)?;
-        let compute = self.compute.clone().unwrap_or_else(|| Compute {
-            backend: A::name(device),
+        let compute = Compute {
+            backend: <A::InnerBackend as Backend>::name(device),
             device: format!("{device:?}"),
-        });
+        };
         let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
         setting.check_cache(&manifest)?;
         let resumed = match self.out.existing() {
@@ -180,20 +172,22 @@ struct Ended<M> {
 impl<A: AutodiffBackend> Run<'_, A> {
     /// The phases in their order, from the one that `checkpoint` was saved in.
     fn carry_out(&self, checkpoint: Option<Checkpoint>) -> Result<Summary, DistillError> {
+        let recipe = self.job.recipe;
         let place = checkpoint.as_ref().map(Place::at).transpose()?;
-        if let Some(place) = place.filter(|place| place.phase == Phase::Second) {
+        let place = place.filter(|place| place.phase == Phase::Second);
+        if let Some((place, settings)) = place.zip(recipe.phase2.as_ref()) {
             let student = self.skeleton_of_second_phase()?;
-            return self.second_phase(student, place, checkpoint.as_ref());
+            return self.second_phase(student, settings, place, checkpoint.as_ref());
         }
         self.tell(Event::Stage("starting the student"));
-        let recipe = self.job.recipe;
         match recipe.lti.train {
             Trained::Maps => {
                 let ended = self.first_phase(self.learning()?, checkpoint.as_ref())?;
-                let goes_on = ended.place.end != Some(PhaseEnd::Interrupted);
-                match recipe.phase2.is_some() && goes_on {
-                    true => self.fold_and_go_on(&ended),
-                    false => self.finish(&ended),
+                match &recipe.phase2 {
+                    Some(settings) if ended.place.end != Some(PhaseEnd::Interrupted) => {
+                        self.fold_and_go_on(&ended, settings)
+                    }
+                    _ => self.finish(&ended),
                 }
             }
             Trained::Projections | Trained::All => {
@@ -233,6 +227,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn fold_and_go_on<M: CausalLm<A::InnerBackend>>(
         &self,
         ended: &Ended<M>,
+        settings: &Phase2Section,
     ) -> Result<Summary, DistillError> {
         let maps = self.evaluate("evaluating the maps", &ended.student);
         let collapsed = collapse(&ended.student, self.job.recipe.lti.precision)?;
@@ -240,7 +235,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let plain =
             crate::hf::plain_from_tensors::<A>(&self.setting.plan.student, &tensors, self.device)?;
         let student = thawed(plain, &self.setting.plan);
-        self.second_phase(student, ended.place.clone().second_phase(maps), None)
+        let place = ended.place.clone().second_phase(maps);
+        self.second_phase(student, settings, place, None)
     }
 
     /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
@@ -253,23 +249,39 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn second_phase(
         &self,
         student: PlainLlama<A>,
+        settings: &Phase2Section,
         place: Place,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Summary, DistillError> {
-        let recipe = self.job.recipe;
-        let Some(settings) = &recipe.phase2 else {
-            // A checkpoint of a second phase, under a recipe without one, was refused before.
-            return Err(DistillError::NoSecondPhase);
-        };
         let pace = Pace {
             steps: settings.steps,
             learning_rate: settings.learning_rate,
             warmup_fraction: settings.warmup_fraction,
             final_lr_fraction: settings.final_lr_fraction,
             // Another order than in the first phase.
-            seed: recipe.train.seed.wrapping_add(1),
+            seed: self.job.recipe.train.seed.wrapping_add(1),
         };
         self.finish(&self.phase(student, pace, place, checkpoint)?)
+    }
+
+    /// The student as `checkpoint` has it.
+    fn restored<M: Student<A>>(
+        &self,
+        student: M,
+        place: &Place,
+        checkpoint: &Checkpoint,
+    ) -> Result<M::InnerModule, DistillError> {
+        // Of the pace nothing is needed: no step is taken.
+        let pace = Pace {
+            steps: 1,
+            learning_rate: 0.0,
+            warmup_fraction: 0.0,
+            final_lr_fraction: 0.0,
+            seed: 0,
+        };
+        let trainer = Trainer::new(student, self.job.recipe, &self.setting, pace, self.device)?;
+        let trainer = trainer.restored(checkpoint, place.taken())?;
+        Ok(trainer.pupil.into_student().valid())
     }
 
     /// Trains through a phase, or what `checkpoint` left of it.
@@ -472,26 +484,4 @@ pub fn collapse_run<A: AutodiffBackend>(
     };
     let evaluation = run.evaluate("evaluating the exported student", &student.student);
     Ok((checkpoint.run().step, evaluation))
-}
-
-impl<A: AutodiffBackend> Run<'_, A> {
-    /// The student as `checkpoint` has it.
-    fn restored<M: Student<A>>(
-        &self,
-        student: M,
-        place: &Place,
-        checkpoint: &Checkpoint,
-    ) -> Result<M::InnerModule, DistillError> {
-        // Of the pace nothing is needed: no step is taken.
-        let pace = Pace {
-            steps: 1,
-            learning_rate: 0.0,
-            warmup_fraction: 0.0,
-            final_lr_fraction: 0.0,
-            seed: 0,
-        };
-        let trainer = Trainer::new(student, self.job.recipe, &self.setting, pace, self.device)?;
-        let trainer = trainer.restored(checkpoint, place.taken())?;
-        Ok(trainer.pupil.into_student().valid())
-    }
 }

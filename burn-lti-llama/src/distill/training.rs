@@ -12,17 +12,17 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::decoder::CausalLm;
-use burn_lti::loss::{DistillationLoss, FeatureDistance, FeatureLoss, LossSchedule, SparseForm};
+use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::train::{
-    Checkpoint, Distiller, GlobalNormClip, GradNorm, LayerPair, SharedOptimizer, SilentRenderer,
-    StepClock, StepStrategy, WarmupCosine,
+    Checkpoint, Distiller, GlobalNormClip, GradNorm, SharedOptimizer, SilentRenderer, StepClock,
+    StepStrategy, WarmupCosine,
 };
 
 use super::DistillError;
 use super::hook::Hook;
 use super::setting::{Setting, TrainingTeacher};
 use crate::data::loader;
-use crate::recipe::{FeatureKind, Recipe, Sparse};
+use crate::recipe::Recipe;
 
 /// A student and the teacher that it learns from.
 pub(super) type Pupil<A, M> =
@@ -92,10 +92,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         let loss = loss(recipe, pace.steps)?;
         let mut pupil = Distiller::new(student, setting.lesson.clone(), loss)?;
         if let Some(feature) = &setting.plan.loss.feature {
-            pupil = pupil.with_pairs(feature.pairs.iter().map(|pair| LayerPair {
-                student: pair.student,
-                teacher: pair.teacher,
-            }))?;
+            pupil = pupil.with_pairs(feature.pairs.iter().copied())?;
             if feature.projector {
                 pupil = pupil.with_projectors(setting.plan.teacher.hidden_size, device);
             }
@@ -188,16 +185,9 @@ fn loss(recipe: &Recipe, steps: usize) -> Result<LossSchedule, DistillError> {
     let (alpha, temperature) = (section.alpha, section.temperature);
     let mut loss = DistillationLoss::new(alpha.start(), temperature.start(), section.chunk_tokens)?
         .with_divergence(section.divergence)?
-        .with_sparse(match section.sparse {
-            Sparse::Tail => SparseForm::Tail,
-            Sparse::Renormalised => SparseForm::Renormalised,
-        });
+        .with_sparse(section.sparse);
     if let Some(feature) = &section.feature {
-        let distance = match feature.kind {
-            FeatureKind::Cosine => FeatureDistance::Cosine,
-            FeatureKind::L2 => FeatureDistance::L2,
-        };
-        loss = loss.with_feature(FeatureLoss::new(distance, feature.weight.start())?);
+        loss = loss.with_feature(FeatureLoss::new(feature.kind, feature.weight.start())?);
     }
     let mut schedule = LossSchedule::new(loss, steps)
         .with_alpha(alpha)?

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use burn_lti::dense::{MapKind, Slot};
+use burn_lti::train::LayerPair;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -55,60 +56,6 @@ impl From<Phase2Trained> for Trained {
 impl fmt::Display for Phase2Trained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Trained::from(*self).fmt(f)
-    }
-}
-
-/// How the mass that a teacher's cached top-k leaves out counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sparse {
-    /// As one more outcome, whose mass is what both models give to all tokens outside the top-k.
-    #[default]
-    Tail,
-    /// Not at all: both models are renormalised over the top-k.
-    Renormalised,
-}
-
-/// How a layer of the student is compared with one of the teacher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FeatureKind {
-    /// By their direction.
-    #[default]
-    Cosine,
-    /// By their squared distance.
-    L2,
-}
-
-impl fmt::Display for FeatureKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FeatureKind::Cosine => "cosine",
-            FeatureKind::L2 => "l2",
-        })
-    }
-}
-
-/// A layer of the student and the layer of the teacher that it is compared with, written
-/// `[student, teacher]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "[usize; 2]", into = "[usize; 2]")]
-pub struct LayerPair {
-    /// The student's, counted from 0.
-    pub student: usize,
-    /// The teacher's, counted from 0.
-    pub teacher: usize,
-}
-
-impl From<[usize; 2]> for LayerPair {
-    fn from([student, teacher]: [usize; 2]) -> Self {
-        Self { student, teacher }
-    }
-}
-
-impl From<LayerPair> for [usize; 2] {
-    fn from(LayerPair { student, teacher }: LayerPair) -> Self {
-        [student, teacher]
     }
 }
 

@@ -21,9 +21,7 @@ use std::path::{Path, absolute};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-pub use choice::{
-    FeatureKind, LayerPair, LayerPairs, Layers, MapChoice, Phase2Trained, Sparse, Trained,
-};
+pub use choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 pub use error::RecipeError;
 pub use sections::{
     DataSection, FeatureSection, LossSection, LtiSection, Phase2Section, Plateau, StudentSection,
@@ -71,7 +69,7 @@ pub struct Recipe {
     pub train: TrainSection,
     /// How its training goes on once the maps are folded away. Default: it does not.
     pub phase2: Option<Phase2Section>,
-    /// What is copied, shared and frozen besides.
+    /// What is frozen besides.
     #[serde(default)]
     pub weights: WeightsSection,
     /// On what it is trained and measured.
@@ -133,11 +131,10 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::PathBuf;
 
     use burn_lti::dense::{KernelPrecision, MapKind, Slot};
-    use burn_lti::loss::{Curve, Divergence, Schedule};
+    use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
     use burn_lti::start::Start;
 
     use super::*;
@@ -203,8 +200,6 @@ mod tests {
         tensorboard = true
         [weights]
         freeze = ['model\.norm\.weight']
-        copy = { 'model\.layers\.(\d+)\.mlp\.(.*)' = 'model.layers.${1}.mlp.$2' }
-        share = { 'model\.embed_tokens\.weight' = 'lm_head.weight' }
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
@@ -251,7 +246,7 @@ mod tests {
                 alpha: Schedule::constant(1.0),
                 temperature: Schedule::constant(1.0),
                 divergence: Divergence::ForwardKl,
-                sparse: Sparse::Tail,
+                sparse: SparseForm::Tail,
                 chunk_tokens: 512,
                 feature: None,
             }
@@ -290,7 +285,7 @@ mod tests {
             recipe.loss.feature,
             Some(FeatureSection {
                 weight: Schedule::constant(2.0),
-                kind: FeatureKind::Cosine,
+                kind: FeatureDistance::Cosine,
                 pairs: LayerPairs::Same,
                 projector: false,
             })
@@ -332,12 +327,12 @@ mod tests {
         assert_eq!(alpha, Schedule::new(Curve::Linear, 0.9, 0.5));
         assert_eq!(temperature, Schedule::constant(2.0));
         assert_eq!(divergence, Divergence::JensenShannon { beta: 0.5 });
-        assert_eq!((sparse, chunk_tokens), (Sparse::Renormalised, 64));
+        assert_eq!((sparse, chunk_tokens), (SparseForm::Renormalised, 64));
         assert_eq!(
             feature,
             Some(FeatureSection {
                 weight: Schedule::new(Curve::Cosine, 1.0, 0.0),
-                kind: FeatureKind::L2,
+                kind: FeatureDistance::L2,
                 pairs: LayerPairs::These(vec![[0, 1].into(), [2, 3].into()]),
                 projector: true,
             })
@@ -355,18 +350,10 @@ mod tests {
         assert_eq!((accumulate, checkpoint_every), (4, Some(50)));
         assert_eq!((keep_checkpoints, patience), (3, Some(4)));
         assert!(tensorboard);
-        let rule = |pattern: &str, template: &str| {
-            BTreeMap::from([(pattern.to_owned(), template.to_owned())])
-        };
         assert_eq!(
             recipe.weights,
             WeightsSection {
                 freeze: vec![r"model\.norm\.weight".to_owned()],
-                copy: rule(
-                    r"model\.layers\.(\d+)\.mlp\.(.*)",
-                    "model.layers.${1}.mlp.$2"
-                ),
-                share: rule(r"model\.embed_tokens\.weight", "lm_head.weight"),
             }
         );
     }
@@ -620,7 +607,6 @@ mod tests {
             ("phase2=3", "phase2"),
             ("phase2.plateau=3", "phase2.plateau"),
             ("weights.freeze=a", "weights.freeze"),
-            ("weights.copy={ a = 1 }", "weights.copy.a"),
         ] {
             let error = match setting.contains('.') {
                 true => refused(setting),
@@ -699,14 +685,10 @@ mod tests {
     }
 
     #[test]
-    fn checks_patterns_and_templates() {
+    fn checks_patterns() {
         assert!(matches!(
             refused("weights.freeze=['a', '(']"),
             RecipeError::Pattern { key: "weights.freeze", pattern, .. } if pattern == "("
-        ));
-        assert!(matches!(
-            refused("weights.copy={ 'q' = '$1' }"),
-            RecipeError::Template { key: "weights.copy", group, .. } if group == "1"
         ));
     }
 

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use burn_lti::dense::KernelPrecision;
-use burn_lti::loss::{Divergence, Schedule};
+use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::start::Start;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{FeatureKind, LayerPairs, Layers, MapChoice, Phase2Trained, Sparse, Trained};
+use super::choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 use super::{divergence, schedule};
 use crate::hf::WeightType;
 
@@ -85,7 +85,7 @@ pub struct LossSection {
     #[serde(with = "divergence")]
     pub divergence: Divergence,
     /// How the mass outside a cached top-k counts. Default: `tail`.
-    pub sparse: Sparse,
+    pub sparse: SparseForm,
     /// Tokens for which logits exist at a time. Default: 512.
     pub chunk_tokens: usize,
     /// A loss between layers of both models. Default: none.
@@ -98,7 +98,7 @@ impl Default for LossSection {
             alpha: Schedule::constant(1.0),
             temperature: Schedule::constant(1.0),
             divergence: Divergence::ForwardKl,
-            sparse: Sparse::default(),
+            sparse: SparseForm::default(),
             chunk_tokens: 512,
             feature: None,
         }
@@ -115,7 +115,7 @@ pub struct FeatureSection {
     pub weight: Schedule,
     /// How two layers are compared. Default: `cosine`.
     #[serde(default)]
-    pub kind: FeatureKind,
+    pub kind: FeatureDistance,
     /// The layers compared, as `[student, teacher]`. Default: `same`, each layer of the student with
     /// that of the same number.
     #[serde(default)]

@@ -301,6 +301,17 @@ fn a_cached_teacher_teaches_what_the_teacher_does() {
     let seq_len = [&cached[..], &["--set", "train.seq_len=12"]].concat();
     let errors = workshop.fail(&distill("other", &seq_len));
     assert!(errors.contains("cache-teacher"), "{errors}");
+    // The last bit of the last weight.
+    let weights = workshop.path("teacher/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).unwrap();
+    let errors = workshop.fail(&distill("another", &cached));
+    assert!(errors.contains("another teacher"), "{errors}");
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).unwrap();
+
     let file = workshop.path("top/shard-00000.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let last = bytes.len() - 1;

@@ -1,11 +1,15 @@
 //! [`FeatureLoss`]: how far the student's attention outputs are from the teacher's.
 
+use std::fmt;
+
 use burn::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::LossError;
 
 /// The distance of two features.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FeatureDistance {
     /// `1 - cos(student, teacher)`. A norm below 1e-6 counts as 1e-6, and has no gradient, so that
     /// features of nothing make no infinity (optax's `cosine_distance` with its `safe_norm`).
@@ -13,6 +17,15 @@ pub enum FeatureDistance {
     Cosine,
     /// The mean of the squared differences over the features.
     L2,
+}
+
+impl fmt::Display for FeatureDistance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cosine => "cosine",
+            Self::L2 => "l2",
+        })
+    }
 }
 
 /// `weight` times the distance, averaged over pairs of layers and tokens with a target.

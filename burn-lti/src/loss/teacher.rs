@@ -5,6 +5,8 @@ use std::ops::Range;
 use burn::prelude::*;
 use burn::tensor::activation::{log_softmax, softmax};
 
+use serde::{Deserialize, Serialize};
+
 use crate::decoder::Head;
 
 /// What a teacher says of `n` tokens.
@@ -36,7 +38,8 @@ pub struct TopK<B: Backend> {
 }
 
 /// How the tokens outside a teacher's top `k` count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SparseForm {
     /// Together, as one more outcome: what the student gives to them costs it something.
     ///

@@ -7,6 +7,7 @@ use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use serde::{Deserialize, Serialize};
 
 use super::optimizer::scale_gradients;
 use super::tied::collect_gradients;
@@ -15,13 +16,27 @@ use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch, Watch};
 use crate::loss::{FeaturePair, LossError, LossInput, LossSchedule, LossSums, LossSumsTensor};
 
-/// A layer of the student and the layer of the teacher that it is compared with, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A layer of the student and the layer of the teacher that it is compared with, counted from 0;
+/// `[student, teacher]` in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[usize; 2]", into = "[usize; 2]")]
 pub struct LayerPair {
     /// Of the student.
     pub student: usize,
     /// Of the teacher.
     pub teacher: usize,
+}
+
+impl From<[usize; 2]> for LayerPair {
+    fn from([student, teacher]: [usize; 2]) -> Self {
+        Self { student, teacher }
+    }
+}
+
+impl From<LayerPair> for [usize; 2] {
+    fn from(LayerPair { student, teacher }: LayerPair) -> Self {
+        [student, teacher]
+    }
 }
 
 /// A student that learns from a teacher.

@@ -1,5 +1,6 @@
 //! The feature loss: its gradient beside Burn's, on features alone and through a whole student.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::optim::GradientsParams;
@@ -122,21 +123,20 @@ fn a_step_has_the_gradient_of_the_feature_loss<A: AutodiffBackend>(device: A::De
 
         // As for the gradient of the whole loss in `train.rs`: twice the roundings of a forward pass,
         // relative to the norm of all that was added up.
-        let flat = |by_name: &std::collections::BTreeMap<String, Vec<f64>>| {
+        let flat = |by_name: &BTreeMap<String, Vec<f64>>| {
             by_name.values().flatten().copied().collect::<Vec<f64>>()
         };
         let norm = |all: &[f64]| all.iter().map(|value| value * value).sum::<f64>().sqrt();
         let tolerance = |all: &[f64]| Tolerance::Uniform(2.0 * rounding(1400) * norm(all));
-        let (with, expected) = (with, expected);
-        let mut found = Vec::new();
-        let mut plain = Vec::new();
+        let (mut found, mut plain) = (Vec::new(), Vec::new());
         for (name, values) in &with {
-            let own = without.get(name).map_or(0.0, |_| 1.0);
+            // Not every parameter is reached by both losses.
+            let of = |gradients: &BTreeMap<String, Vec<f64>>, index: usize| {
+                gradients.get(name).map_or(0.0, |values| values[index])
+            };
             for (index, value) in values.iter().enumerate() {
-                let kl = without.get(name).map_or(0.0, |values| values[index]);
-                let feature = expected.get(name).map_or(0.0, |values| values[index]);
                 found.push(*value);
-                plain.push(own * kl + feature);
+                plain.push(of(&without, index) + of(&expected, index));
             }
         }
         assert_close(&found, &plain, &tolerance(&plain));

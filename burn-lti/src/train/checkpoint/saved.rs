@@ -15,10 +15,10 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
 use super::trained::{self, TrainedFile};
+use crate::cache::sha256;
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
@@ -246,8 +246,4 @@ fn read(path: &Path, expected: &str) -> Result<Vec<u8>, CheckpointError> {
             path: path.to_owned(),
         })
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
 }
