@@ -17,7 +17,6 @@ pub mod data;
 pub mod demo;
 pub mod distill;
 pub mod eval;
-pub mod files;
 pub mod hashes;
 pub mod hf;
 pub mod model;

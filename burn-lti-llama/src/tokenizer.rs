@@ -4,10 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burn_lti::files::{self, FileError};
 use serde::Deserialize;
 use tokenizers::Encoding;
-
-use crate::files::{self, FileError};
 
 /// The file that holds the tokenizer itself.
 const TOKENIZER: &str = "tokenizer.json";

@@ -18,7 +18,7 @@
 //! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
 //!
-//! [`backend`] names what this build can compute on.
+//! [`backend`] names what this build can compute on, [`files`] writes files that are whole.
 //!
 //! This crate knows tensors, Burn's traversal and files of its own, no model and no model's files: for
 //! the Llama family, Hugging Face folders and the `burn-lti` command see the crate `burn-lti-llama`.
@@ -29,6 +29,7 @@ pub mod collapse;
 mod compat;
 pub mod decoder;
 pub mod dense;
+pub mod files;
 pub mod inject;
 pub mod loss;
 pub mod start;

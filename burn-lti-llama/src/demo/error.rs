@@ -3,12 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use burn_lti::files::FileError;
 use thiserror::Error;
 
 use super::vocabulary::VocabularyError;
 use crate::data::DataError;
 use crate::distill::DistillError;
-use crate::files::FileError;
 use crate::hf::HfError;
 use crate::recipe::RecipeError;
 use crate::tokenizer::TokenizerError;

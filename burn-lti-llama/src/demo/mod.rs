@@ -12,6 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::files::write_atomically;
 use burn_lti::start::Start;
 use serde::Serialize;
 
@@ -19,7 +20,6 @@ pub use error::DemoError;
 use grammar::StoryGrammar;
 
 use crate::distill::{Event, Listener, OutputDir, Summary, distill};
-use crate::files::write_atomically;
 use crate::recipe::Recipe;
 
 /// What the demo found.

@@ -25,6 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use burn_lti::files::{FileError, write_atomically};
 use tokenizers::{
     AddedToken, Tokenizer,
     decoders::{fuse::Fuse, sequence::Sequence as Decoders, wordpiece::WordPiece},
@@ -39,8 +40,6 @@ use tokenizers::{
     processors::template::TemplateProcessing,
     tokenizer::SplitDelimiterBehavior,
 };
-
-use crate::files::{FileError, write_atomically};
 
 /// The token for a word that is not in the vocabulary; id 0.
 pub const UNKNOWN: &str = "<unk>";

@@ -10,12 +10,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burn_lti::files::{FileError, write_atomically};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::{Table, Value};
 
-use crate::files::{FileError, write_atomically};
 use crate::hashes::{HashError, hash_file, hash_teacher};
 use crate::recipe::{Recipe, RecipeError};
 use crate::tokenizer;

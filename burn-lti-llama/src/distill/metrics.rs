@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use burn_lti::files::{FileError, write_atomically};
 use burn_lti::loss::LossSums;
 use burn_lti::train::StepReport;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,6 @@ use thiserror::Error;
 
 use super::{Event, Listener, TensorBoard};
 use crate::eval::Evaluation;
-use crate::files::{FileError, write_atomically};
 
 /// The highest cross-entropy of which a perplexity is taken, as in MaxText's
 /// `CombinedDistillationStrategy`.

@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burn_lti::files::write_atomically;
+
 use super::{DistillError, Manifest, Summary};
-use crate::files::write_atomically;
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.

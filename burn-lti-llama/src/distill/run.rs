@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn_lti::collapse::collapse;
 use burn_lti::decoder::CausalLm;
-use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
@@ -17,13 +15,13 @@ use super::manifest::{Compute, Manifest};
 use super::metrics::MetricsLog;
 use super::output::Existing;
 use super::setting::Setting;
-use super::student::{free_student, learning_student, thawed};
+use super::student::{free_student, learning_student, second_phase_student, thawed};
 use super::tensorboard::TensorBoard;
 use super::training::{Pace, Student, Trainer};
 use super::{DistillError, Event, Listener, OutputDir, Summary};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, PlainLlama};
-use crate::recipe::{Phase2Section, Recipe, Trained};
+use crate::recipe::{Recipe, Trained};
 
 /// A run to be: a recipe, the folder for its results, and who is told of it.
 ///
@@ -165,6 +163,8 @@ struct Run<'a, A: AutodiffBackend> {
 /// A student after a phase.
 struct Ended<M> {
     student: M,
+    /// The step of the run that it is the student of.
+    student_step: usize,
     place: Place,
     trainable_parameters: usize,
 }
@@ -175,17 +175,17 @@ impl<A: AutodiffBackend> Run<'_, A> {
         let recipe = self.job.recipe;
         let place = checkpoint.as_ref().map(Place::at).transpose()?;
         let place = place.filter(|place| place.phase == Phase::Second);
-        if let Some((place, settings)) = place.zip(recipe.phase2.as_ref()) {
+        if let Some(place) = place {
             let student = self.skeleton_of_second_phase()?;
-            return self.second_phase(student, settings, place, checkpoint.as_ref());
+            return self.second_phase(student, place, checkpoint.as_ref());
         }
         self.tell(Event::Stage("starting the student"));
         match recipe.lti.train {
             Trained::Maps => {
                 let ended = self.first_phase(self.learning()?, checkpoint.as_ref())?;
                 match &recipe.phase2 {
-                    Some(settings) if ended.place.end != Some(PhaseEnd::Interrupted) => {
-                        self.fold_and_go_on(&ended, settings)
+                    Some(_) if ended.place.end != Some(PhaseEnd::Interrupted) => {
+                        self.fold_and_go_on(&ended)
                     }
                     _ => self.finish(&ended),
                 }
@@ -212,31 +212,19 @@ impl<A: AutodiffBackend> Run<'_, A> {
             Some(checkpoint) => Place::at(checkpoint)?,
             None => Place::begin(self.evaluate("evaluating the start", &student.valid())),
         };
-        let settings = &self.job.recipe.train;
-        let pace = Pace {
-            steps: settings.steps,
-            learning_rate: settings.learning_rate,
-            warmup_fraction: settings.warmup_fraction,
-            final_lr_fraction: settings.final_lr_fraction,
-            seed: settings.seed,
-        };
-        self.phase(student, pace, place, checkpoint)
+        self.phase(student, place, checkpoint)
     }
 
     /// Folds the maps away and trains what they made.
     fn fold_and_go_on<M: CausalLm<A::InnerBackend>>(
         &self,
         ended: &Ended<M>,
-        settings: &Phase2Section,
     ) -> Result<Summary, DistillError> {
         let maps = self.evaluate("evaluating the maps", &ended.student);
-        let collapsed = collapse(&ended.student, self.job.recipe.lti.precision)?;
-        let tensors = TensorSet::from_inner(collapsed.tensors());
-        let plain =
-            crate::hf::plain_from_tensors::<A>(&self.setting.plan.student, &tensors, self.device)?;
-        let student = thawed(plain, &self.setting.plan);
+        let (recipe, plan) = (self.job.recipe, &self.setting.plan);
+        let student = second_phase_student::<A>(recipe, plan, &ended.student, self.device)?;
         let place = ended.place.clone().second_phase(maps);
-        self.second_phase(student, settings, place, None)
+        self.second_phase(student, place, None)
     }
 
     /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
@@ -249,19 +237,10 @@ impl<A: AutodiffBackend> Run<'_, A> {
     fn second_phase(
         &self,
         student: PlainLlama<A>,
-        settings: &Phase2Section,
         place: Place,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Summary, DistillError> {
-        let pace = Pace {
-            steps: settings.steps,
-            learning_rate: settings.learning_rate,
-            warmup_fraction: settings.warmup_fraction,
-            final_lr_fraction: settings.final_lr_fraction,
-            // Another order than in the first phase.
-            seed: self.job.recipe.train.seed.wrapping_add(1),
-        };
-        self.finish(&self.phase(student, pace, place, checkpoint)?)
+        self.finish(&self.phase(student, place, checkpoint)?)
     }
 
     /// The student as `checkpoint` has it.
@@ -271,28 +250,43 @@ impl<A: AutodiffBackend> Run<'_, A> {
         place: &Place,
         checkpoint: &Checkpoint,
     ) -> Result<M::InnerModule, DistillError> {
-        // Of the pace nothing is needed: no step is taken.
-        let pace = Pace {
-            steps: 1,
-            learning_rate: 0.0,
-            warmup_fraction: 0.0,
-            final_lr_fraction: 0.0,
-            seed: 0,
-        };
+        let pace = self.pace(place.phase);
         let trainer = Trainer::new(student, self.job.recipe, &self.setting, pace, self.device)?;
         let trainer = trainer.restored(checkpoint, place.taken())?;
         Ok(trainer.pupil.into_student().valid())
+    }
+
+    /// The steps of a phase.
+    fn pace(&self, phase: Phase) -> Pace {
+        let (train, phase2) = (&self.job.recipe.train, &self.job.recipe.phase2);
+        match (phase, phase2) {
+            (Phase::Second, Some(phase2)) => Pace {
+                steps: phase2.steps,
+                learning_rate: phase2.learning_rate,
+                warmup_fraction: phase2.warmup_fraction,
+                final_lr_fraction: phase2.final_lr_fraction,
+                // Another order than in the first phase.
+                seed: train.seed.wrapping_add(1),
+            },
+            _ => Pace {
+                steps: train.steps,
+                learning_rate: train.learning_rate,
+                warmup_fraction: train.warmup_fraction,
+                final_lr_fraction: train.final_lr_fraction,
+                seed: train.seed,
+            },
+        }
     }
 
     /// Trains through a phase, or what `checkpoint` left of it.
     fn phase<M: Student<A>>(
         &self,
         student: M,
-        pace: Pace,
         place: Place,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let recipe = self.job.recipe;
+        let (recipe, pace) = (self.job.recipe, self.pace(place.phase));
+        let skeleton = recipe.train.patience.map(|_| student.clone());
         let trainer = Trainer::new(student, recipe, &self.setting, pace, self.device)?;
         let trainer = match checkpoint {
             Some(checkpoint) => trainer.restored(checkpoint, place.taken())?,
@@ -300,11 +294,8 @@ impl<A: AutodiffBackend> Run<'_, A> {
         };
         let trainable_parameters = trainer.trainable_parameters();
         if place.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
-            return Ok(Ended {
-                student: trainer.pupil.into_student().valid(),
-                place,
-                trainable_parameters,
-            });
+            let last = trainer.pupil.into_student().valid();
+            return self.ended(last, skeleton, place, trainable_parameters);
         }
         self.tell(Event::Stage(match place.phase {
             Phase::First => "training",
@@ -336,8 +327,29 @@ impl<A: AutodiffBackend> Run<'_, A> {
             .unwrap_or_else(PoisonError::into_inner)
             .place
             .clone();
+        self.ended(student, skeleton, place, trainable_parameters)
+    }
+
+    /// A phase that is over, with the student of its last step; or, where patience ended it, with the
+    /// best that it had, for which `skeleton` is filled once more.
+    fn ended<M: Student<A>>(
+        &self,
+        last: M::InnerModule,
+        skeleton: Option<M>,
+        place: Place,
+        trainable_parameters: usize,
+    ) -> Result<Ended<M::InnerModule>, DistillError> {
+        let (mut student, mut student_step) = (last, place.log.counts.steps);
+        if let (Some(PhaseEnd::Patience), Some(skeleton)) = (place.end, skeleton)
+            && let Some(best) = self.job.checkpoints()?.best()
+            && Place::at(best)?.phase == place.phase
+        {
+            student = self.restored(skeleton, &place, best)?;
+            student_step = best.run().step;
+        }
         Ok(Ended {
             student,
+            student_step,
             place,
             trainable_parameters,
         })
@@ -387,6 +399,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
         out.accept_student()?;
         let end = self.evaluate("evaluating the exported student", &exported.student);
         let summary = Summary::new(self.job.recipe, &self.setting.plan, &ended.place, &end)
+            .with_student_step(ended.student_step)
             .with_trainable_parameters(ended.trainable_parameters)
             .with_collapse_difference(exported.difference)
             .with_total_seconds(self.began.elapsed().as_secs_f64());

@@ -1,17 +1,18 @@
 //! The student at its start.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
-use burn_lti::decoder::{LayerSelection, LtiSpec, SlotMaps};
+use burn_lti::decoder::{CausalLm, LayerSelection, LtiSpec, SlotMaps};
 use burn_lti::dense::Slot;
-use burn_lti::inject::set_trainable;
+use burn_lti::inject::{InjectError, ShareRule, set_trainable};
 use burn_lti::tensors::TensorSet;
 
 use super::DistillError;
+use crate::config::projection_name;
 use crate::hf::burn_name;
 use crate::model::{LearningLlama, PlainLlama};
 use crate::plan::Plan;
@@ -28,7 +29,14 @@ pub fn learning_student<A: AutodiffBackend>(
     teacher: &TensorSet<A::InnerBackend>,
     device: &A::Device,
 ) -> Result<LearningLlama<A>, DistillError> {
-    let learning = start::<A>(recipe, plan, &TensorSet::from_inner(teacher), device)?;
+    let shares = shares(&plan.weights.shared)?;
+    let learning = start::<A>(
+        recipe,
+        plan,
+        &TensorSet::from_inner(teacher),
+        shares,
+        device,
+    )?;
     Ok(with_trained(learning, plan))
 }
 
@@ -43,11 +51,37 @@ pub fn free_student<A: AutodiffBackend>(
     teacher: &TensorSet<A::InnerBackend>,
     device: &A::Device,
 ) -> Result<PlainLlama<A>, DistillError> {
-    let learning = start::<A::InnerBackend>(recipe, plan, teacher, device)?;
-    let collapsed = collapse(&learning, recipe.lti.precision)?;
+    let learning = start::<A::InnerBackend>(recipe, plan, teacher, Vec::new(), device)?;
+    Ok(with_trained(folded(recipe, plan, &learning, device)?, plan))
+}
+
+/// `learning` with its maps folded away, what the plan shares one variable.
+fn folded<A: AutodiffBackend>(
+    recipe: &Recipe,
+    plan: &Plan,
+    learning: &impl CausalLm<A::InnerBackend>,
+    device: &A::Device,
+) -> Result<PlainLlama<A>, DistillError> {
+    let collapsed = collapse(learning, recipe.lti.precision)?;
     let tensors = TensorSet::from_inner(collapsed.tensors());
-    let plain = crate::hf::plain_from_tensors::<A>(&plan.student, &tensors, device)?;
-    Ok(with_trained(plain, plan))
+    let shares = shares(&plan.weights.shared_without_maps)?;
+    let plain = crate::hf::plain_with_shares::<A>(&plan.student, &tensors, shares, device)?;
+    Ok(plain)
+}
+
+/// The student of the second phase: what `learning` learned without its maps, with those parameters
+/// training that the plan's second phase trains.
+///
+/// # Errors
+///
+/// [`DistillError`] if it cannot be collapsed.
+pub(super) fn second_phase_student<A: AutodiffBackend>(
+    recipe: &Recipe,
+    plan: &Plan,
+    learning: &impl CausalLm<A::InnerBackend>,
+    device: &A::Device,
+) -> Result<PlainLlama<A>, DistillError> {
+    Ok(thawed(folded(recipe, plan, learning, device)?, plan))
 }
 
 /// The student without maps, with those parameters training that the plan's second phase trains.
@@ -62,6 +96,7 @@ fn start<B: Backend>(
     recipe: &Recipe,
     plan: &Plan,
     teacher: &TensorSet<B>,
+    shares: Vec<ShareRule>,
     device: &B::Device,
 ) -> Result<LearningLlama<B>, DistillError> {
     let spec = LtiSpec {
@@ -79,9 +114,32 @@ fn start<B: Backend>(
     };
     let awaiting = PlainLlama::<B>::init(&plan.student, device).learn_to_init(&spec)?;
     let new = plan.new_tensors().map(|tensor| burn_name(&tensor.name));
-    let rules = awaiting.rules_by_name(new)?;
+    let mut rules = awaiting.rules_by_name(new)?.with_shares(shares);
+    for (name, from) in &plan.weights.copied {
+        rules = rules.with_source(&learning_name(plan, name), &burn_name(from))?;
+    }
     let (learning, _) = awaiting.inject(teacher, &rules)?;
     Ok(learning)
+}
+
+/// The name of a tensor of the student, given without maps, in the model that has them.
+fn learning_name(plan: &Plan, name: &str) -> String {
+    let is_learned = |module: &&str| {
+        let slots = |layer: &usize| Slot::ALL.map(|slot| projection_name(*layer, slot));
+        plan.layers
+            .iter()
+            .flat_map(slots)
+            .any(|slot| slot == **module)
+    };
+    match name.strip_suffix(".weight").filter(is_learned) {
+        Some(module) => format!("{module}.c"),
+        None => burn_name(name),
+    }
+}
+
+fn shares(shares: &BTreeMap<String, String>) -> Result<Vec<ShareRule>, InjectError> {
+    let rule = |(to, from): (&String, &String)| ShareRule::exact(&burn_name(from), &burn_name(to));
+    shares.iter().map(rule).collect()
 }
 
 /// The model with exactly those parameters training that the plan says.

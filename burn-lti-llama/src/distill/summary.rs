@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::hook::{PhaseEnd, Place};
+use super::hook::{Phase, PhaseEnd, Place};
 use crate::eval::Evaluation;
-use crate::plan::Plan;
+use crate::plan::{Plan, StepFlops};
 use crate::recipe::Recipe;
 
 /// A finished run. What could not be measured is absent.
@@ -37,10 +37,15 @@ pub struct Summary {
     pub steps: usize,
     /// Why there were no more of them.
     pub ending: PhaseEnd,
+    /// The step whose student was exported: the last, or the best before patience was at its end.
+    pub student_step: usize,
     /// Wall time of the training loop.
     pub seconds: f64,
     /// `tokens / seconds`
     pub tokens_per_second: f64,
+    /// Floating-point operations of the steps, counted from the configurations, by the training loop's
+    /// seconds.
+    pub flops_per_second: f64,
     /// Wall time of the whole run, evaluations and export included.
     pub total_seconds: f64,
     /// Largest resident memory of the process so far.
@@ -78,7 +83,9 @@ impl Summary {
             steps: counts.steps,
             ending: place.end.unwrap_or(PhaseEnd::Finished),
             seconds: counts.seconds,
+            student_step: counts.steps,
             tokens_per_second: counts.tokens / counts.seconds,
+            flops_per_second: flops(plan, place) / counts.seconds,
             total_seconds: 0.0,
             peak_rss_bytes: peak_rss_bytes(),
             trainable_parameters: 0,
@@ -89,6 +96,11 @@ impl Summary {
             collapse_max_abs_logit_diff: None,
             seed: recipe.train.seed,
         }
+    }
+
+    pub(super) fn with_student_step(mut self, step: usize) -> Self {
+        self.student_step = step;
+        self
     }
 
     pub(super) fn with_trainable_parameters(mut self, parameters: usize) -> Self {
@@ -119,6 +131,18 @@ impl Summary {
     pub fn to_json(&self) -> Value {
         // A struct of numbers always serializes; a number that is not finite becomes null.
         serde_json::to_value(self).unwrap_or_default()
+    }
+}
+
+/// Of all steps taken, in both phases.
+fn flops(plan: &Plan, place: &Place) -> f64 {
+    let of_phase = |steps: usize, flops: &StepFlops| steps as f64 * flops.total();
+    let first = &plan.totals.step_flops;
+    match (place.phase, &plan.phase2) {
+        (Phase::Second, Some(phase2)) => {
+            of_phase(place.phase_begins, first) + of_phase(place.taken(), &phase2.step_flops)
+        }
+        _ => of_phase(place.taken(), first),
     }
 }
 

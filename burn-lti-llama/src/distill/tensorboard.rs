@@ -17,9 +17,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use burn_lti::files::FileError;
 use crc::{CRC_32_ISCSI, Crc};
-
-use crate::files::FileError;
 
 /// TensorBoard takes files with `.tfevents.` in their names, and reads them in the names' order.
 const PREFIX: &str = "events.out.tfevents.";

@@ -1,10 +1,11 @@
 //! One phase of a run: a student, its optimizer, and the steps it takes under Burn's Learner.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{AdamW, AdamWConfig};
 use burn::prelude::*;
@@ -12,10 +13,11 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::decoder::CausalLm;
+use burn_lti::inject::tie;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::train::{
     Checkpoint, Distiller, GlobalNormClip, GradNorm, SharedOptimizer, SilentRenderer, StepClock,
-    StepStrategy, WarmupCosine,
+    StepStrategy, Tied, WarmupCosine,
 };
 
 use super::DistillError;
@@ -30,7 +32,7 @@ pub(super) type Pupil<A, M> =
 
 /// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one.
 pub(super) type PupilOptimizer<A, M> =
-    SharedOptimizer<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>;
+    SharedOptimizer<Tied<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>>;
 
 /// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +110,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         Ok(Self {
             pupil: pupil.with_clock(clock.clone()),
             norm: clip.norm(),
-            optimizer: SharedOptimizer::new(clip),
+            optimizer: SharedOptimizer::new(Tied::new(clip)),
             clock,
             pace,
             taken: 0,
@@ -123,7 +125,8 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
     ) -> Result<Self, DistillError> {
         let (pupil, optimizer) = checkpoint.restore_into(self.pupil, self.optimizer)?;
         Ok(Self {
-            pupil,
+            // Each parameter was restored on its own.
+            pupil: tie(pupil),
             optimizer,
             taken,
             ..self
@@ -198,17 +201,21 @@ fn loss(recipe: &Recipe, steps: usize) -> Result<LossSchedule, DistillError> {
     Ok(schedule)
 }
 
-/// Elements of all parameters that train.
+/// Elements of all parameters that train, a shared one counted once.
 fn count_trainable<B: Backend, M: Module<B>>(module: &M) -> usize {
-    struct Count(usize);
+    #[derive(Default)]
+    struct Count {
+        seen: HashSet<ParamId>,
+        elements: usize,
+    }
     impl<B: Backend> ModuleVisitor<B> for Count {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if param.is_require_grad() {
-                self.0 += param.shape().num_elements();
+            if param.is_require_grad() && self.seen.insert(param.id) {
+                self.elements += param.shape().num_elements();
             }
         }
     }
-    let mut count = Count(0);
+    let mut count = Count::default();
     module.visit(&mut count);
-    count.0
+    count.elements
 }

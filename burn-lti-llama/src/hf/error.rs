@@ -1,11 +1,11 @@
 //! What can be wrong with a Hugging Face folder.
 
+use burn_lti::files::FileError;
 use burn_lti::inject::InjectError;
 use thiserror::Error;
 
 use super::{WeightType, WeightsError};
 use crate::config::ConfigError;
-use crate::files::FileError;
 use crate::tokenizer::TokenizerError;
 
 /// A folder that cannot be read as a model, or a model that cannot be written as one.

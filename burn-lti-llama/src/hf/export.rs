@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use burn::prelude::*;
+use burn_lti::files::write_atomically;
 use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
 use super::weights::WEIGHTS;
 use super::{HfError, NewTensor, WeightType, WeightsError, write_weights};
-use crate::files::write_atomically;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
 

@@ -13,12 +13,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use burn_lti::files::{self, FileError, HeaderError, LENGTH_BYTES, safetensors_header};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{self, Dtype, Metadata, SafeTensorError};
 use serde::{Deserialize, Serialize};
-
-use crate::files::{self, FileError};
 
 /// The file of a model that is not cut into shards.
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -27,8 +26,6 @@ pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 /// Old checkpoints carry this buffer, which every reader computes for itself.
 const IGNORED_SUFFIX: &str = "rotary_emb.inv_freq";
-/// A file starts with the length of its header, in as many bytes.
-const LENGTH_BYTES: usize = size_of::<u64>();
 /// The longest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 /// How many names an error lists.
@@ -607,41 +604,23 @@ impl Shard {
     }
 }
 
-/// The header of a safetensors file, whose tensors fill the rest of the file exactly.
-///
-/// The safetensors library checks the header's own sense. Its function for whole files adds up
-/// lengths that a hostile file can make overflow, and does not say how much of a cut-off file is
-/// missing.
 fn parse_header(file: &Path, bytes: &[u8]) -> Result<Metadata, WeightsError> {
-    let found = bytes.len() as u64;
-    let size = |expected: u64| WeightsError::Size {
-        file: file.to_owned(),
-        expected,
-        found,
-    };
-    let (length, rest) = bytes
-        .split_first_chunk::<LENGTH_BYTES>()
-        .ok_or_else(|| size(LENGTH_BYTES as u64))?;
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER {
-        return Err(WeightsError::HeaderLength {
-            file: file.to_owned(),
+    let file = || file.to_owned();
+    safetensors_header(bytes, MAX_HEADER).map_err(|error| match error {
+        HeaderError::Length { length } => WeightsError::HeaderLength {
+            file: file(),
             length,
-        });
-    }
-    let (header, data) = rest
-        .split_at_checked(length as usize)
-        .ok_or_else(|| size(LENGTH_BYTES as u64 + length))?;
-    let metadata: Metadata =
-        serde_json::from_slice(header).map_err(|source| WeightsError::Header {
-            file: file.to_owned(),
+        },
+        HeaderError::Json(source) => WeightsError::Header {
+            file: file(),
             source,
-        })?;
-    if metadata.data_len() != data.len() {
-        let before = LENGTH_BYTES as u64 + length;
-        return Err(size(before.saturating_add(metadata.data_len() as u64)));
-    }
-    Ok(metadata)
+        },
+        HeaderError::Size { expected, found } => WeightsError::Size {
+            file: file(),
+            expected,
+            found,
+        },
+    })
 }
 
 fn reading(file: &Path) -> impl FnOnce(io::Error) -> WeightsError + '_ {

@@ -163,6 +163,25 @@ pub enum RecipeError {
         /// Where and why.
         source: Box<regex::Error>,
     },
+    /// A template names a group that its pattern does not have.
+    #[error(
+        "{}: `{key}` turns \"{pattern}\" into \"{template}\", but the pattern has no group \
+         `{group}`: use one that it has; write ${{1}} for $1 where a letter, a digit or _ follows, \
+         and $$ for a dollar",
+        path.display()
+    )]
+    Template {
+        /// The file, also if the value came from an override.
+        path: PathBuf,
+        /// Section and key.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// The template.
+        template: String,
+        /// The group.
+        group: String,
+    },
     /// The recipe holds a value that TOML cannot.
     #[error("cannot write the recipe as TOML: correct the value named")]
     Write {

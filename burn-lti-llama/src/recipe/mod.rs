@@ -69,7 +69,7 @@ pub struct Recipe {
     pub train: TrainSection,
     /// How its training goes on once the maps are folded away. Default: it does not.
     pub phase2: Option<Phase2Section>,
-    /// What is frozen besides.
+    /// What is frozen, copied and shared otherwise than by default.
     #[serde(default)]
     pub weights: WeightsSection,
     /// On what it is trained and measured.
@@ -131,6 +131,7 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
 
     use burn_lti::dense::{KernelPrecision, MapKind, Slot};
@@ -200,6 +201,8 @@ mod tests {
         tensorboard = true
         [weights]
         freeze = ['model\.norm\.weight']
+        copy = { 'model\.layers\.1\.mlp\.(.*)' = 'model.layers.0.mlp.$1' }
+        share = { 'model\.layers\.2\.(.*)' = 'model.layers.3.$1' }
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
@@ -223,6 +226,10 @@ mod tests {
     fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
         Recipe::parse(text, Path::new("/recipes/half.toml"), &overrides)
+    }
+
+    fn rule(pattern: &str, template: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(pattern.to_owned(), template.to_owned())])
     }
 
     /// The error of the least recipe with one override.
@@ -354,6 +361,8 @@ mod tests {
             recipe.weights,
             WeightsSection {
                 freeze: vec![r"model\.norm\.weight".to_owned()],
+                copy: rule(r"model\.layers\.1\.mlp\.(.*)", "model.layers.0.mlp.$1"),
+                share: rule(r"model\.layers\.2\.(.*)", "model.layers.3.$1"),
             }
         );
     }

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::workshop::Workshop;
@@ -176,6 +177,11 @@ fn a_checkpoint_collapses_into_a_student() {
     let kl = |found: &Value| found["evaluation"]["kl"].as_f64().unwrap();
     assert!(kl(&best) <= kl(&latest));
 
+    let errors = workshop.fail(&["collapse", "out"]);
+    assert!(errors.contains("already holds"), "{errors}");
+    fs::remove_dir_all(workshop.path("out/student")).unwrap();
+    workshop.succeed(&["collapse", "out"]);
+    assert!(file("latest") == student(&workshop, "out"));
     let errors = workshop.fail(&["collapse", "out", "--out", "latest"]);
     assert!(errors.contains("already holds"), "{errors}");
     workshop.succeed(&["distill", "recipe.toml", "--out", "plain"]);
@@ -230,6 +236,68 @@ fn a_plateau_and_patience_end_a_phase_early() {
     assert_eq!(
         (&early["ending"], &early["steps"]),
         (&"patience".into(), &9.into())
+    );
+    // The student is the best there was.
+    assert_eq!(early["student_step"], 3);
+    let wild = ["train.learning_rate=2.0", "train.patience=2"];
+    let wild = ["--json", "--set", wild[0], "--set", wild[1]];
+    let early = workshop.json(&distill("wild", &wild));
+    assert_eq!(early["ending"], "patience", "{early}");
+    let best = workshop.json(&["collapse", "wild", "--best", "--out", "best", "--json"]);
+    assert_eq!(early["student_step"], best["step"]);
+    assert!(best["step"].as_u64() < early["steps"].as_u64(), "{early}");
+    assert_eq!(early["kl_end"], best["evaluation"]["kl"]);
+    let best = fs::read(workshop.path("best/model.safetensors")).unwrap();
+    assert!(best == student(&workshop, "wild"));
+}
+
+/// One set of weights for two layers, through both phases, a kill and the export.
+#[test]
+fn layers_that_are_one_stay_one() {
+    let workshop = Workshop::new();
+    let rules = [
+        "weights.share={ 'model\\.layers\\.0\\.(.*)' = 'model.layers.1.$1' }",
+        "weights.copy={ 'model\\.layers\\.1\\.mlp\\.(.*)' = 'model.layers.0.mlp.$1' }",
+        "phase2.steps=12",
+        "phase2.train=all",
+    ];
+    let rules: Vec<&str> = rules.iter().flat_map(|rule| ["--set", rule]).collect();
+    workshop.succeed(&distill("whole", &rules));
+    let bytes = student(&workshop, "whole");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let twin = |name: &str| {
+        let twin = name.replace(".layers.0.", ".layers.1.");
+        tensors.tensor(&twin).unwrap()
+    };
+    let layer_0 = tensors.iter();
+    let layer_0: Vec<_> = layer_0
+        .filter(|(name, _)| name.contains(".layers.0."))
+        .collect();
+    assert!(layer_0.len() >= 9, "{}", layer_0.len());
+    for (name, tensor) in layer_0 {
+        assert!(twin(name).data() == tensor.data(), "{name}");
+    }
+    let summary = fs::read_to_string(workshop.path("whole/summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert!(
+        summary["kl_end"].as_f64() < summary["kl_start"].as_f64(),
+        "{summary}"
+    );
+
+    let resume = distill("killed", &[&rules[..], &["--resume"]].concat());
+    for milliseconds in [300, 500, 400] {
+        kill_after(&workshop, &resume, milliseconds);
+    }
+    if !workshop.path("killed/summary.json").exists() {
+        workshop.succeed(&resume);
+    }
+    assert!(student(&workshop, "killed") == bytes);
+
+    let layer_9 = "weights.share={ 'model\\.layers\\.9\\.(.*)' = 'model.layers.1.$1' }";
+    let errors = workshop.fail(&distill("none", &["--set", layer_9]));
+    assert!(
+        errors.contains("weights.share") && errors.contains("burn-lti plan"),
+        "{errors}"
     );
 }
 

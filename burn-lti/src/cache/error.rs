@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::Fault;
+use crate::files::FileError;
 
 /// How many differences an error lists.
 const LISTED: usize = 10;
@@ -47,20 +48,9 @@ pub enum CacheError {
         /// What the system said.
         source: io::Error,
     },
-    /// The system refused a step of writing; what was at `file` before is still there.
-    #[error("cannot write {file}: check that the folder is writable and has room, then run again")]
-    Write {
-        /// The file.
-        file: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file was written but does not hold what was meant to be in it.
-    #[error("{file} does not hold what was written to it: check the disk, then run again")]
-    ReadBack {
-        /// The file.
-        file: PathBuf,
-    },
+    /// A file cannot be written; what was there before still is.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `index.json` is broken.
     #[error("{file} is no index of a cache: write the cache again in an empty folder")]
     Index {

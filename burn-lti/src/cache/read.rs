@@ -12,9 +12,8 @@ use safetensors::tensor::{Dtype, Metadata};
 use super::format::{Field, Index, ShardEntry};
 use super::verify::Breach;
 use super::{CacheError, CacheHeader, Fault, LogProbType, TopKRows, sha256};
+use crate::files::{HeaderError, safetensors_header};
 
-/// A safetensors file starts with the length of its header, in as many bytes.
-const LENGTH_BYTES: usize = size_of::<u64>();
 /// Many times the header of a shard. A longer one might ask for more memory than there is.
 const MAX_HEADER: u64 = 1 << 20;
 
@@ -190,41 +189,23 @@ impl Shard {
     }
 }
 
-/// The header of a safetensors file, whose tensors fill the rest of the file exactly.
-///
-/// The safetensors library checks the header's own sense. Its function for whole files adds up
-/// lengths that a hostile file can make overflow, and does not say how much of a cut-off file is
-/// missing.
 fn parse_header(shard: &Path, bytes: &[u8]) -> Result<Metadata, CacheError> {
-    let found = bytes.len() as u64;
-    let size = |expected: u64| CacheError::Size {
-        shard: shard.into(),
-        expected,
-        found,
-    };
-    let (length, rest) = bytes
-        .split_first_chunk::<LENGTH_BYTES>()
-        .ok_or_else(|| size(LENGTH_BYTES as u64))?;
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER {
-        return Err(CacheError::HeaderLength {
-            shard: shard.into(),
+    let shard = || shard.to_owned();
+    safetensors_header(bytes, MAX_HEADER).map_err(|error| match error {
+        HeaderError::Length { length } => CacheError::HeaderLength {
+            shard: shard(),
             length,
-        });
-    }
-    let before = LENGTH_BYTES as u64 + length;
-    let (header, data) = rest
-        .split_at_checked(length as usize)
-        .ok_or_else(|| size(before))?;
-    let metadata: Metadata =
-        serde_json::from_slice(header).map_err(|source| CacheError::ShardHeader {
-            shard: shard.into(),
+        },
+        HeaderError::Json(source) => CacheError::ShardHeader {
+            shard: shard(),
             source,
-        })?;
-    match metadata.data_len() == data.len() {
-        true => Ok(metadata),
-        false => Err(size(before.saturating_add(metadata.data_len() as u64))),
-    }
+        },
+        HeaderError::Size { expected, found } => CacheError::Size {
+            shard: shard(),
+            expected,
+            found,
+        },
+    })
 }
 
 /// Where the fields of a shard of `rows` rows are in its file of `length` bytes: all of them, in

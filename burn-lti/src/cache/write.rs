@@ -1,7 +1,7 @@
 //! [`CacheWriter`]: rows become shards, and a cache that was left unfinished goes on.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,8 @@ use super::format::{Field, INDEX, Index, ShardEntry, shard_name};
 use super::read::Shard;
 use super::verify::check_rows;
 use super::{CacheError, CacheHeader, TopKRows, sha256};
+use crate::files::{FileError, UNFINISHED, write_atomically};
 
-/// How the names of files begin that are not finished.
-const UNFINISHED: &str = ".writing-";
 /// Rows of a shard, unless told otherwise.
 const ROWS_PER_SHARD: usize = 64;
 
@@ -48,10 +47,10 @@ impl CacheWriter {
     /// - [`CacheError::Size`], [`CacheError::HeaderLength`], [`CacheError::ShardHeader`],
     ///   [`CacheError::Tensor`], [`CacheError::UnknownTensor`], [`CacheError::Hash`]: a shard is not
     ///   the one that was written.
-    /// - [`CacheError::Read`], [`CacheError::Write`], [`CacheError::ReadBack`]: the system.
+    /// - [`CacheError::Read`], [`CacheError::File`]: the system.
     pub fn create_or_resume(dir: &Path, header: CacheHeader) -> Result<Self, CacheError> {
         header.check()?;
-        fs::create_dir_all(dir).map_err(writing(dir))?;
+        fs::create_dir_all(dir).map_err(FileError::writing(dir))?;
         let index = match Index::read(dir) {
             Ok(index) => index,
             Err(CacheError::Missing { .. }) => create(dir, &header)?,
@@ -91,7 +90,7 @@ impl CacheWriter {
     /// - [`CacheError::TooManyRows`]: the cache has less.
     /// - [`CacheError::Refused`]: a row breaks a [law of a cache](super#laws) once it is rounded to the
     ///   cache's float type.
-    /// - [`CacheError::Write`], [`CacheError::ReadBack`]: the shard could not be written. The rows
+    /// - [`CacheError::File`]: the shard could not be written. The rows
     ///   are kept, and written with the next ones.
     ///
     /// None is taken but in the last case.
@@ -123,7 +122,7 @@ impl CacheWriter {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Write`], [`CacheError::ReadBack`]: it could not be written.
+    /// [`CacheError::File`]: it could not be written.
     pub fn flush(&mut self) -> Result<(), CacheError> {
         let rows = self.pending_rows();
         if rows == 0 {
@@ -133,7 +132,7 @@ impl CacheWriter {
         let path = self.dir.join(&file);
         let bytes = serialize(&self.index.header, rows, &self.pending)
             .map_err(io::Error::other)
-            .map_err(writing(&path))?;
+            .map_err(FileError::writing(&path))?;
         write_atomically(&path, &bytes)?;
 
         let mut index = self.index.clone();
@@ -192,7 +191,7 @@ fn remove_unfinished(dir: &Path) -> Result<(), CacheError> {
     for name in names(dir)? {
         if name.starts_with(UNFINISHED) {
             let file = dir.join(name);
-            fs::remove_file(&file).map_err(writing(&file))?;
+            fs::remove_file(&file).map_err(FileError::writing(&file))?;
         }
     }
     Ok(())
@@ -247,44 +246,9 @@ fn write_index(dir: &Path, index: &Index) -> Result<(), CacheError> {
     let path = dir.join(INDEX);
     let mut json = serde_json::to_vec_pretty(index)
         .map_err(io::Error::from)
-        .map_err(writing(&path))?;
+        .map_err(FileError::writing(&path))?;
     json.push(b'\n');
-    write_atomically(&path, &json)
-}
-
-/// Writes `bytes` as the file `path`, replacing what was there only once they are on the disk.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-    replace(path, bytes).map_err(writing(path))?;
-    read_back(path, bytes)
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(UNFINISHED);
-    // A temporary file is for its owner alone, unless told otherwise; this one becomes an ordinary
-    // file, from whose permissions the system takes the umask away.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(folder)?;
-    temporary.write_all(bytes)?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path)?;
-    Ok(())
-}
-
-fn read_back(path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-    match fs::read(path) {
-        Ok(found) if found == bytes => Ok(()),
-        _ => Err(CacheError::ReadBack { file: path.into() }),
-    }
-}
-
-fn writing(file: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
-    move |source| CacheError::Write {
-        file: file.into(),
-        source,
-    }
+    Ok(write_atomically(&path, &json)?)
 }
 
 #[cfg(test)]
@@ -537,7 +501,9 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let error = CacheWriter::create_or_resume(&file, header()).unwrap_err();
-        assert!(matches!(&error, CacheError::Write { file: named, .. } if *named == file));
+        assert!(
+            matches!(&error, CacheError::File(FileError::Write { file: named, .. }) if *named == file)
+        );
     }
 
     #[test]
@@ -550,7 +516,7 @@ mod tests {
         let three = select(&header(), &rows(&header(), 0), &[0, 1, 2]);
         let error = writer.push(&three).unwrap_err();
         assert!(
-            matches!(&error, CacheError::Write { file, .. } if *file == blocked),
+            matches!(&error, CacheError::File(FileError::Write { file, .. }) if *file == blocked),
             "{error}"
         );
         assert_eq!(writer.next_row(), 3);
@@ -561,14 +527,5 @@ mod tests {
             .unwrap()
             .verify_files()
             .unwrap();
-    }
-
-    #[test]
-    fn other_bytes_on_the_disk_are_noticed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(SHARD);
-        fs::write(&path, "other").unwrap();
-        let error = read_back(&path, b"meant").unwrap_err();
-        assert!(matches!(&error, CacheError::ReadBack { file } if *file == path));
     }
 }

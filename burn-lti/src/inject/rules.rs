@@ -35,8 +35,8 @@ impl CopyRule {
         })
     }
 
-    /// A rule for one teacher name, taken literally.
-    fn exact(teacher: &str, student: &str) -> Result<Self, InjectError> {
+    /// A rule for one name, taken literally.
+    pub(super) fn exact(teacher: &str, student: &str) -> Result<Self, InjectError> {
         let mut rule = Self::new(&regex::escape(teacher), &student.replace('$', "$$"))?;
         rule.pattern = teacher.to_owned();
         Ok(rule)
@@ -48,7 +48,7 @@ impl CopyRule {
     }
 
     /// The template's name for `name`, if the pattern matches it.
-    pub(super) fn apply(&self, name: &str) -> Option<String> {
+    pub fn apply(&self, name: &str) -> Option<String> {
         let groups = self.whole_name.captures(name)?;
         let mut expanded = String::new();
         groups.expand(&self.template, &mut expanded);
@@ -123,6 +123,18 @@ impl InjectRules {
             new,
             ..Self::default()
         })
+    }
+
+    /// Fills the student tensor `student`, taken literally, with the teacher tensor `teacher` instead of
+    /// the one of its own name.
+    ///
+    /// # Errors
+    ///
+    /// [`InjectError::Pattern`] if the name is too long to be looked for.
+    pub fn with_source(mut self, student: &str, teacher: &str) -> Result<Self, InjectError> {
+        let rule = CopyRule::exact(teacher, student)?;
+        self.by_name.insert(student.to_owned(), rule);
+        Ok(self)
     }
 
     /// Adds student tensors that keep what they began with.

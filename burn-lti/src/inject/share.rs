@@ -40,6 +40,15 @@ impl ShareRule {
         CopyRule::new(pattern, template).map(Self)
     }
 
+    /// A rule that makes `destination` one variable with `source`, both names taken literally.
+    ///
+    /// # Errors
+    ///
+    /// [`InjectError::Pattern`] if the name is too long to be looked for.
+    pub fn exact(source: &str, destination: &str) -> Result<Self, InjectError> {
+        CopyRule::exact(source, destination).map(Self)
+    }
+
     /// Whether `source` and `destination` can be one variable.
     fn check(&self, slots: &Slots, source: &str, destination: &str) -> Result<(), InjectError> {
         if source == destination {

@@ -210,9 +210,9 @@ pub(crate) struct CollapseArgs {
     /// The `--out` of the run.
     #[arg(value_name = "RUN")]
     pub(crate) run: PathBuf,
-    /// Where the student goes. A folder that already holds files is refused.
+    /// Where the student goes; RUN/student if absent. A folder that already holds files is refused.
     #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    pub(crate) out: Option<PathBuf>,
     /// The checkpoint with the lowest held-out KL instead of the newest.
     #[arg(long)]
     pub(crate) best: bool,

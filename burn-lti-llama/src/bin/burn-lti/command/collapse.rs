@@ -1,5 +1,7 @@
 //! `burn-lti collapse`
 
+use std::path::Path;
+
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Which, collapse_run};
@@ -11,7 +13,11 @@ use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
 
 pub(crate) fn run(args: &CollapseArgs) -> Result<()> {
-    let (step, evaluation) = on_backend!(args.backend, on(args))?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => args.run.join("student"),
+    };
+    let (step, evaluation) = on_backend!(args.backend, on(args, &out))?;
     if args.json.json {
         println!("{:#}", json!({ "step": step, "evaluation": evaluation }));
     } else {
@@ -20,18 +26,20 @@ pub(crate) fn run(args: &CollapseArgs) -> Result<()> {
             number(evaluation.kl),
             percent(evaluation.top1_agreement)
         );
-        println!("student: {}", args.out.display());
+        println!("student: {}", out.display());
     }
     Ok(())
 }
 
-fn on<A: AutodiffBackend>(device: &A::Device, args: &CollapseArgs) -> Result<(usize, Evaluation)> {
+fn on<A: AutodiffBackend>(
+    device: &A::Device,
+    args: &CollapseArgs,
+    out: &Path,
+) -> Result<(usize, Evaluation)> {
     let which = match args.best {
         true => Which::Best,
         false => Which::Latest,
     };
     let listener = progress::listener();
-    Ok(collapse_run::<A>(
-        &args.run, which, &args.out, device, &listener,
-    )?)
+    Ok(collapse_run::<A>(&args.run, which, out, device, &listener)?)
 }

@@ -4,24 +4,28 @@
 //! and what the whole costs. No tensor is made for it, so it is there at once, and behind it
 //! nothing about the recipe can be wrong any more.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::path::Path;
+mod check;
+mod error;
+mod planner;
+mod report;
+mod weights;
 
-use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule};
-use burn_lti::start::{MapSpec, Start};
+use burn_lti::start::Start;
 use burn_lti::train::LayerPair;
-use regex::Regex;
 use serde::Serialize;
-use thiserror::Error;
 
-use crate::config::{ConfigError, LlamaConfig, divisors, list, projection_name};
-use crate::hf::WeightType;
+use crate::config::LlamaConfig;
 use crate::recipe::{
-    FeatureSection, LayerPairs, Layers, MapChoice, Phase2Section, Phase2Trained, Plateau, Recipe,
-    TrainSection, Trained, WeightsSection, divergence, schedule,
+    MapChoice, Phase2Trained, Plateau, Recipe, TrainSection, Trained, divergence, schedule,
 };
+
+pub use error::PlanError;
+pub use weights::{WeightPlan, WeightsError};
+
+use check::{check_start, check_trained_type, plan_feature, resolve_layers, student_config};
+use planner::Planner;
+use weights::Models;
 
 /// The checked plan of a distillation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,6 +49,8 @@ pub struct Plan {
     /// The training after the maps are folded away, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase2: Option<PhasePlan>,
+    /// Tensors that do not begin as the teacher's of the same name, or that are one with another.
+    pub weights: WeightPlan,
     /// Every tensor of the student while it is trained, in the order of the forward pass.
     pub tensors: Vec<PlannedTensor>,
     /// Sizes and costs.
@@ -175,6 +181,11 @@ pub enum Origin {
     },
     /// Nothing of the teacher fits: random.
     New,
+    /// It is one variable with another tensor of the student.
+    Shared {
+        /// The student's tensor.
+        with: String,
+    },
 }
 
 /// Sizes and costs of a plan.
@@ -249,17 +260,25 @@ impl Plan {
             return Err(PlanError::SeqLen { seq_len, max });
         }
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
-        let frozen = frozen(&recipe.weights);
+        let models = Models {
+            teacher,
+            student: &student,
+            layers: &layers,
+            maps: (recipe.lti.train == Trained::Maps).then_some(recipe.lti.map),
+        };
+        let weights = WeightPlan::new(&recipe.weights, &models)?;
+        let frozen = planner::frozen(&recipe.weights);
         let planner = Planner {
             recipe,
             teacher,
             student: &student,
             layers: &layers,
+            weights: &weights,
             frozen: &frozen,
             trained: recipe.lti.train,
         };
         let tensors = planner.tensors();
-        check_frozen(&frozen, &tensors)?;
+        planner.check_frozen(&tensors)?;
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
         let totals = planner.totals(&tensors);
         let loss = &recipe.loss;
@@ -280,6 +299,7 @@ impl Plan {
             },
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
+            weights,
             tensors,
             totals,
             student,
@@ -299,285 +319,6 @@ impl Plan {
     }
 }
 
-/// Why a recipe does not suit its teacher.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum PlanError {
-    /// A size of the student is zero.
-    #[error("{key} is 0: give the student at least one")]
-    Zero {
-        /// The key of the recipe.
-        key: &'static str,
-    },
-    /// The query heads cannot be shared out among the key/value heads.
-    #[error(
-        "student.heads is {heads}, no multiple of student.kv_heads, which is {kv_heads}: set \
-         student.kv_heads to one of {}",
-        list(allowed)
-    )]
-    KvHeads {
-        /// Query heads of the student.
-        heads: usize,
-        /// Key/value heads of the student.
-        kv_heads: usize,
-        /// The key/value heads that would do.
-        allowed: Vec<usize>,
-    },
-    /// The rotary embedding turns pairs of features.
-    #[error("student.head_dim is {head_dim}: make it even, for rotary pairs")]
-    OddHeadDim {
-        /// Head size of the student.
-        head_dim: usize,
-    },
-    /// The student is no Llama that could be saved.
-    #[error("[student] makes no valid Llama: choose sizes nearer to the teacher's")]
-    Student {
-        /// What is wrong with it.
-        source: ConfigError,
-    },
-    /// The grouped start shares the teacher's heads out evenly among the student's.
-    #[error(
-        "{key} is {student}, which does not divide the teacher's {teacher}: with lti.start = \
-         \"grouped\", set it to one of {}; any number goes with lti.start = \"lecun\"",
-        list(allowed)
-    )]
-    GroupedHeads {
-        /// The key of the recipe.
-        key: &'static str,
-        /// Heads of the student.
-        student: usize,
-        /// Heads of the teacher.
-        teacher: usize,
-        /// The heads that would do.
-        allowed: Vec<usize>,
-    },
-    /// The grouped start keeps the features of a head as they are.
-    #[error(
-        "student.head_dim is {student}, but lti.start = \"grouped\" keeps the teacher's \
-         {teacher}: set student.head_dim = {teacher}, or lti.start = \"lecun\""
-    )]
-    GroupedHeadDim {
-        /// Head size of the student.
-        student: usize,
-        /// Head size of the teacher.
-        teacher: usize,
-    },
-    /// What trains would be held in half precision, in which small steps are lost.
-    #[error(
-        "teacher.dtype is \"{dtype}\", but {tensor} would train in it, and an optimizer's small steps \
-         are lost in half precision: set teacher.dtype = \"float32\", or let only maps train \
-         (lti.train = \"maps\" with lti.layers = \"all\")"
-    )]
-    TrainedInHalf {
-        /// The float type.
-        dtype: WeightType,
-        /// The first tensor that would train in it.
-        tensor: String,
-    },
-    /// A second phase would train in half precision.
-    #[error(
-        "teacher.dtype is \"{dtype}\", but [phase2] would train {tensor} in it, and an optimizer's \
-         small steps are lost in half precision: set teacher.dtype = \"float32\", or leave [phase2] out"
-    )]
-    Phase2InHalf {
-        /// The float type.
-        dtype: WeightType,
-        /// The first tensor that would train in it.
-        tensor: String,
-    },
-    /// The sequences are longer than the teacher can read.
-    #[error(
-        "train.seq_len is {seq_len}, but the teacher's max_position_embeddings is {max}: set \
-         train.seq_len to {max} or less"
-    )]
-    SeqLen {
-        /// Tokens in a sequence.
-        seq_len: usize,
-        /// The most that the teacher reads.
-        max: usize,
-    },
-    /// No layer is to have maps.
-    #[error("lti.layers is empty: name at least one layer, or set lti.layers = \"all\"")]
-    NoLayers,
-    /// The teacher has no such layer.
-    #[error(
-        "lti.layers names layer {layer}, but the teacher has {layers}: use numbers from 0 to {}",
-        layers - 1
-    )]
-    LayerOutOfRange {
-        /// The layer named.
-        layer: usize,
-        /// Layers of the teacher.
-        layers: usize,
-    },
-    /// A pattern of what does not train matches no tensor.
-    #[error(
-        "weights.freeze: no tensor of the student has `{pattern}` in its name: `burn-lti plan` lists the \
-         names"
-    )]
-    FreezesNothing {
-        /// The pattern.
-        pattern: String,
-    },
-    /// Everything is frozen.
-    #[error("weights.freeze leaves nothing to train: take a pattern out")]
-    NothingTrains,
-    /// A feature loss names a layer that is not there.
-    #[error(
-        "loss.feature.pairs names layer {layer} of the {model}, which has {layers}: use numbers from 0 \
-         to {}, as [student, teacher]",
-        layers - 1
-    )]
-    FeatureLayer {
-        /// The model: teacher or student.
-        model: &'static str,
-        /// The layer named.
-        layer: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
-}
-
-/// The teacher with the recipe's heads.
-fn student_config(recipe: &Recipe, teacher: &LlamaConfig) -> Result<LlamaConfig, PlanError> {
-    let (heads, kv_heads) = (recipe.student.heads, recipe.student.kv_heads);
-    let head_dim = recipe.student.head_dim.unwrap_or(teacher.head_dim);
-    let sizes = [
-        ("student.heads", heads),
-        ("student.kv_heads", kv_heads),
-        ("student.head_dim", head_dim),
-    ];
-    if let Some((key, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
-        return Err(PlanError::Zero { key });
-    }
-    if !head_dim.is_multiple_of(2) {
-        return Err(PlanError::OddHeadDim { head_dim });
-    }
-    let student = LlamaConfig {
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
-        ..teacher.clone()
-    };
-    match student.check(Path::new("the student")) {
-        Ok(()) => Ok(student),
-        Err(ConfigError::KvHeads {
-            heads,
-            kv_heads,
-            allowed,
-            ..
-        }) => Err(PlanError::KvHeads {
-            heads,
-            kv_heads,
-            allowed,
-        }),
-        Err(source) => Err(PlanError::Student { source }),
-    }
-}
-
-/// Maps train in float32 beside any teacher, and so do the biases beside them; nothing else does.
-fn check_trained_type(
-    dtype: WeightType,
-    trained: Trained,
-    tensors: &[PlannedTensor],
-) -> Result<(), PlanError> {
-    let beside_maps = |tensor: &PlannedTensor| {
-        trained == Trained::Maps && matches!(tensor.origin, Origin::Map | Origin::Copied { .. })
-    };
-    let in_half = |tensor: &&PlannedTensor| tensor.trained && !beside_maps(tensor);
-    match tensors.iter().find(in_half) {
-        Some(tensor) if dtype != WeightType::F32 => Err(PlanError::TrainedInHalf {
-            dtype,
-            tensor: tensor.name.clone(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The grouped start needs heads that share out evenly and a head size that stays.
-fn check_start(
-    start: Start,
-    student: &LlamaConfig,
-    teacher: &LlamaConfig,
-) -> Result<(), PlanError> {
-    if start != Start::Grouped {
-        return Ok(());
-    }
-    for (key, student, teacher) in [
-        (
-            "student.heads",
-            student.num_attention_heads,
-            teacher.num_attention_heads,
-        ),
-        (
-            "student.kv_heads",
-            student.num_key_value_heads,
-            teacher.num_key_value_heads,
-        ),
-    ] {
-        if !teacher.is_multiple_of(student) {
-            let allowed = divisors(teacher);
-            return Err(PlanError::GroupedHeads {
-                key,
-                student,
-                teacher,
-                allowed,
-            });
-        }
-    }
-    let (student, teacher) = (student.head_dim, teacher.head_dim);
-    if student != teacher {
-        return Err(PlanError::GroupedHeadDim { student, teacher });
-    }
-    Ok(())
-}
-
-fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize>, PlanError> {
-    let mut chosen = match choice {
-        Layers::All => (0..layers).collect(),
-        Layers::These(chosen) => chosen.clone(),
-    };
-    chosen.sort_unstable();
-    match chosen.last() {
-        None => Err(PlanError::NoLayers),
-        Some(&layer) if layer >= layers => Err(PlanError::LayerOutOfRange { layer, layers }),
-        Some(_) => Ok(chosen),
-    }
-}
-
-fn plan_feature(
-    feature: &FeatureSection,
-    student: &LlamaConfig,
-    teacher: &LlamaConfig,
-) -> Result<FeaturePlan, PlanError> {
-    let pairs = match &feature.pairs {
-        LayerPairs::Same => (0..student.num_hidden_layers)
-            .map(|layer| LayerPair::from([layer, layer]))
-            .collect(),
-        LayerPairs::These(pairs) => pairs.clone(),
-    };
-    for pair in &pairs {
-        for (model, layer, layers) in [
-            ("student", pair.student, student.num_hidden_layers),
-            ("teacher", pair.teacher, teacher.num_hidden_layers),
-        ] {
-            if layer >= layers {
-                return Err(PlanError::FeatureLayer {
-                    model,
-                    layer,
-                    layers,
-                });
-            }
-        }
-    }
-    Ok(FeaturePlan {
-        weight: feature.weight,
-        kind: feature.kind,
-        pairs,
-        projector: feature.projector,
-    })
-}
-
 fn plan_training(train: &TrainSection) -> TrainingPlan {
     TrainingPlan {
         steps: train.steps,
@@ -592,568 +333,16 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
     }
 }
 
-/// The patterns of what does not train, each of which the recipe has found to be one.
-fn frozen(weights: &WeightsSection) -> Vec<Regex> {
-    let patterns = weights.freeze.iter();
-    patterns
-        .filter_map(|pattern| Regex::new(pattern).ok())
-        .collect()
-}
-
-/// A pattern that freezes nothing is mistyped, and without a tensor that trains there is nothing to do.
-fn check_frozen(frozen: &[Regex], tensors: &[PlannedTensor]) -> Result<(), PlanError> {
-    let matches = |pattern: &&Regex| tensors.iter().any(|tensor| pattern.is_match(&tensor.name));
-    if let Some(pattern) = frozen.iter().find(|pattern| !matches(pattern)) {
-        return Err(PlanError::FreezesNothing {
-            pattern: pattern.to_string(),
-        });
-    }
-    match tensors.iter().any(|tensor| tensor.trained) {
-        true => Ok(()),
-        false => Err(PlanError::NothingTrains),
-    }
-}
-
-/// What the tensors and totals of a phase follow from.
-#[derive(Clone, Copy)]
-struct Planner<'a> {
-    recipe: &'a Recipe,
-    teacher: &'a LlamaConfig,
-    student: &'a LlamaConfig,
-    layers: &'a [usize],
-    /// Tensors whose names match one of these anywhere do not train.
-    frozen: &'a [Regex],
-    trained: Trained,
-}
-
-impl Planner<'_> {
-    /// Each tensor of the student; the weights of learned projections turn into their maps.
-    fn tensors(&self) -> Vec<PlannedTensor> {
-        let slots: HashMap<String, (usize, Slot)> = (0..self.student.num_hidden_layers)
-            .flat_map(|layer| Slot::ALL.map(|slot| (projection_name(layer, slot), (layer, slot))))
-            .collect();
-        let mut tensors = Vec::new();
-        for (name, shape) in self.student.tensors() {
-            let (module, leaf) = name.rsplit_once('.').unwrap_or(("", &name));
-            match slots.get(module) {
-                Some((layer, slot)) if self.layers.contains(layer) => {
-                    self.plan_learned(module, leaf, shape, *slot, &mut tensors);
-                }
-                Some((_, slot)) if leaf == "weight" || *slot != Slot::Out => {
-                    tensors.push(self.plan_kept(name, shape, *slot));
-                }
-                _ => tensors.push(copied(name, shape, self.trained == Trained::All)),
-            }
-        }
-        for tensor in &mut tensors {
-            let is_frozen = self.frozen.iter().any(|name| name.is_match(&tensor.name));
-            tensor.trained &= !is_frozen;
-        }
-        tensors
-    }
-
-    /// A tensor of a projection that is learned from the teacher's.
-    fn plan_learned(
-        &self,
-        module: &str,
-        leaf: &str,
-        shape: Vec<usize>,
-        slot: Slot,
-        tensors: &mut Vec<PlannedTensor>,
-    ) {
-        let name = format!("{module}.{leaf}");
-        let keeps_map = self.trained == Trained::Maps;
-        if leaf == "bias" && slot == Slot::Out {
-            // It is as wide as the residual stream, which the student shares with the teacher.
-            tensors.push(copied(name, shape, true));
-        } else if !keeps_map {
-            let origin = Origin::Start { from: name.clone() };
-            tensors.push(PlannedTensor {
-                name,
-                shape,
-                origin,
-                trained: true,
-            });
-        } else if leaf == "bias" {
-            tensors.push(PlannedTensor {
-                name,
-                shape,
-                origin: Origin::Map,
-                trained: true,
-            });
-        } else {
-            let spec = MapSpec {
-                kind: slot.kind(),
-                map: self.recipe.lti.map.kind(slot),
-                teacher: self.teacher.grid(slot),
-                student: self.student.grid(slot),
-            };
-            tensors.push(PlannedTensor {
-                name: format!("{module}.c"),
-                shape: kernel_shape(spec.kind, self.teacher.hidden_size, spec.teacher).into(),
-                origin: Origin::TeacherKernel { from: name },
-                trained: false,
-            });
-            tensors.extend(
-                map_shapes(&spec)
-                    .into_iter()
-                    .map(|(letter, shape)| PlannedTensor {
-                        name: format!("{module}.{letter}"),
-                        shape,
-                        origin: Origin::Map,
-                        trained: true,
-                    }),
-            );
-        }
-    }
-
-    /// A tensor of a projection in a layer without maps: the teacher's, if its heads fit.
-    ///
-    /// Heads are compared, not shapes: 4 heads of 16 are as wide as 8 of 8, and something else.
-    fn plan_kept(&self, name: String, shape: Vec<usize>, slot: Slot) -> PlannedTensor {
-        if self.student.grid(slot) == self.teacher.grid(slot) {
-            copied(name, shape, self.trained == Trained::All)
-        } else {
-            PlannedTensor {
-                name,
-                shape,
-                origin: Origin::New,
-                trained: true,
-            }
-        }
-    }
-
-    /// What phase 2 trains is what would train without maps, where they were.
-    fn phase2(&self, section: &Phase2Section) -> Result<PhasePlan, PlanError> {
-        let planner = Self {
-            trained: section.train.into(),
-            ..*self
-        };
-        let tensors = planner.tensors();
-        let trained: Vec<_> = tensors.iter().filter(|tensor| tensor.trained).collect();
-        match (self.recipe.teacher.dtype, trained.first()) {
-            (WeightType::F32, _) | (_, None) => Ok(PhasePlan {
-                train: section.train,
-                steps: section.steps,
-                plateau: section.plateau,
-                trained: trained.iter().map(|tensor| tensor.name.clone()).collect(),
-                trainable_parameters: trained.iter().map(|tensor| tensor.num_elements()).sum(),
-                step_flops: planner.step_flops(&tensors),
-            }),
-            (dtype, Some(tensor)) => Err(PlanError::Phase2InHalf {
-                dtype,
-                tensor: tensor.name.clone(),
-            }),
-        }
-    }
-
-    fn totals(&self, tensors: &[PlannedTensor]) -> Totals {
-        let count = |wanted: &dyn Fn(&PlannedTensor) -> bool| {
-            tensors
-                .iter()
-                .filter(|t| wanted(t))
-                .map(PlannedTensor::num_elements)
-                .sum()
-        };
-        let (teacher, student) = (self.teacher, self.student);
-        Totals {
-            teacher_parameters: teacher.num_parameters(),
-            student_parameters: student.num_parameters(),
-            map_parameters: count(&|tensor| tensor.origin == Origin::Map),
-            trained_parameters: count(&|tensor| tensor.trained),
-            frozen_parameters: count(&|tensor| !tensor.trained),
-            teacher_kv_cache_bytes_per_token: teacher.kv_cache_bytes_per_token(),
-            student_kv_cache_bytes_per_token: student.kv_cache_bytes_per_token(),
-            step_flops: self.step_flops(tensors),
-        }
-    }
-
-    fn step_flops(&self, tensors: &[PlannedTensor]) -> StepFlops {
-        let (teacher, student) = (self.teacher, self.student);
-        let TrainSection {
-            batch_size,
-            seq_len,
-            accumulate,
-            ..
-        } = self.recipe.train;
-        let tokens = batch_size.saturating_mul(seq_len);
-        let is_cached = self.recipe.teacher.cache.is_some() && self.recipe.loss.feature.is_none();
-        StepFlops {
-            teacher_forward: match is_cached {
-                true => 0.0,
-                false => teacher.forward_flops(tokens, seq_len),
-            },
-            student_forward: student.forward_flops(tokens, seq_len),
-            student_backward: student.linear_flops(tokens)
-                + 2.0 * student.attention_flops(tokens, seq_len)
-                + 2.0 * tokens as f64 * self.kernels_with_gradient(tensors) as f64,
-            kernel_contraction: accumulate as f64 * self.contraction_flops(),
-        }
-    }
-
-    /// Elements of the kernels whose gradient is computed.
-    fn kernels_with_gradient(&self, tensors: &[PlannedTensor]) -> usize {
-        // As a lookup the embedding costs nothing; as a tied head it does.
-        let is_lookup =
-            |name: &str| name == "model.embed_tokens.weight" && !self.student.tie_word_embeddings;
-        let is_kernel = |t: &&PlannedTensor| {
-            t.trained && t.shape.len() == 2 && t.name.ends_with(".weight") && !is_lookup(&t.name)
-        };
-        let own: usize = tensors
-            .iter()
-            .filter(is_kernel)
-            .map(PlannedTensor::num_elements)
-            .sum();
-        let made: usize = match self.trained {
-            Trained::Maps => Slot::ALL
-                .map(|slot| self.student.grid(slot).width())
-                .iter()
-                .sum(),
-            Trained::Projections | Trained::All => 0,
-        };
-        own + self.layers.len() * self.student.hidden_size * made
-    }
-
-    /// [`StepFlops::kernel_contraction`] of one micro-batch.
-    fn contraction_flops(&self) -> f64 {
-        if self.trained != Trained::Maps {
-            return 0.0;
-        }
-        let layer: f64 = Slot::ALL
-            .map(|slot| {
-                let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-                contraction_with_gradients(self.recipe.lti.map.kind(slot), teacher, student)
-            })
-            .iter()
-            .sum();
-        2.0 * self.layers.len() as f64 * self.teacher.hidden_size as f64 * layer
-    }
-}
-
-/// A tensor that begins as the teacher's of the same name.
-fn copied(name: String, shape: Vec<usize>, trained: bool) -> PlannedTensor {
-    PlannedTensor {
-        origin: Origin::Copied { from: name.clone() },
-        name,
-        shape,
-        trained,
-    }
-}
-
-/// The tensors of a map, by letter.
-fn map_shapes(spec: &MapSpec) -> Vec<(char, Vec<usize>)> {
-    match spec.map {
-        MapKind::Factored => vec![('a', spec.a_shape().into()), ('b', spec.b_shape().into())],
-        MapKind::General => vec![('w', spec.w_shape().into())],
-    }
-}
-
-/// Multiply-adds of a contraction and of its gradients, for each of the model's features.
-fn contraction_with_gradients(map: MapKind, teacher: HeadGrid, student: HeadGrid) -> f64 {
-    let ContractionCost { first, second } = contraction_cost(map, teacher, student);
-    2.0 * first as f64 + 3.0 * second as f64
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layers = self.teacher.num_hidden_layers;
-        writeln!(f, "teacher  {}", describe(&self.teacher))?;
-        writeln!(f, "student  {}", describe(&self.student))?;
-        writeln!(f, "maps     {}, start {}", self.map, self.start)?;
-        writeln!(
-            f,
-            "layers   {} of {layers}: {}",
-            self.layers.len(),
-            runs(&self.layers)
-        )?;
-        writeln!(f, "train    {}", self.trained)?;
-        self.write_training(f)?;
-        writeln!(f)?;
-        write_table(f, &self.rows())?;
-        writeln!(f)?;
-        let mut totals = self.totals.rows();
-        totals.extend(self.phase2.iter().flat_map(PhasePlan::rows));
-        write_table(f, &totals)?;
-        self.write_new(f)
-    }
-}
-
-impl Plan {
-    /// Towards what, how long, and what is left behind on the way.
-    fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LossPlan {
-            divergence,
-            alpha,
-            temperature,
-            feature,
-        } = &self.loss;
-        write!(f, "loss     ")?;
-        if *divergence != Divergence::ForwardKl {
-            write!(f, "{}, ", divergence::describe(divergence))?;
-        }
-        let (alpha, temperature) = (schedule::describe(alpha), schedule::describe(temperature));
-        writeln!(f, "alpha {alpha}, temperature {temperature}")?;
-        if let Some(feature) = feature {
-            let (weight, pairs) = (schedule::describe(&feature.weight), feature.pairs.len());
-            write!(f, "feature  {}, weight {weight}, ", feature.kind)?;
-            write!(f, "{} of layers", count(pairs, "pair", "pairs"))?;
-            writeln!(f, "{}", if feature.projector { ", projector" } else { "" })?;
-        }
-
-        let TrainingPlan {
-            steps,
-            batch_size,
-            seq_len,
-            accumulate,
-            checkpoints,
-        } = self.training;
-        write!(
-            f,
-            "steps    {} of {batch_size} x {seq_len} tokens",
-            thousands(steps)
-        )?;
-        match accumulate {
-            1 => writeln!(f)?,
-            _ => writeln!(
-                f,
-                ", in {accumulate} micro-batches of {}",
-                batch_size / accumulate
-            )?,
-        }
-        if let Some(CheckpointPlan {
-            every,
-            keep,
-            patience,
-        }) = checkpoints
-        {
-            write!(
-                f,
-                "keeps    a checkpoint every {}, ",
-                count(every, "step", "steps")
-            )?;
-            write!(f, "the last {keep}")?;
-            match patience {
-                None => writeln!(f)?,
-                Some(evaluations) => writeln!(
-                    f,
-                    "; ends after {} without a better held-out KL",
-                    count(evaluations, "evaluation", "evaluations")
-                )?,
-            }
-        }
-        match &self.phase2 {
-            None => Ok(()),
-            Some(phase) => writeln!(f, "phase 2  {phase}"),
-        }
-    }
-
-    /// A row for each tensor, with those that differ only in their layer in one.
-    fn rows(&self) -> Vec<Vec<String>> {
-        let mut groups: Vec<(Vec<usize>, &str, &PlannedTensor)> = Vec::new();
-        let mut known: HashMap<_, usize> = HashMap::new();
-        for tensor in &self.tensors {
-            let (layer, rest) = split_layer(&tensor.name);
-            let origin = self.describe_origin(&tensor.origin);
-            let index = *known
-                .entry((rest, origin, tensor.trained))
-                .or_insert_with(|| {
-                    groups.push((Vec::new(), rest, tensor));
-                    groups.len() - 1
-                });
-            groups[index].0.extend(layer);
-        }
-        let head = ["tensor", "shape", "parameters", "origin", "training"].map(String::from);
-        let mut rows = vec![head.to_vec()];
-        for (layers, rest, tensor) in groups {
-            rows.push(vec![
-                match layers.as_slice() {
-                    [] => rest.to_owned(),
-                    [layer] => format!("model.layers.{layer}.{rest}"),
-                    layers => format!("model.layers.{{{}}}.{rest}", runs(layers)),
-                },
-                format!("{:?}", tensor.shape),
-                thousands(tensor.num_elements() * layers.len().max(1)),
-                self.describe_origin(&tensor.origin),
-                if tensor.trained { "trained" } else { "frozen" }.to_owned(),
-            ]);
-        }
-        rows
-    }
-
-    fn describe_origin(&self, origin: &Origin) -> String {
-        match origin {
-            Origin::Map => format!("map ({})", self.start),
-            Origin::TeacherKernel { .. } => "teacher kernel".to_owned(),
-            Origin::Start { .. } => format!("start ({})", self.start),
-            Origin::Copied { .. } => "copied".to_owned(),
-            Origin::New => "NEW (random)".to_owned(),
-        }
-    }
-
-    /// New tensors are rarely meant.
-    fn write_new(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.new_tensors().count();
-        if count == 0 {
-            return Ok(());
-        }
-        let parameters: usize = self.new_tensors().map(PlannedTensor::num_elements).sum();
-        writeln!(
-            f,
-            "\nattention: {count} tensors ({} parameters) are NEW: they start at random, because \
-             the teacher's\nheads do not fit the student's in layers without maps. To learn them \
-             from the teacher, add\ntheir layers to lti.layers.",
-            thousands(parameters)
-        )
-    }
-}
-
-/// One line: `projections, 50 steps: 20 tensors, 30,720 parameters`.
-impl fmt::Display for PhasePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}, {}: {}, {} parameters",
-            self.train,
-            count(self.steps, "step", "steps"),
-            count(self.trained.len(), "tensor", "tensors"),
-            thousands(self.trainable_parameters)
-        )?;
-        match self.plateau {
-            None => Ok(()),
-            Some(Plateau {
-                window,
-                improvement,
-            }) => write!(
-                f,
-                "; phase 1 ends early once {} improve its loss by less than {improvement}",
-                count(window, "step", "steps")
-            ),
-        }
-    }
-}
-
-impl PhasePlan {
-    fn rows(&self) -> Vec<Vec<String>> {
-        [
-            (
-                "parameters, trained in phase 2",
-                thousands(self.trainable_parameters),
-            ),
-            (
-                "a step of phase 2, student backward",
-                gflop(self.step_flops.student_backward),
-            ),
-        ]
-        .map(|(name, value)| vec![name.to_owned(), value])
-        .to_vec()
-    }
-}
-
-impl Totals {
-    fn rows(&self) -> Vec<Vec<String>> {
-        let parameters = |count| thousands(count);
-        let flops = &self.step_flops;
-        [
-            ("parameters, teacher", parameters(self.teacher_parameters)),
-            (
-                "parameters, student once collapsed",
-                parameters(self.student_parameters),
-            ),
-            ("parameters, maps", parameters(self.map_parameters)),
-            ("parameters, trained", parameters(self.trained_parameters)),
-            ("parameters, frozen", parameters(self.frozen_parameters)),
-            (
-                "key/value cache, teacher",
-                cache(self.teacher_kv_cache_bytes_per_token),
-            ),
-            (
-                "key/value cache, student",
-                cache(self.student_kv_cache_bytes_per_token),
-            ),
-            ("a step, teacher forward", gflop(flops.teacher_forward)),
-            ("a step, student forward", gflop(flops.student_forward)),
-            ("a step, student backward", gflop(flops.student_backward)),
-            (
-                "a step, kernels out of maps",
-                gflop(flops.kernel_contraction),
-            ),
-        ]
-        .map(|(name, value)| vec![name.to_owned(), value])
-        .to_vec()
-    }
-}
-
-fn describe(config: &LlamaConfig) -> String {
-    format!(
-        "{} layers, width {}, {}, {} key/value heads, vocabulary {}",
-        config.num_hidden_layers,
-        config.hidden_size,
-        config.query_grid(),
-        config.num_key_value_heads,
-        config.vocab_size
-    )
-}
-
-/// `model.layers.3.mlp.up_proj.weight` -> 3 and the rest; other names have no layer.
-fn split_layer(name: &str) -> (Option<usize>, &str) {
-    name.strip_prefix("model.layers.")
-        .and_then(|rest| rest.split_once('.'))
-        .and_then(|(layer, rest)| Some((Some(layer.parse().ok()?), rest)))
-        .unwrap_or((None, name))
-}
-
-/// Ascending numbers with runs drawn together: `0..2, 4`.
-fn runs(numbers: &[usize]) -> String {
-    numbers
-        .chunk_by(|a, b| a + 1 == *b)
-        .map(|run| match run {
-            [first, .., last] => format!("{first}..{last}"),
-            run => list(run),
-        })
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-/// `1234567` as `1,234,567`.
-fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
-    String::from_utf8_lossy(&groups.join(&b',')).into_owned()
-}
-
-/// `1 step`, `2,000 steps`.
-fn count(number: usize, one: &str, many: &str) -> String {
-    let noun = if number == 1 { one } else { many };
-    format!("{} {noun}", thousands(number))
-}
-
-fn cache(bytes_per_token: usize) -> String {
-    format!("{} bytes a token", thousands(bytes_per_token))
-}
-
-fn gflop(flops: f64) -> String {
-    format!("{:.3} GFLOP", flops / 1e9)
-}
-
-/// Columns as wide as their widest cell, two blanks apart.
-fn write_table(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
-    let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use burn_lti::dense::{HeadGrid, MapKind, Slot};
+
+    use super::planner::contraction_with_gradients;
+    use super::report::{count, runs, thousands};
     use super::*;
+    use crate::config::LlamaConfig;
 
     /// The teacher of the repository's recipe.
     fn teacher() -> LlamaConfig {
@@ -1171,15 +360,15 @@ mod tests {
         Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
     }
 
-    fn plan(overrides: &[&str]) -> Plan {
+    pub(super) fn plan(overrides: &[&str]) -> Plan {
         Plan::new(&recipe(overrides), &teacher()).unwrap()
     }
 
-    fn refused(overrides: &[&str]) -> PlanError {
+    pub(super) fn refused(overrides: &[&str]) -> PlanError {
         Plan::new(&recipe(overrides), &teacher()).unwrap_err()
     }
 
-    fn tensor<'a>(plan: &'a Plan, name: &str) -> &'a PlannedTensor {
+    pub(super) fn tensor<'a>(plan: &'a Plan, name: &str) -> &'a PlannedTensor {
         let tensor = plan.tensors.iter().find(|tensor| tensor.name == name);
         tensor.unwrap_or_else(|| panic!("no tensor {name}"))
     }

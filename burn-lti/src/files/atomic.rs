@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+/// How the names of files begin that are not finished.
+pub const UNFINISHED: &str = ".writing-";
+
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,7 +32,7 @@ pub enum FileError {
 
 impl FileError {
     /// Names the file of an input/output error: `map_err(FileError::writing(path))`.
-    pub(crate) fn writing(file: &Path) -> impl Fn(io::Error) -> Self + '_ {
+    pub fn writing(file: &Path) -> impl Fn(io::Error) -> Self + '_ {
         move |source| Self::Write {
             file: file.to_owned(),
             source,
@@ -52,7 +55,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 /// Runs `write` on a temporary file beside `path` and, if it succeeds, flushes the file and moves
 /// it to `path`. The caller reads it back.
-pub(crate) fn replace<E: From<FileError>>(
+///
+/// # Errors
+///
+/// What `write` fails with, or [`FileError::Write`]; the old file is untouched.
+pub fn replace<E: From<FileError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -76,7 +83,7 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-");
+    builder.prefix(UNFINISHED);
     // A temporary file is for its owner alone, unless told otherwise; this one becomes an ordinary
     // file, from whose permissions the system takes the umask away.
     #[cfg(unix)]

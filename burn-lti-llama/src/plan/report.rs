@@ -1,0 +1,320 @@
+//! A plan for people.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use burn_lti::loss::Divergence;
+
+use super::{
+    CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, Totals, TrainingPlan,
+};
+use crate::config::{LlamaConfig, list};
+use crate::recipe::{Plateau, divergence, schedule};
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.teacher.num_hidden_layers;
+        writeln!(f, "teacher  {}", describe(&self.teacher))?;
+        writeln!(f, "student  {}", describe(&self.student))?;
+        writeln!(f, "maps     {}, start {}", self.map, self.start)?;
+        writeln!(
+            f,
+            "layers   {} of {layers}: {}",
+            self.layers.len(),
+            runs(&self.layers)
+        )?;
+        writeln!(f, "train    {}", self.trained)?;
+        self.write_training(f)?;
+        writeln!(f)?;
+        write_table(f, &self.rows())?;
+        writeln!(f)?;
+        let mut totals = self.totals.rows();
+        totals.extend(self.phase2.iter().flat_map(PhasePlan::rows));
+        write_table(f, &totals)?;
+        self.write_new(f)
+    }
+}
+
+impl Plan {
+    /// Towards what, how long, and what is left behind on the way.
+    fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LossPlan {
+            divergence,
+            alpha,
+            temperature,
+            feature,
+        } = &self.loss;
+        write!(f, "loss     ")?;
+        if *divergence != Divergence::ForwardKl {
+            write!(f, "{}, ", divergence::describe(divergence))?;
+        }
+        let (alpha, temperature) = (schedule::describe(alpha), schedule::describe(temperature));
+        writeln!(f, "alpha {alpha}, temperature {temperature}")?;
+        if let Some(feature) = feature {
+            let (weight, pairs) = (schedule::describe(&feature.weight), feature.pairs.len());
+            write!(f, "feature  {}, weight {weight}, ", feature.kind)?;
+            write!(f, "{} of layers", count(pairs, "pair", "pairs"))?;
+            writeln!(f, "{}", if feature.projector { ", projector" } else { "" })?;
+        }
+
+        let TrainingPlan {
+            steps,
+            batch_size,
+            seq_len,
+            accumulate,
+            checkpoints,
+        } = self.training;
+        write!(
+            f,
+            "steps    {} of {batch_size} x {seq_len} tokens",
+            thousands(steps)
+        )?;
+        match accumulate {
+            1 => writeln!(f)?,
+            _ => writeln!(
+                f,
+                ", in {accumulate} micro-batches of {}",
+                batch_size / accumulate
+            )?,
+        }
+        if let Some(CheckpointPlan {
+            every,
+            keep,
+            patience,
+        }) = checkpoints
+        {
+            write!(
+                f,
+                "keeps    a checkpoint every {}, ",
+                count(every, "step", "steps")
+            )?;
+            write!(f, "the last {keep}")?;
+            match patience {
+                None => writeln!(f)?,
+                Some(evaluations) => writeln!(
+                    f,
+                    "; ends after {} without a better held-out KL",
+                    count(evaluations, "evaluation", "evaluations")
+                )?,
+            }
+        }
+        match &self.phase2 {
+            None => Ok(()),
+            Some(phase) => writeln!(f, "phase 2  {phase}"),
+        }
+    }
+
+    /// A row for each tensor, with those that differ only in their layer in one.
+    fn rows(&self) -> Vec<Vec<String>> {
+        let mut groups: Vec<(Vec<usize>, &str, &PlannedTensor)> = Vec::new();
+        let mut known: HashMap<_, usize> = HashMap::new();
+        for tensor in &self.tensors {
+            let (layer, rest) = split_layer(&tensor.name);
+            let origin = self.describe_origin(tensor);
+            let index = *known
+                .entry((rest, origin, tensor.trained))
+                .or_insert_with(|| {
+                    groups.push((Vec::new(), rest, tensor));
+                    groups.len() - 1
+                });
+            groups[index].0.extend(layer);
+        }
+        let head = ["tensor", "shape", "parameters", "origin", "training"].map(String::from);
+        let mut rows = vec![head.to_vec()];
+        for (layers, rest, tensor) in groups {
+            rows.push(vec![
+                match layers.as_slice() {
+                    [] => rest.to_owned(),
+                    [layer] => format!("model.layers.{layer}.{rest}"),
+                    layers => format!("model.layers.{{{}}}.{rest}", runs(layers)),
+                },
+                format!("{:?}", tensor.shape),
+                thousands(tensor.num_elements() * layers.len().max(1)),
+                self.describe_origin(tensor),
+                if tensor.trained { "trained" } else { "frozen" }.to_owned(),
+            ]);
+        }
+        rows
+    }
+
+    fn describe_origin(&self, tensor: &PlannedTensor) -> String {
+        let of = |what: &str, from: &str| {
+            let own = match tensor.name.strip_suffix(".c") {
+                Some(module) => from.strip_suffix(".weight") == Some(module),
+                None => from == tensor.name,
+            };
+            match own {
+                true => what.to_owned(),
+                false => format!("{what} from {from}"),
+            }
+        };
+        match &tensor.origin {
+            Origin::Map => format!("map ({})", self.start),
+            Origin::TeacherKernel { from } => of("teacher kernel", from),
+            Origin::Start { from } => of(&format!("start ({})", self.start), from),
+            Origin::Copied { from } => of("copied", from),
+            Origin::New => "NEW (random)".to_owned(),
+            Origin::Shared { with } => format!("shared with {with}"),
+        }
+    }
+
+    /// New tensors are rarely meant.
+    fn write_new(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.new_tensors().count();
+        if count == 0 {
+            return Ok(());
+        }
+        let parameters: usize = self.new_tensors().map(PlannedTensor::num_elements).sum();
+        writeln!(
+            f,
+            "\nattention: {count} tensors ({} parameters) are NEW: they start at random, because \
+             the teacher's\nheads do not fit the student's in layers without maps. To learn them \
+             from the teacher, add\ntheir layers to lti.layers.",
+            thousands(parameters)
+        )
+    }
+}
+
+/// One line: `projections, 50 steps: 20 tensors, 30,720 parameters`.
+impl fmt::Display for PhasePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {}: {}, {} parameters",
+            self.train,
+            count(self.steps, "step", "steps"),
+            count(self.trained.len(), "tensor", "tensors"),
+            thousands(self.trainable_parameters)
+        )?;
+        match self.plateau {
+            None => Ok(()),
+            Some(Plateau {
+                window,
+                improvement,
+            }) => write!(
+                f,
+                "; phase 1 ends early once {} improve its loss by less than {improvement}",
+                count(window, "step", "steps")
+            ),
+        }
+    }
+}
+
+impl PhasePlan {
+    fn rows(&self) -> Vec<Vec<String>> {
+        [
+            (
+                "parameters, trained in phase 2",
+                thousands(self.trainable_parameters),
+            ),
+            (
+                "a step of phase 2, student backward",
+                gflop(self.step_flops.student_backward),
+            ),
+        ]
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .to_vec()
+    }
+}
+
+impl Totals {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let parameters = |count| thousands(count);
+        let flops = &self.step_flops;
+        [
+            ("parameters, teacher", parameters(self.teacher_parameters)),
+            (
+                "parameters, student once collapsed",
+                parameters(self.student_parameters),
+            ),
+            ("parameters, maps", parameters(self.map_parameters)),
+            ("parameters, trained", parameters(self.trained_parameters)),
+            ("parameters, frozen", parameters(self.frozen_parameters)),
+            (
+                "key/value cache, teacher",
+                cache(self.teacher_kv_cache_bytes_per_token),
+            ),
+            (
+                "key/value cache, student",
+                cache(self.student_kv_cache_bytes_per_token),
+            ),
+            ("a step, teacher forward", gflop(flops.teacher_forward)),
+            ("a step, student forward", gflop(flops.student_forward)),
+            ("a step, student backward", gflop(flops.student_backward)),
+            (
+                "a step, kernels out of maps",
+                gflop(flops.kernel_contraction),
+            ),
+        ]
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .to_vec()
+    }
+}
+
+fn describe(config: &LlamaConfig) -> String {
+    format!(
+        "{} layers, width {}, {}, {} key/value heads, vocabulary {}",
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.query_grid(),
+        config.num_key_value_heads,
+        config.vocab_size
+    )
+}
+
+/// `model.layers.3.mlp.up_proj.weight` -> 3 and the rest; other names have no layer.
+fn split_layer(name: &str) -> (Option<usize>, &str) {
+    name.strip_prefix("model.layers.")
+        .and_then(|rest| rest.split_once('.'))
+        .and_then(|(layer, rest)| Some((Some(layer.parse().ok()?), rest)))
+        .unwrap_or((None, name))
+}
+
+/// Ascending numbers with runs drawn together: `0..2, 4`.
+pub(super) fn runs(numbers: &[usize]) -> String {
+    numbers
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| match run {
+            [first, .., last] => format!("{first}..{last}"),
+            run => list(run),
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// `1234567` as `1,234,567`.
+pub(super) fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8_lossy(&groups.join(&b',')).into_owned()
+}
+
+/// `1 step`, `2,000 steps`.
+pub(super) fn count(number: usize, one: &str, many: &str) -> String {
+    let noun = if number == 1 { one } else { many };
+    format!("{} {noun}", thousands(number))
+}
+
+fn cache(bytes_per_token: usize) -> String {
+    format!("{} bytes a token", thousands(bytes_per_token))
+}
+
+fn gflop(flops: f64) -> String {
+    format!("{:.3} GFLOP", flops / 1e9)
+}
+
+/// Columns as wide as their widest cell, two blanks apart.
+fn write_table(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    for row in rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
