@@ -94,7 +94,7 @@ fn unit(backends: &[Backend], root: &Path) -> Result<[Step; 2]> {
     // Cargo runs the examples in documents only by themselves.
     Ok([
         test("unit", backends)
-            .with_args(["--no-fail-fast", "--lib", "--bins"])
+            .with_args(["--no-fail-fast", "--lib"])
             .with_args(targets)
             .testing("any", false),
         test("unit: examples", backends)
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn every_test_program_belongs_to_a_suite() {
         let unit = lines(&[Suite::Unit]);
-        assert!(unit[1].contains(" --lib --bins --test cli"), "{}", unit[1]);
+        assert!(unit[1].contains(" --lib --test cli"), "{}", unit[1]);
         assert!(
             !unit[1].contains(LAWS) && unit[2].ends_with(" --doc"),
             "{unit:#?}"
