@@ -5,6 +5,7 @@
 //! `cargo xtask test --suite real`, which runs one test after another: each uses all cores, and its
 //! figures are printed. What the teacher itself computes is in the file of the same name in `tests`.
 #![cfg(feature = "flex")]
+#![allow(clippy::print_stderr)] // figures are read from the log
 
 use std::fs;
 use std::path::{Path, PathBuf};
