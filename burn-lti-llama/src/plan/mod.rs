@@ -278,13 +278,17 @@ impl Plan {
             trained: recipe.lti.train,
         };
         let tensors = planner.tensors();
-        planner.check_frozen(&tensors)?;
+        let second = recipe.phase2.as_ref().map(|section| {
+            let planner = planner.in_phase2(section);
+            (section, planner, planner.tensors())
+        });
+        planner.check_frozen(&tensors, second.as_ref().map(|(.., tensors)| &tensors[..]))?;
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
         let totals = planner.totals(&tensors);
         let loss = &recipe.loss;
         let feature = loss.feature.as_ref();
         let feature = feature.map(|feature| plan_feature(feature, &student, teacher));
-        let phase2 = recipe.phase2.as_ref().map(|phase2| planner.phase2(phase2));
+        let phase2 = second.map(|(section, planner, tensors)| planner.phase2(section, &tensors));
         Ok(Self {
             teacher: teacher.clone(),
             layers: layers.clone(),

@@ -89,11 +89,12 @@ impl Planner<'_> {
     }
 
     /// A pattern that freezes nothing in any phase is mistyped, and without a tensor that trains there
-    /// is nothing to do. `tensors` are those of the first phase.
-    pub(super) fn check_frozen(&self, tensors: &[PlannedTensor]) -> Result<(), PlanError> {
-        let second = self.recipe.phase2.as_ref();
-        let second = second.map(|section| self.in_phase2(section).tensors());
-        let second = second.as_deref();
+    /// is nothing to do. `tensors` are those of the first phase, `second` of the second if there is one.
+    pub(super) fn check_frozen(
+        &self,
+        tensors: &[PlannedTensor],
+        second: Option<&[PlannedTensor]>,
+    ) -> Result<(), PlanError> {
         let all = tensors.iter().chain(second.unwrap_or_default());
         for pattern in self.frozen {
             let mut all = all.clone();
@@ -111,7 +112,7 @@ impl Planner<'_> {
     }
 
     /// What phase 2 trains is what would train without maps, where they were.
-    fn in_phase2(&self, section: &Phase2Section) -> Self {
+    pub(super) fn in_phase2(&self, section: &Phase2Section) -> Self {
         Self {
             trained: section.train.into(),
             ..*self
@@ -203,9 +204,12 @@ impl Planner<'_> {
         }
     }
 
-    pub(super) fn phase2(&self, section: &Phase2Section) -> Result<PhasePlan, PlanError> {
-        let planner = self.in_phase2(section);
-        let tensors = planner.tensors();
+    /// The second phase, whose `tensors` are those of [`Self::in_phase2`], which this planner is.
+    pub(super) fn phase2(
+        &self,
+        section: &Phase2Section,
+        tensors: &[PlannedTensor],
+    ) -> Result<PhasePlan, PlanError> {
         let trained: Vec<_> = tensors.iter().filter(|tensor| tensor.trained).collect();
         match (self.recipe.teacher.dtype, trained.first()) {
             (WeightType::F32, _) | (_, None) => Ok(PhasePlan {
@@ -213,8 +217,8 @@ impl Planner<'_> {
                 steps: section.steps,
                 plateau: section.plateau,
                 trained: trained.iter().map(|tensor| tensor.name.clone()).collect(),
-                trainable_parameters: count(&tensors, |tensor| tensor.trained),
-                step_flops: planner.step_flops(&tensors),
+                trainable_parameters: count(tensors, |tensor| tensor.trained),
+                step_flops: self.step_flops(tensors),
             }),
             (dtype, Some(tensor)) => Err(PlanError::Phase2InHalf {
                 dtype,

@@ -232,22 +232,20 @@ fn resolve_shares(
         }
         for (from, form, to) in matches {
             check_share(pattern, &names, (from, form), &to)?;
-            let (module, leaf) = from.rsplit_once('.').unwrap_or(("", from));
-            let to_module = to.rsplit_once('.').map_or("", |(module, _)| module);
             match (form, form.letters()) {
                 (Form::Map { .. }, _) => with_maps.add(from, &to)?,
                 (_, []) => {
                     with_maps.add(from, &to)?;
                     without_maps.add(from, &to)?;
                 }
+                // The weight of a projection with a map is all the map's parts.
                 (_, letters) => {
-                    debug_assert_eq!(leaf, "weight");
+                    let part = |name: &str, letter: &str| {
+                        let module = name.strip_suffix("weight").unwrap_or(name);
+                        format!("{module}{letter}")
+                    };
                     for letter in letters {
-                        let (from, to) = (
-                            format!("{module}.{letter}"),
-                            format!("{to_module}.{letter}"),
-                        );
-                        with_maps.add(&from, &to)?;
+                        with_maps.add(&part(from, letter), &part(&to, letter))?;
                     }
                     without_maps.add(from, &to)?;
                 }
