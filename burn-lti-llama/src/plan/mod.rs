@@ -310,7 +310,7 @@ impl Plan {
         })
     }
 
-    /// A report for people; what [`fmt::Display`] prints.
+    /// A report for people; what [`Display`](std::fmt::Display) prints.
     pub fn render(&self) -> String {
         self.to_string()
     }
