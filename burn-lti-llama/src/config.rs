@@ -405,6 +405,11 @@ pub fn projection_name(layer: usize, slot: Slot) -> String {
     format!("model.layers.{layer}.self_attn.{letter}_proj")
 }
 
+/// The name of a layer's last projection behind its attention, without `.weight`.
+pub fn feed_forward_name(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.down_proj")
+}
+
 /// Why a `config.json` is refused.
 #[derive(Debug, Error)]
 #[non_exhaustive]

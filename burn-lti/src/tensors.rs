@@ -187,8 +187,20 @@ impl<B: Backend> TensorSet<B> {
         }
     }
 
+    /// Adds a tensor of another set, or replaces the one of that name.
+    pub(crate) fn insert_named(&mut self, name: &str, named: NamedTensor<B>) {
+        self.tensors.insert(name.to_owned(), named);
+    }
+
     fn insert_any(&mut self, name: String, owner: String, tensor: AnyTensor<B>) {
         self.tensors.insert(name, NamedTensor { tensor, owner });
+    }
+
+    /// These tensors and those of `others`, which win where both have one of a name.
+    pub fn with(&self, others: &Self) -> Self {
+        let mut both = self.clone();
+        both.tensors.extend(others.tensors.clone());
+        both
     }
 
     /// The tensor of that name.

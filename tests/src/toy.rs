@@ -9,7 +9,8 @@ use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::decoder::{
     AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, DecoderError, Head,
-    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
+    LayeredDecoder, LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch,
+    learn_to_init,
 };
 use burn_lti::dense::{HeadGrid, Slot};
 use burn_lti::tensors::TensorSet;
@@ -150,9 +151,7 @@ impl<B: Backend> PlainToy<B> {
 impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
     fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let hidden = hidden_keys(&batch.segments);
-        let tokens = self.token_table.forward(batch.tokens.clone());
-        let places = self.place_table.forward(batch.positions.clone());
-        let states = self.blocks.iter().fold(tokens + places, |states, block| {
+        let states = self.blocks.iter().fold(self.embed(batch), |states, block| {
             block.forward(states, &hidden, watch)
         });
         self.last_norm.forward(states)
@@ -191,25 +190,114 @@ fn hidden_keys<B: Backend>(segments: &Tensor<B, 2, Int>) -> Tensor<B, 4, Bool> {
     queries.not_equal(keys).bool_or(later)
 }
 
-/// A block as the model sees it.
-pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
-    /// `states [batch, tokens, d_model] -> [batch, tokens, d_model]`
-    fn forward(
+impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Toy<B, L> {
+    /// Which keys a query must not see.
+    type Context = Tensor<B, 4, Bool>;
+
+    fn context(&self, batch: &TokenBatch<B>) -> Self::Context {
+        hidden_keys(&batch.segments)
+    }
+
+    fn embed(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        let tokens = self.token_table.forward(batch.tokens.clone());
+        tokens + self.place_table.forward(batch.positions.clone())
+    }
+
+    fn attention_weights(
         &self,
-        states: Tensor<B, 3>,
-        hidden: &Tensor<B, 4, Bool>,
-        watch: &mut Watch<'_, B>,
-    ) -> Tensor<B, 3>;
+        layer: usize,
+        h: Tensor<B, 3>,
+        hidden: &Self::Context,
+    ) -> Tensor<B, 4> {
+        self.blocks[layer].weights(h, hidden)
+    }
+
+    fn values(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.blocks[layer].values(h)
+    }
+
+    fn attention(&self, layer: usize, h: Tensor<B, 3>, hidden: &Self::Context) -> Tensor<B, 3> {
+        self.blocks[layer].attend(h, hidden)
+    }
+
+    fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.blocks[layer].expanded(h)
+    }
+
+    fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.blocks[layer].contracted(h)
+    }
+
+    /// No rotary embedding: features keep their places.
+    fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>> {
+        (0..head_dim).map(Some).collect()
+    }
+
+    fn projection_name(&self, layer: usize, slot: Slot) -> String {
+        let name = match slot {
+            Slot::Query => "query",
+            Slot::Key => "key",
+            Slot::Value => "value",
+            Slot::Out => "output",
+        };
+        format!("blocks.{layer}.attention.{name}")
+    }
+
+    fn feed_forward_name(&self, layer: usize) -> String {
+        format!("blocks.{layer}.contract")
+    }
 }
 
-impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
+/// A block as the model sees it. `states` are `[batch, tokens, d_model]`.
+pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
+    /// What the attention adds.
+    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3>;
+
+    /// How much each head looks at each token.
+    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4>;
+
+    /// What the value projection makes.
+    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the second half of the feed-forward block reads.
+    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the feed-forward block adds.
+    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// The states behind the block.
     fn forward(
         &self,
         states: Tensor<B, 3>,
         hidden: &Tensor<B, 4, Bool>,
         watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3> {
-        (**self).forward(states, hidden, watch)
+        let attention = self.attend(states.clone(), hidden);
+        watch.attention(&attention);
+        let states = states + attention;
+        states.clone() + self.contracted(states)
+    }
+}
+
+impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
+    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        (**self).attend(states, hidden)
+    }
+
+    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
+        (**self).weights(states, hidden)
+    }
+
+    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).values(states)
+    }
+
+    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).expanded(states)
+    }
+
+    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).contracted(states)
     }
 }
 
@@ -239,18 +327,28 @@ impl<B: Backend> ToyBlock<B, Linear<B>> {
 }
 
 impl<B: Backend, P: Project<B>> Block<B> for ToyBlock<B, P> {
-    fn forward(
-        &self,
-        states: Tensor<B, 3>,
-        hidden: &Tensor<B, 4, Bool>,
-        watch: &mut Watch<'_, B>,
-    ) -> Tensor<B, 3> {
-        let normed = self.norm_before.forward(states.clone());
-        let attention = self.attention.forward(normed, hidden);
-        watch.attention(&attention);
-        let states = states + attention;
-        let normed = self.norm_between.forward(states.clone());
-        states + self.contract.forward(gelu(self.expand.forward(normed)))
+    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        self.attention
+            .forward(self.norm_before.forward(states), hidden)
+    }
+
+    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
+        self.attention
+            .weights(self.norm_before.forward(states), hidden)
+    }
+
+    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.attention
+            .value
+            .project(self.norm_before.forward(states))
+    }
+
+    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        gelu(self.expand.forward(self.norm_between.forward(states)))
+    }
+
+    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.contract.forward(self.expanded(states))
     }
 }
 
@@ -314,32 +412,43 @@ impl<B: Backend> ToyAttention<B, Linear<B>> {
 impl<B: Backend, P: Project<B>> ToyAttention<B, P> {
     fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
         let [batch, tokens, _] = states.dims();
-        let (query, kv) = (self.geometry.query, self.geometry.key_value);
-        let heads = |states: Tensor<B, 3>, grid: HeadGrid| {
-            states
-                .reshape([batch, tokens, grid.heads, grid.head_dim])
-                .swap_dims(1, 2)
-        };
-        let shared = |states: Tensor<B, 4>| {
-            let [_, _, _, head_dim] = states.dims();
-            let group = query.heads / kv.heads;
-            states
-                .reshape([batch, kv.heads, 1, tokens, head_dim])
-                .repeat_dim(2, group)
-                .reshape([batch, query.heads, tokens, head_dim])
-        };
-        let q = heads(self.query.project(states.clone()), query);
-        let k = shared(heads(self.key.project(states.clone()), kv));
-        let v = shared(heads(self.value.project(states), kv));
-
-        let scores = q.matmul(k.swap_dims(2, 3)) / (query.head_dim as f64).sqrt();
-        let hidden = hidden.clone().expand([batch, query.heads, tokens, tokens]);
-        let mixed = softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3)
+        let v = self.shared(self.value.project(states.clone()));
+        let mixed = self
+            .weights(states, hidden)
             .matmul(v)
             .swap_dims(1, 2)
-            .reshape([batch, tokens, query.width()]);
+            .reshape([batch, tokens, self.geometry.query.width()]);
         self.output.project(mixed)
     }
+
+    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
+        let [batch, tokens, _] = states.dims();
+        let query = self.geometry.query;
+        let q = split(self.query.project(states.clone()), query);
+        let k = self.shared(self.key.project(states));
+        let scores = q.matmul(k.swap_dims(2, 3)) / (query.head_dim as f64).sqrt();
+        let hidden = hidden.clone().expand([batch, query.heads, tokens, tokens]);
+        softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3)
+    }
+
+    /// Keys or values, repeated for the queries that share them: `[batch, heads, tokens, head_dim]`.
+    fn shared(&self, states: Tensor<B, 3>) -> Tensor<B, 4> {
+        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        let [batch, tokens, _] = states.dims();
+        let group = query.heads / kv.heads;
+        split(states, kv)
+            .reshape([batch, kv.heads, 1, tokens, kv.head_dim])
+            .repeat_dim(2, group)
+            .reshape([batch, query.heads, tokens, kv.head_dim])
+    }
+}
+
+/// `[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`
+fn split<B: Backend>(states: Tensor<B, 3>, grid: HeadGrid) -> Tensor<B, 4> {
+    let [batch, tokens, _] = states.dims();
+    states
+        .reshape([batch, tokens, grid.heads, grid.head_dim])
+        .swap_dims(1, 2)
 }
 
 /// Logits of a batch, `[batch * tokens, vocab]`.

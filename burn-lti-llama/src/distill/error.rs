@@ -9,6 +9,7 @@ use burn_lti::decoder::DecoderError;
 use burn_lti::files::FileError;
 use burn_lti::inject::InjectError;
 use burn_lti::loss::LossError;
+use burn_lti::start::calibrated::{CalibrationError, StartFileError};
 use burn_lti::train::{CheckpointError, TrainError};
 use thiserror::Error;
 
@@ -64,6 +65,12 @@ pub enum DistillError {
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The calculation of the start.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// The file of a calculated start.
+    #[error(transparent)]
+    StartFile(#[from] StartFileError),
     /// A teacher's saved top tokens.
     #[error(transparent)]
     Cache(#[from] CacheError),

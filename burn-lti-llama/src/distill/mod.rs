@@ -7,6 +7,8 @@
 //! | `student/` | the collapsed student as a Hugging Face folder |
 //! | `recipe.toml` | the recipe with every default and override resolved |
 //! | `manifest.json` | what the run is made of: program, backend, hashes of teacher and text |
+//! | `start.safetensors` | what a calibrated start calculated, with a report on each layer |
+//! | `start.json` | the same report, and what the start is worth, of a student that was made and not trained |
 //! | `metrics.jsonl` | one line a logged step, one an evaluation |
 //! | `checkpoints/` | where the run can be taken up again |
 //! | `tensorboard/` | the same numbers as events, if they are asked for |
@@ -17,6 +19,7 @@
 //! | `run` | the phases of a run in their order, and how it is taken up again |
 //! | `training` | one phase under Burn's Learner |
 //! | `hook` | what happens between two steps: metrics, checkpoints, the decision to go on |
+//! | `start` | what the student begins from, calculated or read |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
 //! | `setting` | what a run reads |
@@ -30,6 +33,7 @@ mod metrics;
 mod output;
 mod run;
 mod setting;
+mod start;
 mod student;
 mod summary;
 mod teacher_cache;
@@ -39,6 +43,7 @@ mod training;
 use std::sync::Arc;
 
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::start::calibrated::LayerReport;
 use burn_lti::train::StepReport;
 
 pub use error::DistillError;
@@ -49,7 +54,7 @@ pub use manifest::{
 };
 pub use metrics::MetricsError;
 pub use output::OutputDir;
-pub use run::{Job, Which, collapse_run};
+pub use run::{Job, Started, Which, collapse_run};
 pub use student::{free_student, learning_student};
 pub use summary::Summary;
 pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};
@@ -69,6 +74,8 @@ pub enum Event<'a> {
     Advanced(usize, usize),
     /// The student before its first step, after its last, and between two phases.
     Evaluation(&'a Evaluation),
+    /// A layer of the start was calculated.
+    Calibrated(&'a LayerReport),
     /// An optimizer step was taken, of so many.
     Step(&'a StepReport, usize),
     /// The run can be taken up again after this step.

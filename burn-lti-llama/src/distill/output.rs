@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn_lti::files::write_atomically;
 
-use super::{DistillError, Manifest, Summary};
+use super::{DistillError, Manifest, Started, Summary};
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -29,12 +29,17 @@ pub(super) enum Existing {
 
 /// What a run writes besides folders; `summary.json` first: while it is there, what stands beside it
 /// is one finished run.
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "summary.json",
+    START,
+    "start.json",
     "metrics.jsonl",
     "manifest.json",
     "recipe.toml",
 ];
+
+/// The tensors of a calculated start.
+const START: &str = "start.safetensors";
 
 impl OutputDir {
     /// The folder `dir`, which is made when the first file is written. One that holds anything is
@@ -131,6 +136,10 @@ impl OutputDir {
 
     pub(super) fn manifest_path(&self) -> PathBuf {
         self.dir.join("manifest.json")
+    }
+
+    pub(super) fn start_path(&self) -> PathBuf {
+        self.dir.join(START)
     }
 
     pub(super) fn checkpoints_path(&self) -> PathBuf {
@@ -246,6 +255,12 @@ impl OutputDir {
             &self.dir.join("summary.json"),
             text.as_bytes(),
         )?)
+    }
+
+    pub(super) fn write_start(&self, started: &Started) -> Result<(), DistillError> {
+        let text = format!("{:#}\n", started.to_json());
+        let path = self.dir.join("start.json");
+        Ok(write_atomically(&path, text.as_bytes())?)
     }
 
     pub(super) fn metrics_path(&self) -> PathBuf {

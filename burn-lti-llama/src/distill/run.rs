@@ -5,9 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_lti::decoder::CausalLm;
+use burn_lti::start::calibrated::LayerReport;
 use burn_lti::train::{Checkpoint, CheckpointDir};
+use serde_json::{Value, json};
 
 use super::export::Export;
 use super::hook::{Hook, Interrupt, Phase, PhaseEnd, Place, Rules};
@@ -15,6 +18,7 @@ use super::manifest::{Compute, Manifest};
 use super::metrics::MetricsLog;
 use super::output::Existing;
 use super::setting::Setting;
+use super::start::{Origin, origin};
 use super::student::{free_student, learning_student, second_phase_student, thawed};
 use super::tensorboard::TensorBoard;
 use super::training::{Pace, Student, Trainer};
@@ -91,11 +95,7 @@ impl<'a> Job<'a> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
         let setting = Setting::<A>::load(self.recipe, device)?;
-        let compute = Compute {
-            backend: <A::InnerBackend as Backend>::name(device),
-            device: format!("{device:?}"),
-        };
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute::<A>(device))?;
         setting.check_cache(&manifest)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
@@ -105,13 +105,37 @@ impl<'a> Job<'a> {
             Some(_) => self.out.take_up()?,
             None => self.out.begin(self.recipe, &manifest)?,
         }
-        let run = Run {
-            job: self,
-            device,
-            setting,
-            began,
-        };
+        let run = Run::begin(self, device, setting, began)?;
         run.carry_out(resumed)
+    }
+
+    /// Makes the student at its start and exports it, without any training. What is left in the output
+    /// folder is a run that can be taken up.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn start<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Started, DistillError> {
+        let began = Instant::now();
+        A::seed(device, self.recipe.train.seed);
+        (self.listener)(Event::Stage("loading the teacher"));
+        let setting = Setting::<A>::load(self.recipe, device)?;
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute::<A>(device))?;
+        self.out.begin(self.recipe, &manifest)?;
+        let run = Run::begin(self, device, setting, began)?;
+        let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);
+        let student = free_student::<A>(self.recipe, plan, tensors, device)?.valid();
+        run.tell(Event::Stage("exporting"));
+        let exported = run.export(&student, &self.out.unchecked_student_dir())?;
+        self.out.accept_student()?;
+        let evaluation = run.evaluate("evaluating the exported student", &exported.student);
+        let started = Started {
+            evaluation,
+            layers: run.origin.layers,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        self.out.write_start(&started)?;
+        Ok(started)
     }
 
     /// The newest whole checkpoint of the run in the output folder, if it has one and is the same run.
@@ -152,11 +176,42 @@ impl<'a> Job<'a> {
     }
 }
 
+/// A student at its start.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// What it is worth on the held-out text.
+    pub evaluation: Evaluation,
+    /// How each layer was calibrated; empty with other starts.
+    pub layers: Vec<LayerReport>,
+    /// How long it took, loading and evaluation included.
+    pub seconds: f64,
+}
+
+impl Started {
+    /// As an object with the keys `evaluation`, `layers` and `seconds`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "evaluation": self.evaluation,
+            "layers": self.layers,
+            "seconds": self.seconds,
+        })
+    }
+}
+
+fn compute<A: AutodiffBackend>(device: &A::Device) -> Compute {
+    Compute {
+        backend: <A::InnerBackend as Backend>::name(device),
+        device: format!("{device:?}"),
+    }
+}
+
 /// A run whose teacher is loaded.
 struct Run<'a, A: AutodiffBackend> {
     job: &'a Job<'a>,
     device: &'a A::Device,
     setting: Setting<A>,
+    /// What the student begins from.
+    origin: Origin<A::InnerBackend>,
     began: Instant,
 }
 
@@ -169,7 +224,24 @@ struct Ended<M> {
     trainable_parameters: usize,
 }
 
-impl<A: AutodiffBackend> Run<'_, A> {
+impl<'a, A: AutodiffBackend> Run<'a, A> {
+    fn begin(
+        job: &'a Job<'a>,
+        device: &'a A::Device,
+        setting: Setting<A>,
+        began: Instant,
+    ) -> Result<Self, DistillError> {
+        let file = job.out.start_path();
+        let origin = origin(job.recipe, &setting, &file, device, &job.listener)?;
+        Ok(Self {
+            job,
+            device,
+            setting,
+            origin,
+            began,
+        })
+    }
+
     /// The phases in their order, from the one that `checkpoint` was saved in.
     fn carry_out(&self, checkpoint: Option<Checkpoint>) -> Result<Summary, DistillError> {
         let recipe = self.job.recipe;
@@ -191,7 +263,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
                 }
             }
             Trained::Projections | Trained::All => {
-                let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+                let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
                 let student = free_student::<A>(recipe, plan, tensors, self.device)?;
                 self.finish(&self.first_phase(student, checkpoint.as_ref())?)
             }
@@ -199,7 +271,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
     }
 
     fn learning(&self) -> Result<LearningLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+        let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
         learning_student::<A>(self.job.recipe, plan, tensors, self.device)
     }
 
@@ -229,7 +301,7 @@ impl<A: AutodiffBackend> Run<'_, A> {
 
     /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
     fn skeleton_of_second_phase(&self) -> Result<PlainLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.setting.plan, &self.setting.tensors);
+        let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
         let start = free_student::<A>(self.job.recipe, plan, tensors, self.device)?;
         Ok(thawed(start, plan))
     }
@@ -471,12 +543,8 @@ pub fn collapse_run<A: AutodiffBackend>(
     let checkpoint = checkpoint.ok_or_else(|| DistillError::NoCheckpoint {
         dir: run_dir.to_owned(),
     })?;
-    let run = Run::<A> {
-        job: &job,
-        device,
-        setting: Setting::load(&recipe, device)?,
-        began: Instant::now(),
-    };
+    let setting = Setting::<A>::load(&recipe, device)?;
+    let run = Run::begin(&job, device, setting, Instant::now())?;
     let place = Place::at(checkpoint)?;
     OutputDir::check_empty(student_dir)?;
     (listener)(Event::Stage("collapsing and exporting"));
@@ -486,7 +554,7 @@ pub fn collapse_run<A: AutodiffBackend>(
             run.export(&student, student_dir)?
         }
         (Phase::First, Trained::Projections | Trained::All) => {
-            let (plan, tensors) = (&run.setting.plan, &run.setting.tensors);
+            let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);
             let student = free_student::<A>(&recipe, plan, tensors, device)?;
             run.export(&run.restored(student, &place, checkpoint)?, student_dir)?
         }

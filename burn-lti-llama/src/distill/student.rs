@@ -6,19 +6,21 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
-use burn_lti::decoder::{CausalLm, LayerSelection, LtiSpec, SlotMaps};
+use burn_lti::decoder::CausalLm;
 use burn_lti::dense::Slot;
 use burn_lti::inject::{InjectError, ShareRule, set_trainable};
 use burn_lti::tensors::TensorSet;
 
 use super::DistillError;
+use super::start::lti_spec;
 use crate::config::projection_name;
 use crate::hf::burn_name;
 use crate::model::{LearningLlama, PlainLlama};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 
-/// The student as maps of the teacher's projections, its trained parameters those of the plan.
+/// The student as maps of the teacher's projections, its trained parameters those of the plan. With the
+/// calibrated start, `teacher` holds its tensors beside the teacher's.
 ///
 /// # Errors
 ///
@@ -30,7 +32,7 @@ pub fn learning_student<A: AutodiffBackend>(
     device: &A::Device,
 ) -> Result<LearningLlama<A>, DistillError> {
     let shares = shares(&plan.weights.shared)?;
-    let learning = start::<A>(
+    let learning = learning::<A>(
         recipe,
         plan,
         &TensorSet::from_inner(teacher),
@@ -51,7 +53,7 @@ pub fn free_student<A: AutodiffBackend>(
     teacher: &TensorSet<A::InnerBackend>,
     device: &A::Device,
 ) -> Result<PlainLlama<A>, DistillError> {
-    let learning = start::<A::InnerBackend>(recipe, plan, teacher, Vec::new(), device)?;
+    let learning = learning::<A::InnerBackend>(recipe, plan, teacher, Vec::new(), device)?;
     Ok(with_trained(folded(recipe, plan, &learning, device)?, plan))
 }
 
@@ -91,27 +93,16 @@ pub(super) fn thawed<A: AutodiffBackend>(student: PlainLlama<A>, plan: &Plan) ->
     set_trainable(student, |parameter| trained.contains(parameter.name))
 }
 
-/// A learning student whose maps stand at their start and whose teacher has arrived.
-fn start<B: Backend>(
+/// A learning student whose maps stand at their start and whose teacher has arrived. With the calibrated
+/// start, `teacher` holds the maps too.
+pub(super) fn learning<B: Backend>(
     recipe: &Recipe,
     plan: &Plan,
     teacher: &TensorSet<B>,
     shares: Vec<ShareRule>,
     device: &B::Device,
 ) -> Result<LearningLlama<B>, DistillError> {
-    let spec = LtiSpec {
-        teacher: plan.teacher.geometry(),
-        layers: LayerSelection::Only(plan.layers.clone()),
-        maps: SlotMaps {
-            query: plan.map.kind(Slot::Query),
-            key: plan.map.kind(Slot::Key),
-            value: plan.map.kind(Slot::Value),
-            out: plan.map.kind(Slot::Out),
-        },
-        start: plan.start,
-        precision: recipe.lti.precision,
-        seed: recipe.train.seed,
-    };
+    let spec = lti_spec(recipe, plan);
     let awaiting = PlainLlama::<B>::init(&plan.student, device).learn_to_init(&spec)?;
     let new = plan.new_tensors().map(|tensor| burn_name(&tensor.name));
     let mut rules = awaiting.rules_by_name(new)?.with_shares(shares);

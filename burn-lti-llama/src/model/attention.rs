@@ -149,33 +149,14 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         let (query, kv) = (self.geometry.query, self.geometry.key_value);
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
         let rows = x.reshape([batch * tokens, self.geometry.d_model]);
-        let heads = |rows: Tensor<B, 2>, grid: HeadGrid| {
-            rows.reshape([batch, tokens, grid.heads, grid.head_dim])
-                .swap_dims(1, 2)
-        };
-        let scale = 1.0 / (query.head_dim as f64).sqrt();
-        let q = self.q_proj.project(rows.clone()).mul_scalar(scale);
-        let q = heads(rotary.turn_queries(q), query);
-        let k = self.k_proj.project(rows.clone());
-        let k = heads(rotary.turn_keys(k), kv);
-        let v = heads(self.v_proj.project(rows), kv);
+        let (q, k) = self.turned(rows.clone(), rotary, [batch, tokens]);
+        let v = heads(self.v_proj.project(rows), [batch, tokens], kv);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-
-        // Query heads of one group are rows of one product with their shared key head, so keys and
-        // values are never repeated.
-        let group = query.heads / kv.heads;
-        let scores = q
-            .reshape([batch, kv.heads, group * tokens, query.head_dim])
-            .matmul(k.swap_dims(2, 3));
-        // In the default float type, as transformers does: half-precision exponentials of long rows
-        // would not sum to one.
-        let dtype = scores.dtype();
-        let scores = scores.cast(mask.scores.dtype()) + mask.scores.clone();
-        let weights = softmax(scores, 3).cast(dtype);
-        let mixed = weights
+        let mixed = self
+            .grouped_weights(q, k, mask)
             .matmul(v)
             .reshape([batch, query.heads, tokens, query.head_dim])
             .swap_dims(1, 2)
@@ -184,4 +165,77 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
             .project(mixed)
             .reshape([batch, tokens, self.geometry.d_model])
     }
+
+    /// How much each head looks at each token: `x [batch, tokens, d_model] ->
+    /// [batch, heads, tokens, tokens]`, rows summing to one.
+    pub(super) fn weights(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+    ) -> Tensor<B, 4> {
+        let [batch, tokens, d_model] = x.dims();
+        let rows = x.reshape([batch * tokens, d_model]);
+        let (q, k) = self.turned(rows, rotary, [batch, tokens]);
+        self.grouped_weights(q, k, mask)
+            .reshape([batch, self.geometry.query.heads, tokens, tokens])
+    }
+
+    /// The values of all key/value heads side by side: `x [batch, tokens, d_model] ->
+    /// [batch, tokens, kv_heads * head_dim]`.
+    pub(super) fn values(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, tokens, d_model] = x.dims();
+        self.v_proj
+            .project(x.reshape([batch * tokens, d_model]))
+            .reshape([batch, tokens, self.geometry.key_value.width()])
+    }
+
+    /// Queries, scaled, and keys, both turned by their positions, of `rows [batch * tokens, d_model]`:
+    /// `[batch, heads, tokens, head_dim]` and `[batch, kv_heads, tokens, head_dim]`.
+    fn turned(
+        &self,
+        rows: Tensor<B, 2>,
+        rotary: &Rotary<B>,
+        batch_tokens: [usize; 2],
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        let scale = 1.0 / (query.head_dim as f64).sqrt();
+        let q = self.q_proj.project(rows.clone()).mul_scalar(scale);
+        let q = heads(rotary.turn_queries(q), batch_tokens, query);
+        let k = self.k_proj.project(rows);
+        let k = heads(rotary.turn_keys(k), batch_tokens, kv);
+        (q, k)
+    }
+
+    /// `q [batch, heads, tokens, head_dim]` against `k [batch, kv_heads, keys, head_dim]`:
+    /// `[batch, kv_heads, group * tokens, keys]`. Query heads of one group are rows of one product with
+    /// their shared key head, so keys and values are never repeated.
+    fn grouped_weights(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        mask: &AttentionMask<B>,
+    ) -> Tensor<B, 4> {
+        let [batch, query_heads, tokens, head_dim] = q.dims();
+        let kv_heads = self.geometry.key_value.heads;
+        let group = query_heads / kv_heads;
+        let scores = q
+            .reshape([batch, kv_heads, group * tokens, head_dim])
+            .matmul(k.swap_dims(2, 3));
+        // In the default float type, as transformers does: half-precision exponentials of long rows
+        // would not sum to one.
+        let dtype = scores.dtype();
+        let scores = scores.cast(mask.scores.dtype()) + mask.scores.clone();
+        softmax(scores, 3).cast(dtype)
+    }
+}
+
+/// `rows [batch * tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`
+fn heads<B: Backend>(
+    rows: Tensor<B, 2>,
+    [batch, tokens]: [usize; 2],
+    grid: HeadGrid,
+) -> Tensor<B, 4> {
+    rows.reshape([batch, tokens, grid.heads, grid.head_dim])
+        .swap_dims(1, 2)
 }

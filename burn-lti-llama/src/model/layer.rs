@@ -11,10 +11,36 @@ use burn_lti::dense::Slot;
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;
 
-/// A decoder layer as the model sees it, whatever its projections are.
+/// A decoder layer as the model sees it, whatever its projections are. `h` is the residual stream,
+/// `[batch, tokens, d_model]`.
 pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
-    /// `h [batch, tokens, d_model] -> [batch, tokens, d_model]`. Shows `watch` what the attention puts
-    /// out.
+    /// What the attention adds to `h`.
+    fn attention(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3>;
+
+    /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
+    fn attention_weights(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+    ) -> Tensor<B, 4>;
+
+    /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
+    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the feed-forward block adds to `h`, the stream behind the attention.
+    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
+    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// The stream behind the layer. Shows `watch` what the attention puts out.
     fn forward(
         &self,
         h: Tensor<B, 3>,
@@ -22,7 +48,12 @@ pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
         watch: &mut Watch<'_, B>,
-    ) -> Tensor<B, 3>;
+    ) -> Tensor<B, 3> {
+        let attention = self.attention(h.clone(), rotary, mask, cache);
+        watch.attention(&attention);
+        let h = h + attention;
+        h.clone() + self.feed_forward(h)
+    }
 }
 
 /// Attention and feed-forward, each behind a norm and around a residual.
@@ -48,33 +79,74 @@ impl<B: Backend> LlamaLayer<B, Linear<B>> {
 }
 
 impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
-    fn forward(
+    fn attention(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-        watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3> {
-        let normed = self.input_layernorm.forward(h.clone());
-        let attention = self.self_attn.forward(normed, rotary, mask, cache);
-        watch.attention(&attention);
-        let h = h + attention;
-        let normed = self.post_attention_layernorm.forward(h.clone());
-        h + self.mlp.forward(normed)
+        let normed = self.input_layernorm.forward(h);
+        self.self_attn.forward(normed, rotary, mask, cache)
+    }
+
+    fn attention_weights(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+    ) -> Tensor<B, 4> {
+        let normed = self.input_layernorm.forward(h);
+        self.self_attn.weights(normed, rotary, mask)
+    }
+
+    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.self_attn.values(self.input_layernorm.forward(h))
+    }
+
+    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.mlp.forward(self.post_attention_layernorm.forward(h))
+    }
+
+    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, tokens, d_model] = h.dims();
+        let normed = self.post_attention_layernorm.forward(h);
+        let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
+        let width = gated.dims()[1];
+        gated.reshape([batch, tokens, width])
     }
 }
 
 impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
-    fn forward(
+    fn attention(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-        watch: &mut Watch<'_, B>,
     ) -> Tensor<B, 3> {
-        (**self).forward(h, rotary, mask, cache, watch)
+        (**self).attention(h, rotary, mask, cache)
+    }
+
+    fn attention_weights(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+    ) -> Tensor<B, 4> {
+        (**self).attention_weights(h, rotary, mask)
+    }
+
+    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).values(h)
+    }
+
+    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).feed_forward(h)
+    }
+
+    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        (**self).feed_forward_features(h)
     }
 }
 

@@ -4,12 +4,14 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    AwaitingTeacher, CausalLm, DecoderError, Head, LearnToInitDecoderLayer, LtiSpec, Projection,
-    TokenBatch, Watch, learn_to_init,
+    AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer,
+    LtiSpec, Projection, TokenBatch, Watch, learn_to_init,
 };
+use burn_lti::dense::Slot;
 
+use super::rotary::rotary_features;
 use super::{AttentionMask, Block, KvCache, LlamaLayer, Rotary};
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, feed_forward_name, projection_name};
 
 /// A Llama with ordinary projections: what is imported and exported.
 pub type PlainLlama<B> = Llama<B, LlamaLayer<B, Linear<B>>>;
@@ -149,9 +151,8 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 
 impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
     fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
-        let rotary = self.rotary(&batch.positions);
-        let mask = AttentionMask::packed(&batch.segments, &self.config.geometry());
-        let mut h = self.model.embed_tokens.forward(batch.tokens.clone());
+        let LlamaContext { rotary, mask } = self.context(batch);
+        let mut h = self.embed(batch);
         for layer in &self.model.layers {
             h = layer.forward(h, &rotary, &mask, None, watch);
         }
@@ -171,5 +172,64 @@ impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
             weight: self.head_weight(),
             trains,
         }
+    }
+}
+
+/// What the layers of a Llama share while they read a batch.
+#[derive(Clone, Debug)]
+pub struct LlamaContext<B: Backend> {
+    rotary: Rotary<B>,
+    mask: AttentionMask<B>,
+}
+
+impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
+    type Context = LlamaContext<B>;
+
+    fn context(&self, batch: &TokenBatch<B>) -> LlamaContext<B> {
+        LlamaContext {
+            rotary: self.rotary(&batch.positions),
+            mask: AttentionMask::packed(&batch.segments, &self.config.geometry()),
+        }
+    }
+
+    fn embed(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
+        self.model.embed_tokens.forward(batch.tokens.clone())
+    }
+
+    fn attention_weights(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &LlamaContext<B>,
+    ) -> Tensor<B, 4> {
+        self.model.layers[layer].attention_weights(h, &context.rotary, &context.mask)
+    }
+
+    fn values(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.model.layers[layer].values(h)
+    }
+
+    fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &LlamaContext<B>) -> Tensor<B, 3> {
+        self.model.layers[layer].attention(h, &context.rotary, &context.mask, None)
+    }
+
+    fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.model.layers[layer].feed_forward_features(h)
+    }
+
+    fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.model.layers[layer].feed_forward(h)
+    }
+
+    fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>> {
+        rotary_features(self.config.head_dim, head_dim)
+    }
+
+    fn projection_name(&self, layer: usize, slot: Slot) -> String {
+        projection_name(layer, slot)
+    }
+
+    fn feed_forward_name(&self, layer: usize) -> String {
+        feed_forward_name(layer)
     }
 }

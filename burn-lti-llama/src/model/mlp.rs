@@ -33,10 +33,14 @@ impl<B: Backend> Mlp<B> {
     /// `x [batch, tokens, d_model] -> [batch, tokens, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
-        let rows = x.reshape([batch * tokens, d_model]);
-        let gated = silu(self.gate_proj.forward(rows.clone())) * self.up_proj.forward(rows);
+        let gated = self.gated(x.reshape([batch * tokens, d_model]));
         self.down_proj
             .forward(gated)
             .reshape([batch, tokens, d_model])
+    }
+
+    /// What the last projection reads: `[rows, d_model] -> [rows, intermediate]`.
+    pub(super) fn gated(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
+        silu(self.gate_proj.forward(rows.clone())) * self.up_proj.forward(rows)
     }
 }

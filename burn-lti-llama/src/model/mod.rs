@@ -32,6 +32,6 @@ pub use attention::{Attention, AttentionMask};
 pub use cache::{KvCache, LayerCache};
 pub use generate::{Generation, Sampling};
 pub use layer::{Block, LlamaLayer};
-pub use llama::{LearningLlama, Llama, PlainLlama};
+pub use llama::{LearningLlama, Llama, LlamaContext, PlainLlama};
 pub use mlp::Mlp;
 pub use rotary::Rotary;

@@ -90,3 +90,62 @@ fn quarter_turn<B: Backend>(size: usize, device: &B::Device) -> Tensor<B, 2> {
     }
     Tensor::from_data(TensorData::new(matrix, [size, size]), device)
 }
+
+/// For each feature of a head of `size` features, the feature of a head of `of` features that turns at the
+/// same frequency, or at the nearest: pair `i` of `size / 2` turns by `theta^(-2i / size)`, so that the
+/// pair `i * of / size` is the same. No feature is used twice; `None` where none is left, in a larger head.
+pub(super) fn rotary_features(of: usize, size: usize) -> Vec<Option<usize>> {
+    let (from, to) = (of / 2, size / 2);
+    let mut pairs = vec![None; to];
+    if to <= from {
+        for (pair, source) in pairs.iter_mut().enumerate() {
+            // To the nearest: a step from pair to pair is at least one, so none comes twice.
+            *source = Some((2 * pair * from + to) / (2 * to));
+        }
+    } else {
+        for source in 0..from {
+            pairs[(2 * source * to + from) / (2 * from)] = Some(source);
+        }
+    }
+    let second = pairs.iter().map(|pair| pair.map(|pair| pair + from));
+    pairs.iter().copied().chain(second).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rotary_features;
+
+    #[test]
+    fn equal_heads_keep_their_features() {
+        let same: Vec<_> = (0..8).map(Some).collect();
+        assert_eq!(rotary_features(8, 8), same);
+    }
+
+    #[test]
+    fn half_a_head_keeps_every_other_pair() {
+        assert_eq!(rotary_features(8, 4), [Some(0), Some(2), Some(4), Some(6)]);
+        assert_eq!(
+            rotary_features(4, 8),
+            [Some(0), None, Some(1), None, Some(2), None, Some(3), None]
+        );
+    }
+
+    #[test]
+    fn no_feature_is_used_twice_and_pairs_stay_together() {
+        for of in (2..=64).step_by(2) {
+            for size in (2..=64).step_by(2) {
+                let features = rotary_features(of, size);
+                let mut used: Vec<usize> = features.iter().flatten().copied().collect();
+                assert_eq!(used.len(), of.min(size));
+                used.sort_unstable();
+                used.dedup();
+                assert_eq!(used.len(), of.min(size), "{of} {size}");
+                for pair in 0..size / 2 {
+                    let second = features[pair].map(|feature| feature + of / 2);
+                    assert_eq!(features[pair + size / 2], second);
+                    assert!(features[pair].is_none_or(|feature| feature < of / 2));
+                }
+            }
+        }
+    }
+}

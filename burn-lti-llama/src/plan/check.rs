@@ -111,6 +111,20 @@ pub(super) fn check_start(
     Ok(())
 }
 
+/// A calibrated start fits each layer to the teacher's of the same number.
+pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
+    let rules = [
+        ("weights.copy", &recipe.weights.copy),
+        ("weights.share", &recipe.weights.share),
+    ];
+    match rules.into_iter().find(|(_, rules)| !rules.is_empty()) {
+        Some((key, _)) if recipe.lti.start == Start::Calibrated => {
+            Err(PlanError::CalibratedRules { key })
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize>, PlanError> {
     let mut chosen = match choice {
         Layers::All => (0..layers).collect(),

@@ -45,7 +45,8 @@ pub enum PlanError {
     /// The grouped start shares the teacher's heads out evenly among the student's.
     #[error(
         "{key} is {student}, which does not divide the teacher's {teacher}: with lti.start = \
-         \"grouped\", set it to one of {}; any number goes with lti.start = \"lecun\"",
+         \"grouped\", set it to one of {}; any number goes with lti.start = \
+         \"calibrated\" or \"lecun\"",
         list(allowed)
     )]
     GroupedHeads {
@@ -61,13 +62,24 @@ pub enum PlanError {
     /// The grouped start keeps the features of a head as they are.
     #[error(
         "student.head_dim is {student}, but lti.start = \"grouped\" keeps the teacher's \
-         {teacher}: set student.head_dim = {teacher}, or lti.start = \"lecun\""
+         {teacher}: set student.head_dim = {teacher}, or lti.start = \"calibrated\" or \
+         \"lecun\""
     )]
     GroupedHeadDim {
         /// Head size of the student.
         student: usize,
         /// Head size of the teacher.
         teacher: usize,
+    },
+    /// A calibrated start cannot follow rules that give a layer the tensors of another.
+    #[error(
+        "{key} gives student tensors other sources than their own names, and lti.start = \"calibrated\" \
+         fits each layer to the teacher's of the same number: take {key} out, or set lti.start = \
+         \"grouped\""
+    )]
+    CalibratedRules {
+        /// The key of the recipe.
+        key: &'static str,
     },
     /// What trains would be held in half precision, in which small steps are lost.
     #[error(

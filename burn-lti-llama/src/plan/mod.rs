@@ -23,7 +23,10 @@ use crate::recipe::{
 pub use error::PlanError;
 pub use weights::{WeightPlan, WeightsError};
 
-use check::{check_start, check_trained_type, plan_feature, resolve_layers, student_config};
+use check::{
+    check_start, check_trained_type, check_weights_of_start, plan_feature, resolve_layers,
+    student_config,
+};
 use planner::Planner;
 use weights::Models;
 
@@ -169,7 +172,7 @@ pub enum Origin {
         /// The teacher's projection.
         from: String,
     },
-    /// Computed once, by the start's map, from the teacher's tensor; no map is kept.
+    /// Computed once, by the start, from the teacher's tensor; it is no map.
     Start {
         /// The teacher's tensor.
         from: String,
@@ -266,6 +269,7 @@ impl Plan {
             layers: &layers,
             maps: (recipe.lti.train == Trained::Maps).then_some(recipe.lti.map),
         };
+        check_weights_of_start(recipe)?;
         let weights = WeightPlan::new(&recipe.weights, &models)?;
         let frozen = planner::frozen(&recipe.weights);
         let planner = Planner {

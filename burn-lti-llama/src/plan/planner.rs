@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
-use burn_lti::start::MapSpec;
+use burn_lti::start::calibrated::FeedForward;
+use burn_lti::start::{MapSpec, Start};
 use regex::Regex;
 
 use super::weights::projections;
 use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals, WeightPlan};
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, feed_forward_name};
 use crate::hf::WeightType;
 use crate::recipe::{Phase2Section, Recipe, TrainSection, Trained, WeightsSection};
 
@@ -196,12 +197,25 @@ impl Planner<'_> {
     /// A tensor that begins as the teacher's of the same name, or of the one that the recipe names.
     fn copied(&self, name: String, shape: Vec<usize>, trained: bool) -> PlannedTensor {
         let from = self.weights.source(&name).to_owned();
+        let origin = match self.refitted().any(|weight| weight == name) {
+            true => Origin::Start { from },
+            false => Origin::Copied { from },
+        };
         PlannedTensor {
-            origin: Origin::Copied { from },
+            origin,
             name,
             shape,
             trained,
         }
+    }
+
+    /// The weights of feed-forward blocks that the start fits.
+    fn refitted(&self) -> impl Iterator<Item = String> {
+        let lti = &self.recipe.lti;
+        let refits = lti.start == Start::Calibrated
+            && self.recipe.calibration.feed_forward == FeedForward::Refit;
+        let layers = self.layers.iter().filter(move |_| refits);
+        layers.map(|layer| format!("{}.weight", feed_forward_name(*layer)))
     }
 
     /// The second phase, whose `tensors` are those of [`Self::in_phase2`], which this planner is.

@@ -9,8 +9,8 @@ use std::slice;
 use burn_lti::loss::{Divergence, Schedule};
 
 use super::{
-    FeatureSection, LayerPairs, Layers, LossSection, Phase2Section, Plateau, Recipe, RecipeError,
-    TrainSection, Trained, divergence, schedule,
+    CalibrationSection, FeatureSection, LayerPairs, Layers, LossSection, Phase2Section, Plateau,
+    Recipe, RecipeError, TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -19,6 +19,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         teacher,
         student: _,
         lti,
+        calibration,
         loss,
         train,
         phase2,
@@ -34,6 +35,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = !has_repeated(layers);
         checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
     }
+    checks.calibration(calibration)?;
     checks.loss(loss)?;
     checks.train(train)?;
     if let Some(phase2) = phase2 {
@@ -57,6 +59,23 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
+    fn calibration(&self, calibration: &CalibrationSection) -> Result<(), RecipeError> {
+        let CalibrationSection {
+            sequences,
+            rounds: _,
+            feed_forward: _,
+            refine_steps: _,
+            refine_learning_rate,
+        } = calibration;
+        self.positive("calibration.refine_learning_rate", *refine_learning_rate)?;
+        self.value(
+            "calibration.sequences",
+            sequences,
+            *sequences >= 4,
+            "must be at least 4, to fit on some and choose by the others",
+        )
+    }
+
     fn loss(&self, loss: &LossSection) -> Result<(), RecipeError> {
         let LossSection {
             alpha,

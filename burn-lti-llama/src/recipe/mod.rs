@@ -24,8 +24,8 @@ use toml::Table;
 pub use choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 pub use error::RecipeError;
 pub use sections::{
-    DataSection, FeatureSection, LossSection, LtiSection, Phase2Section, Plateau, StudentSection,
-    TeacherSection, TrainSection,
+    CalibrationSection, DataSection, FeatureSection, LossSection, LtiSection, Phase2Section,
+    Plateau, StudentSection, TeacherSection, TrainSection,
 };
 pub use weights::WeightsSection;
 
@@ -62,6 +62,9 @@ pub struct Recipe {
     /// How the student's attention is made out of the teacher's.
     #[serde(default)]
     pub lti: LtiSection,
+    /// How a calibrated start is calculated.
+    #[serde(default)]
+    pub calibration: CalibrationSection,
     /// What the student is trained towards.
     #[serde(default)]
     pub loss: LossSection,

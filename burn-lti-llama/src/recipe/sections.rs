@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn_lti::dense::KernelPrecision;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::start::Start;
+use burn_lti::start::calibrated::FeedForward;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
@@ -64,6 +65,44 @@ impl Default for LtiSection {
             train: Trained::default(),
             precision: KernelPrecision::default(),
         }
+    }
+}
+
+/// `[calibration]`: how `lti.start = "calibrated"` is calculated from the training text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CalibrationSection {
+    /// Sequences of the training text, of `train.seq_len` tokens, that are read; at most as many as there
+    /// are. A quarter is held out of the fits. Default: 256.
+    pub sequences: usize,
+    /// The most rounds in which values and outputs are fitted in turn. Default: 2.
+    pub rounds: usize,
+    /// Whether feed-forward blocks are fitted too: `keep` or `refit`. Default: `keep`.
+    pub feed_forward: FeedForward,
+    /// Steps in which the maps of each layer, attention patterns and all, are moved by gradient towards
+    /// what the layer should add; 0 for none. Default: 0.
+    pub refine_steps: usize,
+    /// Highest learning rate of these steps. Default: 1e-2.
+    pub refine_learning_rate: f64,
+}
+
+impl Default for CalibrationSection {
+    fn default() -> Self {
+        Self {
+            sequences: 256,
+            rounds: 2,
+            feed_forward: FeedForward::Keep,
+            refine_steps: 0,
+            refine_learning_rate: 1e-2,
+        }
+    }
+}
+
+impl CalibrationSection {
+    /// Sequences that are read at a time: as many as in a training step, or fewer, so that there are enough
+    /// batches to hold some out.
+    pub fn batch_size(&self, most: usize) -> usize {
+        (self.sequences / 8).clamp(1, most.max(1))
     }
 }
 

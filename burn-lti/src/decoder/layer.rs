@@ -125,7 +125,8 @@ impl LtiSpec {
         }
     }
 
-    fn selects(&self, layer: usize) -> bool {
+    /// Whether `layer` has maps.
+    pub(crate) fn selects(&self, layer: usize) -> bool {
         match &self.layers {
             LayerSelection::All => true,
             LayerSelection::Only(indices) => indices.contains(&layer),

@@ -6,6 +6,7 @@
 
 mod error;
 mod layer;
+mod layered;
 mod model;
 mod projection;
 mod watch;
@@ -15,6 +16,7 @@ pub use layer::{
     AttentionBlock, AttentionGeometry, LayerSelection, LearnToInitDecoderLayer, LtiSpec, SlotMaps,
     learn_to_init,
 };
+pub use layered::LayeredDecoder;
 pub use model::{AwaitingTeacher, CausalLm, Head, TokenBatch};
 pub use projection::{Project, Projection};
 pub use watch::Watch;

@@ -30,6 +30,18 @@ pub struct TokenBatch<B: Backend> {
 }
 
 impl<B: AutodiffBackend> TokenBatch<B> {
+    /// The batch of the inner backend on this one.
+    pub fn from_inner(batch: &TokenBatch<B::InnerBackend>) -> Self {
+        Self {
+            tokens: Tensor::from_inner(batch.tokens.clone()),
+            positions: Tensor::from_inner(batch.positions.clone()),
+            segments: Tensor::from_inner(batch.segments.clone()),
+            targets: Tensor::from_inner(batch.targets.clone()),
+            mask: Tensor::from_inner(batch.mask.clone()),
+            rows: batch.rows.clone(),
+        }
+    }
+
     /// The same batch on the inner backend.
     pub fn inner(&self) -> TokenBatch<B::InnerBackend> {
         TokenBatch {

@@ -150,14 +150,28 @@ impl LtiDenseConfig {
         device: &B::Device,
     ) -> Result<LtiDense<B>, DenseError> {
         let shape = self.c_shape();
-        let c = Param::uninitialized(
-            ParamId::new(),
-            move |device, _| Tensor::zeros(shape, device),
-            device.clone(),
-            false,
-            shape.into(),
-        );
-        self.init_with(c, device)
+        let c = promised(shape, false, device);
+        match self.start {
+            Start::Calibrated => self.around(c, self.promised_map(device), device),
+            Start::Lecun | Start::Grouped => self.init_with(c, device),
+        }
+    }
+
+    /// The tensors of a map whose values [`inject`](crate::inject) brings with the teacher.
+    fn promised_map<B: Backend>(&self, device: &B::Device) -> MapParams<B> {
+        let spec = self.spec();
+        match self.map {
+            MapKind::Factored => MapParams {
+                a: Some(promised(spec.a_shape(), true, device)),
+                b: Some(promised(spec.b_shape(), true, device)),
+                w: None,
+            },
+            MapKind::General => MapParams {
+                a: None,
+                b: None,
+                w: Some(promised(spec.w_shape(), true, device)),
+            },
+        }
     }
 
     /// Refuses a `Linear` that this projection could not stand in for.
@@ -183,15 +197,29 @@ impl LtiDenseConfig {
         c: Param<Tensor<B, 3>>,
         device: &B::Device,
     ) -> Result<LtiDense<B>, DenseError> {
+        let map = match self.start.map(&self.spec(), self.seed, device)? {
+            AttnMap::Factored { a, b } => MapParams {
+                a: Some(compat::trainable(a)),
+                b: Some(compat::trainable(b)),
+                w: None,
+            },
+            AttnMap::General { w } => MapParams {
+                a: None,
+                b: None,
+                w: Some(compat::trainable(w)),
+            },
+        };
+        self.around(c, map, device)
+    }
+
+    fn around<B: Backend>(
+        &self,
+        c: Param<Tensor<B, 3>>,
+        MapParams { a, b, w }: MapParams<B>,
+        device: &B::Device,
+    ) -> Result<LtiDense<B>, DenseError> {
         self.check_sizes()?;
         check_precision::<B>(self.precision, device)?;
-        let map = self.start.map(&self.spec(), self.seed, device)?;
-        let (a, b, w) = match map {
-            AttnMap::Factored { a, b } => {
-                (Some(compat::trainable(a)), Some(compat::trainable(b)), None)
-            }
-            AttnMap::General { w } => (None, None, Some(compat::trainable(w))),
-        };
         let [_, d_output] = self.widths();
         Ok(LtiDense {
             c: TeacherKernel::new(self.kind, c),
@@ -257,6 +285,28 @@ impl LtiDenseConfig {
         }
         Ok(())
     }
+}
+
+/// The parameters of a map: `A` and `B`, or `W`.
+struct MapParams<B: Backend> {
+    a: Option<Param<Tensor<B, 2>>>,
+    b: Option<Param<Tensor<B, 2>>>,
+    w: Option<Param<Tensor<B, 4>>>,
+}
+
+/// A parameter that is no more than a shape until it is filled.
+fn promised<B: Backend, const D: usize>(
+    shape: [usize; D],
+    trains: bool,
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, _| Tensor::zeros(shape, device),
+        device.clone(),
+        trains,
+        shape.into(),
+    )
 }
 
 /// Shape of a kernel of this kind over `grid`: `[d_model, heads, head_dim]`, or

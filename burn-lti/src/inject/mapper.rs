@@ -45,6 +45,7 @@ pub fn inject<B: Backend, M: Module<B>>(
 ) -> Result<(M, Injection), InjectError> {
     let slots = Slots::of(&student);
     let (shares, targets) = rules.resolve(&slots, teacher)?;
+    let student = with_calculated_maps(student, &slots, &targets, teacher)?;
     let maps = lti_parts(&student);
 
     let (mut filled, mut values) = (BTreeMap::new(), BTreeMap::new());
@@ -84,6 +85,27 @@ pub fn inject<B: Backend, M: Module<B>>(
         unused,
     };
     Ok((student, injection))
+}
+
+/// Maps that wait for their values come first: biases go through them.
+fn with_calculated_maps<B: Backend, M: Module<B>>(
+    student: M,
+    slots: &Slots,
+    targets: &BTreeMap<String, String>,
+    teacher: &TensorSet<B>,
+) -> Result<M, InjectError> {
+    let mut values = BTreeMap::new();
+    for (target, source) in targets {
+        let slot = &slots.0[target];
+        if let (Role::Map, Some(named)) = (slot.role, teacher.get(source)) {
+            check_shape(target, slot, source, &named.tensor)?;
+            values.insert(target.clone(), named.tensor.clone());
+        }
+    }
+    Ok(student.map(&mut Injector {
+        path: ModulePath::default(),
+        values,
+    }))
 }
 
 /// The start of an `LtiDense` bias: the teacher's bias as a kernel of width one through the map.

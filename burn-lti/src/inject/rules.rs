@@ -95,7 +95,8 @@ impl InjectRules {
 
     /// The rules that follow from the student itself: the `C` of every
     /// [`LtiDense`](crate::dense::LtiDense) takes the teacher's `weight` of the same place, its bias
-    /// the teacher's `bias`, every other tensor the teacher's tensor of the same name. The destination
+    /// the teacher's `bias`, every other tensor the teacher's tensor of the same name. A map that waits for
+    /// a calculated start takes the tensor of its own name, which has to lie among the teacher's. The destination
     /// of a [`ShareRule`] is filled as its source is, by the source's name.
     ///
     /// # Errors
@@ -112,7 +113,8 @@ impl InjectRules {
         for (name, slot) in slots.0.iter().filter(|(name, _)| !new.contains(*name)) {
             let (prefix, _) = split_name(name);
             let teacher = match slot.role {
-                Role::Map => continue,
+                Role::Map if slot.dtype.is_some() => continue, // it stands at its start
+                Role::Map => name,
                 Role::TeacherKernel => &join_name(prefix, "weight"),
                 Role::MapBias | Role::Plain => name,
             };
@@ -194,7 +196,7 @@ impl InjectRules {
             .0
             .iter()
             .filter(|(name, slot)| {
-                slot.role != Role::Map
+                (slot.role != Role::Map || slot.dtype.is_none())
                     && shares.variable(name) == name.as_str()
                     && !sources.contains_key(*name)
                     && !self.new.contains(*name)
@@ -241,7 +243,7 @@ fn check_new(new: &BTreeSet<String>, slots: &Slots) -> Result<(), InjectError> {
 /// What a student tensor is to an injection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// `A`, `B` or `W`: begins at its start.
+    /// `A`, `B` or `W`: begins at its start, or waits for values that were calculated.
     Map,
     /// `C` of an `LtiDense`.
     TeacherKernel,

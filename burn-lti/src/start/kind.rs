@@ -13,11 +13,14 @@ pub enum Start {
     /// Each student head begins as its group of teacher heads: their mean for query, key and
     /// value, their sum for the output projection.
     Grouped,
+    /// The maps are calculated from text, so that the student begins close to the teacher. See
+    /// [`calibrated`](super::calibrated).
+    Calibrated,
 }
 
 impl Start {
     /// All starts, in the order in which they were invented.
-    pub const ALL: [Start; 2] = [Start::Lecun, Start::Grouped];
+    pub const ALL: [Start; 3] = [Start::Lecun, Start::Grouped, Start::Calibrated];
 }
 
 impl fmt::Display for Start {
@@ -25,6 +28,7 @@ impl fmt::Display for Start {
         f.write_str(match self {
             Start::Lecun => "lecun",
             Start::Grouped => "grouped",
+            Start::Calibrated => "calibrated",
         })
     }
 }

@@ -4,9 +4,10 @@
 //! function away. [`Start::Grouped`] lets every student head begin as a group of teacher heads, so
 //! that equal grids reproduce the teacher exactly.
 //!
-//! Starts are computed on the host from a seed: the same seed gives the same numbers on every
-//! backend.
+//! These two are computed on the host from a seed: the same seed gives the same numbers on every
+//! backend. [`Start::Calibrated`] is calculated from text by [`calibrated::calibrate`].
 
+pub mod calibrated;
 mod error;
 mod grouped;
 mod kind;
@@ -68,7 +69,7 @@ impl Start {
     /// [`StartError`] naming what would be allowed.
     pub fn check(self, spec: &MapSpec) -> Result<(), StartError> {
         match self {
-            Start::Lecun => Ok(()),
+            Start::Lecun | Start::Calibrated => Ok(()),
             Start::Grouped => grouped::check(spec),
         }
     }
@@ -77,7 +78,7 @@ impl Start {
     ///
     /// # Errors
     ///
-    /// As [`Start::check`].
+    /// As [`Start::check`], and [`StartError::NeedsText`] for [`Start::Calibrated`].
     pub fn map<B: Backend>(
         self,
         spec: &MapSpec,
@@ -89,6 +90,7 @@ impl Start {
         let host = match self {
             Start::Lecun => lecun::map(spec, &mut rng),
             Start::Grouped => grouped::map(spec),
+            Start::Calibrated => return Err(StartError::NeedsText),
         };
         Ok(host.on_device(device))
     }

@@ -1,5 +1,6 @@
 //! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
 
+mod calibrated;
 mod checkpoint;
 mod curves;
 mod decoders;

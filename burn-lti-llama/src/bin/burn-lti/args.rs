@@ -57,6 +57,13 @@ pub(crate) enum Command {
     /// first mistake of the recipe with the way out.
     #[command(after_long_help = RECIPE_HELP)]
     Plan(PlanArgs),
+    /// Make the student of a recipe at its start, and export it at once, without any training.
+    ///
+    /// With `lti.start = "calibrated"` that is a student that computes about what its teacher does; a table
+    /// says for each layer which heads were kept and what part of its target was missed. `distill RECIPE
+    /// --out DIR --resume` trains it.
+    #[command(after_long_help = RECIPE_HELP)]
+    Start(StartArgs),
     /// Carry a recipe out: start, train, collapse, export, reload, compare.
     ///
     /// Leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as resolved), `manifest.json`
@@ -167,6 +174,22 @@ pub(crate) struct DistillArgs {
     /// Go on with the run in DIR from its newest checkpoint.
     #[arg(long, conflicts_with = "overwrite")]
     pub(crate) resume: bool,
+    /// Replace the results of an earlier run in DIR, its folder `student` included.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Where the student goes, as DIR/student. A folder that already holds files is refused.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
     /// Replace the results of an earlier run in DIR, its folder `student` included.
     #[arg(long)]
     pub(crate) overwrite: bool,

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Plan(args) => command::plan::run(args),
+        Command::Start(args) => command::start::run(args),
         Command::Distill(args) => command::distill::run(args),
         Command::Collapse(args) => command::collapse::run(args),
         Command::CacheTeacher(args) => command::cache::write(args),

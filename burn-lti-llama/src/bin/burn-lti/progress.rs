@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use burn_lti::start::calibrated::LayerReport;
 use burn_lti_llama::distill::{Event, Listener};
 use burn_lti_llama::eval::Evaluation;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,6 +39,7 @@ impl Display {
                 self.advance(report.step, steps, message);
             }
             Event::Saved(_) => {}
+            Event::Calibrated(report) => self.say(&calibrated(report)),
             Event::Note(note) => self.say(note),
             Event::Evaluation(evaluation) => {
                 self.finish();
@@ -93,6 +95,29 @@ impl Drop for Display {
     }
 }
 
+/// How a layer of the start was fitted, in a line.
+fn calibrated(report: &LayerReport) -> String {
+    let feed_forward = match report.feed_forward_residual {
+        Some(left) => format!(", feed-forward left {left:.3}"),
+        None => String::new(),
+    };
+    format!(
+        "layer {}: residual {:.4} -> {:.4}, ridge {}, strength {}, rounds {}, query heads {:?}, \
+         key/value heads {:?}{feed_forward}, {:.1} s",
+        report.layer,
+        report.residual_of_output,
+        report.residual,
+        report
+            .ridge
+            .map_or_else(|| "-".to_owned(), |ridge| ridge.to_string()),
+        report.strength,
+        report.rounds,
+        report.heads.query,
+        report.heads.key_value,
+        report.seconds
+    )
+}
+
 /// An evaluation in a line.
 pub(crate) fn describe(evaluation: &Evaluation) -> String {
     format!(
@@ -103,6 +128,22 @@ pub(crate) fn describe(evaluation: &Evaluation) -> String {
         percent(evaluation.top1_agreement),
         evaluation.tokens
     )
+}
+
+/// Rows as lines, every column as wide as its widest cell.
+pub(crate) fn columns(rows: &[Vec<String>]) -> Vec<String> {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate();
+        let cells: Vec<String> = cells
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Four digits, or `-` for what is unknown.

@@ -1,0 +1,133 @@
+//! What the student begins from: the teacher's tensors, and those of a start that is calculated.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::decoder::{AttentionGeometry, LayerSelection, LtiSpec, SlotMaps};
+use burn_lti::dense::Slot;
+use burn_lti::start::Start;
+use burn_lti::start::calibrated::{CalibratedStart, Calibration, LayerReport, calibrate};
+use burn_lti::tensors::TensorSet;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::setting::Setting;
+use super::student::learning;
+use super::{DistillError, Event, Listener};
+use crate::data::{self, PackedSequence};
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+
+/// What a student begins from.
+pub(super) struct Origin<B: Backend> {
+    /// By the names under which the student takes them.
+    pub(super) tensors: TensorSet<B>,
+    /// How each layer was calibrated.
+    pub(super) layers: Vec<LayerReport>,
+}
+
+/// The tensors that the student of `recipe` begins from, by the names under which it takes them: the
+/// teacher's, and with the calibrated start its maps and what else was fitted. These are read from
+/// `file`, or calculated and written to it.
+pub(super) fn origin<A: AutodiffBackend>(
+    recipe: &Recipe,
+    setting: &Setting<A>,
+    file: &Path,
+    device: &A::Device,
+    listener: &Listener,
+) -> Result<Origin<A::InnerBackend>, DistillError> {
+    if setting.plan.start != Start::Calibrated {
+        return Ok(Origin {
+            tensors: setting.tensors.clone(),
+            layers: Vec::new(),
+        });
+    }
+    let start = match file.is_file() {
+        true => CalibratedStart::load(file, recipe.teacher.dtype.dtype(), device)?,
+        false => {
+            let start = calculated(recipe, setting, device, listener)?;
+            start.save(file)?;
+            start
+        }
+    };
+    Ok(Origin {
+        tensors: setting.tensors.with(&start.tensors),
+        layers: start.layers,
+    })
+}
+
+fn calculated<A: AutodiffBackend>(
+    recipe: &Recipe,
+    setting: &Setting<A>,
+    device: &A::Device,
+    listener: &Listener,
+) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
+    listener(Event::Stage("calibrating the start"));
+    let plan = &setting.plan;
+    let spec = lti_spec(recipe, plan);
+    let section = &recipe.calibration;
+    let mut calibration = Calibration::new(&spec, student_geometry(plan));
+    calibration.rounds = section.rounds;
+    calibration.feed_forward = section.feed_forward;
+    calibration.refinement.steps = section.refine_steps;
+    calibration.refinement.learning_rate = section.refine_learning_rate;
+    let batches = data::loader::<A::InnerBackend>(
+        chosen(&setting.train, section.sequences, recipe.train.seed),
+        section.batch_size(recipe.train.batch_size),
+        None,
+        device,
+    );
+    let layers = plan.layers.len();
+    let mut done = 0;
+    let tell = |report: &LayerReport| {
+        done += 1;
+        listener(Event::Calibrated(report));
+        listener(Event::Advanced(done, layers));
+    };
+    let student_with = |tensors: &TensorSet<A::InnerBackend>| {
+        let tensors = TensorSet::from_inner(&setting.tensors.with(tensors));
+        learning::<A>(recipe, plan, &tensors, Vec::new(), device)
+    };
+    let teacher = setting.teacher.as_ref();
+    Ok(calibrate::<A, _, _, _>(
+        &calibration,
+        teacher,
+        &batches,
+        student_with,
+        tell,
+    )?)
+}
+
+/// So many sequences by chance, in their own order.
+fn chosen(sequences: &[PackedSequence], count: usize, seed: u64) -> Vec<PackedSequence> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let count = count.min(sequences.len());
+    let mut indices = rand::seq::index::sample(&mut rng, sequences.len(), count).into_vec();
+    indices.sort_unstable();
+    indices
+        .into_iter()
+        .map(|index| sequences[index].clone())
+        .collect()
+}
+
+/// The recipe's maps, for the toolkit.
+pub(super) fn lti_spec(recipe: &Recipe, plan: &Plan) -> LtiSpec {
+    LtiSpec {
+        teacher: plan.teacher.geometry(),
+        layers: LayerSelection::Only(plan.layers.clone()),
+        maps: SlotMaps {
+            query: plan.map.kind(Slot::Query),
+            key: plan.map.kind(Slot::Key),
+            value: plan.map.kind(Slot::Value),
+            out: plan.map.kind(Slot::Out),
+        },
+        start: plan.start,
+        precision: recipe.lti.precision,
+        seed: recipe.train.seed,
+    }
+}
+
+fn student_geometry(plan: &Plan) -> AttentionGeometry {
+    plan.student.geometry()
+}

@@ -1,0 +1,60 @@
+//! What a decoder offers to be walked layer by layer.
+
+use burn::prelude::*;
+
+use super::{CausalLm, TokenBatch};
+use crate::dense::Slot;
+
+/// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
+///
+/// This is what the [`calibrated`](crate::start::calibrated) start needs beyond [`CausalLm`]: it fits
+/// a student layer after layer, on the hidden states that the student itself has by then.
+///
+/// In all shapes `h` is the residual stream in front of the layer, `[batch, tokens, d_model]`.
+pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
+    /// What all layers share while they read a batch: rotary tables, masks.
+    type Context;
+
+    /// The context of `batch`.
+    fn context(&self, batch: &TokenBatch<B>) -> Self::Context;
+
+    /// The residual stream in front of the first layer.
+    fn embed(&self, batch: &TokenBatch<B>) -> Tensor<B, 3>;
+
+    /// How much each head of `layer` looks at each token: `[batch, heads, tokens, tokens]`, rows
+    /// summing to one, queries before keys.
+    fn attention_weights(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &Self::Context,
+    ) -> Tensor<B, 4>;
+
+    /// What the value projection of `layer` makes of every token:
+    /// `[batch, tokens, kv_heads * head_dim]`.
+    fn values(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the attention of `layer` adds to the residual stream: `[batch, tokens, d_model]`.
+    fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &Self::Context) -> Tensor<B, 3>;
+
+    /// What the last projection of the feed-forward block of `layer` reads, `h` being the stream
+    /// behind the attention: `[batch, tokens, intermediate]`.
+    fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What the feed-forward block of `layer` adds to the residual stream, `h` being the stream behind
+    /// the attention: `[batch, tokens, d_model]`.
+    fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// For each feature of a query or key head of `head_dim` features, the feature of this decoder's heads
+    /// that it may begin as; `None` if there is none. Features that a rotary embedding turns together
+    /// stay together, at the nearest frequency.
+    fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>>;
+
+    /// The dotted name of the projection in `slot` of `layer`, as its tensors are named:
+    /// `model.layers.0.self_attn.q_proj`.
+    fn projection_name(&self, layer: usize, slot: Slot) -> String;
+
+    /// The dotted name of the last projection of the feed-forward block of `layer`:
+    /// `model.layers.0.mlp.down_proj`.
+    fn feed_forward_name(&self, layer: usize) -> String;
+}

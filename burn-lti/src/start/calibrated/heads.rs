@@ -1,0 +1,216 @@
+//! How many heads both sides have, and which choices there are between the teacher's.
+
+use super::CalibrationError;
+use super::select::HeadChoice;
+use crate::decoder::AttentionGeometry;
+use crate::dense::HeadGrid;
+
+/// The heads of teacher and student.
+///
+/// Query heads `k * t_group .. (k + 1) * t_group` of the teacher share its key/value head `k`, and so in
+/// the student.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeadCounts {
+    pub(super) t_query: usize,
+    pub(super) t_key_value: usize,
+    pub(super) s_query: usize,
+    pub(super) s_key_value: usize,
+}
+
+impl HeadCounts {
+    /// Of `[query, key_value]` heads each.
+    pub(super) fn new(teacher: [usize; 2], student: [usize; 2]) -> Result<Self, CalibrationError> {
+        let counts = Self {
+            t_query: teacher[0],
+            t_key_value: teacher[1],
+            s_query: student[0],
+            s_key_value: student[1],
+        };
+        for heads in [teacher, student].concat() {
+            if heads == 0 {
+                let grid = HeadGrid::new(0, 0);
+                return Err(CalibrationError::Empty { grid });
+            }
+        }
+        Ok(counts)
+    }
+
+    pub(super) fn of(
+        teacher: &AttentionGeometry,
+        student: &AttentionGeometry,
+    ) -> Result<Self, CalibrationError> {
+        let counts =
+            |geometry: &AttentionGeometry| [geometry.query.heads, geometry.key_value.heads];
+        Self::new(counts(teacher), counts(student))
+    }
+
+    /// Query heads of the teacher that share a key/value head.
+    pub(super) const fn t_group(&self) -> usize {
+        self.t_query / self.t_key_value
+    }
+
+    /// Query heads of the student that share a key/value head.
+    pub(super) const fn s_group(&self) -> usize {
+        self.s_query / self.s_key_value
+    }
+
+    /// How many of the student's query heads are chosen. Where the student has more than its groups can
+    /// give it, the others repeat.
+    pub(super) fn natural(&self) -> usize {
+        let groups = self.s_key_value.min(self.t_key_value);
+        groups * self.from_a_group(1)
+    }
+
+    /// Query heads that `copies` key/value heads of the student take from a group that they share.
+    fn from_a_group(&self, copies: usize) -> usize {
+        (copies * self.s_group()).min(self.t_group())
+    }
+
+    /// The number of choices, if it can be counted.
+    pub(super) fn choices(&self) -> Option<usize> {
+        let groups = self.s_key_value.min(self.t_key_value);
+        let of_a_group = binomial(self.t_group(), self.from_a_group(1))?;
+        let exponent = u32::try_from(groups).ok()?;
+        binomial(self.t_key_value, groups)?.checked_mul(of_a_group.checked_pow(exponent)?)
+    }
+
+    /// All choices of key/value heads and of query heads under them.
+    pub(super) fn all_choices(&self) -> Vec<Vec<(usize, Vec<usize>)>> {
+        let groups = self.s_key_value.min(self.t_key_value);
+        let mut all = Vec::new();
+        for key_value in combinations(0..self.t_key_value, groups) {
+            let mut choices = vec![Vec::new()];
+            for head in key_value {
+                let own = head * self.t_group()..(head + 1) * self.t_group();
+                let queries = combinations(own, self.from_a_group(1));
+                choices = choices
+                    .into_iter()
+                    .flat_map(|choice| {
+                        queries.iter().map(move |query| {
+                            let mut longer: Vec<(usize, Vec<usize>)> = choice.clone();
+                            longer.push((head, query.clone()));
+                            longer
+                        })
+                    })
+                    .collect();
+            }
+            all.extend(choices);
+        }
+        all
+    }
+
+    /// Whether `head` may be added to the groups: its own is open and not full, or another may be opened.
+    pub(super) fn may_take(&self, open: &[(usize, Vec<usize>)], head: usize) -> bool {
+        let own = head / self.t_group();
+        match open.iter().find(|(key_value, _)| *key_value == own) {
+            Some((_, query)) => query.len() < self.from_a_group(1),
+            None => open.len() < self.s_key_value.min(self.t_key_value),
+        }
+    }
+
+    /// Adds `head` to its group, which is opened if it is not.
+    pub(super) fn take(&self, open: &mut Vec<(usize, Vec<usize>)>, head: usize) {
+        let own = head / self.t_group();
+        match open.iter_mut().find(|(key_value, _)| *key_value == own) {
+            Some((_, query)) => query.push(head),
+            None => open.push((own, vec![head])),
+        }
+    }
+
+    /// The choice with a teacher head for every head of the student, in the teacher's order. A student
+    /// with more key/value heads than the teacher uses the teacher's again, with those query heads of
+    /// their groups first that are not used yet; query heads that a group cannot give are repeated.
+    pub(super) fn filled(&self, mut groups: Vec<(usize, Vec<usize>)>) -> HeadChoice {
+        groups.sort();
+        for (_, query) in &mut groups {
+            query.sort_unstable();
+        }
+        let own = |head: usize| head * self.t_group()..(head + 1) * self.t_group();
+        let first = groups.len();
+        while groups.len() < self.s_key_value && first > 0 {
+            let (head, _) = groups[(groups.len() - first) % first];
+            let used = |query: &usize| {
+                let same = groups.iter().filter(|(other, _)| *other == head);
+                same.flat_map(|(_, queries)| queries)
+                    .filter(|q| *q == query)
+                    .count()
+            };
+            let mut queries: Vec<usize> = own(head).collect();
+            queries.sort_by_key(used);
+            queries.truncate(self.s_group());
+            groups.push((head, queries));
+        }
+        for (head, query) in &mut groups {
+            let again: Vec<usize> = own(*head).collect();
+            let missing = self.s_group().saturating_sub(query.len());
+            query.extend(again.iter().cycle().take(missing));
+        }
+        HeadChoice {
+            key_value: groups.iter().map(|(head, _)| *head).collect(),
+            query: groups.into_iter().flat_map(|(_, query)| query).collect(),
+        }
+    }
+}
+
+/// All ways to take `count` of `items`, in order.
+fn combinations(items: std::ops::Range<usize>, count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for first in items.clone() {
+        for mut rest in combinations(first + 1..items.end, count - 1) {
+            rest.insert(0, first);
+            all.push(rest);
+        }
+    }
+    all
+}
+
+fn binomial(n: usize, k: usize) -> Option<usize> {
+    (0..k).try_fold(1usize, |product, i| {
+        Some(product.checked_mul(n - i)? / (i + 1))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_counted_as_they_are_listed() {
+        for (teacher, student, count) in [
+            ([8, 4], [4, 2], 6),
+            ([9, 3], [3, 1], 3),
+            ([8, 2], [4, 2], 36),
+            ([8, 4], [2, 1], 4),
+            ([9, 3], [2, 1], 9),
+            ([4, 2], [6, 3], 1),
+        ] {
+            let heads = HeadCounts::new(teacher, student).unwrap();
+            assert_eq!(heads.choices(), Some(count), "{teacher:?} {student:?}");
+            assert_eq!(heads.all_choices().len(), count);
+        }
+        let many = HeadCounts::new([4096, 64], [2048, 32]).unwrap();
+        assert_eq!(many.choices(), None);
+    }
+
+    #[test]
+    fn a_choice_is_filled_up_to_the_students_heads() {
+        let heads = HeadCounts::new([4, 2], [6, 3]).unwrap();
+        let choice = heads.filled(vec![(1, vec![3, 2]), (0, vec![0, 1])]);
+        assert_eq!(choice.key_value, [0, 1, 0]);
+        assert_eq!(choice.query, [0, 1, 2, 3, 0, 1]);
+        // Two of three query heads in the first copy of a group: the third comes in with the second.
+        let heads = HeadCounts::new([3, 1], [4, 2]).unwrap();
+        let choice = heads.filled(vec![(0, vec![0, 2])]);
+        assert_eq!(choice.query[..2], [0, 2]);
+        assert_eq!(choice.query[2], 1);
+    }
+
+    #[test]
+    fn no_heads_are_refused() {
+        let error = HeadCounts::new([8, 4], [0, 1]).unwrap_err();
+        assert!(matches!(error, CalibrationError::Empty { .. }));
+    }
+}

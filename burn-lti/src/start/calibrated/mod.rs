@@ -1,0 +1,754 @@
+//! A start calculated from text: the student begins close to what its teacher computes.
+//!
+//! Calibration text goes through teacher and student together, layer by layer. In each layer
+//!
+//! 1. every head of the student is given a head of the teacher's to begin as, query and key maps one-hot
+//!    (see [`HeadChoice`]);
+//! 2. value and output maps are fitted by least squares, so that the attention block adds what the
+//!    teacher's adds, and what brings the student's residual stream back to the teacher's;
+//! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing.
+//!
+//! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
+//! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
+//! are weighted by one over the mean square of the teacher's stream: what follows is a norm.
+//!
+//! Of the text only sums are kept, in float64; hidden states wait in a temporary file, one batch in memory.
+//!
+//! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
+//! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
+
+mod error;
+mod file;
+mod fit;
+mod heads;
+mod moments;
+mod out;
+mod refine;
+mod select;
+mod solve;
+mod spill;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::data::dataloader::DataLoader;
+use burn::module::AutodiffModule;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
+use faer::Mat;
+use serde::{Deserialize, Serialize};
+
+pub use error::CalibrationError;
+pub use file::StartFileError;
+pub use refine::Refinement;
+pub use select::HeadChoice;
+
+use crate::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, TokenBatch};
+use crate::dense::{MapKind, ProjectionKind, Slot};
+use crate::start::MapSpec;
+use crate::tensors::{TensorSet, join_name};
+use fit::{Fitted, LayerFit, Span, ValueMap};
+use heads::HeadCounts;
+use moments::{Moments, host_matrix};
+use out::{OutMap, OutValues};
+use spill::{Spill, Stream};
+
+/// Every so manieth batch is held out of the fits.
+const HELD_OUT: usize = 4;
+
+/// Value features of all heads up to which a value map may mix the values of all the teacher's heads.
+/// Beyond, the sums would take gigabytes, and each head keeps to the values of the one it began as.
+const MOST_FEATURES: usize = 4096;
+
+/// What is calibrated, and how far.
+#[derive(Clone, Debug)]
+pub struct Calibration<'a> {
+    /// The teacher's grids, the layers that have maps, and the maps' forms.
+    pub spec: &'a LtiSpec,
+    /// The student's grids.
+    pub student: AttentionGeometry,
+    /// The most rounds in which value and output are fitted in turn. Fewer are taken where held-out
+    /// tokens show no gain.
+    pub rounds: usize,
+    /// Whether the feed-forward blocks are fitted too.
+    pub feed_forward: FeedForward,
+    /// How much of the way back to the teacher's residual stream a layer may be asked to go, each from 0
+    /// to 1. The best for held-out tokens is taken.
+    pub strengths: Vec<f64>,
+    /// How far the maps of each layer, attention patterns and all, are moved by gradient afterwards.
+    pub refinement: Refinement,
+}
+
+impl<'a> Calibration<'a> {
+    /// Two rounds, feed-forward blocks as they are.
+    pub fn new(spec: &'a LtiSpec, student: AttentionGeometry) -> Self {
+        Self {
+            spec,
+            student,
+            rounds: 2,
+            feed_forward: FeedForward::Keep,
+            strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
+            refinement: Refinement {
+                steps: 0,
+                learning_rate: 1e-2,
+            },
+        }
+    }
+}
+
+/// What becomes of the feed-forward blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForward {
+    /// They stay the teacher's.
+    #[default]
+    Keep,
+    /// Their last projection is fitted to what is still missing behind the attention.
+    Refit,
+}
+
+/// The start of a student, and how it came about.
+#[derive(Clone, Debug)]
+pub struct CalibratedStart<B: Backend> {
+    /// The maps by the names of their tensors in the learning student (`....q_proj.a`), and the weights of
+    /// the feed-forward blocks that were fitted.
+    pub tensors: TensorSet<B>,
+    /// A report for each layer with maps.
+    pub layers: Vec<LayerReport>,
+}
+
+/// How a layer was fitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The teacher heads that the student's begin as.
+    pub heads: HeadChoice,
+    /// Squared distance to the target on held-out tokens, as a part of the target's squared size, with the
+    /// output fitted and the values as they were.
+    pub residual_of_output: f64,
+    /// The same with values and output fitted in turn.
+    pub residual: f64,
+    /// Rounds that were worth it.
+    pub rounds: usize,
+    /// Ridge of the fits, as a part of the mean diagonal; `None` where no fit was better than none.
+    pub ridge: Option<f64>,
+    /// How much of the way back to the teacher's residual stream the layer was asked to go.
+    pub strength: f64,
+    /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none.
+    pub feed_forward_residual: Option<f64>,
+    /// How long the layer took.
+    pub seconds: f64,
+}
+
+/// Calculates the start of the student that `student_with` makes out of map tensors by name.
+///
+/// `student_with` is called with a full set each time: maps that are not calculated yet are zeros.
+/// `batches` is read several times and must give the same batches in the same order. `done` is told of
+/// each layer.
+///
+/// # Errors
+///
+/// [`CalibrationError`].
+pub fn calibrate<A, T, S, E>(
+    calibration: &Calibration<'_>,
+    teacher: &T,
+    batches: &Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+    student_with: impl Fn(&TensorSet<A::InnerBackend>) -> Result<S, E>,
+    mut done: impl FnMut(&LayerReport),
+) -> Result<CalibratedStart<A::InnerBackend>, CalibrationError>
+where
+    A: AutodiffBackend,
+    T: LayeredDecoder<A::InnerBackend>,
+    S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let student_with = |tensors: &TensorSet<A::InnerBackend>| {
+        student_with(tensors).map_err(|error| CalibrationError::Student {
+            source: Box::new(error),
+        })
+    };
+    let mut walk = Walk::begin(calibration, teacher, batches)?;
+    let mut student = student_with(&walk.tensors)?;
+    if student.layers() != teacher.layers() {
+        return Err(CalibrationError::Misfit {
+            what: "layers",
+            teacher: teacher.layers(),
+            student: student.layers(),
+        });
+    }
+    walk.embed(&student.valid())?;
+    let mut layers = Vec::new();
+    for layer in 0..teacher.layers() {
+        let began = Instant::now();
+        let Some(heads) = walk.through_teacher(layer)? else {
+            walk.through_student(layer, &student.valid())?;
+            continue;
+        };
+        walk.set_patterns(layer, &heads);
+        student = student_with(&walk.tensors)?;
+        let fitted = walk.fit(layer, &heads, &student.valid())?;
+        walk.set_fitted(layer, &heads, &fitted);
+        student = student_with(&walk.tensors)?;
+        let [residual_of_output, mut residual] = fitted.residuals;
+        let strength = fitted.firmness.strength;
+        if calibration.refinement.steps > 0
+            && let Some([_, refined]) =
+                walk.refine(layer, &student, strength, calibration.refinement)?
+        {
+            residual = refined;
+            student = student_with(&walk.tensors)?;
+        }
+        let mut feed_forward_residual = None;
+        if calibration.feed_forward == FeedForward::Refit {
+            feed_forward_residual = Some(walk.fit_feed_forward(layer, &student.valid())?);
+            student = student_with(&walk.tensors)?;
+        }
+        walk.through_student(layer, &student.valid())?;
+        let report = LayerReport {
+            layer,
+            heads,
+            residual_of_output,
+            residual,
+            rounds: fitted.rounds,
+            ridge: Some(fitted.firmness.ridge).filter(|ridge| ridge.is_finite()),
+            strength,
+            feed_forward_residual,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        done(&report);
+        layers.push(report);
+    }
+    Ok(CalibratedStart {
+        tensors: walk.tensors,
+        layers,
+    })
+}
+
+/// Sums over the tokens that are fitted on, and over those held out.
+struct Both {
+    fitted: Moments,
+    held_out: Moments,
+}
+
+impl Both {
+    fn zeros(features: usize, d_model: usize) -> Self {
+        Self {
+            fitted: Moments::zeros(features, d_model),
+            held_out: Moments::zeros(features, d_model),
+        }
+    }
+
+    fn of_batch(&mut self, index: usize) -> &mut Moments {
+        match index % HELD_OUT == HELD_OUT - 1 {
+            true => &mut self.held_out,
+            false => &mut self.fitted,
+        }
+    }
+}
+
+/// Teacher and student on their way through the layers.
+struct Walk<'a, B: Backend, T: LayeredDecoder<B>> {
+    calibration: &'a Calibration<'a>,
+    counts: HeadCounts,
+    teacher: &'a T,
+    teacher_tensors: TensorSet<B>,
+    batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    spill: Spill,
+    device: B::Device,
+    tensors: TensorSet<B>,
+}
+
+impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
+    fn begin(
+        calibration: &'a Calibration<'a>,
+        teacher: &'a T,
+        batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    ) -> Result<Self, CalibrationError> {
+        let counts = HeadCounts::of(&calibration.spec.teacher, &calibration.student)?;
+        let device = teacher.devices()[0].clone();
+        let teacher_tensors = TensorSet::collect(teacher);
+        let dtype = teacher.head().weight.dtype();
+        let mut walk = Self {
+            calibration,
+            counts,
+            teacher,
+            teacher_tensors,
+            batches,
+            spill: Spill::new(dtype)?,
+            device,
+            tensors: TensorSet::new(),
+        };
+        for layer in walk.layers() {
+            for slot in Slot::ALL {
+                let spec = walk.map_spec(slot);
+                let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
+                match spec.map {
+                    MapKind::Factored => {
+                        let (a, b) = (zeros(&spec.a_shape()), zeros(&spec.b_shape()));
+                        walk.set_factored(layer, slot, a, b);
+                    }
+                    MapKind::General => walk.set_general(layer, slot, zeros(&spec.w_shape())),
+                }
+            }
+        }
+        Ok(walk)
+    }
+
+    fn layers(&self) -> Vec<usize> {
+        (0..self.teacher.layers())
+            .filter(|layer| self.calibration.spec.selects(*layer))
+            .collect()
+    }
+
+    fn map_spec(&self, slot: Slot) -> MapSpec {
+        MapSpec {
+            kind: slot.kind(),
+            map: self.calibration.spec.maps.get(slot),
+            teacher: self.calibration.spec.teacher.grid(slot),
+            student: self.calibration.student.grid(slot),
+        }
+    }
+
+    /// Puts both streams in front of the first layer.
+    fn embed<S: LayeredDecoder<B>>(&mut self, student: &S) -> Result<(), CalibrationError> {
+        let mut tokens = 0.0;
+        let mut count = 0;
+        let batches = self.batches;
+        for batch in batches.iter() {
+            let teacher = self.teacher.embed(&batch);
+            let index = self.spill.add_batch(teacher.dims());
+            self.spill.write(index, stream_of_teacher(0), teacher)?;
+            self.spill
+                .write(index, Stream::Student, student.embed(&batch))?;
+            let present = batch.segments.clone().greater_elem(0).int().sum();
+            tokens += present.into_data().iter::<f64>().sum::<f64>();
+            count += 1;
+        }
+        if tokens == 0.0 {
+            return Err(CalibrationError::NoTokens);
+        }
+        match count >= HELD_OUT {
+            true => Ok(()),
+            false => Err(CalibrationError::TooLittleText {
+                batches: count,
+                least: HELD_OUT,
+            }),
+        }
+    }
+
+    /// Takes the teacher's stream through `layer`, and chooses heads where the layer has maps.
+    fn through_teacher(&mut self, layer: usize) -> Result<Option<HeadChoice>, CalibrationError> {
+        let selected = self.calibration.spec.selects(layer);
+        let geometry = self.calibration.spec.teacher;
+        let mut both = Both::zeros(geometry.query.width(), geometry.d_model);
+        let batches = self.batches;
+        for (index, batch) in batches.iter().enumerate() {
+            let context = self.teacher.context(&batch);
+            let h = self.teacher_stream(index, layer)?;
+            let attention = self.teacher.attention(layer, h.clone(), &context);
+            let behind = h.clone() + attention.clone();
+            let next = behind.clone() + self.teacher.feed_forward(layer, behind);
+            self.spill.write(index, Stream::Attention, attention)?;
+            self.spill
+                .write(index, stream_of_teacher(layer + 1), next)?;
+            if selected {
+                let own = self.student_stream(index)?;
+                let weights = self.teacher.attention_weights(layer, own.clone(), &context);
+                let values = self.teacher.values(layer, own);
+                let outputs = of_own_values(weights, values, geometry.key_value.heads);
+                let rows = self.rows(index, layer, &batch)?;
+                both.of_batch(index).add(
+                    rows.weigh(outputs),
+                    rows.weigh(rows.attention.clone()),
+                    rows.weigh(rows.drift.clone()),
+                )?;
+            }
+        }
+        if !selected {
+            return Ok(None);
+        }
+        let moments = both.fitted.plus(&both.held_out);
+        select::choose(&moments, &self.counts, 1.0).map(Some)
+    }
+
+    /// Fits value and output of `layer` on the student's own patterns.
+    fn fit<S: LayeredDecoder<B>>(
+        &mut self,
+        layer: usize,
+        heads: &HeadChoice,
+        student: &S,
+    ) -> Result<Fitted, CalibrationError> {
+        let geometry = self.calibration.spec.teacher;
+        let grid = self.calibration.student.query;
+        let all = geometry.key_value.width();
+        let (span, width) = match grid.heads * all <= MOST_FEATURES {
+            true => (Span::All, all),
+            false => (Span::Own, geometry.key_value.head_dim),
+        };
+        let mut both = Both::zeros(grid.heads * width, geometry.d_model);
+        let batches = self.batches;
+        for (index, batch) in batches.iter().enumerate() {
+            let h = self.student_stream(index)?;
+            let context = student.context(&batch);
+            let weights = student.attention_weights(layer, h.clone(), &context);
+            let values = self.teacher.values(layer, h);
+            let features = match span {
+                Span::All => of_all_values(weights, values),
+                Span::Own => {
+                    let values = of_heads(values, geometry.key_value.heads, &heads.key_value);
+                    of_own_values(weights, values, heads.key_value.len())
+                }
+            };
+            let rows = self.rows(index, layer, &batch)?;
+            both.of_batch(index).add(
+                rows.weigh(features),
+                rows.weigh(rows.attention.clone()),
+                rows.weigh(rows.drift.clone()),
+            )?;
+        }
+        let name = self.teacher.projection_name(layer, Slot::Out);
+        let kernel = self.teacher_weight(&name, geometry.query.width())?;
+        let head_dims = [geometry.query.head_dim, grid.head_dim];
+        let maps = self.calibration.spec.maps;
+        let out = OutMap::new(maps.out, self.counts, head_dims, &heads.query, kernel)?;
+        LayerFit {
+            heads: self.counts,
+            key_value: &heads.key_value,
+            t_head_dim: geometry.key_value.head_dim,
+            s_head_dim: grid.head_dim,
+            span,
+            value: maps.value,
+            out: &out,
+            fitted: &both.fitted,
+            held_out: &both.held_out,
+        }
+        .run(&self.calibration.strengths, self.calibration.rounds)
+    }
+
+    /// Fits the last projection of the feed-forward block to what is missing behind the attention.
+    fn fit_feed_forward<S: LayeredDecoder<B>>(
+        &mut self,
+        layer: usize,
+        student: &S,
+    ) -> Result<f64, CalibrationError> {
+        let d_model = self.calibration.spec.teacher.d_model;
+        let mut both: Option<Both> = None;
+        let batches = self.batches;
+        for (index, batch) in batches.iter().enumerate() {
+            let h = self.student_stream(index)?;
+            let context = student.context(&batch);
+            let behind = h.clone() + student.attention(layer, h, &context);
+            let features = flat(student.feed_forward_features(layer, behind.clone()));
+            let next = self.teacher_stream(index, layer + 1)?;
+            let there = behind.clone() + student.feed_forward(layer, behind);
+            let missing = flat(next).cast(DType::F32) - flat(there).cast(DType::F32);
+            let rows = self.rows(index, layer, &batch)?;
+            let nothing = missing.zeros_like();
+            both.get_or_insert_with(|| Both::zeros(features.dims()[1], d_model))
+                .of_batch(index)
+                .add(
+                    rows.weigh(features.cast(DType::F32)),
+                    rows.weigh(missing),
+                    nothing,
+                )?;
+        }
+        let both = both.ok_or(CalibrationError::NoTokens)?;
+        let name = self.teacher.feed_forward_name(layer);
+        let (residual, ridge) = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+            .into_iter()
+            .map(|ridge| {
+                let change = solve::ridge(&both.fitted.gram, &both.fitted.cross(1.0), ridge)?;
+                Ok((both.held_out.residual(&change), ridge))
+            })
+            .collect::<Result<Vec<_>, CalibrationError>>()?
+            .into_iter()
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .unwrap_or((1.0, 1.0));
+        // What does not help on other tokens is left alone.
+        if residual < 1.0 {
+            let all = both.fitted.plus(&both.held_out);
+            let change = solve::ridge(&all.gram, &all.cross(1.0), ridge)?;
+            let weight = self.teacher_weight(&name, change.nrows())? + change;
+            let shape = [weight.nrows(), weight.ncols()];
+            let tensor = Tensor::<B, 2>::from_data(
+                TensorData::new(row_major(&weight), shape),
+                (&self.device, self.spill_dtype()),
+            );
+            let name = join_name(&name, "weight");
+            self.tensors.insert(&name, "Linear", tensor);
+        }
+        Ok(residual.min(1.0))
+    }
+
+    /// Takes the student's stream through `layer`.
+    fn through_student<S: LayeredDecoder<B>>(
+        &mut self,
+        layer: usize,
+        student: &S,
+    ) -> Result<(), CalibrationError> {
+        let batches = self.batches;
+        for (index, batch) in batches.iter().enumerate() {
+            let h = self.student_stream(index)?;
+            let context = student.context(&batch);
+            let behind = h.clone() + student.attention(layer, h, &context);
+            let next = behind.clone() + student.feed_forward(layer, behind);
+            self.spill.write(index, Stream::Student, next)?;
+        }
+        Ok(())
+    }
+
+    /// Query and key maps that make each head one of the teacher's.
+    fn set_patterns(&mut self, layer: usize, heads: &HeadChoice) {
+        let features = self
+            .teacher
+            .query_key_features(self.calibration.student.query.head_dim);
+        let spec = self.map_spec(Slot::Query);
+        // Scores are divided by the root of the head size.
+        let ratio = spec.student.head_dim as f64 / spec.teacher.head_dim as f64;
+        for (slot, chosen, scale) in [
+            (Slot::Query, &heads.query, ratio.sqrt()),
+            (Slot::Key, &heads.key_value, 1.0),
+        ] {
+            let spec = self.map_spec(slot);
+            let [t_heads, s_heads] = spec.a_shape();
+            let mut a = vec![0.0; t_heads * s_heads];
+            for (student, teacher) in chosen.iter().enumerate() {
+                a[teacher * s_heads + student] = scale as f32;
+            }
+            let [y, v] = spec.b_shape();
+            let mut b = vec![0.0; y * v];
+            for (student, teacher) in features.iter().enumerate() {
+                if let Some(teacher) = teacher {
+                    b[teacher * v + student] = 1.0;
+                }
+            }
+            match spec.map {
+                MapKind::Factored => self.set_factored(layer, slot, a, b),
+                MapKind::General => self.set_general(layer, slot, outer_product(&spec, &a, &b)),
+            }
+        }
+    }
+
+    fn set_fitted(&mut self, layer: usize, heads: &HeadChoice, fitted: &Fitted) {
+        let spec = self.map_spec(Slot::Value);
+        match &fitted.value {
+            ValueMap::General(blocks) => {
+                let [x, y, u, v] = spec.w_shape();
+                let mut w = vec![0.0; x * y * u * v];
+                for (head, block) in blocks.iter().enumerate() {
+                    // Own values alone, or those of all heads.
+                    let first = match block.nrows() == y {
+                        true => heads.key_value[head] * y,
+                        false => 0,
+                    };
+                    for row in 0..block.nrows() {
+                        for column in 0..v {
+                            w[((first + row) * u + head) * v + column] =
+                                block[(row, column)] as f32;
+                        }
+                    }
+                }
+                self.set_general(layer, Slot::Value, w);
+            }
+            ValueMap::Factored { a, b } => {
+                let [t_heads, s_heads] = spec.a_shape();
+                let own_alone = a.nrows() == 1;
+                let mut whole = vec![0.0; t_heads * s_heads];
+                for head in 0..s_heads {
+                    for row in 0..a.nrows() {
+                        let teacher = if own_alone {
+                            heads.key_value[head]
+                        } else {
+                            row
+                        };
+                        whole[teacher * s_heads + head] = a[(row, head)] as f32;
+                    }
+                }
+                self.set_factored(layer, Slot::Value, whole, row_major(b));
+            }
+        }
+        match &fitted.out.values {
+            OutValues::General(w) => self.set_general(layer, Slot::Out, row_major(w)),
+            OutValues::Factored { a, b } => {
+                self.set_factored(layer, Slot::Out, row_major(a), row_major(b));
+            }
+        }
+    }
+
+    fn set_factored(&mut self, layer: usize, slot: Slot, a: Vec<f32>, b: Vec<f32>) {
+        let spec = self.map_spec(slot);
+        self.set(layer, slot, "a", TensorData::new(a, spec.a_shape()));
+        self.set(layer, slot, "b", TensorData::new(b, spec.b_shape()));
+    }
+
+    fn set_general(&mut self, layer: usize, slot: Slot, w: Vec<f32>) {
+        let name = join_name(&self.teacher.projection_name(layer, slot), "w");
+        let data = TensorData::new(w, self.map_spec(slot).w_shape());
+        let tensor = Tensor::<B, 4>::from_data(data, (&self.device, DType::F32));
+        self.tensors.insert(&name, "LtiDense", tensor);
+    }
+
+    fn set(&mut self, layer: usize, slot: Slot, leaf: &str, data: TensorData) {
+        let name = join_name(&self.teacher.projection_name(layer, slot), leaf);
+        let tensor = Tensor::<B, 2>::from_data(data, (&self.device, DType::F32));
+        self.tensors.insert(&name, "LtiDense", tensor);
+    }
+
+    /// The weight of a `Linear` of the teacher's, as Burn keeps it, with `rows` inputs.
+    fn teacher_weight(&self, name: &str, rows: usize) -> Result<Mat<f64>, CalibrationError> {
+        let weight = join_name(name, "weight");
+        let Some(named) = self.teacher_tensors.get(&weight) else {
+            return Err(CalibrationError::NoWeight { name: weight });
+        };
+        let elements = named.tensor.num_elements();
+        host_matrix(named.tensor.to_rank::<1>([elements]), rows)
+    }
+
+    fn spill_dtype(&self) -> DType {
+        self.teacher.head().weight.dtype()
+    }
+
+    fn teacher_stream(
+        &mut self,
+        batch: usize,
+        layer: usize,
+    ) -> Result<Tensor<B, 3>, CalibrationError> {
+        self.spill
+            .read(batch, stream_of_teacher(layer), &self.device)
+    }
+
+    fn student_stream(&mut self, batch: usize) -> Result<Tensor<B, 3>, CalibrationError> {
+        self.spill.read(batch, Stream::Student, &self.device)
+    }
+
+    /// The targets of a batch in front of `layer`, and the weights of its rows.
+    fn rows(
+        &mut self,
+        index: usize,
+        layer: usize,
+        batch: &TokenBatch<B>,
+    ) -> Result<Rows<B>, CalibrationError> {
+        let float = |tensor: Tensor<B, 3>| flat(tensor).cast(DType::F32);
+        let teacher = float(self.teacher_stream(index, layer)?);
+        let student = float(self.student_stream(index)?);
+        let attention = self
+            .spill
+            .read::<B>(index, Stream::Attention, &self.device)?;
+        let attention = float(attention);
+        let bias = self.teacher.projection_name(layer, Slot::Out);
+        let bias = self.teacher_tensors.get(&join_name(&bias, "bias"));
+        let [rows, _] = teacher.dims();
+        let size = (teacher.clone() + attention.clone())
+            .powi_scalar(2)
+            .mean_dim(1)
+            .add_scalar(f32::MIN_POSITIVE);
+        let present = batch.segments.clone().greater_elem(0).float();
+        let root = present.reshape([rows, 1]).cast(DType::F32) / size.sqrt();
+        // The student has the same bias behind its output.
+        let [_, width] = attention.dims();
+        let bias = match bias {
+            Some(bias) => bias.tensor.to_rank([1, width]).cast(DType::F32),
+            None => Tensor::zeros([1, width], (&self.device, DType::F32)),
+        };
+        Ok(Rows {
+            drift: teacher - student,
+            attention: attention - bias.clone(),
+            bias,
+            root,
+        })
+    }
+}
+
+/// Where the teacher's stream in front of a layer is: the two streams take turns.
+const fn stream_of_teacher(layer: usize) -> Stream {
+    match layer % 2 {
+        0 => Stream::Teacher,
+        _ => Stream::TeacherNext,
+    }
+}
+
+/// The targets of a batch's tokens, `[rows, d_model]`, and the root of each row's weight, `[rows, 1]`.
+struct Rows<B: Backend> {
+    /// Without the output's bias.
+    attention: Tensor<B, 2>,
+    /// The output's bias, `[1, d_model]`.
+    bias: Tensor<B, 2>,
+    drift: Tensor<B, 2>,
+    root: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rows<B> {
+    fn weigh(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
+        rows.cast(DType::F32) * self.root.clone()
+    }
+}
+
+/// `[batch, tokens, width] -> [batch * tokens, width]`
+fn flat<B: Backend>(h: Tensor<B, 3>) -> Tensor<B, 2> {
+    let [batch, tokens, width] = h.dims();
+    h.reshape([batch * tokens, width])
+}
+
+/// The values of these heads, in their order: `[batch, tokens, heads * head_dim]`.
+fn of_heads<B: Backend>(values: Tensor<B, 3>, heads: usize, chosen: &[usize]) -> Tensor<B, 3> {
+    let size = values.dims()[2] / heads;
+    let parts = chosen
+        .iter()
+        .map(|head| values.clone().narrow(2, head * size, size));
+    Tensor::cat(parts.collect(), 2)
+}
+
+/// What each head makes of the values of its group: `weights [batch, heads, tokens, tokens]` and
+/// `values [batch, tokens, groups * head_dim] -> [batch * tokens, heads * head_dim]`.
+fn of_own_values<B: Backend>(
+    weights: Tensor<B, 4>,
+    values: Tensor<B, 3>,
+    groups: usize,
+) -> Tensor<B, 2> {
+    let [batch, heads, tokens, _] = weights.dims();
+    let size = values.dims()[2] / groups;
+    let values = values
+        .reshape([batch, tokens, groups, size])
+        .swap_dims(1, 2);
+    weights
+        .reshape([batch, groups, heads / groups * tokens, tokens])
+        .matmul(values)
+        .reshape([batch, heads, tokens, size])
+        .swap_dims(1, 2)
+        .reshape([batch * tokens, heads * size])
+}
+
+/// What each head makes of all values: `weights [batch, heads, tokens, tokens]` and
+/// `values [batch, tokens, width] -> [batch * tokens, heads * width]`.
+fn of_all_values<B: Backend>(weights: Tensor<B, 4>, values: Tensor<B, 3>) -> Tensor<B, 2> {
+    let [batch, heads, tokens, _] = weights.dims();
+    let width = values.dims()[2];
+    weights
+        .reshape([batch, heads * tokens, tokens])
+        .matmul(values)
+        .reshape([batch, heads, tokens, width])
+        .swap_dims(1, 2)
+        .reshape([batch * tokens, heads * width])
+}
+
+fn row_major(matrix: &Mat<f64>) -> Vec<f32> {
+    let rows = 0..matrix.nrows();
+    rows.flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)] as f32))
+        .collect()
+}
+
+/// `W[x,y,u,v] = A[x,u] B[y,v]`, of a query, key or value map.
+fn outer_product(spec: &MapSpec, a: &[f32], b: &[f32]) -> Vec<f32> {
+    debug_assert_eq!(spec.kind, ProjectionKind::Qkv);
+    let [x, y, u, v] = spec.w_shape();
+    let mut w = vec![0.0; x * y * u * v];
+    for (index, value) in w.iter_mut().enumerate() {
+        let (column, rest) = (index % v, index / v);
+        let (student, rest) = (rest % u, rest / u);
+        let (row, teacher) = (rest % y, rest / y);
+        *value = a[teacher * u + student] * b[row * v + column];
+    }
+    w
+}

@@ -1,0 +1,198 @@
+//! Sums over calibration tokens: all that a least-squares fit needs of them.
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use faer::Mat;
+
+use super::CalibrationError;
+
+/// Second moments of what a kernel reads, `features`, and of what its product with a kernel should be.
+///
+/// The target of a row is `attention + strength * drift`: what the teacher's attention adds to its own
+/// residual stream, and the way from the student's stream to the teacher's in front of the layer. Both
+/// are kept apart, so that the strength can be chosen afterwards. Sums are float64; the products of one
+/// batch are float32.
+#[derive(Clone, Debug)]
+pub(super) struct Moments {
+    /// `[features, features]`
+    pub(super) gram: Mat<f64>,
+    /// Features times attention, `[features, d_model]`.
+    attention: Mat<f64>,
+    /// Features times drift, `[features, d_model]`.
+    drift: Mat<f64>,
+    /// Squares of the target's two parts, and their product: attention, both, drift.
+    squares: [f64; 3],
+}
+
+impl Moments {
+    pub(super) fn zeros(features: usize, d_model: usize) -> Self {
+        Self {
+            gram: Mat::zeros(features, features),
+            attention: Mat::zeros(features, d_model),
+            drift: Mat::zeros(features, d_model),
+            squares: [0.0; 3],
+        }
+    }
+
+    pub(super) fn features(&self) -> usize {
+        self.gram.nrows()
+    }
+
+    pub(super) fn d_model(&self) -> usize {
+        self.attention.ncols()
+    }
+
+    /// Adds the rows of a batch: `features [rows, features]`, the others `[rows, d_model]`, each row
+    /// already multiplied by the root of its weight.
+    pub(super) fn add<B: Backend>(
+        &mut self,
+        features: Tensor<B, 2>,
+        attention: Tensor<B, 2>,
+        drift: Tensor<B, 2>,
+    ) -> Result<(), CalibrationError> {
+        let (n, d) = (self.features(), self.d_model());
+        let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| (a.clone() * b.clone()).sum();
+        let squares = [
+            square(&attention, &attention),
+            square(&attention, &drift),
+            square(&drift, &drift),
+        ];
+        let all = Tensor::cat(vec![features.clone(), attention, drift], 1);
+        let products = host(features.transpose().matmul(all))?;
+        let width = n + 2 * d;
+        for (row, values) in products.chunks_exact(width).enumerate() {
+            for (column, value) in values[..n].iter().enumerate() {
+                self.gram[(row, column)] += value;
+            }
+            for (column, value) in values[n..n + d].iter().enumerate() {
+                self.attention[(row, column)] += value;
+            }
+            for (column, value) in values[n + d..].iter().enumerate() {
+                self.drift[(row, column)] += value;
+            }
+        }
+        for (sum, square) in self.squares.iter_mut().zip(squares) {
+            *sum += host(square)?[0];
+        }
+        Ok(())
+    }
+
+    /// Of both sets of rows.
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        let mut sum = self.clone();
+        sum.gram += &other.gram;
+        sum.attention += &other.attention;
+        sum.drift += &other.drift;
+        for (square, more) in sum.squares.iter_mut().zip(other.squares) {
+            *square += more;
+        }
+        sum
+    }
+
+    /// Of these features alone.
+    pub(super) fn select(&self, features: &[usize]) -> Self {
+        let n = features.len();
+        let rows = |from: &Mat<f64>| {
+            Mat::from_fn(n, from.ncols(), |row, column| from[(features[row], column)])
+        };
+        Self {
+            gram: Mat::from_fn(n, n, |row, column| {
+                self.gram[(features[row], features[column])]
+            }),
+            attention: rows(&self.attention),
+            drift: rows(&self.drift),
+            squares: self.squares,
+        }
+    }
+
+    /// Of the features behind a linear map that is one block for each of `blocks.len()` equal parts of
+    /// the features: part `i` times `blocks[i]`.
+    pub(super) fn through(&self, blocks: &[&Mat<f64>]) -> Self {
+        let part = self.features() / blocks.len().max(1);
+        let width: usize = blocks.iter().map(|block| block.ncols()).sum();
+        let mut half = Mat::<f64>::zeros(self.features(), width);
+        let mut gram = Mat::<f64>::zeros(width, width);
+        let mut attention = Mat::<f64>::zeros(width, self.d_model());
+        let mut drift = Mat::<f64>::zeros(width, self.d_model());
+        let mut to = 0;
+        for (index, block) in blocks.iter().enumerate() {
+            let columns = self.gram.subcols(index * part, part) * *block;
+            half.subcols_mut(to, block.ncols()).copy_from(&columns);
+            to += block.ncols();
+        }
+        let mut to = 0;
+        for (index, block) in blocks.iter().enumerate() {
+            let turned = block.transpose();
+            let rows = turned * half.subrows(index * part, part);
+            gram.subrows_mut(to, block.ncols()).copy_from(&rows);
+            for (into, from) in [(&mut attention, &self.attention), (&mut drift, &self.drift)] {
+                let rows = turned * from.subrows(index * part, part);
+                into.subrows_mut(to, block.ncols()).copy_from(&rows);
+            }
+            to += block.ncols();
+        }
+        Self {
+            gram,
+            attention,
+            drift,
+            squares: self.squares,
+        }
+    }
+
+    /// Features times the target of this strength, `[features, d_model]`.
+    pub(super) fn cross(&self, strength: f64) -> Mat<f64> {
+        let drift = &self.drift;
+        let mut cross = self.attention.clone();
+        for column in 0..cross.ncols() {
+            for row in 0..cross.nrows() {
+                cross[(row, column)] += strength * drift[(row, column)];
+            }
+        }
+        cross
+    }
+
+    /// Squared size of the target of this strength.
+    pub(super) fn energy(&self, strength: f64) -> f64 {
+        let [attention, both, drift] = self.squares;
+        attention + 2.0 * strength * both + strength * strength * drift
+    }
+
+    /// Squared distance between `features * kernel` and the target of full strength, as a part of that
+    /// target's squared size. `kernel [features, d_model]`.
+    pub(super) fn residual(&self, kernel: &Mat<f64>) -> f64 {
+        let product = &self.gram * kernel;
+        let cross = self.cross(1.0);
+        let mut distance = self.energy(1.0);
+        for column in 0..kernel.ncols() {
+            for row in 0..kernel.nrows() {
+                let value = kernel[(row, column)];
+                distance += value * (product[(row, column)] - 2.0 * cross[(row, column)]);
+            }
+        }
+        distance.max(0.0) / self.energy(1.0).max(f64::MIN_POSITIVE)
+    }
+}
+
+/// The values of a tensor, row-major.
+pub(super) fn host<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+) -> Result<Vec<f64>, CalibrationError> {
+    let data = tensor.cast(DType::F32).into_data();
+    let values: Vec<f64> = data.iter::<f64>().collect();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(CalibrationError::NotFinite),
+    }
+}
+
+/// The values of a tensor as a matrix of so many rows.
+pub(super) fn host_matrix<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+    rows: usize,
+) -> Result<Mat<f64>, CalibrationError> {
+    let values = host(tensor)?;
+    let columns = values.len() / rows.max(1);
+    Ok(Mat::from_fn(rows, columns, |row, column| {
+        values[row * columns + column]
+    }))
+}

@@ -1,0 +1,151 @@
+//! The attention patterns of a layer, by gradient: what no least squares reaches.
+//!
+//! A student's head begins with the pattern of one teacher head. Here the maps of a layer, query and key
+//! among them, are moved together towards the layer's target, on the batches that are fitted on, so that
+//! heads that were dropped find a place in those that were kept. It is a training of one layer on its own:
+//! no other layer, no head, no vocabulary.
+
+use burn::module::AutodiffModule;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::prelude::*;
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+
+use super::{CalibrationError, HELD_OUT, Rows, Walk};
+use crate::decoder::{LayeredDecoder, TokenBatch};
+use crate::dense::Slot;
+use crate::inject::set_trainable;
+use crate::tensors::{TensorSet, split_name};
+
+/// How long the maps of a layer are moved, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Refinement {
+    /// Steps of AdamW for each layer, one batch a step; 0 for none.
+    pub steps: usize,
+    /// Highest learning rate; it falls to nothing along a cosine.
+    pub learning_rate: f64,
+}
+
+impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
+    /// Moves the maps of `layer`, and keeps what came of it if held-out tokens bear it out: then the
+    /// residual there, else `None`.
+    pub(super) fn refine<A, S>(
+        &mut self,
+        layer: usize,
+        student: &S,
+        strength: f64,
+        refinement: Refinement,
+    ) -> Result<Option<[f64; 2]>, CalibrationError>
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
+    {
+        let projections = Slot::ALL.map(|slot| self.teacher.projection_name(layer, slot));
+        let is_map = |name: &str| {
+            let (module, leaf) = split_name(name);
+            leaf != "bias" && projections.iter().any(|projection| projection == module)
+        };
+        let mut moved = set_trainable(student.clone(), |parameter| {
+            parameter.in_map && is_map(parameter.name)
+        });
+        let mut optimizer = AdamWConfig::new()
+            .with_beta_2(0.95)
+            .with_epsilon(1e-8)
+            .with_weight_decay(0.0)
+            .init::<A, S>();
+        let batches = self.batches;
+        let mut step = 0;
+        while step < refinement.steps {
+            for (index, batch) in batches.iter().enumerate() {
+                if index % HELD_OUT == HELD_OUT - 1 {
+                    continue;
+                }
+                if step == refinement.steps {
+                    break;
+                }
+                let loss = self.layer_loss::<A, S>(index, layer, &batch, &moved, strength)?;
+                let gradients = GradientsParams::from_grads(loss.backward(), &moved);
+                let turn = std::f64::consts::PI * step as f64 / refinement.steps as f64;
+                let rate = refinement.learning_rate * 0.5 * (1.0 + turn.cos());
+                moved = optimizer.step(rate, moved, gradients);
+                step += 1;
+            }
+        }
+        let moved = moved.valid();
+        let before = self.held_out_residual(layer, &student.valid())?;
+        let after = self.held_out_residual(layer, &moved)?;
+        // Also false where it is no number.
+        if after < before {
+            let tensors = TensorSet::collect(&moved);
+            for (name, named) in tensors.iter().filter(|(name, _)| is_map(name)) {
+                if matches!(split_name(name).1, "a" | "b" | "w") {
+                    self.tensors.insert_named(name, named.clone());
+                }
+            }
+            return Ok(Some([before, after]));
+        }
+        Ok(None)
+    }
+
+    /// Weighted squared distance of what the attention adds to its target, as a part of the target's size.
+    fn layer_loss<A, S>(
+        &mut self,
+        index: usize,
+        layer: usize,
+        batch: &TokenBatch<B>,
+        student: &S,
+        strength: f64,
+    ) -> Result<Tensor<A, 1>, CalibrationError>
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        S: LayeredDecoder<A>,
+    {
+        let rows = self.rows(index, layer, batch)?;
+        let target = rows.target(strength);
+        let size = target.clone().powi_scalar(2).sum();
+        let context = student.context(&TokenBatch::<A>::from_inner(batch));
+        let h = Tensor::from_inner(self.student_stream(index)?);
+        let attention = student.attention(layer, h, &context);
+        let [batch, tokens, width] = attention.dims();
+        let attention = attention.reshape([batch * tokens, width]).cast(DType::F32);
+        let bias: Tensor<A, 2> = Tensor::from_inner(rows.bias);
+        let root: Tensor<A, 2> = Tensor::from_inner(rows.root);
+        let distance = (attention - bias) * root - Tensor::from_inner(target);
+        Ok(distance.powi_scalar(2).sum() / Tensor::from_inner(size))
+    }
+
+    /// Squared distance to the full target on held-out tokens, as a part of the target's squared size.
+    fn held_out_residual<S: LayeredDecoder<B>>(
+        &mut self,
+        layer: usize,
+        student: &S,
+    ) -> Result<f64, CalibrationError> {
+        let (mut distance, mut size) = (0.0, 0.0);
+        let batches = self.batches;
+        for (index, batch) in batches.iter().enumerate() {
+            if index % HELD_OUT != HELD_OUT - 1 {
+                continue;
+            }
+            let rows = self.rows(index, layer, &batch)?;
+            let target = rows.target(1.0);
+            let context = student.context(&batch);
+            let h = self.student_stream(index)?;
+            let attention = super::flat(student.attention(layer, h, &context));
+            let found = rows.weigh(attention.cast(DType::F32) - rows.bias.clone());
+            let square = |tensor: Tensor<B, 2>| -> f64 {
+                let sum = tensor.powi_scalar(2).sum().into_data();
+                sum.iter::<f64>().sum()
+            };
+            distance += square(found - target.clone());
+            size += square(target);
+        }
+        Ok(distance / size.max(f64::MIN_POSITIVE))
+    }
+}
+
+impl<B: Backend> Rows<B> {
+    /// What the attention should add, weighted.
+    fn target(&self, strength: f64) -> Tensor<B, 2> {
+        self.weigh(self.attention.clone() + self.drift.clone().mul_scalar(strength))
+    }
+}

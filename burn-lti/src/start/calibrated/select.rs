@@ -1,0 +1,228 @@
+//! Which teacher heads a layer of the student begins with.
+//!
+//! A student's key/value head begins as one of the teacher's, and its query heads as query heads that
+//! the teacher shares with that one, so that each begins with an attention pattern of the teacher's. They
+//! are chosen by how well their outputs, through the best output projection, give what the attention block
+//! should: exhaustively where the choices are few, else greedily by a pivoted block factorisation, in
+//! which each step takes the head that explains most of what is left.
+
+use std::ops::Range;
+
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Side};
+use serde::{Deserialize, Serialize};
+
+use super::moments::Moments;
+use super::solve::{dot, mean_diagonal, ridge};
+use super::{CalibrationError, HeadCounts};
+
+/// Teacher heads, one for each of the student's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadChoice {
+    /// The teacher's query head for each query head of the student.
+    pub query: Vec<usize>,
+    /// The teacher's key/value head for each of the student's.
+    pub key_value: Vec<usize>,
+}
+
+/// The ridge of the choice. What it decides between differs by far more.
+const RIDGE: f64 = 1e-4;
+
+/// Multiply-adds up to which all choices are tried.
+const EXHAUSTIVE: f64 = 4e9;
+
+/// Chooses by `moments` of the teacher's head outputs, `[t_heads * head_dim]` features, each with its own
+/// values.
+pub(super) fn choose(
+    moments: &Moments,
+    heads: &HeadCounts,
+    strength: f64,
+) -> Result<HeadChoice, CalibrationError> {
+    let cross = moments.cross(strength);
+    let features = moments.features() / heads.t_query;
+    let kept = (heads.s_query.min(heads.t_query) * features) as f64;
+    let cost = kept.powi(3) / 3.0 + kept * kept * moments.d_model() as f64;
+    let choice = match heads.choices() {
+        Some(choices) if choices as f64 * cost <= EXHAUSTIVE => {
+            exhaustive(moments, &cross, heads, features)?
+        }
+        _ => greedy(moments, &cross, heads, features)?,
+    };
+    Ok(heads.filled(choice))
+}
+
+/// For each key/value head of the student its teacher head, and the query heads chosen under it; there may
+/// be fewer than the student has, never more.
+type Groups = Vec<(usize, Vec<usize>)>;
+
+fn exhaustive(
+    moments: &Moments,
+    cross: &Mat<f64>,
+    heads: &HeadCounts,
+    features: usize,
+) -> Result<Groups, CalibrationError> {
+    let mut best: Option<(f64, Groups)> = None;
+    for groups in heads.all_choices() {
+        let chosen = groups.iter().flat_map(|(_, query)| query);
+        let columns: Vec<usize> = chosen.flat_map(|head| block(*head, features)).collect();
+        let gain = explained(moments, cross, &columns)?;
+        if best.as_ref().is_none_or(|(least, _)| gain > *least) {
+            best = Some((gain, groups));
+        }
+    }
+    Ok(best.map(|(_, groups)| groups).unwrap_or_default())
+}
+
+/// How much of the target the features in `columns` explain.
+fn explained(
+    moments: &Moments,
+    cross: &Mat<f64>,
+    columns: &[usize],
+) -> Result<f64, CalibrationError> {
+    let gram = moments.select(columns).gram;
+    let rows = Mat::from_fn(columns.len(), cross.ncols(), |row, column| {
+        cross[(columns[row], column)]
+    });
+    Ok(dot(&rows, &ridge(&gram, &rows, RIDGE)?))
+}
+
+fn greedy(
+    moments: &Moments,
+    cross: &Mat<f64>,
+    heads: &HeadCounts,
+    features: usize,
+) -> Result<Groups, CalibrationError> {
+    let (mut gram, mut cross) = (moments.gram.clone(), cross.clone());
+    let added = RIDGE * mean_diagonal(&gram);
+    for i in 0..gram.nrows() {
+        gram[(i, i)] += added;
+    }
+    let mut open: Groups = Vec::new();
+    let mut left: Vec<usize> = (0..heads.t_query).collect();
+    let wanted = heads.natural();
+    for _ in 0..wanted {
+        let mut best: Option<(f64, usize)> = None;
+        for &head in left.iter().filter(|head| heads.may_take(&open, **head)) {
+            let gain = gain(&gram, &cross, block(head, features))?;
+            if best.is_none_or(|(most, _)| gain > most) {
+                best = Some((gain, head));
+            }
+        }
+        let Some((_, head)) = best else { break };
+        heads.take(&mut open, head);
+        left.retain(|other| *other != head);
+        eliminate(&mut gram, &mut cross, block(head, features))?;
+    }
+    Ok(open)
+}
+
+fn block(head: usize, features: usize) -> Range<usize> {
+    head * features..(head + 1) * features
+}
+
+fn square_block(gram: &Mat<f64>, block: &Range<usize>) -> Mat<f64> {
+    gram.submatrix(block.start, block.start, block.len(), block.len())
+        .to_owned()
+}
+
+/// What is explained by one more block, after `gram` and `cross` lost what the chosen ones explain.
+fn gain(gram: &Mat<f64>, cross: &Mat<f64>, block: Range<usize>) -> Result<f64, CalibrationError> {
+    let rows = cross.subrows(block.start, block.len()).to_owned();
+    let factor = square_block(gram, &block).llt(Side::Lower);
+    let factor = factor.map_err(|_| CalibrationError::Singular { ridge: RIDGE })?;
+    Ok(dot(&rows, &factor.solve(&rows)))
+}
+
+/// Takes what a block explains out of all the others: a step of a block Cholesky factorisation.
+fn eliminate(
+    gram: &mut Mat<f64>,
+    cross: &mut Mat<f64>,
+    block: Range<usize>,
+) -> Result<(), CalibrationError> {
+    let factor = square_block(gram, &block).llt(Side::Lower);
+    let factor = factor.map_err(|_| CalibrationError::Singular { ridge: RIDGE })?;
+    let columns = gram.subcols(block.start, block.len()).to_owned();
+    let to_gram = factor.solve(&gram.subrows(block.start, block.len()).to_owned());
+    let to_cross = factor.solve(&cross.subrows(block.start, block.len()).to_owned());
+    *gram -= &columns * to_gram;
+    *cross -= &columns * to_cross;
+    // What was eliminated stays solvable: its own block is chosen and never looked at again.
+    for i in block {
+        gram[(i, i)] = gram[(i, i)].max(f64::MIN_POSITIVE);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{Tensor, TensorData};
+
+    use super::*;
+
+    /// Moments of rows whose target is the sum of the heads named, each of two features.
+    fn moments_of(heads: usize, explaining: &[usize]) -> Moments {
+        let (rows, width) = (64, heads * 2);
+        let value = |row: usize, column: usize| -> f32 {
+            // Pseudo-random and alike in no two columns.
+            let mixed = (row * 7919 + column * 104_729 + row * column * 31) % 1009;
+            mixed as f32 / 504.5 - 1.0
+        };
+        let features: Vec<f32> = (0..rows * width)
+            .map(|i| value(i / width, i % width))
+            .collect();
+        let target: Vec<f32> = (0..rows * 2)
+            .map(|i| {
+                explaining
+                    .iter()
+                    .map(|head| value(i / 2, head * 2 + i % 2))
+                    .sum()
+            })
+            .collect();
+        let device = Default::default();
+        let tensor = |values, columns| {
+            Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &device)
+        };
+        let mut moments = Moments::zeros(width, 2);
+        let drift = Tensor::zeros([rows, 2], &device);
+        let (features, target) = (tensor(features, width), tensor(target, 2));
+        moments.add(features, target, drift).unwrap();
+        moments
+    }
+
+    #[test]
+    fn the_heads_that_explain_the_target_are_chosen() {
+        let heads = HeadCounts::new([8, 4], [4, 2]).unwrap();
+        let moments = moments_of(8, &[2, 3, 6, 7]);
+        let expected = HeadChoice {
+            query: vec![2, 3, 6, 7],
+            key_value: vec![1, 3],
+        };
+        assert_eq!(choose(&moments, &heads, 1.0).unwrap(), expected);
+        let cross = moments.cross(1.0);
+        let mut groups = greedy(&moments, &cross, &heads, 2).unwrap();
+        groups.sort();
+        for (_, query) in &mut groups {
+            query.sort();
+        }
+        assert_eq!(groups, [(1, vec![2, 3]), (3, vec![6, 7])]);
+    }
+
+    #[test]
+    fn some_of_a_group_can_be_kept() {
+        let heads = HeadCounts::new([8, 2], [4, 2]).unwrap();
+        let choice = choose(&moments_of(8, &[0, 3, 5, 6]), &heads, 1.0).unwrap();
+        assert_eq!(choice.query, [0, 3, 5, 6]);
+        assert_eq!(choice.key_value, [0, 1]);
+    }
+
+    #[test]
+    fn a_student_with_more_heads_than_the_teacher_repeats_some() {
+        let heads = HeadCounts::new([4, 2], [6, 3]).unwrap();
+        let choice = choose(&moments_of(4, &[0, 1, 2, 3]), &heads, 1.0).unwrap();
+        assert_eq!((choice.query.len(), choice.key_value.len()), (6, 3));
+        for head in 0..4 {
+            assert!(choice.query.contains(&head), "{choice:?}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The few pieces of linear algebra that the fits share, on top of faer.
+
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Side};
+
+use super::CalibrationError;
+
+/// Mean of the diagonal.
+pub(super) fn mean_diagonal(gram: &Mat<f64>) -> f64 {
+    let n = gram.nrows();
+    let trace: f64 = (0..n).map(|i| gram[(i, i)]).sum();
+    trace / n.max(1) as f64
+}
+
+/// `gram` with `ridge` times its mean diagonal added to its diagonal. Where the whole is zero, the
+/// identity, so that there is always something to solve with.
+pub(super) fn ridged(gram: &Mat<f64>, ridge: f64) -> Mat<f64> {
+    let mean = mean_diagonal(gram);
+    let added = match mean > 0.0 {
+        true => ridge * mean,
+        false => 1.0,
+    };
+    let mut sum = gram.clone();
+    for i in 0..sum.nrows() {
+        sum[(i, i)] += added;
+    }
+    sum
+}
+
+/// `(gram + ridge * mean diagonal)^-1 right`: ridge least squares.
+///
+/// # Errors
+///
+/// [`CalibrationError::Singular`] if the sum is not positive definite.
+pub(super) fn ridge(
+    gram: &Mat<f64>,
+    right: &Mat<f64>,
+    ridge: f64,
+) -> Result<Mat<f64>, CalibrationError> {
+    let factor = ridged(gram, ridge).llt(Side::Lower);
+    match factor {
+        Ok(factor) => Ok(factor.solve(right)),
+        Err(_) => Err(CalibrationError::Singular { ridge }),
+    }
+}
+
+/// Sum of the products of equal places.
+pub(super) fn dot(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    let mut sum = 0.0;
+    for column in 0..a.ncols() {
+        for row in 0..a.nrows() {
+            sum += a[(row, column)] * b[(row, column)];
+        }
+    }
+    sum
+}
+
+/// Least squares in unknowns that only an operator knows: conjugate gradients (Hestenes and Stiefel
+/// 1952) with the operator's diagonal as preconditioner, from `start`.
+///
+/// `apply` must be symmetric and positive semidefinite. Ends after `most` steps, or once the
+/// preconditioned residual has shrunk by [`SHRINK`]. Each step lowers the quadratic, so that ending
+/// early is safe.
+pub(super) fn conjugate_gradients(
+    apply: impl Fn(&[f64]) -> Vec<f64>,
+    right: &[f64],
+    diagonal: &[f64],
+    start: Vec<f64>,
+    most: usize,
+) -> Vec<f64> {
+    let largest = diagonal.iter().copied().fold(0.0, f64::max);
+    let precondition = |residual: &[f64]| -> Vec<f64> {
+        let by = |(value, weight): (&f64, &f64)| value / weight.max(largest * 1e-9);
+        residual.iter().zip(diagonal).map(by).collect()
+    };
+    let inner = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    if largest <= 0.0 {
+        return start;
+    }
+    let mut solution = start;
+    let image = apply(&solution);
+    let mut residual: Vec<f64> = right.iter().zip(&image).map(|(r, i)| r - i).collect();
+    let mut preconditioned = precondition(&residual);
+    let mut direction = preconditioned.clone();
+    let mut size = inner(&residual, &preconditioned);
+    let first = size;
+    for _ in 0..most {
+        if size <= first * SHRINK * SHRINK || size <= 0.0 {
+            break;
+        }
+        let image = apply(&direction);
+        let curvature = inner(&direction, &image);
+        if curvature <= 0.0 {
+            break;
+        }
+        let step = size / curvature;
+        for i in 0..solution.len() {
+            solution[i] += step * direction[i];
+            residual[i] -= step * image[i];
+        }
+        preconditioned = precondition(&residual);
+        let next = inner(&residual, &preconditioned);
+        let keep = next / size;
+        for (direction, new) in direction.iter_mut().zip(&preconditioned) {
+            *direction = new + keep * *direction;
+        }
+        size = next;
+    }
+    solution
+}
+
+/// How much smaller the residual of [`conjugate_gradients`] must become.
+const SHRINK: f64 = 1e-6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symmetric(n: usize) -> Mat<f64> {
+        let factor = Mat::from_fn(n, n, |i, j| ((i * 7 + j * 3) % 5) as f64 - 1.5);
+        let mut gram = &factor * factor.transpose();
+        for i in 0..n {
+            gram[(i, i)] += 1.0 + i as f64;
+        }
+        gram
+    }
+
+    #[test]
+    fn ridge_solves_the_regularised_normal_equations() {
+        let gram = symmetric(6);
+        let right = Mat::from_fn(6, 2, |i, j| (i + 2 * j) as f64);
+        let solution = ridge(&gram, &right, 0.1).unwrap();
+        let back = &ridged(&gram, 0.1) * &solution;
+        assert!((0..6).all(|i| (back[(i, 1)] - right[(i, 1)]).abs() < 1e-10));
+    }
+
+    #[test]
+    fn a_gram_of_nothing_can_be_solved_with_and_a_negative_one_cannot() {
+        let nothing = Mat::<f64>::zeros(3, 3);
+        let right = Mat::from_fn(3, 1, |i, _| i as f64);
+        assert_eq!(ridge(&nothing, &right, 0.1).unwrap()[(2, 0)], 2.0);
+        let negative = Mat::from_fn(2, 2, |i, j| if i == j { 1.0 } else { 3.0 });
+        let error = ridge(&negative, &Mat::zeros(2, 1), 1e-3).unwrap_err();
+        assert!(matches!(error, CalibrationError::Singular { .. }));
+    }
+
+    #[test]
+    fn conjugate_gradients_find_what_a_factorisation_finds() {
+        let gram = symmetric(8);
+        let right: Vec<f64> = (0..8).map(|i| (i as f64).sin()).collect();
+        let exact = ridge(&gram, &Mat::from_fn(8, 1, |i, _| right[i]), 0.0).unwrap();
+        let apply = |x: &[f64]| -> Vec<f64> {
+            let image = &gram * &Mat::from_fn(8, 1, |i, _| x[i]);
+            (0..8).map(|i| image[(i, 0)]).collect()
+        };
+        let diagonal: Vec<f64> = (0..8).map(|i| gram[(i, i)]).collect();
+        let found = conjugate_gradients(apply, &right, &diagonal, vec![0.0; 8], 100);
+        assert!((0..8).all(|i| (found[i] - exact[(i, 0)]).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,384 @@
+//! The start that is calculated from text: what it keeps, what it drops, and when it refuses.
+
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::module::AutodiffModule;
+use burn::prelude::*;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, SlotMaps, TokenBatch};
+use burn_lti::dense::{HeadGrid, MapKind};
+use burn_lti::inject::InjectError;
+use burn_lti::start::Start;
+use burn_lti::start::calibrated::{
+    CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
+};
+use burn_lti::tensors::TensorSet;
+use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::data::{loader, pack};
+use burn_lti_llama::eval::evaluate;
+use burn_lti_llama::model::{LearningLlama, PlainLlama};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::llama::load;
+use burn_lti_tests::numbers::{Numbers, values};
+use burn_lti_tests::on_every_backend;
+use burn_lti_tests::params::{edit, perturb};
+use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
+
+on_every_backend![
+    equal_grids_reproduce_the_teacher,
+    heads_that_add_nothing_are_dropped_without_loss,
+    it_begins_nearer_to_the_teacher_than_any_other_start,
+    heads_of_another_size_keep_their_rotary_pairs,
+    a_decoder_that_is_no_llama_is_calibrated_too,
+    the_same_text_gives_the_same_start,
+    maps_that_nobody_calculated_are_refused,
+    too_little_text_is_refused,
+];
+
+type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
+
+/// Random documents of 7 to 11 tokens in windows of 12, four to a batch.
+fn batches<B: Backend>(count: usize, vocab: usize, seed: u64, device: &B::Device) -> Batches<B> {
+    let mut numbers = Numbers::new(seed);
+    let documents = (0..count * 6).map(|index| {
+        let ids = numbers.ids(7 + index % 5, vocab);
+        ids.into_iter().map(|id| id as u32).collect()
+    });
+    let mut sequences = pack(documents.collect::<Vec<_>>(), 12);
+    sequences.truncate(4 * count);
+    loader(sequences, 4, None, device)
+}
+
+fn spec(teacher: AttentionGeometry, maps: SlotMaps) -> LtiSpec {
+    LtiSpec {
+        maps,
+        start: Start::Calibrated,
+        ..LtiSpec::new(teacher)
+    }
+}
+
+/// A fixture's Llama with other heads.
+fn with_heads(
+    teacher: &LlamaConfig,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+) -> LlamaConfig {
+    LlamaConfig {
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        ..teacher.clone()
+    }
+}
+
+fn llama_student<B: Backend>(
+    config: &LlamaConfig,
+    spec: &LtiSpec,
+    tensors: &TensorSet<B>,
+    device: &B::Device,
+) -> Result<LearningLlama<B>, InjectError> {
+    let awaiting = PlainLlama::init(config, device)
+        .learn_to_init(spec)
+        .expect("a swap");
+    let rules = awaiting.rules_by_name([])?;
+    Ok(awaiting.inject(tensors, &rules)?.0)
+}
+
+type Inner<A> = <A as AutodiffBackend>::InnerBackend;
+
+/// The calibrated student of a Llama, and how it came about.
+fn calibrated_llama<A: AutodiffBackend>(
+    teacher: &PlainLlama<Inner<A>>,
+    config: &LlamaConfig,
+    maps: SlotMaps,
+    feed_forward: FeedForward,
+    device: &A::Device,
+) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
+    let spec = spec(teacher.config().geometry(), maps);
+    let tensors = TensorSet::collect(teacher);
+    let mut calibration = Calibration::new(&spec, config.geometry());
+    calibration.feed_forward = feed_forward;
+    let student_with = |start: &TensorSet<Inner<A>>| {
+        let tensors = TensorSet::from_inner(&tensors.with(start));
+        llama_student::<A>(config, &spec, &tensors, device)
+    };
+    let text = batches(16, config.vocab_size, 5, device);
+    let start = calibrate::<A, _, _, _>(&calibration, teacher, &text, student_with, |_| {});
+    let start = start.expect("a start");
+    let student = llama_student(config, &spec, &tensors.with(&start.tensors), device);
+    (student.expect("a student"), start)
+}
+
+fn out_general() -> SlotMaps {
+    SlotMaps {
+        out: MapKind::General,
+        ..SlotMaps::all(MapKind::Factored)
+    }
+}
+
+fn all_maps() -> [SlotMaps; 3] {
+    [
+        SlotMaps::all(MapKind::Factored),
+        SlotMaps::all(MapKind::General),
+        out_general(),
+    ]
+}
+
+/// Float32 on both sides. Roundings on the way to a logit: twice what the widest sums of two layers have,
+/// for the map and for its product.
+fn tolerance(expected: &[f64]) -> Tolerance {
+    let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
+    Tolerance::Uniform(2.0 * rounding(2 * 2 * 200) * largest)
+}
+
+// ---------------------------------------------------------------- what it keeps
+
+fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
+    for name in ["tied", "untied_bias"] {
+        let teacher = load::<A::InnerBackend>(name, &device);
+        let config = teacher.config().clone();
+        let batch = packed_batch(config.vocab_size, 3, &device);
+        let expected = values(&logits(&teacher, &batch));
+        for maps in all_maps() {
+            let (student, start) =
+                calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Refit, &device);
+            assert!(start.layers.iter().all(|layer| layer.residual < 1e-5));
+            let found = values(&logits(&student, &batch));
+            assert_close(&found, &expected, &tolerance(&expected));
+            let changed = match maps.value {
+                MapKind::Factored => "model.layers.0.self_attn.v_proj.a",
+                MapKind::General => "model.layers.0.self_attn.v_proj.w",
+            };
+            let perturbed = values(&logits(&perturb(student, changed, 0.02), &batch));
+            assert_not_close(&perturbed, &expected, &tolerance(&expected));
+        }
+    }
+}
+
+/// A teacher of 4 heads and 2 key/value heads of which each layer uses only one key/value head.
+fn heads_that_add_nothing_are_dropped_without_loss<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let (half, width) = (2 * 8, 24);
+    let teacher = edit(teacher, |name, values| match name {
+        "model.layers.0.self_attn.o_proj.weight" => values[..half * width].fill(0.0),
+        "model.layers.1.self_attn.o_proj.weight" => values[half * width..].fill(0.0),
+        _ => {}
+    });
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let batch = packed_batch(config.vocab_size, 3, &device);
+    let expected = values(&logits(&teacher, &batch));
+    for maps in all_maps() {
+        let (student, start) =
+            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+        let heads: Vec<&HeadChoice> = start.layers.iter().map(|layer| &layer.heads).collect();
+        assert_eq!(
+            (&heads[0].query[..], &heads[0].key_value[..]),
+            (&[2, 3][..], &[1][..])
+        );
+        assert_eq!(
+            (&heads[1].query[..], &heads[1].key_value[..]),
+            (&[0, 1][..], &[0][..])
+        );
+        let found = values(&logits(&student, &batch));
+        assert_close(&found, &expected, &tolerance(&expected));
+    }
+}
+
+/// KL to the teacher on text that the calibration has not read.
+fn kl<B: Backend, M: LayeredDecoder<B>>(
+    student: &M,
+    teacher: &PlainLlama<B>,
+    device: &B::Device,
+) -> f64 {
+    let held_out = batches(4, teacher.config().vocab_size, 77, device);
+    let found = evaluate(student, teacher, &held_out, |_, _| {});
+    found.kl.expect("tokens")
+}
+
+fn it_begins_nearer_to_the_teacher_than_any_other_start<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let tensors = TensorSet::collect(&teacher);
+    let other = |start| {
+        let spec = LtiSpec {
+            start,
+            ..LtiSpec::new(teacher.config().geometry())
+        };
+        let student = llama_student(&config, &spec, &tensors, &device).expect("a student");
+        kl(&student, &teacher, &device)
+    };
+    let others = other(Start::Grouped).min(other(Start::Lecun));
+    for maps in all_maps() {
+        let (student, start) =
+            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+        let found = kl(&student, &teacher, &device);
+        assert!(found < others, "{maps:?}: {found}, others {others}");
+        for layer in &start.layers {
+            assert!(layer.residual <= layer.residual_of_output && layer.residual < 1.0);
+        }
+    }
+    let keep = calibrated_llama::<A>(&teacher, &config, out_general(), FeedForward::Keep, &device);
+    let refit = calibrated_llama::<A>(
+        &teacher,
+        &config,
+        out_general(),
+        FeedForward::Refit,
+        &device,
+    );
+    assert_eq!(keep.1.tensors.len() + 2, refit.1.tensors.len());
+    assert!(
+        refit
+            .1
+            .layers
+            .iter()
+            .all(|layer| layer.feed_forward_residual < Some(1.0))
+    );
+}
+
+fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    // A teacher whose queries and keys use every other rotary pair alone: features 1, 3 and 5, 7 of each
+    // head are nothing. Half as large heads then have the same scores.
+    let teacher = edit(teacher, |name, values| {
+        let width = match name.rsplit_once("self_attn.") {
+            Some((_, "q_proj.weight")) => 32,
+            Some((_, "k_proj.weight")) => 16,
+            _ => return,
+        };
+        for (index, value) in values.iter_mut().enumerate() {
+            if index % width % 2 == 1 {
+                *value = 0.0;
+            }
+        }
+    });
+    let config = with_heads(teacher.config(), 4, 2, 4);
+    let (student, _) = calibrated_llama::<A>(
+        &teacher,
+        &config,
+        SlotMaps::all(MapKind::General),
+        FeedForward::Keep,
+        &device,
+    );
+    let batch = packed_batch(config.vocab_size, 3, &device);
+    let weights = |model: &dyn Fn(Tensor<A::InnerBackend, 3>) -> Tensor<A::InnerBackend, 4>| {
+        values(&model(teacher.embed(&batch)))
+    };
+    let expected = weights(&|h| teacher.attention_weights(0, h, &teacher.context(&batch)));
+    let found = weights(&|h| student.attention_weights(0, h, &student.context(&batch)));
+    // Scores of some tens of products, each of two roundings, through a softmax.
+    let tolerance = Tolerance::Uniform(2.0 * rounding(2 * 24 + 2 * 8 + 32));
+    assert_close(&found, &expected, &tolerance);
+    let changed = perturb(student, "model.layers.0.self_attn.q_proj.w", 0.5);
+    let changed = weights(&|h| changed.attention_weights(0, h, &changed.context(&batch)));
+    assert_not_close(&changed, &expected, &tolerance);
+}
+
+fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::Device) {
+    let (from, to) = (ToyConfig::new(6, 3), ToyConfig::new(2, 1));
+    let teacher: PlainToy<A::InnerBackend> = from.random(1, &device);
+    let tensors = TensorSet::collect(&teacher);
+    let text = batches(16, from.vocab, 5, &device);
+    let student_of = |config: &ToyConfig, spec: &LtiSpec, start: &TensorSet<_>| {
+        let awaiting = config
+            .init::<A>(&device)
+            .learn_to_init(spec)
+            .expect("a swap");
+        let rules = awaiting.rules_by_name([])?;
+        let tensors = TensorSet::from_inner(&tensors.with(start));
+        let student: (LearningToy<A>, _) = awaiting.inject(&tensors, &rules)?;
+        Ok::<_, InjectError>(student.0)
+    };
+    let distance = |student: &LearningToy<A>| -> f64 {
+        let batch = from.batch(9, &device);
+        let both = (logits(&student.valid(), &batch), logits(&teacher, &batch));
+        let both = values(&both.0).into_iter().zip(values(&both.1));
+        both.map(|(a, b)| (a - b).powi(2)).sum()
+    };
+    let grouped = LtiSpec::new(from.geometry);
+    let nothing = TensorSet::new();
+    let grouped = distance(&student_of(&to, &grouped, &nothing).expect("a student"));
+    for (config, maps) in [
+        (&from, out_general()),
+        (&to, SlotMaps::all(MapKind::General)),
+    ] {
+        let spec = spec(from.geometry, maps);
+        let calibration = Calibration::new(&spec, config.geometry);
+        let start = calibrate::<A, _, _, _>(
+            &calibration,
+            &teacher,
+            &text,
+            |start| student_of(config, &spec, start),
+            |_| {},
+        );
+        let start = start.expect("a start");
+        let student = student_of(config, &spec, &start.tensors).expect("a student");
+        let found = distance(&student);
+        // With the teacher's own heads it is the teacher, biases and all.
+        let bound = if config.geometry == from.geometry {
+            1e-6
+        } else {
+            grouped
+        };
+        assert!(found < bound, "{found}, bound {bound}");
+    }
+}
+
+fn the_same_text_gives_the_same_start<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let start = || {
+        let maps = SlotMaps::all(MapKind::General);
+        let (_, start) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+        let tensors = start.tensors.iter();
+        let tensors = tensors.map(|(name, named)| (name.to_owned(), named.tensor.to_f32()));
+        tensors.collect::<Vec<_>>()
+    };
+    assert_eq!(start(), start());
+}
+
+// ---------------------------------------------------------------- what it refuses
+
+fn maps_that_nobody_calculated_are_refused<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let spec = spec(teacher.config().geometry(), out_general());
+    let error = llama_student(&config, &spec, &TensorSet::collect(&teacher), &device);
+    let error = error.expect_err("it has no maps").to_string();
+    assert!(error.contains("self_attn.k_proj.a"), "{error}");
+}
+
+fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let tensors = TensorSet::collect(&teacher);
+    let maps = SlotMaps {
+        query: MapKind::Factored,
+        key: MapKind::Factored,
+        value: MapKind::Factored,
+        out: MapKind::General,
+    };
+    let grid = HeadGrid::new(2, 8);
+    assert_eq!(config.geometry().query, grid);
+    let spec = spec(teacher.config().geometry(), maps);
+    let calibration = Calibration::new(&spec, config.geometry());
+    let calibrate = |text: &Batches<A::InnerBackend>| {
+        let student_with = |start: &TensorSet<A::InnerBackend>| {
+            let tensors = TensorSet::from_inner(&tensors.with(start));
+            llama_student::<A>(&config, &spec, &tensors, &device)
+        };
+        calibrate::<A, _, _, _>(&calibration, &teacher, text, student_with, |_| {})
+            .expect_err("too little")
+    };
+    let error = calibrate(&batches(3, config.vocab_size, 5, &device));
+    assert!(matches!(
+        error,
+        CalibrationError::TooLittleText {
+            batches: 3,
+            least: 4
+        }
+    ));
+    let text = loader(Vec::new(), 4, None, &device);
+    assert!(matches!(calibrate(&text), CalibrationError::NoTokens));
+}
