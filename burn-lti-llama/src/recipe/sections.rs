@@ -82,7 +82,7 @@ pub struct CalibrationSection {
     /// Steps in which the maps of each layer, attention patterns and all, are moved by gradient towards
     /// what the layer should add; 0 for none. Default: 0.
     pub refine_steps: usize,
-    /// Highest learning rate of these steps. Default: 1e-2.
+    /// Highest learning rate of these steps. Default: 3e-3.
     pub refine_learning_rate: f64,
 }
 
@@ -93,7 +93,7 @@ impl Default for CalibrationSection {
             rounds: 2,
             feed_forward: FeedForward::Keep,
             refine_steps: 0,
-            refine_learning_rate: 1e-2,
+            refine_learning_rate: 3e-3,
         }
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Calibration<'a> {
             strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
             refinement: Refinement {
                 steps: 0,
-                learning_rate: 1e-2,
+                learning_rate: 3e-3,
             },
         }
     }
