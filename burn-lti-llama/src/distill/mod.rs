@@ -47,7 +47,7 @@ pub use manifest::{
     Change, Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source,
     TeacherHashes, TextHash,
 };
-pub use metrics::MetricsError;
+pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
 pub use run::{Job, Which, collapse_run};
 pub use student::{free_student, learning_student};

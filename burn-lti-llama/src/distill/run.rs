@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::CausalLm;
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
 use super::hook::{Hook, Interrupt, Phase, PhaseEnd, Place, Rules};
-use super::manifest::{Compute, Manifest};
+use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
 use super::output::Existing;
 use super::setting::Setting;
@@ -91,10 +91,7 @@ impl<'a> Job<'a> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
         let setting = Setting::<A>::load(self.recipe, device)?;
-        let compute = Compute {
-            backend: <A::InnerBackend as Backend>::name(device),
-            device: format!("{device:?}"),
-        };
+        let compute = Compute::of::<A::InnerBackend>(device);
         let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
         setting.check_cache(&manifest)?;
         let resumed = match self.out.existing() {
@@ -114,16 +111,44 @@ impl<'a> Job<'a> {
         run.carry_out(resumed)
     }
 
+    /// The figures of the run in the output folder, if there is one that came to its end; `None` says
+    /// that [`run`](Self::run) would have something to do. Nothing is loaded and nothing is run.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::Manifest`] if the run there, finished or not, is not the one that `now` and the
+    /// recipe say; [`DistillError::Summary`].
+    pub fn finished(&self, now: &Manifest) -> Result<Option<Summary>, DistillError> {
+        if !self.out.has_run() {
+            return Ok(None);
+        }
+        let notes = self.check_same(now)?;
+        let summary = self.out.summary()?;
+        if summary.is_some() {
+            self.tell_all(&notes);
+        }
+        Ok(summary)
+    }
+
+    /// What is another since the run in the output folder began, if it is the same run.
+    fn check_same(&self, now: &Manifest) -> Result<Vec<Note>, DistillError> {
+        let begun = Manifest::read(&self.out.manifest_path())?;
+        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
+        Ok(begun.check_resumable(now, &recipe, self.recipe)?)
+    }
+
+    fn tell_all(&self, notes: &[Note]) {
+        for note in notes {
+            (self.listener)(Event::Note(&note.to_string()));
+        }
+    }
+
     /// The newest whole checkpoint of the run in the output folder, if it has one and is the same run.
     fn take_up(&self, manifest: &Manifest) -> Result<Option<Checkpoint>, DistillError> {
         if !self.out.has_run() {
             return Ok(None);
         }
-        let begun = Manifest::read(&self.out.manifest_path())?;
-        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
-        for note in begun.check_resumable(manifest, &recipe, self.recipe)? {
-            (self.listener)(Event::Note(&note.to_string()));
-        }
+        self.tell_all(&self.check_same(manifest)?);
         if self.out.is_finished()? {
             return Err(DistillError::AlreadyFinished {
                 dir: self.out.path().to_owned(),
