@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Plan(args) => command::plan::run(args),
         Command::Distill(args) => command::distill::run(args),
+        Command::Compare(args) => command::compare::run(args),
         Command::Collapse(args) => command::collapse::run(args),
         Command::CacheTeacher(args) => command::cache::write(args),
         Command::VerifyCache(args) => command::cache::verify(args),
