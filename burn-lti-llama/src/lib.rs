@@ -8,10 +8,12 @@
 //! | [`tokenizer`], [`data`] | text to packed batches |
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
+//! | [`compare`] | one recipe carried out from several starts, held against one another |
 //! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | a student held against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
 
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod demo;

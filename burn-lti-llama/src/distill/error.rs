@@ -131,6 +131,17 @@ pub enum DistillError {
         /// The folder.
         dir: PathBuf,
     },
+    /// The figures of a finished run cannot be read.
+    #[error(
+        "{file} does not hold what this program writes there: take it away, then resume the run, which \
+         writes it again"
+    )]
+    Summary {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// The run saved no checkpoint, or none that is whole.
     #[error("there is no whole checkpoint in {dir}: train with `train.checkpoint_every`")]
     NoCheckpoint {

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::backend::Backend;
 use burn_lti::files::{FileError, write_atomically};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -286,6 +287,16 @@ impl fmt::Display for Note {
             "{what} was {then} when this run began and is now {now}: the curve may differ in the \
              last bits"
         )
+    }
+}
+
+impl Compute {
+    /// The device `device` of the backend `B`.
+    pub fn of<B: Backend>(device: &B::Device) -> Self {
+        Self {
+            backend: B::name(device),
+            device: format!("{device:?}"),
+        }
     }
 }
 

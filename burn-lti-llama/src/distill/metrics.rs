@@ -24,7 +24,7 @@ const MAX_CE: f64 = 20.0;
 #[non_exhaustive]
 pub enum MetricsError {
     /// What a run has logged cannot be read.
-    #[error("cannot read {file}, to which a resumed run adds: put it back into the run's folder")]
+    #[error("cannot read {file}: put it back into the run's folder")]
     Read {
         /// The file.
         file: PathBuf,
@@ -107,11 +107,14 @@ struct Line {
     flops_per_second: Option<f64>,
 }
 
-/// A line of an evaluation.
-#[derive(Serialize)]
-struct EvaluationLine<'a> {
-    step: usize,
-    eval: &'a Evaluation,
+/// What an evaluation on held-out text found after a step: a line of `metrics.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoggedEvaluation {
+    /// The step.
+    pub step: usize,
+    /// What it found.
+    #[serde(rename = "eval")]
+    pub evaluation: Evaluation,
 }
 
 /// What the training loop went through.
@@ -226,9 +229,9 @@ impl MetricsLog {
 
     /// Logs what an evaluation after `step` found.
     pub(super) fn evaluation(&mut self, step: usize, evaluation: &Evaluation) {
-        let line = EvaluationLine {
+        let line = LoggedEvaluation {
             step,
-            eval: evaluation,
+            evaluation: *evaluation,
         };
         self.log(step, &line, "valid", evaluation);
     }
@@ -320,10 +323,7 @@ impl MetricsLog {
         steps: usize,
         listener: Listener,
     ) -> Result<Self, MetricsError> {
-        let text = fs::read_to_string(&path).map_err(|source| MetricsError::Read {
-            file: path.clone(),
-            source,
-        })?;
+        let text = read(&path)?;
         let kept = lines_known_to(&state, &text, &path)?;
         write_atomically(&path, kept.as_bytes())?;
         let opened = OpenOptions::new().append(true).open(&path);
@@ -353,6 +353,35 @@ impl MetricsLog {
 /// that of the mean.
 fn perplexity(ce: f64) -> f64 {
     ce.min(MAX_CE).exp()
+}
+
+fn read(path: &Path) -> Result<String, MetricsError> {
+    fs::read_to_string(path).map_err(|source| MetricsError::Read {
+        file: path.to_owned(),
+        source,
+    })
+}
+
+/// The evaluations in the metrics of a run, in their order.
+pub(super) fn evaluations(path: &Path) -> Result<Vec<LoggedEvaluation>, MetricsError> {
+    #[derive(Deserialize)]
+    struct AnyLine {
+        step: usize,
+        eval: Option<Evaluation>,
+    }
+
+    let text = read(path)?;
+    let mut found = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let AnyLine { step, eval } =
+            serde_json::from_str(line).map_err(|source| MetricsError::Line {
+                file: path.to_owned(),
+                line: index + 1,
+                source,
+            })?;
+        found.extend(eval.map(|evaluation| LoggedEvaluation { step, evaluation }));
+    }
+    Ok(found)
 }
 
 /// The lines of `text` up to the step of `state`.
@@ -653,6 +682,28 @@ mod tests {
             lines[1],
             serde_json::json!({"step": 5, "eval": {"tokens": 0}})
         );
+    }
+
+    #[test]
+    fn evaluations_are_read_back_from_among_the_steps() {
+        let (_folder, path) = place();
+        let mut log = create(&path, 1);
+        let (known, unknown) = (report(2).sums.into(), LossSums::default().into());
+        take(&mut log, 1..=2);
+        log.evaluation(2, &known);
+        take(&mut log, 3..=4);
+        log.evaluation(4, &unknown);
+        let logged = |step, evaluation| LoggedEvaluation { step, evaluation };
+        assert_eq!(
+            evaluations(&path).unwrap(),
+            [logged(2, known), logged(4, unknown)]
+        );
+        fs::write(&path, "{\"step\": 1}\nmine\n").unwrap();
+        let error = evaluations(&path).unwrap_err();
+        assert!(matches!(error, MetricsError::Line { line: 2, .. }));
+        fs::remove_file(&path).unwrap();
+        let error = evaluations(&path).unwrap_err();
+        assert!(matches!(&error, MetricsError::Read { file, .. } if *file == path));
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod output;
 mod run;
 mod setting;
 mod start;
+mod started;
 mod student;
 mod summary;
 mod teacher_cache;
@@ -52,9 +53,10 @@ pub use manifest::{
     Change, Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source,
     TeacherHashes, TextHash,
 };
-pub use metrics::MetricsError;
+pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
-pub use run::{Job, Started, Which, collapse_run};
+pub use run::{Job, Which, collapse_run};
+pub use started::Started;
 pub use student::{free_student, learning_student};
 pub use summary::Summary;
 pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn_lti::files::write_atomically;
 
+use super::metrics::{LoggedEvaluation, evaluations};
 use super::{DistillError, Manifest, Started, Summary};
 use crate::recipe::Recipe;
 
@@ -128,6 +129,28 @@ impl OutputDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(self.problem("summary.json", source)),
         }
+    }
+
+    /// The figures of the run here, if it came to its end.
+    pub(super) fn summary(&self) -> Result<Option<Summary>, DistillError> {
+        if !self.is_finished()? {
+            return Ok(None);
+        }
+        let file = self.dir.join("summary.json");
+        let text = fs::read(&file).map_err(|source| self.problem("summary.json", source))?;
+        match serde_json::from_slice(&text) {
+            Ok(summary) => Ok(Some(summary)),
+            Err(source) => Err(DistillError::Summary { file, source }),
+        }
+    }
+
+    /// What the run here found on held-out text on its way, as its `metrics.jsonl` says.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::Metrics`] if the file cannot be read.
+    pub fn evaluations(&self) -> Result<Vec<LoggedEvaluation>, DistillError> {
+        Ok(evaluations(&self.metrics_path())?)
     }
 
     pub(super) fn recipe_path(&self) -> PathBuf {
@@ -273,5 +296,27 @@ fn removed(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_finished_run_has_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = OutputDir::of_run(folder.path());
+        assert!(out.summary().unwrap().is_none());
+        let path = folder.path().join("summary.json");
+        for text in ["", r#"{"ending": "interrupted"}"#] {
+            fs::write(&path, text).unwrap();
+            assert!(out.summary().unwrap().is_none(), "{text}");
+        }
+        // It was written by a program that knew other figures.
+        fs::write(&path, r#"{"ending": "finished"}"#).unwrap();
+        let error = out.summary().unwrap_err();
+        assert!(matches!(&error, DistillError::Summary { file, .. } if *file == path));
+        assert!(error.to_string().contains("summary.json"), "{error}");
     }
 }

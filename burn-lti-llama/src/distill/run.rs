@@ -6,19 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::CausalLm;
-use burn_lti::start::calibrated::LayerReport;
 use burn_lti::train::{Checkpoint, CheckpointDir};
-use serde_json::{Value, json};
 
 use super::export::Export;
 use super::hook::{Hook, Interrupt, Phase, PhaseEnd, Place, Rules};
-use super::manifest::{Compute, Manifest};
+use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
 use super::output::Existing;
 use super::setting::Setting;
 use super::start::{Origin, origin};
+use super::started::Started;
 use super::student::{free_student, learning_student, second_phase_student, thawed};
 use super::tensorboard::TensorBoard;
 use super::training::{Pace, Student, Trainer};
@@ -95,7 +94,8 @@ impl<'a> Job<'a> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
         let setting = Setting::<A>::load(self.recipe, device)?;
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute::<A>(device))?;
+        let compute = Compute::of::<A::InnerBackend>(device);
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
         setting.check_cache(&manifest)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
@@ -120,7 +120,8 @@ impl<'a> Job<'a> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
         let setting = Setting::<A>::load(self.recipe, device)?;
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute::<A>(device))?;
+        let compute = Compute::of::<A::InnerBackend>(device);
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
         self.out.begin(self.recipe, &manifest)?;
         let run = Run::begin(self, device, setting, began)?;
         let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);
@@ -138,16 +139,44 @@ impl<'a> Job<'a> {
         Ok(started)
     }
 
+    /// The figures of the run in the output folder, if there is one that came to its end; `None` says
+    /// that [`run`](Self::run) would have something to do. Nothing is loaded and nothing is run.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::Manifest`] if the run there, finished or not, is not the one that `now` and the
+    /// recipe say; [`DistillError::Summary`].
+    pub fn finished(&self, now: &Manifest) -> Result<Option<Summary>, DistillError> {
+        if !self.out.has_run() {
+            return Ok(None);
+        }
+        let notes = self.check_same(now)?;
+        let summary = self.out.summary()?;
+        if summary.is_some() {
+            self.tell_all(&notes);
+        }
+        Ok(summary)
+    }
+
+    /// What is another since the run in the output folder began, if it is the same run.
+    fn check_same(&self, now: &Manifest) -> Result<Vec<Note>, DistillError> {
+        let begun = Manifest::read(&self.out.manifest_path())?;
+        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
+        Ok(begun.check_resumable(now, &recipe, self.recipe)?)
+    }
+
+    fn tell_all(&self, notes: &[Note]) {
+        for note in notes {
+            (self.listener)(Event::Note(&note.to_string()));
+        }
+    }
+
     /// The newest whole checkpoint of the run in the output folder, if it has one and is the same run.
     fn take_up(&self, manifest: &Manifest) -> Result<Option<Checkpoint>, DistillError> {
         if !self.out.has_run() {
             return Ok(None);
         }
-        let begun = Manifest::read(&self.out.manifest_path())?;
-        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
-        for note in begun.check_resumable(manifest, &recipe, self.recipe)? {
-            (self.listener)(Event::Note(&note.to_string()));
-        }
+        self.tell_all(&self.check_same(manifest)?);
         if self.out.is_finished()? {
             return Err(DistillError::AlreadyFinished {
                 dir: self.out.path().to_owned(),
@@ -173,35 +202,6 @@ impl<'a> Job<'a> {
         let keep = NonZeroUsize::new(self.recipe.train.keep_checkpoints);
         let keep = keep.unwrap_or(NonZeroUsize::MIN);
         Ok(CheckpointDir::open(self.out.checkpoints_path(), keep)?)
-    }
-}
-
-/// A student at its start.
-#[derive(Clone, Debug)]
-pub struct Started {
-    /// What it is worth on the held-out text.
-    pub evaluation: Evaluation,
-    /// How each layer was calibrated; empty with other starts.
-    pub layers: Vec<LayerReport>,
-    /// How long it took, loading and evaluation included.
-    pub seconds: f64,
-}
-
-impl Started {
-    /// As an object with the keys `evaluation`, `layers` and `seconds`.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "evaluation": self.evaluation,
-            "layers": self.layers,
-            "seconds": self.seconds,
-        })
-    }
-}
-
-fn compute<A: AutodiffBackend>(device: &A::Device) -> Compute {
-    Compute {
-        backend: <A::InnerBackend as Backend>::name(device),
-        device: format!("{device:?}"),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::plan::{Plan, StepFlops};
 use crate::recipe::Recipe;
 
 /// A finished run. What could not be measured is absent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// Held-out KL before the first step, nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]

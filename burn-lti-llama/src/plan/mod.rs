@@ -7,7 +7,7 @@
 mod check;
 mod error;
 mod planner;
-mod report;
+pub(crate) mod report;
 mod weights;
 
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule};

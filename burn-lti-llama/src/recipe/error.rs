@@ -263,7 +263,8 @@ fn place(error: &toml::de::Error) -> String {
         .to_owned()
 }
 
-fn way_out(suggestion: &Option<String>, what: &str, known: &[String]) -> String {
+/// The nearest name to one that there is not, or all `what` that there are.
+pub(crate) fn way_out(suggestion: &Option<String>, what: &str, known: &[String]) -> String {
     match suggestion {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("the {what} are {}", known.join(", ")),

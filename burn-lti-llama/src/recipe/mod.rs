@@ -12,7 +12,7 @@ mod error;
 mod overrides;
 pub(crate) mod schedule;
 mod sections;
-mod suggest;
+pub(crate) mod suggest;
 mod weights;
 
 use std::fs;
@@ -23,6 +23,7 @@ use toml::Table;
 
 pub use choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 pub use error::RecipeError;
+pub(crate) use error::way_out;
 pub use sections::{
     CalibrationSection, DataSection, FeatureSection, LossSection, LtiSection, Phase2Section,
     Plateau, StudentSection, TeacherSection, TrainSection,

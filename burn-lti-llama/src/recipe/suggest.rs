@@ -3,17 +3,17 @@
 /// Names less alike than this (Jaro-Winkler, 0 to 1) are no typing mistake.
 const ALIKE: f64 = 0.7;
 
-/// A name that serde did not know, with those that it would have accepted.
+/// A name that nothing here has, with those that there are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct UnknownName {
-    pub(super) name: String,
-    pub(super) known: Vec<String>,
+pub(crate) struct UnknownName {
+    pub(crate) name: String,
+    pub(crate) known: Vec<String>,
 }
 
 impl UnknownName {
     /// Reads serde's "unknown field `a`, expected one of `b`, `c`" (`what` is `field`), so that
     /// the names accepted are listed nowhere but in the structs.
-    pub(super) fn from_message(message: &str, what: &str) -> Option<Self> {
+    pub(crate) fn from_message(message: &str, what: &str) -> Option<Self> {
         let names = message.strip_prefix("unknown ")?.strip_prefix(what)?;
         let mut quoted = names.split('`').skip(1).step_by(2).map(str::to_owned);
         Some(Self {
@@ -23,7 +23,7 @@ impl UnknownName {
     }
 
     /// The accepted name that looks most like it.
-    pub(super) fn nearest(&self) -> Option<String> {
+    pub(crate) fn nearest(&self) -> Option<String> {
         self.known
             .iter()
             .map(|known| (strsim::jaro_winkler(known, &self.name), known))

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test
 
+mod compare;
 mod runs;
 mod workshop;
 

@@ -14,6 +14,7 @@ Examples:
   burn-lti demo
   burn-lti plan half.toml
   burn-lti distill half.toml --out out --set train.steps=50
+  burn-lti compare half.toml --out starts --seeds 3
   burn-lti eval --teacher teacher --student out/student --text valid.txt
   burn-lti generate --model out/student --prompt 'Once upon a time'
 
@@ -74,6 +75,17 @@ pub(crate) enum Command {
     /// `--resume` goes on from there, or from the newest checkpoint of a run that was killed.
     #[command(after_long_help = RECIPE_HELP)]
     Distill(DistillArgs),
+    /// Carry a recipe out from several starts and hold them against one another.
+    ///
+    /// From each start with each seed, one run after another, as `distill` does it. Leaves in DIR a
+    /// folder for each run (`lecun-seed0/`), `compare.json` (all numbers), `compare.csv` (a line a run),
+    /// `curves.csv` (a line an evaluation) and `compare.svg` (held-out KL against training tokens).
+    ///
+    /// The curve is of the evaluations at checkpoints; a recipe without train.checkpoint_every is
+    /// evaluated eight times. Ctrl-C ends the run under way as it does `distill`; `--resume` goes on from
+    /// there and takes over what is finished, also with more starts or seeds than before.
+    #[command(after_long_help = RECIPE_HELP)]
+    Compare(CompareArgs),
     /// Make a student out of a checkpoint.
     ///
     /// Of a run that is under way, was interrupted or was killed: its newest checkpoint, or its best.
@@ -193,6 +205,28 @@ pub(crate) struct StartArgs {
     /// Replace the results of an earlier run in DIR, its folder `student` included.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Where the runs go and what they came to. A folder that already holds files is refused.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The starts, as `lecun,grouped`; all there are if absent. They take the place of lti.start.
+    #[arg(long, value_name = "START,...", value_delimiter = ',')]
+    pub(crate) starts: Vec<String>,
+    /// Runs from each start: with train.seed, and with as many of the seeds after it.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) seeds: usize,
+    /// Go on with the comparison in DIR.
+    #[arg(long)]
+    pub(crate) resume: bool,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]

@@ -97,24 +97,9 @@ impl Drop for Display {
 
 /// How a layer of the start was fitted, in a line.
 fn calibrated(report: &LayerReport) -> String {
-    let feed_forward = match report.feed_forward_residual {
-        Some(left) => format!(", feed-forward left {left:.3}"),
-        None => String::new(),
-    };
     format!(
-        "layer {}: residual {:.4} -> {:.4}, ridge {}, strength {}, rounds {}, query heads {:?}, \
-         key/value heads {:?}{feed_forward}, {:.1} s",
-        report.layer,
-        report.residual_of_output,
-        report.residual,
-        report
-            .ridge
-            .map_or_else(|| "-".to_owned(), |ridge| ridge.to_string()),
-        report.strength,
-        report.rounds,
-        report.heads.query,
-        report.heads.key_value,
-        report.seconds
+        "layer {}: {:.4} of its target missed, {:.4} before values were fitted, {:.1} s",
+        report.layer, report.residual, report.residual_of_output, report.seconds
     )
 }
 
@@ -128,22 +113,6 @@ pub(crate) fn describe(evaluation: &Evaluation) -> String {
         percent(evaluation.top1_agreement),
         evaluation.tokens
     )
-}
-
-/// Rows as lines, every column as wide as its widest cell.
-pub(crate) fn columns(rows: &[Vec<String>]) -> Vec<String> {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate();
-        let cells: Vec<String> = cells
-            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
 }
 
 /// Four digits, or `-` for what is unknown.

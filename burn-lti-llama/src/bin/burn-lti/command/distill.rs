@@ -2,9 +2,10 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti_llama::distill::{Interrupt, Job, OutputDir, PhaseEnd, Summary};
+use burn_lti_llama::distill::{Job, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
+use super::interrupted_by_ctrl_c;
 use crate::args::DistillArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
@@ -32,17 +33,9 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, recipe: &Recipe, out: &OutputDir) -> Result<Summary> {
-    let interrupt = Interrupt::default();
-    let asked = interrupt.clone();
-    ctrlc::set_handler(move || {
-        if asked.is_asked() {
-            std::process::exit(130); // who presses it twice does not want to wait
-        }
-        asked.ask();
-    })?;
     let job = Job::new(recipe, out)
         .with_listener(progress::listener())
-        .with_interrupt(interrupt)
+        .with_interrupt(interrupted_by_ctrl_c()?)
         .with_command(std::env::args().collect());
     Ok(job.run::<A>(device)?)
 }

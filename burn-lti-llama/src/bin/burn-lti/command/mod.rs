@@ -2,6 +2,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod collapse;
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod distill;
@@ -13,6 +14,7 @@ pub(crate) mod start;
 
 use anyhow::Result;
 use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::distill::Interrupt;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -22,4 +24,17 @@ fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
     let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
     tokenizer.check_vocab(config.vocab_size)?;
     Ok((config, tokenizer))
+}
+
+/// What Ctrl-C asks. Pressed once more, it ends the program at once.
+fn interrupted_by_ctrl_c() -> Result<Interrupt> {
+    let interrupt = Interrupt::default();
+    let asked = interrupt.clone();
+    ctrlc::set_handler(move || {
+        if asked.is_asked() {
+            std::process::exit(130); // who presses it twice does not want to wait
+        }
+        asked.ask();
+    })?;
+    Ok(interrupt)
 }

@@ -1,0 +1,51 @@
+//! `burn-lti compare`
+
+use anyhow::Result;
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti::start::Start;
+use burn_lti_llama::compare::{CompareDir, CompareError, CompareJob, Comparison, start_named};
+use burn_lti_llama::recipe::Recipe;
+
+use super::interrupted_by_ctrl_c;
+use crate::args::CompareArgs;
+use crate::backend::on_backend;
+use crate::progress;
+
+pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    // Every mistake before the folder is made.
+    let job = CompareJob::new(&recipe, &starts(args)?, args.seeds)?;
+    let out = match args.resume {
+        true => CompareDir::resume(&args.out)?,
+        false => CompareDir::prepare(&args.out)?,
+    };
+    let comparison = on_backend!(args.backend, on(job, &out))?;
+    if args.json.json {
+        println!("{:#}", comparison.to_json());
+    } else {
+        println!("{comparison}");
+        println!("chart:   {}", out.chart_path().display());
+        println!("numbers: {}", out.json_path().display());
+    }
+    Ok(())
+}
+
+fn on<A: AutodiffBackend>(
+    device: &A::Device,
+    job: CompareJob,
+    out: &CompareDir,
+) -> Result<Comparison> {
+    let job = job
+        .with_listener(progress::listener())
+        .with_interrupt(interrupted_by_ctrl_c()?)
+        .with_command(std::env::args().collect());
+    Ok(job.run::<A>(out, device)?)
+}
+
+/// The starts named, or all.
+fn starts(args: &CompareArgs) -> Result<Vec<Start>, CompareError> {
+    match args.starts.as_slice() {
+        [] => Ok(Start::ALL.to_vec()),
+        names => names.iter().map(|name| start_named(name.trim())).collect(),
+    }
+}

@@ -1,0 +1,127 @@
+//! [`Started`]: a student that was made and not trained.
+
+use std::fmt;
+
+use burn_lti::start::calibrated::LayerReport;
+use serde_json::{Value, json};
+
+use crate::eval::Evaluation;
+use crate::plan::report::write_table;
+
+/// A student at its start. Its `Display` is a table of its layers, if they were calibrated.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// What it is worth on the held-out text.
+    pub evaluation: Evaluation,
+    /// How each layer was calibrated; empty with other starts.
+    pub layers: Vec<LayerReport>,
+    /// How long it took, loading and evaluation included.
+    pub seconds: f64,
+}
+
+impl Started {
+    /// As an object with the keys `evaluation`, `layers` and `seconds`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "evaluation": self.evaluation,
+            "layers": self.layers,
+            "seconds": self.seconds,
+        })
+    }
+}
+
+const TITLES: [&str; 9] = [
+    "layer",
+    "output",
+    "rounds",
+    "residual",
+    "feed-forward",
+    "ridge",
+    "strength",
+    "seconds",
+    "heads kept: key/value | query",
+];
+
+impl fmt::Display for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.layers.is_empty() {
+            return Ok(());
+        }
+        let titles = TITLES.map(str::to_owned).to_vec();
+        let rows: Vec<_> = [titles]
+            .into_iter()
+            .chain(self.layers.iter().map(row))
+            .collect();
+        write_table(f, &rows)
+    }
+}
+
+fn row(report: &LayerReport) -> Vec<String> {
+    let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    vec![
+        report.layer.to_string(),
+        format!("{:.4}", report.residual_of_output),
+        report.rounds.to_string(),
+        format!("{:.4}", report.residual),
+        known(
+            report
+                .feed_forward_residual
+                .map(|left| format!("{left:.4}")),
+        ),
+        known(report.ridge.map(|ridge| ridge.to_string())),
+        report.strength.to_string(),
+        format!("{:.1}", report.seconds),
+        format!(
+            "{} | {}",
+            numbers(&report.heads.key_value),
+            numbers(&report.heads.query)
+        ),
+    ]
+}
+
+fn numbers(heads: &[usize]) -> String {
+    let heads: Vec<_> = heads.iter().map(ToString::to_string).collect();
+    heads.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_lti::loss::LossSums;
+    use burn_lti::start::calibrated::HeadChoice;
+
+    use super::*;
+
+    #[test]
+    fn every_layer_has_a_row_and_what_was_not_done_is_no_zero() {
+        let layer = |layer, feed_forward_residual| LayerReport {
+            layer,
+            heads: HeadChoice {
+                query: vec![2, 3],
+                key_value: vec![1],
+            },
+            residual_of_output: 0.5,
+            residual: 0.25,
+            rounds: 2,
+            ridge: None,
+            strength: 1.0,
+            feed_forward_residual,
+            seconds: 0.04,
+        };
+        let mut started = Started {
+            evaluation: LossSums::default().into(),
+            layers: vec![layer(0, None), layer(1, Some(0.75))],
+            seconds: 1.0,
+        };
+        let text = started.to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(
+            lines[1].contains("1 | 2 3") && lines[1].contains(" - "),
+            "{text}"
+        );
+        assert!(lines[2].contains("0.7500"), "{text}");
+        assert!(started.to_json()["evaluation"].get("kl").is_none());
+        started.layers.clear();
+        assert_eq!(started.to_string(), "");
+    }
+}
