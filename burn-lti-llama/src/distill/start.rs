@@ -72,12 +72,9 @@ fn calculated<A: AutodiffBackend>(
     calibration.feed_forward = section.feed_forward;
     calibration.refinement.steps = section.refine_steps;
     calibration.refinement.learning_rate = section.refine_learning_rate;
-    let batches = data::loader::<A::InnerBackend>(
-        chosen(&setting.train, section.sequences, recipe.train.seed),
-        section.batch_size(recipe.train.batch_size),
-        None,
-        device,
-    );
+    let sequences = chosen(&setting.train, section.sequences, recipe.train.seed);
+    let batch_size = batch_size(sequences.len(), recipe.train.batch_size);
+    let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
     let mut done = 0;
     let tell = |report: &LayerReport| {
@@ -97,6 +94,12 @@ fn calculated<A: AutodiffBackend>(
         student_with,
         tell,
     )?)
+}
+
+/// Sequences that are read at a time: as many as in a training step, or fewer, so that there are batches
+/// to hold out.
+fn batch_size(sequences: usize, most: usize) -> usize {
+    (sequences / 8).clamp(1, most.max(1))
 }
 
 /// So many sequences by chance, in their own order.
@@ -130,4 +133,33 @@ pub(super) fn lti_spec(recipe: &Recipe, plan: &Plan) -> LtiSpec {
 
 fn student_geometry(plan: &Plan) -> AttentionGeometry {
     plan.student.geometry()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_text_is_read_in_small_batches() {
+        let sizes = [256, 32, 4, 0].map(|sequences| batch_size(sequences, 16));
+        assert_eq!(sizes, [16, 4, 1, 1]);
+    }
+
+    #[test]
+    fn the_seed_chooses_sequences_and_their_order_stays() {
+        let all: Vec<PackedSequence> = (0..50)
+            .map(|row| PackedSequence {
+                row,
+                ..PackedSequence::default()
+            })
+            .collect();
+        let rows = |count, seed| -> Vec<usize> {
+            let sequences = chosen(&all, count, seed);
+            sequences.iter().map(|sequence| sequence.row).collect()
+        };
+        assert_eq!(rows(10, 1), rows(10, 1));
+        assert_ne!(rows(10, 1), rows(10, 2));
+        assert!(rows(10, 1).is_sorted() && rows(10, 1).len() == 10);
+        assert_eq!(rows(100, 1), (0..50).collect::<Vec<_>>());
+    }
 }

@@ -904,6 +904,33 @@ mod tests {
     }
 
     #[test]
+    fn a_calibrated_start_takes_any_heads_and_says_what_it_fits() {
+        plan(&[
+            "student.heads=6",
+            "student.head_dim=4",
+            "lti.start=calibrated",
+        ]);
+        let refit = plan(&[
+            "lti.start=calibrated",
+            "calibration.feed_forward=refit",
+            "lti.layers=[0]",
+            "student.heads=8",
+            "student.kv_heads=4",
+        ]);
+        let origin = |layer: usize| {
+            let name = format!("model.layers.{layer}.mlp.down_proj.weight");
+            tensor(&refit, &name).origin.clone()
+        };
+        assert!(matches!(origin(0), Origin::Start { .. }));
+        assert!(matches!(origin(1), Origin::Copied { .. }));
+        for key in ["weights.copy", "weights.share"] {
+            let rule = format!("{key}={{ 'model\\.layers\\.1\\.(.*)' = 'model.layers.0.$1' }}");
+            let error = refused(&["lti.start=calibrated", &rule]);
+            assert!(matches!(error, PlanError::CalibratedRules { key: k } if k == key));
+        }
+    }
+
+    #[test]
     fn only_maps_train_beside_a_teacher_in_half_precision() {
         for dtype in ["bfloat16", "float16"] {
             let dtype = format!("teacher.dtype={dtype}");

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::slice;
 
 use burn_lti::loss::{Divergence, Schedule};
+use burn_lti::start::Start;
+use burn_lti::start::calibrated::FeedForward;
 
 use super::{
     CalibrationSection, FeatureSection, LayerPairs, Layers, LossSection, Phase2Section, Plateau,
@@ -36,6 +38,12 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
     }
     checks.calibration(calibration)?;
+    checks.needs(
+        "calibration.feed_forward",
+        "lti.start = \"calibrated\"",
+        lti.start == Start::Calibrated || calibration.feed_forward == FeedForward::Keep,
+        "no other start fits feed-forward blocks; set lti.start = \"calibrated\", or leave it out",
+    )?;
     checks.loss(loss)?;
     checks.train(train)?;
     if let Some(phase2) = phase2 {

@@ -141,6 +141,7 @@ mod tests {
     use burn_lti::dense::{KernelPrecision, MapKind, Slot};
     use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
     use burn_lti::start::Start;
+    use burn_lti::start::calibrated::FeedForward;
 
     use super::*;
 
@@ -173,6 +174,12 @@ mod tests {
         layers = [0, 2]
         train = "projections"
         precision = "high"
+        [calibration]
+        sequences = 32
+        rounds = 3
+        feed_forward = "keep"
+        refine_steps = 100
+        refine_learning_rate = 1e-3
         [loss]
         alpha = { start = 0.9, end = 0.5, schedule = "linear" }
         temperature = 2
@@ -287,6 +294,10 @@ mod tests {
         );
         assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
         assert_eq!(recipe.weights, WeightsSection::default());
+        let calibration = recipe.calibration;
+        assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
+        assert_eq!(calibration.feed_forward, FeedForward::Keep);
+        assert_eq!(calibration.refine_steps, 0);
     }
 
     #[test]
@@ -327,6 +338,14 @@ mod tests {
         assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);
+        let calibration = CalibrationSection {
+            sequences: 32,
+            rounds: 3,
+            feed_forward: FeedForward::Keep,
+            refine_steps: 100,
+            refine_learning_rate: 1e-3,
+        };
+        assert_eq!(recipe.calibration, calibration);
         let LossSection {
             alpha,
             temperature,
@@ -518,6 +537,12 @@ mod tests {
     fn names_unknown_values() {
         for (setting, key, nearest) in [
             ("lti.start=group", "lti.start", Some("grouped")),
+            ("lti.start=calibrate", "lti.start", Some("calibrated")),
+            (
+                "calibration.feed_forward=refi",
+                "calibration.feed_forward",
+                Some("refit"),
+            ),
             ("lti.map=factord", "lti.map", Some("factored")),
             ("lti.train=everything", "lti.train", None),
             ("lti.layers=al", "lti.layers", Some("all")),
@@ -688,6 +713,17 @@ mod tests {
         );
         parse(LEAST, &["train.patience=3", "train.checkpoint_every=10"]).unwrap();
 
+        let error = refused("calibration.feed_forward=refit");
+        assert!(
+            matches!(error, RecipeError::Needs { key: "calibration.feed_forward", needs, .. }
+            if needs == "lti.start = \"calibrated\"")
+        );
+        parse(
+            LEAST,
+            &["calibration.feed_forward=refit", "lti.start=calibrated"],
+        )
+        .unwrap();
+
         for train in ["projections", "all"] {
             let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();
             assert!(matches!(error, RecipeError::Needs { key: "phase2", .. }));
@@ -729,6 +765,8 @@ mod tests {
             "loss.divergence={ skewed_kl = nan }",
             "loss.divergence={ skewed_kl = -0.1 }",
             "loss.chunk_tokens=0",
+            "calibration.sequences=3",
+            "calibration.refine_learning_rate=0",
             "train.steps=0",
             "train.batch_size=0",
             "train.accumulate=0",

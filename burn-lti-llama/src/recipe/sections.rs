@@ -98,14 +98,6 @@ impl Default for CalibrationSection {
     }
 }
 
-impl CalibrationSection {
-    /// Sequences that are read at a time: as many as in a training step, or fewer, so that there are enough
-    /// batches to hold some out.
-    pub fn batch_size(&self, most: usize) -> usize {
-        (self.sequences / 8).clamp(1, most.max(1))
-    }
-}
-
 /// `[loss]`: `alpha * temperature^2 * D(teacher, student) + (1 - alpha) * cross-entropy`, and
 /// `weight * feature` where `[loss.feature]` stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 
 mod compare;
 mod runs;
+mod start;
 mod workshop;
 
 use std::fs;

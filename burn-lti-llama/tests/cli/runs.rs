@@ -13,7 +13,7 @@ use crate::workshop::Workshop;
 const STEPS: usize = 40;
 
 /// A recipe with enough steps to be stopped amid, over several times through the text.
-fn distill<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn distill<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let common = [
         "distill",
         "recipe.toml",
@@ -33,12 +33,12 @@ fn distill<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&common, more].concat()
 }
 
-fn student(workshop: &Workshop, out: &str) -> Vec<u8> {
+pub(crate) fn student(workshop: &Workshop, out: &str) -> Vec<u8> {
     fs::read(workshop.path(out).join("student/model.safetensors")).unwrap()
 }
 
 /// The lines of the metrics without what the clock says.
-fn metrics(workshop: &Workshop, out: &str) -> Vec<Value> {
+pub(crate) fn metrics(workshop: &Workshop, out: &str) -> Vec<Value> {
     let text = fs::read_to_string(workshop.path(out).join("metrics.jsonl")).unwrap();
     let timeless = |line| {
         let mut line: Value = serde_json::from_str(line).unwrap();
@@ -51,7 +51,7 @@ fn metrics(workshop: &Workshop, out: &str) -> Vec<Value> {
 }
 
 /// Starts the command and kills it after so many milliseconds, unless it was faster.
-fn kill_after(workshop: &Workshop, arguments: &[&str], milliseconds: u64) {
+pub(crate) fn kill_after(workshop: &Workshop, arguments: &[&str], milliseconds: u64) {
     let mut command = workshop.command(arguments);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();

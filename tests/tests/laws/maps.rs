@@ -635,6 +635,9 @@ fn starts_refuse_grids_that_do_not_group<A: AutodiffBackend>(device: A::Device) 
         let made = Start::Grouped.map::<A>(&spec, 0, &device);
         assert_eq!(made.expect_err("it does not group"), error);
         assert!(Start::Lecun.check(&spec).is_ok());
+        assert!(Start::Calibrated.check(&spec).is_ok());
+        let made = Start::Calibrated.map::<A>(&spec, 0, &device);
+        assert_eq!(made.expect_err("it needs text"), StartError::NeedsText);
         error
     };
     let error = refused(HeadGrid::new(4, 4));

@@ -1,0 +1,95 @@
+//! The calculated start: made alone, trained afterwards, stopped and taken up.
+
+use std::fs;
+
+use crate::runs::{distill, kill_after, metrics, student};
+use crate::workshop::Workshop;
+
+const CALIBRATED: [&str; 4] = ["--set", "lti.start=calibrated", "--set", "lti.map=general"];
+
+#[test]
+fn a_start_is_a_student_at_once_and_can_be_trained() {
+    let workshop = Workshop::new();
+    let start = ["start", "recipe.toml", "--out", "out"];
+    let refit = ["--set", "calibration.feed_forward=refit"];
+    let start = [&start[..], &CALIBRATED, &refit].concat();
+    let text = workshop.succeed(&start);
+    assert!(
+        text.contains("heads kept") && text.contains("KL "),
+        "{text}"
+    );
+    assert!(student(&workshop, "out").len() > 1000);
+    let errors = workshop.fail(&start);
+    assert!(errors.contains("already holds files"), "{errors}");
+
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(workshop.path("out/start.json")).unwrap())
+            .unwrap();
+    assert_eq!(report["layers"].as_array().unwrap().len(), 2);
+    let begun = report["evaluation"]["kl"].as_f64().unwrap();
+
+    let train = ["distill", "recipe.toml", "--out", "out", "--resume"];
+    workshop.succeed(&[&train[..], &CALIBRATED, &refit].concat());
+    let summary = fs::read_to_string(workshop.path("out/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    let kl = summary["kl_start"].as_f64().unwrap();
+    // The maps in one program, their kernels out of a file in the other.
+    assert!((kl - begun).abs() < 1e-5 * (1.0 + kl), "{kl}, {begun}");
+}
+
+#[test]
+fn a_calibrated_run_that_is_killed_goes_on_from_the_same_start() {
+    let workshop = Workshop::new();
+    let more = [
+        &CALIBRATED[..],
+        &[
+            "--set",
+            "calibration.feed_forward=refit",
+            "--set",
+            "phase2.steps=10",
+        ],
+    ]
+    .concat();
+    workshop.succeed(&distill("whole", &more));
+    kill_after(&workshop, &distill("killed", &more), 400);
+    let resume = [&more[..], &["--resume"]].concat();
+    for milliseconds in [500, 700, 300] {
+        kill_after(&workshop, &distill("killed", &resume), milliseconds);
+    }
+    if !workshop.path("killed/summary.json").exists() {
+        workshop.succeed(&distill("killed", &resume));
+    }
+    assert!(student(&workshop, "whole") == student(&workshop, "killed"));
+    assert_eq!(metrics(&workshop, "killed"), metrics(&workshop, "whole"));
+
+    let text = workshop.succeed(&["collapse", "whole", "--best", "--out", "best"]);
+    assert!(text.contains("KL "), "{text}");
+}
+
+#[test]
+fn a_damaged_start_is_refused_with_the_way_out() {
+    let workshop = Workshop::new();
+    let start = ["start", "recipe.toml", "--out", "out"];
+    workshop.succeed(&[&start[..], &CALIBRATED].concat());
+    let path = workshop.path("out/start.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let train = ["distill", "recipe.toml", "--out", "out", "--resume"];
+    let errors = workshop.fail(&[&train[..], &CALIBRATED].concat());
+    assert!(
+        errors.contains("damaged") && errors.contains("--overwrite"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn text_that_is_too_little_is_refused_before_anything_is_exported() {
+    let workshop = Workshop::new();
+    fs::write(workshop.path("train.txt"), "w3 w4 w5\nw6 w7\n").unwrap();
+    let start = ["start", "recipe.toml", "--out", "out"];
+    let errors = workshop.fail(&[&start[..], &CALIBRATED].concat());
+    assert!(errors.contains("more text"), "{errors}");
+    assert!(!workshop.path("out/student").exists());
+}
