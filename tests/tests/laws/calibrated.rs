@@ -219,22 +219,18 @@ fn it_begins_nearer_to_the_teacher_than_any_other_start<A: AutodiffBackend>(devi
             assert!(layer.residual <= layer.residual_of_output && layer.residual < 1.0);
         }
     }
-    let keep = calibrated_llama::<A>(&teacher, &config, out_general(), FeedForward::Keep, &device);
-    let refit = calibrated_llama::<A>(
-        &teacher,
-        &config,
-        out_general(),
-        FeedForward::Refit,
-        &device,
-    );
-    assert_eq!(keep.1.tensors.len() + 2, refit.1.tensors.len());
+    // Feed-forward blocks are fitted where that helps on tokens held out of the fit, and only there.
+    let maps = out_general();
+    let (_, keep) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+    let (_, refit) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Refit, &device);
+    let left = refit.layers.iter().map(|layer| layer.feed_forward_residual);
+    let left: Vec<f64> = left.map(|left| left.expect("it was fitted")).collect();
+    let helped = left.iter().filter(|left| **left < 1.0).count();
     assert!(
-        refit
-            .1
-            .layers
-            .iter()
-            .all(|layer| layer.feed_forward_residual < Some(1.0))
+        helped >= 1 && left.iter().all(|left| *left <= 1.0),
+        "{left:?}"
     );
+    assert_eq!(refit.tensors.len(), keep.tensors.len() + helped);
 }
 
 fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::Device) {
