@@ -8,11 +8,13 @@
 //! | [`tokenizer`], [`data`] | text to packed batches |
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
+//! | [`corpus`] | text that a model writes for its students |
 //! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | a student held against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
 
 pub mod config;
+pub mod corpus;
 pub mod data;
 pub mod demo;
 pub mod distill;
