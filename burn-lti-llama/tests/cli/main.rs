@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test
 
 mod runs;
+mod sample;
 mod workshop;
 
 use std::fs;

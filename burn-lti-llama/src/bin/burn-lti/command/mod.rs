@@ -9,6 +9,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod sample_corpus;
 
 use anyhow::Result;
 use burn_lti_llama::config::LlamaConfig;
