@@ -9,12 +9,14 @@
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
 //! | [`compare`] | one recipe carried out from several starts, held against one another |
+//! | [`corpus`] | text that a model writes for its students |
 //! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | a student held against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
 
 pub mod compare;
 pub mod config;
+pub mod corpus;
 pub mod data;
 pub mod demo;
 pub mod distill;

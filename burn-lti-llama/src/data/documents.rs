@@ -53,7 +53,8 @@ fn read_text(path: &Path) -> Result<String, DataError> {
     })
 }
 
-fn is_blank(line: &str) -> bool {
+/// Whether a text is left out, because it holds nothing to read.
+pub(crate) fn is_blank(line: &str) -> bool {
     line.trim().is_empty()
 }
 

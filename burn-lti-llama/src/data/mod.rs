@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::Utf8Error;
 
 pub use batch::{TokenBatcher, loader};
+pub(crate) use documents::is_blank;
 pub use documents::read_documents;
 pub use pack::{PackedSequence, pack};
 

@@ -26,13 +26,19 @@ impl<B: Backend> LayerCache<B> {
         self.seen = Some(all.clone());
         all
     }
+
+    /// Leaves only these rows of the batch, in this order.
+    fn keep_rows(&mut self, rows: &Tensor<B, 1, Int>) {
+        let seen = self.seen.take();
+        self.seen = seen.map(|(k, v)| (k.select(0, rows.clone()), v.select(0, rows.clone())));
+    }
 }
 
-/// The caches of all layers, for one sequence being generated.
+/// The caches of all layers, for sequences of one length that are generated together.
 #[derive(Clone, Debug)]
 pub struct KvCache<B: Backend> {
     pub(super) layers: Vec<LayerCache<B>>,
-    /// How many tokens are in it.
+    /// How many tokens of each sequence are in it.
     pub(super) tokens: usize,
 }
 
@@ -42,6 +48,13 @@ impl<B: Backend> KvCache<B> {
         Self {
             layers: vec![LayerCache { seen: None }; layers],
             tokens: 0,
+        }
+    }
+
+    /// Leaves only these sequences of the batch, in this order: `rows [kept]`, from 0.
+    pub(super) fn keep_rows(&mut self, rows: &Tensor<B, 1, Int>) {
+        for layer in &mut self.layers {
+            layer.keep_rows(rows);
         }
     }
 }

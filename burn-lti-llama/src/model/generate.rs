@@ -1,25 +1,50 @@
-//! Text generation with a key/value cache.
+//! Text generation with a key/value cache, of one text or of many at once.
 
 use burn::prelude::*;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
 
-use super::{Block, KvCache, Llama};
+use super::{Block, KvCache, Llama, Sampling};
 
-/// How the next token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Sampling {
-    /// The likeliest.
-    Greedy,
-    /// At random, by its probability.
-    Random {
-        /// Divides the logits: below 1 bolder, above 1 wilder. Must be above 0.
+/// Why a text could not be generated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// The temperature divides by nothing, or turns likely into unlikely.
+    #[error("the temperature is {temperature}: give a finite number above 0")]
+    Temperature {
+        /// What was asked for.
         temperature: f64,
-        /// Only the likeliest tokens that together have this probability are considered (nucleus
-        /// sampling, Holtzman et al. 2020). 1 considers all.
+    },
+    /// The nucleus would hold no token, or more than all.
+    #[error("top-p is {top_p}: give a share above 0, at most 1")]
+    TopP {
+        /// What was asked for.
         top_p: f64,
-        /// The same seed gives the same text.
-        seed: u64,
+    },
+    /// Texts that are continued together have unlike beginnings.
+    #[error(
+        "prompt {row} has {found} tokens, but the first has {expected}: prompts that are continued \
+         together have to be of one length"
+    )]
+    PromptLength {
+        /// The prompt, from 0.
+        row: usize,
+        /// Tokens of the first prompt.
+        expected: usize,
+        /// Tokens of this one.
+        found: usize,
+    },
+    /// The model's numbers overflowed, or its weights are none.
+    #[error(
+        "the model's logits for token {position} of text {row} are not finite: its weights are \
+         damaged, or it has to be computed in float32"
+    )]
+    NotFinite {
+        /// The row's number.
+        row: u64,
+        /// The token's place in its text, the prompt included, from 0.
+        position: usize,
     },
 }
 
@@ -28,6 +53,13 @@ pub enum Sampling {
 pub struct Generation {
     max_tokens: usize,
     sampling: Sampling,
+}
+
+/// A text that is not at its end.
+struct Row {
+    /// Its place among the prompts.
+    index: usize,
+    rng: StdRng,
 }
 
 impl Generation {
@@ -41,109 +73,243 @@ impl Generation {
 
     /// Continues `prompt`, telling each token to `go_on` until it answers `false`. The token that
     /// ended it is part of the result. An empty prompt has no continuation.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerationError::NotFinite`]: the model computes no numbers.
     pub fn run<B: Backend, L: Block<B>>(
         &self,
         model: &Llama<B, L>,
         prompt: &[u32],
         mut go_on: impl FnMut(u32) -> bool,
-    ) -> Vec<u32> {
+    ) -> Result<Vec<u32>, GenerationError> {
+        let rows = self.run_batch(model, &[prompt], 0, |_, token| go_on(token))?;
+        Ok(rows.concat())
+    }
+
+    /// Continues many prompts of one length at once, telling each token, with the place of its prompt,
+    /// to `go_on`. A text that is answered `false` ends and leaves the batch; the token that ended it is
+    /// part of the result. The results stand in the order of the prompts.
+    ///
+    /// The prompts are the rows `first_row`, `first_row + 1` and so on of whatever is being written. Each
+    /// row draws by random numbers of its own, from the seed and the row's number, so that it does not
+    /// matter which rows are generated together, but for how the backend's products round. Row 0 is
+    /// what [`run`](Self::run) gives.
+    ///
+    /// # Errors
+    ///
+    /// - [`GenerationError::PromptLength`]: the prompts are not of one length.
+    /// - [`GenerationError::NotFinite`]: the model computes no numbers.
+    pub fn run_batch<B: Backend, L: Block<B>, P: AsRef<[u32]>>(
+        &self,
+        model: &Llama<B, L>,
+        prompts: &[P],
+        first_row: u64,
+        mut go_on: impl FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Vec<u32>>, GenerationError> {
+        let length = one_length(prompts)?;
+        let mut texts = vec![Vec::new(); prompts.len()];
+        if length == 0 {
+            return Ok(texts);
+        }
+        let mut rows: Vec<Row> = (0..prompts.len())
+            .zip(first_row..)
+            .map(|(index, number)| Row {
+                index,
+                rng: self.sampling.rng(number),
+            })
+            .collect();
+        let prompts = prompts.iter().flat_map(|prompt| prompt.as_ref());
+        let mut pending: Vec<u32> = prompts.copied().collect();
+
         let device = model.devices()[0].clone();
         let mut cache = KvCache::new(model.config().num_hidden_layers);
-        let mut rng = match self.sampling {
-            Sampling::Random { seed, .. } => StdRng::seed_from_u64(seed),
-            Sampling::Greedy => StdRng::seed_from_u64(0),
-        };
-        let mut generated = Vec::new();
-        let mut pending = prompt.to_vec();
-        while !pending.is_empty() && generated.len() < self.max_tokens {
-            let ids: Vec<i64> = pending.iter().map(|id| i64::from(*id)).collect();
-            let tokens = Tensor::<B, 1, Int>::from_data(ids.as_slice(), &device).unsqueeze();
-            let logits = model.continue_logits(tokens, &mut cache);
-            let [_, new, _] = logits.dims();
-            let last: Vec<f32> = logits.narrow(1, new - 1, 1).into_data().iter().collect();
-            let token = self.sampling.choose(&last, &mut rng);
-            generated.push(token);
-            if !go_on(token) {
+        for step in 0..self.max_tokens {
+            if rows.is_empty() {
                 break;
             }
-            pending = vec![token];
+            let shape = [rows.len(), pending.len() / rows.len()];
+            let tokens = Tensor::from_data(TensorData::new(ids(&pending), shape), &device);
+            let logits = model.next_logits(tokens, &mut cache);
+            let drawn = self.choose(&mut rows, logits);
+
+            let before = rows.len();
+            let mut kept: Vec<i64> = Vec::with_capacity(before);
+            let mut going = Vec::with_capacity(before);
+            pending.clear();
+            for (place, (row, token)) in (0..).zip(rows.into_iter().zip(drawn)) {
+                let token = token.ok_or(GenerationError::NotFinite {
+                    row: first_row + row.index as u64,
+                    position: length + step,
+                })?;
+                texts[row.index].push(token);
+                if go_on(row.index, token) {
+                    kept.push(place);
+                    pending.push(token);
+                    going.push(row);
+                }
+            }
+            rows = going;
+            if !rows.is_empty() && rows.len() < before {
+                cache.keep_rows(&Tensor::from_data(kept.as_slice(), &device));
+            }
         }
-        generated
+        Ok(texts)
+    }
+
+    /// A token for each row by its logits, `[rows, vocab]`.
+    fn choose<B: Backend>(&self, rows: &mut [Row], logits: Tensor<B, 2>) -> Vec<Option<u32>> {
+        let [_, vocab] = logits.dims();
+        let logits: Vec<f32> = logits.into_data().iter().collect();
+        rows.par_iter_mut()
+            .zip(logits.par_chunks_exact(vocab))
+            .map(|(row, logits)| self.sampling.choose(logits, &mut row.rng))
+            .collect()
     }
 }
 
-impl Sampling {
-    fn choose(self, logits: &[f32], rng: &mut StdRng) -> u32 {
-        match self {
-            Self::Greedy => argmax(logits),
-            Self::Random {
-                temperature, top_p, ..
-            } => sample(logits, temperature, top_p, rng),
+/// How long all of the prompts are.
+fn one_length<P: AsRef<[u32]>>(prompts: &[P]) -> Result<usize, GenerationError> {
+    let expected = prompts.first().map_or(0, |prompt| prompt.as_ref().len());
+    for (row, prompt) in prompts.iter().enumerate() {
+        let found = prompt.as_ref().len();
+        if found != expected {
+            return Err(GenerationError::PromptLength {
+                row,
+                expected,
+                found,
+            });
         }
     }
+    Ok(expected)
 }
 
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
-}
-
-fn sample(logits: &[f32], temperature: f64, top_p: f64, rng: &mut StdRng) -> u32 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut candidates: Vec<(usize, f64)> = logits
-        .iter()
-        .map(|logit| (f64::from(logit - highest) / temperature).exp())
-        .enumerate()
-        .collect();
-    candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-
-    let mut nucleus = 0.0;
-    let kept = candidates
-        .iter()
-        .position(|(_, weight)| {
-            nucleus += weight;
-            nucleus >= top_p * total
-        })
-        .map_or(candidates.len(), |index| index + 1);
-
-    let mut draw = rng.random::<f64>() * nucleus.min(total);
-    for (token, weight) in &candidates[..kept] {
-        draw -= weight;
-        if draw <= 0.0 {
-            return *token as u32;
-        }
-    }
-    candidates[kept - 1].0 as u32
+fn ids(tokens: &[u32]) -> Vec<i64> {
+    tokens.iter().map(|id| i64::from(*id)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use burn::backend::Flex;
+    use burn::data::dataloader::batcher::Batcher;
 
-    #[test]
-    fn a_small_nucleus_is_greedy_and_a_full_one_is_not() {
-        let logits = [0.0, 3.0, 2.9, -5.0];
-        let mut rng = StdRng::seed_from_u64(1);
-        let mut seen = [0; 4];
-        for _ in 0..2000 {
-            assert_eq!(sample(&logits, 1.0, 1e-6, &mut rng), 1);
-            seen[sample(&logits, 1.0, 1.0, &mut rng) as usize] += 1;
+    use super::*;
+    use crate::data::{TokenBatcher, pack};
+    use crate::model::PlainLlama;
+    use crate::model::fixture::{broken_model, model};
+
+    const VOCAB: usize = 61;
+    const PROMPTS: [[u32; 3]; 4] = [[1, 5, 9], [1, 40, 7], [1, 3, 3], [1, 60, 21]];
+
+    /// Every text alone, as the single generation gives it.
+    fn alone(model: &PlainLlama<Flex>, generation: Generation, end: u32) -> Vec<Vec<u32>> {
+        let one = |prompt: &[u32; 3]| generation.run(model, prompt, |token| token != end);
+        PROMPTS.iter().map(|prompt| one(prompt).unwrap()).collect()
+    }
+
+    /// Twenty of the likeliest tokens, each from the logits of the whole text before it.
+    fn without_cache(model: &PlainLlama<Flex>, prompt: &[u32]) -> Vec<u32> {
+        let mut text = prompt.to_vec();
+        for _ in 0..20 {
+            let batch = TokenBatcher.batch(pack([text.clone()], text.len()), &Default::default());
+            let logits = model.logits(&batch).narrow(1, text.len() - 1, 1);
+            let likeliest: Vec<i64> = logits.argmax(2).into_data().iter().collect();
+            text.push(likeliest[0] as u32);
         }
-        // Probabilities 0.026, 0.512, 0.463, 0.0002: four standard errors.
-        let share = |count: i32| f64::from(count) / 2000.0;
-        assert!((share(seen[1]) - 0.512).abs() < 4.0 * (0.25f64 / 2000.0).sqrt());
-        assert!((share(seen[2]) - 0.463).abs() < 4.0 * (0.25f64 / 2000.0).sqrt());
+        text.split_off(prompt.len())
     }
 
     #[test]
-    fn a_low_temperature_is_greedy() {
-        let mut rng = StdRng::seed_from_u64(1);
-        assert_eq!(sample(&[0.0, 1.0, 0.9], 1e-3, 1.0, &mut rng), 1);
+    fn a_greedy_batch_is_its_texts_alone() {
+        let model = model(VOCAB);
+        let generation = Generation::new(20, Sampling::Greedy);
+        let endless = alone(&model, generation, u32::MAX);
+        for (prompt, text) in PROMPTS.iter().zip(&endless) {
+            assert_eq!(*text, without_cache(&model, prompt));
+        }
+        let together = generation.run_batch(&model, &PROMPTS, 0, |_, _| true);
+        assert_eq!(together.unwrap(), endless);
+
+        // Ends where one text draws it, so that rows leave the batch at different times.
+        let end = endless[2][4];
+        let alone = alone(&model, generation, end);
+        assert!(alone[2].len() <= 5);
+        assert!(alone.iter().any(|text| text.len() > alone[2].len()));
+        let together = generation.run_batch(&model, &PROMPTS, 0, |_, token| token != end);
+        assert_eq!(together.unwrap(), alone);
+    }
+
+    #[test]
+    fn random_rows_do_not_depend_on_which_are_together() {
+        let model = model(VOCAB);
+        let generation = Generation::new(12, Sampling::random(1.5, 0.95, 7).unwrap());
+        let together = generation.run_batch(&model, &PROMPTS, 5, |_, token| token != 9);
+        let together = together.unwrap();
+        for (row, prompt) in PROMPTS.iter().enumerate() {
+            let number = 5 + row as u64;
+            let alone = generation.run_batch(&model, &[prompt], number, |_, token| token != 9);
+            assert_eq!(alone.unwrap(), [together[row].clone()]);
+        }
+        let same = [PROMPTS[0]; 4];
+        let texts = generation.run_batch(&model, &same, 0, |_, _| true).unwrap();
+        assert_ne!(texts[0], texts[1]);
+        let single = generation.run(&model, &PROMPTS[0], |_| true).unwrap();
+        assert_eq!(texts[0], single);
+    }
+
+    #[test]
+    fn a_row_hears_of_its_tokens_until_it_ends() {
+        let model = model(VOCAB);
+        let generation = Generation::new(10, Sampling::random(2.0, 1.0, 0).unwrap());
+        let mut heard = vec![Vec::new(); 4];
+        let texts = generation.run_batch(&model, &PROMPTS, 0, |row, token| {
+            heard[row].push(token);
+            heard[row].len() <= 2 * row
+        });
+        assert_eq!(texts.unwrap(), heard);
+        let lengths: Vec<usize> = heard.iter().map(Vec::len).collect();
+        assert_eq!(lengths, [1, 3, 5, 7]);
+    }
+
+    #[test]
+    fn prompts_of_unlike_lengths_are_refused() {
+        let generation = Generation::new(10, Sampling::Greedy);
+        let prompts = [vec![1, 2], vec![1]];
+        let error = generation.run_batch(&model(VOCAB), &prompts, 0, |_, _| true);
+        assert!(matches!(
+            error.unwrap_err(),
+            GenerationError::PromptLength {
+                row: 1,
+                expected: 2,
+                found: 1
+            }
+        ));
+    }
+
+    #[test]
+    fn nothing_has_no_continuation() {
+        let generation = Generation::new(10, Sampling::Greedy);
+        assert!(
+            generation
+                .run(&model(VOCAB), &[], |_| true)
+                .unwrap()
+                .is_empty()
+        );
+        let none: [Vec<u32>; 0] = [];
+        let texts = generation.run_batch(&model(VOCAB), &none, 0, |_, _| true);
+        assert!(texts.unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_model_that_overflows_is_an_error() {
+        let generation = Generation::new(10, Sampling::Greedy);
+        let error = generation.run_batch(&broken_model(VOCAB), &PROMPTS, 3, |_, _| true);
+        assert!(matches!(
+            error.unwrap_err(),
+            GenerationError::NotFinite {
+                row: 3,
+                position: 3
+            }
+        ));
     }
 }

@@ -101,24 +101,42 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         self.apply_head(self.hidden_states(batch))
     }
 
-    /// Logits of tokens that continue one sequence: `tokens [1, new] -> [1, new, vocab]`.
+    /// Logits of tokens that continue sequences of one length: `tokens [batch, new] -> [batch, new,
+    /// vocab]`. The cache holds what the sequences had before.
     pub fn continue_logits(
         &self,
         tokens: Tensor<B, 2, Int>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 3> {
+        self.apply_head(self.continue_hidden(tokens, cache))
+    }
+
+    /// Logits of what follows the last of the tokens: `tokens [batch, new] -> [batch, vocab]`. Those of
+    /// a long prompt's other tokens are never made.
+    pub(super) fn next_logits(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 2> {
+        let [_, new] = tokens.dims();
+        let hidden = self.continue_hidden(tokens, cache);
+        self.apply_head(hidden.narrow(1, new - 1, 1)).flatten(0, 1)
+    }
+
+    /// Hidden states behind the last norm, `[batch, new, d_model]`.
+    fn continue_hidden(&self, tokens: Tensor<B, 2, Int>, cache: &mut KvCache<B>) -> Tensor<B, 3> {
         let device = tokens.device();
-        let new = tokens.dims()[1];
+        let [batch, new] = tokens.dims();
         let past = cache.tokens;
         let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
-        let rotary = self.rotary(&positions.unsqueeze());
+        let rotary = self.rotary(&positions.unsqueeze::<2>().repeat_dim(0, batch));
         let mask = AttentionMask::continuing(past, new, &self.config.geometry(), &device);
         let mut h = self.model.embed_tokens.forward(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
         }
         cache.tokens += new;
-        self.apply_head(self.model.norm.forward(h))
+        self.model.norm.forward(h)
     }
 
     /// The float type of the weights, and so of what the layers compute.

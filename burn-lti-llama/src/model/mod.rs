@@ -15,9 +15,9 @@
 //!     "config.json".as_ref(),
 //! )?;
 //! let model = PlainLlama::<Flex>::init(&config, &Default::default());
-//! let tokens = Generation::new(8, Sampling::Greedy).run(&model, &[1, 2, 3], |_| true);
+//! let tokens = Generation::new(8, Sampling::Greedy).run(&model, &[1, 2, 3], |_| true)?;
 //! assert_eq!(tokens.len(), 8);
-//! # Ok::<_, burn_lti_llama::config::ConfigError>(())
+//! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
 mod attention;
@@ -27,11 +27,59 @@ mod layer;
 mod llama;
 mod mlp;
 mod rotary;
+mod sampling;
 
 pub use attention::{Attention, AttentionMask};
 pub use cache::{KvCache, LayerCache};
-pub use generate::{Generation, Sampling};
+pub use generate::{Generation, GenerationError};
 pub use layer::{Block, LlamaLayer};
 pub use llama::{LearningLlama, Llama, LlamaContext, PlainLlama};
 pub use mlp::Mlp;
 pub use rotary::Rotary;
+pub use sampling::Sampling;
+
+/// A small model whose numbers are the same in every test.
+#[cfg(test)]
+pub(crate) mod fixture {
+    use burn::backend::Flex;
+    use burn::module::{ModuleMapper, Param};
+    use burn::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::PlainLlama;
+    use crate::config::LlamaConfig;
+
+    /// Of two layers, with `vocab` tokens: BOS is 1, EOS is 2. It reads 48 tokens.
+    pub(crate) fn model(vocab: usize) -> PlainLlama<Flex> {
+        let json = format!(
+            r#"{{"model_type": "llama", "vocab_size": {vocab}, "hidden_size": 16,
+                "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "max_position_embeddings": 48, "bos_token_id": 1,
+                "eos_token_id": 2}}"#
+        );
+        let config = LlamaConfig::from_json_str(&json, "config.json".as_ref()).unwrap();
+        let model = PlainLlama::init(&config, &Default::default());
+        let mut rng = StdRng::seed_from_u64(0);
+        model.map(&mut Fill(|| rng.random_range(-1.0..1.0)))
+    }
+
+    /// One of which no weight is a number.
+    pub(crate) fn broken_model(vocab: usize) -> PlainLlama<Flex> {
+        model(vocab).map(&mut Fill(|| f32::NAN))
+    }
+
+    /// Fills every weight with what a function gives.
+    struct Fill<F>(F);
+
+    impl<B: Backend, F: FnMut() -> f32> ModuleMapper<B> for Fill<F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.map(|old| {
+                let values: Vec<f32> = (0..old.shape().num_elements())
+                    .map(|_| (self.0)())
+                    .collect();
+                Tensor::from_data(TensorData::new(values, old.shape()), &old.device())
+            })
+        }
+    }
+}

@@ -4,6 +4,7 @@
 
 mod compare;
 mod runs;
+mod sample;
 mod start;
 mod workshop;
 

@@ -252,7 +252,11 @@ fn a_training_that_goes_on_is_one_that_never_stopped<A: AutodiffBackend>(device:
     let vocab = ToyConfig::new(2, 1).vocab;
     // Each stop is a training of its own, which takes wgpu's software device some seconds; what is saved
     // does not depend on the device.
-    let every = if A::name(&device).contains("wgpu") { 5 } else { 1 };
+    let every = if A::name(&device).contains("wgpu") {
+        5
+    } else {
+        1
+    };
     for micro_batches in [1, 2] {
         let fresh = || {
             let (_, student, teacher) = pair::<A>(&device);

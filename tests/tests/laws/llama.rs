@@ -116,26 +116,34 @@ fn packed_documents_do_not_see_each_other<A: AutodiffBackend>(device: A::Device)
     assert_eq!(compared, 2);
 }
 
-/// Pieces of 5, 1, 1, 4 and 6 tokens through the cache, and all 17 at once.
+/// Pieces of 5, 1, 1, 4 and 6 tokens of two sequences through the cache, and all 17 at once.
 fn the_cache_continues_as_the_whole_sequence<A: AutodiffBackend>(device: A::Device) {
     for name in ["tied", "untied_bias"] {
         let model = load::<A::InnerBackend>(name, &device);
+        let vocab = model.config().vocab_size;
         let file = TensorFile::open(model_dir(name).join("logits.safetensors"));
-        let tokens = file.longs("input_ids").1[..17].to_vec();
-        let batch = causal_batch([1, 17], &tokens, &device);
+        let (shape, ids) = file.longs("input_ids");
+        let sequences: Vec<&[i64]> = ids.chunks(shape[1]).map(|row| &row[..17]).collect();
+        let batch = causal_batch([2, 17], &sequences.concat(), &device);
         let expected = values(&model.logits(&batch));
         let tolerance = logit_tolerance(model.config(), 17, &expected);
         let pieces = |model: &PlainLlama<A::InnerBackend>| {
             let mut cache = KvCache::new(model.config().num_hidden_layers);
-            let mut rest = tokens.as_slice();
-            let mut found = Vec::new();
+            let mut found = [Vec::new(), Vec::new()];
+            let mut past = 0;
             for length in [5, 1, 1, 4, 6] {
-                let (piece, tail) = rest.split_at(length);
-                let piece = int_tensor(piece, [1, length], &device);
-                found.extend(values(&model.continue_logits(piece, &mut cache)));
-                rest = tail;
+                let piece: Vec<i64> = sequences
+                    .iter()
+                    .flat_map(|row| row[past..past + length].to_vec())
+                    .collect();
+                let piece = int_tensor(&piece, [2, length], &device);
+                let logits = values(&model.continue_logits(piece, &mut cache));
+                for (row, logits) in found.iter_mut().zip(logits.chunks(length * vocab)) {
+                    row.extend_from_slice(logits);
+                }
+                past += length;
             }
-            found
+            found.concat()
         };
         assert_close(&pieces(&model), &expected, &tolerance);
         let perturbed = perturb(model, "model.layers.1.self_attn.k_proj.weight", CHANGE);

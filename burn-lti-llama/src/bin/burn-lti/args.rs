@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use burn_lti_llama::corpus::CorpusOrder;
 use burn_lti_llama::hf::WeightType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -17,6 +18,7 @@ Examples:
   burn-lti compare half.toml --out starts --seeds 3
   burn-lti eval --teacher teacher --student out/student --text valid.txt
   burn-lti generate --model out/student --prompt 'Once upon a time'
+  burn-lti sample-corpus --model teacher --out corpus.jsonl
 
 `burn-lti help distill` shows a recipe.";
 
@@ -106,6 +108,14 @@ pub(crate) enum Command {
     ///
     /// Greedily unless a temperature is given, with a key/value cache.
     Generate(GenerateArgs),
+    /// Let a model write documents that a student of it can learn from.
+    ///
+    /// For where there is no text of the kind that the model was trained on. Each document begins with
+    /// BOS, or a prompt, is drawn at random, and ends with EOS, before another BOS, or at its full length.
+    ///
+    /// Writes a line of JSON with a `text` for each document: what `data.train`, `data.valid` and
+    /// `eval --text` read.
+    SampleCorpus(SampleCorpusArgs),
     /// Write a model's logits on a text, to compare with another program.
     ///
     /// Writes `input_ids` (int64) and `logits` (float32) to a safetensors file, one document a row, all
@@ -339,6 +349,46 @@ pub(crate) struct GenerateArgs {
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SampleCorpusArgs {
+    /// The model's Hugging Face folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Where the documents go, a `.jsonl` file. One that exists is refused.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace FILE if it exists.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Tokens of all documents together; the last document is whole, so there may be a few more.
+    #[arg(long, default_value = "32768", value_name = "N")]
+    pub(crate) tokens: NonZeroUsize,
+    /// The most tokens of a document; 256, or as many as the model reads, if absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) document_tokens: Option<NonZeroUsize>,
+    /// Below 1 likelier texts, above 1 wilder ones.
+    #[arg(long, default_value_t = CorpusOrder::TEMPERATURE, value_name = "T")]
+    pub(crate) temperature: f64,
+    /// Consider only the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = CorpusOrder::TOP_P, value_name = "P")]
+    pub(crate) top_p: f64,
+    /// The same seed gives the same documents.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Documents to draw at once: more are faster, and need more memory for keys and values.
+    #[arg(long, default_value_t = CorpusOrder::BATCH_SIZE, value_name = "N")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// The text that every document begins with; BOS alone if absent.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::VerifyCache(args) => command::cache::verify(args),
         Command::Eval(args) => command::eval::run(args),
         Command::Generate(args) => command::generate::run(args),
+        Command::SampleCorpus(args) => command::sample_corpus::run(args),
         Command::Logits(args) => command::logits::run(args),
         Command::Demo(args) => command::demo::run(args),
         Command::Devices(args) => command::devices::run(args),

@@ -377,12 +377,13 @@ impl<'a> ValueSystem<'a> {
         let mut diagonal = right.clone();
         for u in 0..heads {
             right[u / group] += cross.subrows(u * features, features) * part(u).transpose();
-            for v in u / group * group..(u / group + 1) * group {
+            let of_group = outputs.iter().enumerate().skip(u / group * group);
+            for (v, outputs) in of_group.take(group) {
                 for column in 0..size {
                     for row in 0..features {
                         diagonal[u / group][(row, column)] += moments.gram
                             [(u * features + row, v * features + row)]
-                            * outputs[v][u][(column, column)];
+                            * outputs[u][(column, column)];
                     }
                 }
             }

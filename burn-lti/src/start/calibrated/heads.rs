@@ -58,18 +58,18 @@ impl HeadCounts {
     /// give it, the others repeat.
     pub(super) fn natural(&self) -> usize {
         let groups = self.s_key_value.min(self.t_key_value);
-        groups * self.from_a_group(1)
+        groups * self.taken_of_a_group()
     }
 
-    /// Query heads that `copies` key/value heads of the student take from a group that they share.
-    fn from_a_group(&self, copies: usize) -> usize {
-        (copies * self.s_group()).min(self.t_group())
+    /// Query heads that a key/value head of the student takes from the group that it began as.
+    fn taken_of_a_group(&self) -> usize {
+        self.s_group().min(self.t_group())
     }
 
     /// The number of choices, if it can be counted.
     pub(super) fn choices(&self) -> Option<usize> {
         let groups = self.s_key_value.min(self.t_key_value);
-        let of_a_group = binomial(self.t_group(), self.from_a_group(1))?;
+        let of_a_group = binomial(self.t_group(), self.taken_of_a_group())?;
         let exponent = u32::try_from(groups).ok()?;
         binomial(self.t_key_value, groups)?.checked_mul(of_a_group.checked_pow(exponent)?)
     }
@@ -82,7 +82,7 @@ impl HeadCounts {
             let mut choices = vec![Vec::new()];
             for head in key_value {
                 let own = head * self.t_group()..(head + 1) * self.t_group();
-                let queries = combinations(own, self.from_a_group(1));
+                let queries = combinations(own, self.taken_of_a_group());
                 choices = choices
                     .into_iter()
                     .flat_map(|choice| {
@@ -103,7 +103,7 @@ impl HeadCounts {
     pub(super) fn may_take(&self, open: &[(usize, Vec<usize>)], head: usize) -> bool {
         let own = head / self.t_group();
         match open.iter().find(|(key_value, _)| *key_value == own) {
-            Some((_, query)) => query.len() < self.from_a_group(1),
+            Some((_, query)) => query.len() < self.taken_of_a_group(),
             None => open.len() < self.s_key_value.min(self.t_key_value),
         }
     }

@@ -41,7 +41,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
             printer.push(token, |ids| tokenizer.decode(ids).ok());
         }
         go_on
-    });
+    })?;
     let text = tokenizer.decode(&[prompt.as_slice(), &tokens].concat())?;
     if args.json.json {
         let seconds = began.elapsed().as_secs_f64();
@@ -59,17 +59,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
     let Some(temperature) = args.temperature else {
         return Ok(Sampling::Greedy);
     };
-    if !(temperature.is_finite() && temperature > 0.0) {
-        bail!("--temperature is {temperature}: give a number above 0, or none for greedy");
-    }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        bail!("--top-p is {}: give a share above 0, at most 1", args.top_p);
-    }
-    Ok(Sampling::Random {
-        temperature,
-        top_p: args.top_p,
-        seed: args.seed,
-    })
+    Ok(Sampling::random(temperature, args.top_p, args.seed)?)
 }
 
 /// Prints the text as it grows. Tokens are decoded together, because a character may take several.

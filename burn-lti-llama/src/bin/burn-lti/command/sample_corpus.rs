@@ -1,0 +1,81 @@
+//! `burn-lti sample-corpus`
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::corpus::{Corpus, CorpusOrder, check_file, sample_corpus};
+use burn_lti_llama::distill::Event;
+use burn_lti_llama::hf;
+use serde_json::json;
+
+use super::config_and_tokenizer;
+use crate::args::SampleCorpusArgs;
+use crate::backend::on_backend;
+use crate::progress;
+
+pub(crate) fn run(args: &SampleCorpusArgs) -> Result<()> {
+    check_out(args)?;
+    let began = Instant::now();
+    let corpus = on_backend!(args.backend, on(args))?;
+    corpus
+        .write(&args.out)
+        .context("the documents could not be written")?;
+    let (documents, tokens) = (corpus.documents.len(), corpus.num_tokens());
+    let (blank, seconds) = (corpus.blank, began.elapsed().as_secs_f64());
+    if args.json.json {
+        println!(
+            "{:#}",
+            json!({ "documents": documents, "tokens": tokens, "blank": blank, "seconds": seconds })
+        );
+    } else {
+        println!(
+            "{documents} documents of {tokens} tokens in {seconds:.1} s: {}",
+            args.out.display()
+        );
+        if blank > 0 {
+            println!("{blank} more ended without a text and are left out");
+        }
+    }
+    Ok(())
+}
+
+/// What would keep the file from being written is an error before the hours of drawing, not after.
+fn check_out(args: &SampleCorpusArgs) -> Result<()> {
+    let out = &args.out;
+    check_file(out)?;
+    if out.exists() && !args.overwrite {
+        bail!(
+            "{} is there already: choose another --out, or add --overwrite to replace it",
+            out.display()
+        );
+    }
+    let folder = out.parent().filter(|folder| *folder != Path::new(""));
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!(
+            "{} is no folder: make it, or choose another --out",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result<Corpus> {
+    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let order = CorpusOrder {
+        document_tokens: args.document_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        batch_size: args.batch_size,
+        prompt: args.prompt.clone(),
+        ..CorpusOrder::new(args.tokens)
+    };
+    order.check(&config, &tokenizer)?; // every mistake before the weights are read
+    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
+    let listener = progress::listener();
+    listener(Event::Stage("writing"));
+    let done = |done, all| listener(Event::Advanced(done, all));
+    Ok(sample_corpus(&model, &tokenizer, &order, done)?)
+}

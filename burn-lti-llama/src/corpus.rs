@@ -1,0 +1,572 @@
+//! Text that a model writes itself: what its students can be calibrated and trained on where there
+//! is no other.
+//!
+//! Every document begins with BOS, or with a prompt, and is drawn token by token until the model
+//! ends it. Many are drawn at once, and what comes out does not depend on how many.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use burn_lti::files::{FileError, write_atomically};
+use serde_json::json;
+
+use crate::config::LlamaConfig;
+use crate::data::is_blank;
+use crate::model::{Block, Generation, GenerationError, Llama, Sampling};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// What a model is to write.
+///
+/// ```
+/// use std::num::NonZeroUsize;
+/// use burn_lti_llama::corpus::CorpusOrder;
+///
+/// let order = CorpusOrder { seed: 7, ..CorpusOrder::new(NonZeroUsize::MIN) };
+/// assert_eq!((order.temperature, order.top_p), (0.8, 0.95));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct CorpusOrder {
+    /// Tokens of all documents together, with those that begin and end them. The last document is
+    /// whole, so there may be a few more.
+    pub tokens: NonZeroUsize,
+    /// The most tokens of a document, with those that begin it; as many as the model reads, or
+    /// [`DOCUMENT_TOKENS`](Self::DOCUMENT_TOKENS) if that is less, unless given.
+    pub document_tokens: Option<NonZeroUsize>,
+    /// Divides the logits.
+    pub temperature: f64,
+    /// Only the likeliest tokens that together have this probability are drawn.
+    pub top_p: f64,
+    /// The same seed gives the same documents.
+    pub seed: u64,
+    /// Documents that are drawn at once. The key/value cache grows with it; the documents stay the
+    /// same, but for how the backend's products round.
+    pub batch_size: NonZeroUsize,
+    /// What every document begins with; BOS alone, unless given.
+    pub prompt: Option<String>,
+}
+
+impl CorpusOrder {
+    /// The most tokens of a document, unless told otherwise: two windows of a recipe's default
+    /// `seq_len`.
+    pub const DOCUMENT_TOKENS: usize = 256;
+    /// Below 1, with [`TOP_P`](Self::TOP_P): a small model gives the thousands of unlikely tokens too
+    /// much, and one such token spoils all that follow it (Holtzman et al. 2020). A student would be
+    /// calibrated on states that no text leads to. Lower still, the texts become alike. PyTorch's
+    /// calibrated start, with which this one is compared, draws with the same two values.
+    pub const TEMPERATURE: f64 = 0.8;
+    /// See [`TEMPERATURE`](Self::TEMPERATURE).
+    pub const TOP_P: f64 = 0.95;
+    /// Documents drawn at once, unless told otherwise.
+    pub const BATCH_SIZE: NonZeroUsize = match NonZeroUsize::new(32) {
+        Some(documents) => documents,
+        None => NonZeroUsize::MIN,
+    };
+
+    /// So many tokens, with the default of everything else and seed 0.
+    pub const fn new(tokens: NonZeroUsize) -> Self {
+        Self {
+            tokens,
+            document_tokens: None,
+            temperature: Self::TEMPERATURE,
+            top_p: Self::TOP_P,
+            seed: 0,
+            batch_size: Self::BATCH_SIZE,
+            prompt: None,
+        }
+    }
+
+    /// Checks the order against the model that is to carry it out: all that can be wrong with it.
+    ///
+    /// # Errors
+    ///
+    /// - [`CorpusError::Generation`]: the temperature or the nucleus is out of range.
+    /// - [`CorpusError::DocumentTokens`]: a document would be longer than the model reads.
+    /// - [`CorpusError::NoBos`]: there is no prompt, and no BOS to begin with.
+    /// - [`CorpusError::NoRoom`]: what a document begins with fills it.
+    /// - [`CorpusError::EmptyPrompt`], [`CorpusError::Tokenizer`]: the prompt has no tokens.
+    pub fn check(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<(), CorpusError> {
+        self.resolve(config, tokenizer).map(drop)
+    }
+
+    fn resolve(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Start, CorpusError> {
+        let sampling = Sampling::random(self.temperature, self.top_p, self.seed)?;
+        let limit = config.max_position_embeddings;
+        let document_tokens = match self.document_tokens {
+            Some(tokens) => tokens.get(),
+            None => Self::DOCUMENT_TOKENS.min(limit),
+        };
+        if document_tokens > limit {
+            return Err(CorpusError::DocumentTokens {
+                document_tokens,
+                limit,
+            });
+        }
+        let prompt = match &self.prompt {
+            Some(text) => tokenizer.encode_prompt(text)?,
+            None => vec![tokenizer.bos_id().ok_or(CorpusError::NoBos)?],
+        };
+        if prompt.is_empty() {
+            return Err(CorpusError::EmptyPrompt);
+        }
+        if prompt.len() >= document_tokens {
+            return Err(CorpusError::NoRoom {
+                prompt_tokens: prompt.len(),
+                document_tokens,
+            });
+        }
+        let generation = Generation::new(document_tokens - prompt.len(), sampling);
+        Ok(Start {
+            prompt,
+            document_tokens,
+            generation,
+        })
+    }
+}
+
+/// A text that a model wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its tokens as they were drawn: what it began with, and EOS if the model drew it.
+    pub tokens: Vec<u32>,
+    /// The tokens as text, without the special ones. It is never blank.
+    pub text: String,
+}
+
+/// What a model wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Corpus {
+    /// The documents, in the order of their numbers.
+    pub documents: Vec<Document>,
+    /// Documents that ended without a text. They are not among the others.
+    pub blank: usize,
+}
+
+/// Why a model could not write a corpus.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CorpusError {
+    /// Nobody says how a text begins.
+    #[error(
+        "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or give \
+         --prompt TEXT"
+    )]
+    NoBos,
+    /// A document would be longer than the model reads.
+    #[error(
+        "documents of {document_tokens} tokens are longer than the model reads: --document-tokens \
+         can be at most {limit}"
+    )]
+    DocumentTokens {
+        /// What was asked for.
+        document_tokens: usize,
+        /// The model's `max_position_embeddings`.
+        limit: usize,
+    },
+    /// Nothing could be written behind the prompt.
+    #[error(
+        "a document begins with {prompt_tokens} tokens and may have {document_tokens}: give a \
+         shorter --prompt or more --document-tokens"
+    )]
+    NoRoom {
+        /// Tokens of the prompt, or of BOS.
+        prompt_tokens: usize,
+        /// The most tokens of a document.
+        document_tokens: usize,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt has no tokens: give --prompt a text, or leave it out to begin with BOS")]
+    EmptyPrompt,
+    /// The model ends documents before it says anything.
+    #[error(
+        "the model ended {documents} documents on end without a text: give --prompt TEXT to begin \
+         with, or a higher --temperature"
+    )]
+    NoText {
+        /// How many documents.
+        documents: usize,
+    },
+    /// The file would not be known for what it is.
+    #[error("{file} does not end in .jsonl, by which it would be known when it is read: rename it")]
+    Extension {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The text could not be generated.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The tokenizer failed on the prompt or on a document.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The file could not be written.
+    #[error(transparent)]
+    Write(#[from] FileError),
+}
+
+/// Lets `model` write the documents of `order`, telling `done` after each token how many of how many
+/// there are.
+///
+/// A document ends with EOS, before another BOS, or where it has as many tokens as it may. Document `n`
+/// is drawn by the random numbers of row `n`; documents are taken in their order until they have the
+/// tokens that were asked for.
+///
+/// # Errors
+///
+/// - What [`CorpusOrder::check`] finds.
+/// - [`CorpusError::Generation`]: the model computes no numbers.
+/// - [`CorpusError::NoText`]: document after document ends without a text.
+/// - [`CorpusError::Tokenizer`]: the tokenizer failed on a document.
+pub fn sample_corpus<B: Backend, L: Block<B>>(
+    model: &Llama<B, L>,
+    tokenizer: &Tokenizer,
+    order: &CorpusOrder,
+    mut done: impl FnMut(usize, usize),
+) -> Result<Corpus, CorpusError> {
+    let start = order.resolve(model.config(), tokenizer)?;
+    let all = order.tokens.get();
+    let mut corpus = Corpus::default();
+    let (mut tokens, mut drawn, mut in_vain, mut told) = (0, 0, 0, 0);
+    while tokens < all {
+        // As many as are still needed if they are as long as those before; what is too much is drawn in
+        // vain.
+        let expected = match drawn {
+            0 => start.document_tokens,
+            drawn => (tokens / drawn).max(1),
+        };
+        let needed = (all - tokens).div_ceil(expected);
+        let prompts = vec![start.prompt.as_slice(); needed.min(order.batch_size.get())];
+        let mut written = tokens + prompts.len() * start.prompt.len();
+        let go_on = |_, token| {
+            let ending = Ending::of(token, tokenizer);
+            written += usize::from(ending != Some(Ending::NextBos));
+            told = told.max(written.min(all));
+            done(told, all);
+            ending.is_none()
+        };
+        let first = drawn as u64;
+        for row in start.generation.run_batch(model, &prompts, first, go_on)? {
+            if tokens >= all {
+                break;
+            }
+            drawn += 1;
+            let document = document(&start.prompt, row, tokenizer)?;
+            if is_blank(&document.text) {
+                corpus.blank += 1;
+                in_vain += 1;
+                if in_vain == BLANK_ON_END {
+                    return Err(CorpusError::NoText { documents: in_vain });
+                }
+            } else {
+                tokens += document.tokens.len();
+                corpus.documents.push(document);
+                in_vain = 0;
+            }
+        }
+    }
+    Ok(corpus)
+}
+
+impl Corpus {
+    /// Tokens of all documents, with those that begin and end them.
+    pub fn num_tokens(&self) -> usize {
+        let lengths = self.documents.iter().map(|document| document.tokens.len());
+        lengths.sum()
+    }
+
+    /// The tokens of each document, without the text.
+    pub fn into_tokens(self) -> Vec<Vec<u32>> {
+        let documents = self.documents.into_iter();
+        documents.map(|document| document.tokens).collect()
+    }
+
+    /// Writes the texts as JSON lines: what [`read_documents`](crate::data::read_documents) reads.
+    ///
+    /// A text that is read back has tokens of the tokenizer's choice, where the model may have spelt a
+    /// word otherwise, and an EOS also where the document was cut at its full length.
+    ///
+    /// # Errors
+    ///
+    /// - [`CorpusError::Extension`]: the name of the file does not end in `.jsonl`.
+    /// - [`CorpusError::Write`]: the system refused; what was there before is untouched.
+    pub fn write(&self, file: &Path) -> Result<(), CorpusError> {
+        check_file(file)?;
+        let lines: String = self
+            .documents
+            .iter()
+            .map(|document| format!("{}\n", json!({ "text": document.text })))
+            .collect();
+        Ok(write_atomically(file, lines.as_bytes())?)
+    }
+}
+
+/// Checks that a corpus can have this name, before it is sampled.
+///
+/// # Errors
+///
+/// [`CorpusError::Extension`]: it does not end in `.jsonl`.
+pub fn check_file(file: &Path) -> Result<(), CorpusError> {
+    match file.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("jsonl") => Ok(()),
+        _ => Err(CorpusError::Extension { file: file.into() }),
+    }
+}
+
+/// How every document begins, and how it goes on.
+struct Start {
+    prompt: Vec<u32>,
+    document_tokens: usize,
+    generation: Generation,
+}
+
+/// Documents without a text, one after the other, behind which no other is waited for.
+const BLANK_ON_END: usize = 256;
+
+/// What makes a document end before its full length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Eos,
+    /// The BOS of another document: models that learned texts laid end to end draw it in the place of
+    /// EOS. It is no part of the document.
+    NextBos,
+}
+
+impl Ending {
+    fn of(token: u32, tokenizer: &Tokenizer) -> Option<Self> {
+        if tokenizer.is_eos(token) {
+            return Some(Self::Eos); // which may be BOS too
+        }
+        (tokenizer.bos_id() == Some(token)).then_some(Self::NextBos)
+    }
+}
+
+/// The document of what was drawn behind `prompt`.
+fn document(
+    prompt: &[u32],
+    mut row: Vec<u32>,
+    tokenizer: &Tokenizer,
+) -> Result<Document, CorpusError> {
+    let ending = row.last().and_then(|last| Ending::of(*last, tokenizer));
+    if ending == Some(Ending::NextBos) {
+        row.pop();
+    }
+    let tokens = [prompt, &row].concat();
+    let mut text = tokenizer.decode(&tokens)?;
+    if ending.is_none() {
+        // Cut amid a character, which decodes to a mark that the model did not mean.
+        text.truncate(text.trim_end_matches('\u{fffd}').len());
+    }
+    Ok(Document { tokens, text })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::data::read_documents;
+    use crate::model::fixture::{broken_model, model};
+    use crate::tokenizer::fixture::{self, BOS, CAT, EOS, THE};
+
+    /// As many as the fixture's words, with the special ones.
+    const VOCAB: usize = 5;
+
+    /// The fixture's tokenizer, and that BOS is 1.
+    fn tokenizer() -> Tokenizer {
+        let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
+        Tokenizer::from_dir(folder.path(), Some(BOS), &[]).unwrap()
+    }
+
+    fn order(tokens: usize) -> CorpusOrder {
+        CorpusOrder {
+            temperature: 1.5,
+            top_p: 1.0,
+            document_tokens: NonZeroUsize::new(12),
+            ..CorpusOrder::new(NonZeroUsize::new(tokens).unwrap())
+        }
+    }
+
+    fn sample(order: &CorpusOrder) -> Result<Corpus, CorpusError> {
+        sample_corpus(&model(VOCAB), &tokenizer(), order, |_, _| {})
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_documents_whatever_the_batch() {
+        let of = |batch_size, seed| {
+            let batch_size = NonZeroUsize::new(batch_size).unwrap();
+            sample(&CorpusOrder {
+                batch_size,
+                seed,
+                ..order(300)
+            })
+            .unwrap()
+        };
+        let one = of(1, 3);
+        assert!(one.documents.len() > 10);
+        for batch_size in [2, 7, 64] {
+            assert_eq!(of(batch_size, 3), one);
+        }
+        assert_ne!(of(7, 4), one);
+    }
+
+    #[test]
+    fn documents_end_with_eos_before_bos_or_at_their_full_length() {
+        let corpus = sample(&order(2000)).unwrap();
+        let mut endings = [0; 3];
+        for Document { tokens, text } in &corpus.documents {
+            let (first, rest) = tokens.split_first().unwrap();
+            let (last, amid) = rest.split_last().unwrap();
+            assert_eq!(*first, BOS);
+            assert!(!amid.contains(&EOS) && !rest.contains(&BOS), "{tokens:?}");
+            assert_eq!(*text, tokenizer().decode(tokens).unwrap());
+            match (*last, tokens.len()) {
+                (EOS, 2..=12) => endings[0] += 1,
+                (_, 12) => endings[1] += 1,
+                (_, 2..12) => endings[2] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(endings.iter().all(|count| *count > 0), "{endings:?}");
+    }
+
+    #[test]
+    fn there_are_as_many_tokens_as_asked_for_and_no_document_in_vain() {
+        for tokens in [1, 11, 12, 13, 500] {
+            let mut told = Vec::new();
+            let done = |tokens, all| told.push((tokens, all));
+            let corpus = sample_corpus(&model(VOCAB), &tokenizer(), &order(tokens), done);
+            let corpus = corpus.unwrap();
+            let found = corpus.num_tokens();
+            let last = corpus.documents.last().unwrap().tokens.len();
+            assert!((tokens..tokens + last).contains(&found));
+            assert!(told.iter().all(|(done, all)| done <= all && *all == tokens));
+            assert!(told.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+            assert_eq!(told.last(), Some(&(tokens, tokens)));
+        }
+    }
+
+    #[test]
+    fn a_prompt_begins_every_document() {
+        let prompt = Some("cat the".to_owned());
+        let corpus = sample(&CorpusOrder {
+            prompt,
+            ..order(200)
+        });
+        let corpus = corpus.unwrap();
+        for document in &corpus.documents {
+            assert_eq!(document.tokens[..3], [BOS, CAT, THE]);
+            assert!(document.text.starts_with("cat the"), "{}", document.text);
+        }
+        assert_eq!(corpus.blank, 0);
+    }
+
+    #[test]
+    fn a_written_corpus_is_read_back() {
+        let corpus = sample(&order(200)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("corpus.jsonl");
+        corpus.write(&file).unwrap();
+        let texts = corpus.documents.iter().map(|document| &document.text);
+        assert!(texts.eq(&read_documents(&file).unwrap()));
+
+        let error = corpus.write(&folder.path().join("corpus.txt")).unwrap_err();
+        assert!(matches!(error, CorpusError::Extension { .. }), "{error}");
+        let nowhere = folder.path().join("nowhere/corpus.jsonl");
+        let error = corpus.write(&nowhere).unwrap_err();
+        assert!(matches!(error, CorpusError::Write(_)), "{error}");
+        let tokens = corpus.clone().into_tokens();
+        assert_eq!(tokens.len(), corpus.documents.len());
+        assert_eq!(tokens.concat().len(), corpus.num_tokens());
+    }
+
+    #[test]
+    fn a_model_that_says_nothing_comes_to_an_end() {
+        // Every token but the words ends a text.
+        let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
+        let all_end = Tokenizer::from_dir(folder.path(), Some(BOS), &[0, THE, CAT]).unwrap();
+        let mut blank = fixture::json();
+        blank["model"]["vocab"] = json!({"<unk>": 0, "<s>": BOS, "</s>": EOS});
+        let folder = fixture::folder(&blank, &json!({"eos_token": "</s>"}));
+        let silent = Tokenizer::from_dir(folder.path(), Some(BOS), &[]).unwrap();
+        let corpus = sample_corpus(&model(VOCAB), &silent, &order(50), |_, _| {});
+        assert!(matches!(
+            corpus.unwrap_err(),
+            CorpusError::NoText {
+                documents: BLANK_ON_END
+            }
+        ));
+        let corpus = sample_corpus(&model(VOCAB), &all_end, &order(50), |_, _| {}).unwrap();
+        let words = corpus
+            .documents
+            .iter()
+            .map(|document| document.tokens.len());
+        assert!(words.clone().all(|length| length == 2));
+        assert!(corpus.blank > 0);
+    }
+
+    #[test]
+    fn orders_that_cannot_be_carried_out_are_errors() {
+        let refused = |order: CorpusOrder| {
+            let error = order.check(model(VOCAB).config(), &tokenizer());
+            let error = error.unwrap_err();
+            assert_eq!(sample(&order).unwrap_err().to_string(), error.to_string());
+            error
+        };
+        let document_tokens = |tokens| CorpusOrder {
+            document_tokens: NonZeroUsize::new(tokens),
+            ..order(50)
+        };
+        assert!(matches!(
+            refused(document_tokens(49)),
+            CorpusError::DocumentTokens {
+                document_tokens: 49,
+                limit: 48
+            }
+        ));
+        assert!(matches!(
+            refused(document_tokens(1)),
+            CorpusError::NoRoom {
+                prompt_tokens: 1,
+                document_tokens: 1
+            }
+        ));
+        for (temperature, top_p) in [(0.0, 1.0), (1.0, 0.0)] {
+            let order = CorpusOrder {
+                temperature,
+                top_p,
+                ..order(50)
+            };
+            assert!(matches!(refused(order), CorpusError::Generation(_)));
+        }
+    }
+
+    #[test]
+    fn what_no_text_can_begin_with_is_an_error() {
+        let check = |tokenizer: &Tokenizer, prompt: Option<&str>| {
+            let prompt = prompt.map(str::to_owned);
+            let order = CorpusOrder {
+                prompt,
+                ..order(50)
+            };
+            order.check(model(VOCAB).config(), tokenizer)
+        };
+        let mut plain = fixture::json();
+        plain["post_processor"] = fixture::post_processor(&["$A"]);
+        let folder = fixture::folder(&plain, &json!({"eos_token": "</s>"}));
+        let without_bos = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
+        let error = check(&without_bos, None).unwrap_err();
+        assert!(matches!(error, CorpusError::NoBos));
+        assert!(error.to_string().contains("--prompt"), "{error}");
+        check(&without_bos, Some("the")).unwrap();
+        let error = check(&without_bos, Some("")).unwrap_err();
+        assert!(matches!(error, CorpusError::EmptyPrompt));
+        let failing = fixture::without_unknown_token();
+        let error = check(&failing, Some("dog")).unwrap_err();
+        assert!(matches!(error, CorpusError::Tokenizer(_)));
+    }
+
+    #[test]
+    fn a_model_that_computes_no_numbers_is_an_error() {
+        let corpus = sample_corpus(&broken_model(VOCAB), &tokenizer(), &order(50), |_, _| {});
+        assert!(matches!(corpus.unwrap_err(), CorpusError::Generation(_)));
+    }
+}

@@ -1,0 +1,98 @@
+//! Text that the teacher writes itself.
+
+use std::fs;
+
+use burn_lti_llama::data::read_documents;
+
+use crate::workshop::Workshop;
+
+/// The command, to a file, of a temperature at which the tiny teacher's texts end.
+fn sample<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = ["sample-corpus", "--model", "teacher", "--out", out];
+    let order = ["--tokens", "400", "--temperature", "2"];
+    [&common[..], &order, more].concat()
+}
+
+#[test]
+fn a_sampled_corpus_is_text_that_other_commands_read() {
+    let workshop = Workshop::new();
+    let report = workshop.json(&sample("corpus.jsonl", &["--json"]));
+    let documents = read_documents(&workshop.path("corpus.jsonl")).unwrap();
+    assert_eq!(report["documents"], documents.len());
+    assert!(documents.len() >= 400 / 64, "{documents:?}");
+    assert!(documents.iter().any(|text| text.contains('w')));
+    let tokens = report["tokens"].as_u64().unwrap();
+    assert!((400..400 + 64).contains(&tokens), "{report}");
+    assert!(report["seconds"].as_f64().unwrap() > 0.0);
+
+    let models = ["--teacher", "teacher", "--student", "teacher"];
+    let text = ["--text", "corpus.jsonl", "--seq-len", "16", "--json"];
+    let evaluation = workshop.json(&[&["eval"], &models[..], &text].concat());
+    assert_eq!(evaluation["kl"], 0.0);
+    let data = ["--set", "data.train=[\"corpus.jsonl\"]"];
+    workshop.succeed(&[&["distill", "recipe.toml", "--out", "out"], &data[..]].concat());
+}
+
+#[test]
+fn a_seed_is_a_corpus_whatever_the_batch() {
+    let workshop = Workshop::new();
+    let corpus = |out: &str, more: &[&str]| {
+        workshop.succeed(&sample(out, more));
+        fs::read_to_string(workshop.path(out)).unwrap()
+    };
+    let one = corpus("one.jsonl", &["--batch-size", "1"]);
+    assert_eq!(corpus("five.jsonl", &["--batch-size", "5"]), one);
+    assert_eq!(corpus("all.jsonl", &[]), one);
+    assert_ne!(corpus("other.jsonl", &["--seed", "1"]), one);
+}
+
+#[test]
+fn a_corpus_is_replaced_only_when_told_to() {
+    let workshop = Workshop::new();
+    fs::write(workshop.path("corpus.jsonl"), "mine").unwrap();
+    let errors = workshop.fail(&sample("corpus.jsonl", &[]));
+    assert!(errors.contains("corpus.jsonl"), "{errors}");
+    assert!(errors.contains("--overwrite"), "{errors}");
+    let content = || fs::read_to_string(workshop.path("corpus.jsonl")).unwrap();
+    assert_eq!(content(), "mine");
+    let text = workshop.succeed(&sample("corpus.jsonl", &["--overwrite"]));
+    assert!(text.contains("documents of"), "{text}");
+    assert!(content().starts_with("{\"text\":"));
+}
+
+#[test]
+fn a_model_without_bos_needs_a_prompt() {
+    let workshop = Workshop::new();
+    let config = fs::read_to_string(workshop.path("teacher/config.json")).unwrap();
+    let config = config.replace("\"bos_token_id\": 1", "\"bos_token_id\": null");
+    fs::write(workshop.path("teacher/config.json"), config).unwrap();
+    let settings = workshop.path("teacher/tokenizer_config.json");
+    fs::write(settings, r#"{"eos_token": "</s>"}"#).unwrap();
+    let errors = workshop.fail(&sample("corpus.jsonl", &[]));
+    assert!(errors.contains("--prompt"), "{errors}");
+    assert!(!workshop.path("corpus.jsonl").exists());
+    workshop.succeed(&sample("corpus.jsonl", &["--prompt", "w5 w9"]));
+    let documents = read_documents(&workshop.path("corpus.jsonl")).unwrap();
+    assert!(documents.iter().all(|text| text.starts_with("w5 w9")));
+}
+
+#[test]
+fn a_corpus_that_cannot_be_is_an_error_before_any_work() {
+    let workshop = Workshop::new();
+    fs::remove_file(workshop.path("teacher/model.safetensors")).unwrap();
+    for (out, more, way_out) in [
+        ("corpus.txt", &[][..], ".jsonl"),
+        ("nowhere/corpus.jsonl", &[], "nowhere"),
+        ("a.jsonl", &["--document-tokens", "65"], "at most 64"),
+        ("a.jsonl", &["--document-tokens", "1"], "--document-tokens"),
+        ("a.jsonl", &["--top-p", "1.5"], "at most 1"),
+        ("a.jsonl", &["--tokens", "0"], "--tokens"),
+        ("a.jsonl", &[], "model.safetensors"),
+    ] {
+        let errors = workshop.fail(&sample(out, more));
+        assert!(errors.contains(way_out), "{more:?}: {errors}");
+        assert!(!workshop.path(out).exists());
+    }
+    let errors = workshop.fail(&sample("a.jsonl", &["--temperature", "0"]));
+    assert!(errors.contains("temperature"), "{errors}");
+}
