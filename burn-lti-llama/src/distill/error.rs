@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::{ManifestError, MetricsError};
 use crate::config::ConfigError;
+use crate::corpus::CorpusError;
 use crate::data::DataError;
 use crate::hashes::HashError;
 use crate::hf::HfError;
@@ -68,6 +69,9 @@ pub enum DistillError {
     /// The calculation of the start.
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
+    /// The text that the teacher writes for it.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
     /// The file of a calculated start.
     #[error(transparent)]
     StartFile(#[from] StartFileError),

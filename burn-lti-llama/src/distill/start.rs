@@ -1,5 +1,6 @@
 //! What the student begins from: the teacher's tensors, and those of a start that is calculated.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::prelude::*;
@@ -15,9 +16,11 @@ use rand::rngs::StdRng;
 use super::setting::Setting;
 use super::student::learning;
 use super::{DistillError, Event, Listener};
+use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence};
 use crate::plan::Plan;
-use crate::recipe::Recipe;
+use crate::recipe::{CalibrationText, Recipe};
+use crate::tokenizer::Tokenizer;
 
 /// What a student begins from.
 pub(super) struct Origin<B: Backend> {
@@ -63,6 +66,13 @@ fn calculated<A: AutodiffBackend>(
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
+    let sequences = match recipe.calibration.text {
+        CalibrationText::Train => {
+            let count = recipe.calibration.sequences;
+            chosen(&setting.train, count, recipe.train.seed)
+        }
+        CalibrationText::Teacher => written(recipe, setting, listener)?,
+    };
     listener(Event::Stage("calibrating the start"));
     let plan = &setting.plan;
     let spec = lti_spec(recipe, plan);
@@ -72,7 +82,6 @@ fn calculated<A: AutodiffBackend>(
     calibration.feed_forward = section.feed_forward;
     calibration.refinement.steps = section.refine_steps;
     calibration.refinement.learning_rate = section.refine_learning_rate;
-    let sequences = chosen(&setting.train, section.sequences, recipe.train.seed);
     let batch_size = batch_size(sequences.len(), recipe.train.batch_size);
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
@@ -94,6 +103,30 @@ fn calculated<A: AutodiffBackend>(
         student_with,
         tell,
     )?)
+}
+
+/// Sequences of documents that the teacher writes.
+fn written<A: AutodiffBackend>(
+    recipe: &Recipe,
+    setting: &Setting<A>,
+    listener: &Listener,
+) -> Result<Vec<PackedSequence>, DistillError> {
+    listener(Event::Stage("the teacher writes the calibration text"));
+    let (seq_len, sequences) = (recipe.train.seq_len, recipe.calibration.sequences);
+    let tokens = NonZeroUsize::new(seq_len * sequences).unwrap_or(NonZeroUsize::MIN);
+    let order = CorpusOrder {
+        seed: recipe.train.seed,
+        ..CorpusOrder::new(tokens)
+    };
+    let config = &setting.plan.teacher;
+    let path = &recipe.teacher.path;
+    let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
+    let corpus = sample_corpus(setting.teacher.as_ref(), &tokenizer, &order, |done, all| {
+        listener(Event::Advanced(done, all));
+    })?;
+    let mut sequences = data::pack(corpus.into_tokens(), seq_len);
+    sequences.truncate(recipe.calibration.sequences);
+    Ok(sequences)
 }
 
 /// Sequences that are read at a time: as many as in a training step, or fewer, so that there are batches

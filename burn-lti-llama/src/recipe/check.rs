@@ -69,6 +69,7 @@ struct Checks<'a> {
 impl Checks<'_> {
     fn calibration(&self, calibration: &CalibrationSection) -> Result<(), RecipeError> {
         let CalibrationSection {
+            text: _,
             sequences,
             rounds: _,
             feed_forward: _,

@@ -32,6 +32,17 @@ impl fmt::Display for Trained {
     }
 }
 
+/// The text that a start is calibrated on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CalibrationText {
+    /// A part of the training text.
+    #[default]
+    Train,
+    /// What the teacher writes itself.
+    Teacher,
+}
+
 /// What phase 2 trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

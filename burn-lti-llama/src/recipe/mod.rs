@@ -21,7 +21,7 @@ use std::path::{Path, absolute};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-pub use choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
+pub use choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 pub use error::RecipeError;
 pub(crate) use error::way_out;
 pub use sections::{
@@ -175,6 +175,7 @@ mod tests {
         train = "projections"
         precision = "high"
         [calibration]
+        text = "teacher"
         sequences = 32
         rounds = 3
         feed_forward = "keep"
@@ -295,6 +296,7 @@ mod tests {
         assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
         assert_eq!(recipe.weights, WeightsSection::default());
         let calibration = recipe.calibration;
+        assert_eq!(calibration.text, CalibrationText::Train);
         assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
         assert_eq!(calibration.feed_forward, FeedForward::Keep);
         assert_eq!(calibration.refine_steps, 0);
@@ -339,6 +341,7 @@ mod tests {
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);
         let calibration = CalibrationSection {
+            text: CalibrationText::Teacher,
             sequences: 32,
             rounds: 3,
             feed_forward: FeedForward::Keep,

@@ -8,7 +8,7 @@ use burn_lti::start::Start;
 use burn_lti::start::calibrated::FeedForward;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
+use super::choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 use super::{divergence, schedule};
 use crate::hf::WeightType;
 
@@ -68,11 +68,14 @@ impl Default for LtiSection {
     }
 }
 
-/// `[calibration]`: how `lti.start = "calibrated"` is calculated from the training text.
+/// `[calibration]`: how `lti.start = "calibrated"` is calculated from text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationSection {
-    /// Sequences of the training text, of `train.seq_len` tokens, that are read; at most as many as there
+    /// What is read: `train`, a part of `data.train` by chance, or `teacher`, what the teacher writes
+    /// itself, as `burn-lti sample-corpus` does. Default: `train`.
+    pub text: CalibrationText,
+    /// Sequences of `train.seq_len` tokens that are read; of the training text at most as many as there
     /// are. A quarter is held out of the fits. Default: 256.
     pub sequences: usize,
     /// The most rounds in which values and outputs are fitted in turn. Default: 2.
@@ -89,6 +92,7 @@ pub struct CalibrationSection {
 impl Default for CalibrationSection {
     fn default() -> Self {
         Self {
+            text: CalibrationText::Train,
             sequences: 256,
             rounds: 2,
             feed_forward: FeedForward::Keep,

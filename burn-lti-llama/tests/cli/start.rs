@@ -93,3 +93,19 @@ fn text_that_is_too_little_is_refused_before_anything_is_exported() {
     assert!(errors.contains("more text"), "{errors}");
     assert!(!workshop.path("out/student").exists());
 }
+
+#[test]
+fn a_teacher_writes_its_own_calibration_text() {
+    let workshop = Workshop::new();
+    let start = |out, text| {
+        let start = ["start", "recipe.toml", "--json", "--out", out];
+        let text = ["--set", text, "--set", "calibration.sequences=16"];
+        workshop.json(&[&start[..], &CALIBRATED, &text].concat())
+    };
+    let own = start("own", "calibration.text=teacher");
+    let read = start("read", "calibration.text=train");
+    assert!(own["evaluation"]["kl"].is_number());
+    assert_ne!(own["layers"][0]["residual"], read["layers"][0]["residual"]);
+    let again = start("again", "calibration.text=teacher");
+    assert_eq!(own["evaluation"], again["evaluation"]);
+}
