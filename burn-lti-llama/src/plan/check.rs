@@ -125,6 +125,16 @@ pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
     }
 }
 
+/// A calibrated start fits each layer to what those before it put out, which random ones leave open.
+pub(super) fn check_nothing_new(start: Start, tensors: &[PlannedTensor]) -> Result<(), PlanError> {
+    match tensors.iter().find(|tensor| tensor.origin == Origin::New) {
+        Some(tensor) if start == Start::Calibrated => Err(PlanError::CalibratedLayers {
+            tensor: tensor.name.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize>, PlanError> {
     let mut chosen = match choice {
         Layers::All => (0..layers).collect(),

@@ -81,6 +81,16 @@ pub enum PlanError {
         /// The key of the recipe.
         key: &'static str,
     },
+    /// A calibrated start cannot be fitted beside tensors that begin at random.
+    #[error(
+        "{tensor} would begin at random, because lti.layers leaves its layer out and its heads are not the \
+         teacher's, and lti.start = \"calibrated\" fits layers to what comes before them: set lti.layers = \
+         \"all\", keep the teacher's heads, or set lti.start = \"grouped\""
+    )]
+    CalibratedLayers {
+        /// The first tensor that would.
+        tensor: String,
+    },
     /// What trains would be held in half precision, in which small steps are lost.
     #[error(
         "teacher.dtype is \"{dtype}\", but {tensor} would train in it, and an optimizer's small steps \

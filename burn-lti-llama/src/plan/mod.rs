@@ -24,8 +24,8 @@ pub use error::PlanError;
 pub use weights::{WeightPlan, WeightsError};
 
 use check::{
-    check_start, check_trained_type, check_weights_of_start, plan_feature, resolve_layers,
-    student_config,
+    check_nothing_new, check_start, check_trained_type, check_weights_of_start, plan_feature,
+    resolve_layers, student_config,
 };
 use planner::Planner;
 use weights::Models;
@@ -288,6 +288,7 @@ impl Plan {
         });
         planner.check_frozen(&tensors, second.as_ref().map(|(.., tensors)| &tensors[..]))?;
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
+        check_nothing_new(recipe.lti.start, &tensors)?;
         let totals = planner.totals(&tensors);
         let loss = &recipe.loss;
         let feature = loss.feature.as_ref();
@@ -923,6 +924,13 @@ mod tests {
         };
         assert!(matches!(origin(0), Origin::Start { .. }));
         assert!(matches!(origin(1), Origin::Copied { .. }));
+        // Layers without maps would begin at random, which no fit of the others can know.
+        let error = refused(&["lti.start=calibrated", "lti.layers=[0]"]);
+        assert!(matches!(error, PlanError::CalibratedLayers { .. }));
+        assert!(
+            error.to_string().contains("lti.layers = \"all\""),
+            "{error}"
+        );
         for key in ["weights.copy", "weights.share"] {
             let rule = format!("{key}={{ 'model\\.layers\\.1\\.(.*)' = 'model.layers.0.$1' }}");
             let error = refused(&["lti.start=calibrated", &rule]);

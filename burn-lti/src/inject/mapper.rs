@@ -7,6 +7,7 @@ use burn::prelude::*;
 
 use super::InjectError;
 use super::rules::{InjectRules, Role, Slot, Slots};
+use super::share::Shares;
 use crate::collapse::{LtiParts, lti_parts};
 use crate::compat;
 use crate::dense::{KernelPrecision, ProjectionKind, calculate_attn_weight};
@@ -45,7 +46,7 @@ pub fn inject<B: Backend, M: Module<B>>(
 ) -> Result<(M, Injection), InjectError> {
     let slots = Slots::of(&student);
     let (shares, targets) = rules.resolve(&slots, teacher)?;
-    let student = with_calculated_maps(student, &slots, &targets, teacher)?;
+    let student = with_calculated_maps(student, &slots, &shares, &targets, teacher)?;
     let maps = lti_parts(&student);
 
     let (mut filled, mut values) = (BTreeMap::new(), BTreeMap::new());
@@ -91,6 +92,7 @@ pub fn inject<B: Backend, M: Module<B>>(
 fn with_calculated_maps<B: Backend, M: Module<B>>(
     student: M,
     slots: &Slots,
+    shares: &Shares,
     targets: &BTreeMap<String, String>,
     teacher: &TensorSet<B>,
 ) -> Result<M, InjectError> {
@@ -99,7 +101,9 @@ fn with_calculated_maps<B: Backend, M: Module<B>>(
         let slot = &slots.0[target];
         if let (Role::Map, Some(named)) = (slot.role, teacher.get(source)) {
             check_shape(target, slot, source, &named.tensor)?;
-            values.insert(target.clone(), named.tensor.clone());
+            for name in shares.names(shares.variable(target)) {
+                values.insert(name.to_owned(), named.tensor.clone());
+            }
         }
     }
     Ok(student.map(&mut Injector {

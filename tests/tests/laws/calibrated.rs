@@ -30,6 +30,8 @@ on_every_backend![
     heads_that_add_nothing_are_dropped_without_loss,
     it_begins_nearer_to_the_teacher_than_any_other_start,
     heads_of_another_size_keep_their_rotary_pairs,
+    heads_of_any_number_and_size_are_calibrated,
+    refinement_is_kept_where_it_helps,
     a_decoder_that_is_no_llama_is_calibrated_too,
     the_same_text_gives_the_same_start,
     maps_that_nobody_calculated_are_refused,
@@ -269,6 +271,60 @@ fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::
     let changed = perturb(student, "model.layers.0.self_attn.q_proj.w", 0.5);
     let changed = weights(&|h| changed.attention_weights(0, h, &changed.context(&batch)));
     assert_not_close(&changed, &expected, &tolerance);
+}
+
+/// Groups of another size, more heads than the teacher has, and larger ones.
+fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let tensors = TensorSet::collect(&teacher);
+    for (heads, kv_heads, head_dim) in [(3, 1, 8), (6, 3, 8), (4, 2, 12), (2, 1, 6)] {
+        let config = with_heads(teacher.config(), heads, kv_heads, head_dim);
+        let random = LtiSpec {
+            start: Start::Lecun,
+            ..LtiSpec::new(teacher.config().geometry())
+        };
+        let random = llama_student(&config, &random, &tensors, &device).expect("a student");
+        let random = kl(&random, &teacher, &device);
+        for maps in [
+            SlotMaps::all(MapKind::Factored),
+            SlotMaps::all(MapKind::General),
+        ] {
+            let (student, _) =
+                calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+            let found = kl(&student, &teacher, &device);
+            assert!(
+                found < random,
+                "{heads}/{kv_heads} x {head_dim}: {found}, {random}"
+            );
+        }
+    }
+}
+
+fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("untied_bias", &device);
+    let config = with_heads(teacher.config(), 1, 1, 8);
+    let spec = spec(teacher.config().geometry(), SlotMaps::all(MapKind::General));
+    let tensors = TensorSet::collect(&teacher);
+    let start = |steps| {
+        let mut calibration = Calibration::new(&spec, config.geometry());
+        calibration.refinement.steps = steps;
+        let student_with = |start: &TensorSet<Inner<A>>| {
+            let tensors = TensorSet::from_inner(&tensors.with(start));
+            llama_student::<A>(&config, &spec, &tensors, &device)
+        };
+        let text = batches(16, config.vocab_size, 5, &device);
+        let start = calibrate::<A, _, _, _>(&calibration, &teacher, &text, student_with, |_| {});
+        start.expect("a start")
+    };
+    let (fitted, refined) = (start(0), start(24));
+    // The first layer is the same up to its refinement.
+    let residual = |start: &CalibratedStart<Inner<A>>| start.layers[0].residual;
+    assert!(residual(&refined) < residual(&fitted));
+    let query = |start: &CalibratedStart<Inner<A>>| {
+        let named = start.tensors.get("model.layers.0.self_attn.q_proj.w");
+        named.expect("a map").tensor.to_f32().expect("values")
+    };
+    assert_ne!(query(&refined), query(&fitted), "patterns move too");
 }
 
 fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::Device) {

@@ -13,7 +13,7 @@ pub enum CalibrationError {
     /// There is too little text to fit on some of it and choose by the rest.
     #[error(
         "calibration read {batches} batches, and needs at least {least}, to fit on some and choose by the \
-         others: give it more text, or smaller batches"
+         others: give it more text, or fewer sequences in a batch"
     )]
     TooLittleText {
         /// Batches that there were.
@@ -51,6 +51,17 @@ pub enum CalibrationError {
         /// The student's.
         student: usize,
     },
+    /// Query heads that no key/value head can be shared out among, or of another size.
+    #[error(
+        "{query} cannot share {key_value}: calibration needs a multiple as many query heads as key/value \
+         heads, of one size"
+    )]
+    Grids {
+        /// The grid of query and output.
+        query: HeadGrid,
+        /// The grid of key and value.
+        key_value: HeadGrid,
+    },
     /// A grid without heads.
     #[error("the grid {grid} is empty: every projection needs at least one head of one feature")]
     Empty {
@@ -74,7 +85,7 @@ pub enum CalibrationError {
         source: io::Error,
     },
     /// The student could not be made from the start so far.
-    #[error("the student cannot be made from its start")]
+    #[error("the student cannot be made from its start: correct what makes it")]
     Student {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,

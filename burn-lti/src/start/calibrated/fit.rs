@@ -52,14 +52,13 @@ pub(super) struct Firmness {
 /// The maps of a layer.
 #[derive(Clone, Debug)]
 pub(super) struct Fitted {
-    /// For each key/value head of the student, `[value features, s_head_dim]`.
     pub(super) value: ValueMap,
     pub(super) out: OutFit,
     pub(super) firmness: Firmness,
     /// Rounds of value and output that were worth it.
     pub(super) rounds: usize,
-    /// Relative squared distance to the full target on held-out tokens: of the output alone, with the
-    /// values as they began, and after all rounds.
+    /// Relative squared distance to the full target on held-out tokens, while these were no part of the
+    /// fit: of the output alone, with the values as they began, and after all rounds.
     pub(super) residuals: [f64; 2],
 }
 
@@ -161,7 +160,12 @@ impl LayerFit<'_> {
         for &strength in strengths {
             for ridge in RIDGES {
                 let firmness = Firmness { ridge, strength };
-                let residual = held_out.residual(&self.out.fit(&fitted, firmness, out)?.kernel);
+                // Too little for the rounding of the sums; another one will do.
+                let out = match self.out.fit(&fitted, firmness, out) {
+                    Err(CalibrationError::Singular { .. }) => continue,
+                    out => out?,
+                };
+                let residual = held_out.residual(&out.kernel);
                 if residual < least - WORTH {
                     (best, least) = (firmness, residual);
                 }
@@ -240,6 +244,18 @@ impl LayerFit<'_> {
             .collect();
         let out = self.out.first(&of_heads)?;
         let value = match self.value {
+            // What a larger head has left over hears the next head's values, so that it can learn.
+            MapKind::General if student > teacher => {
+                let features = self.features();
+                let heads = 0..self.heads.s_key_value;
+                let wrapped = heads.map(|head| {
+                    Mat::from_fn(features, student, |row, column| {
+                        let own = (self.own_features(head) + column) % features;
+                        f64::from(u8::from(row == own))
+                    })
+                });
+                ValueMap::General(wrapped.collect())
+            }
             MapKind::General => {
                 let placed = kept.iter().enumerate();
                 ValueMap::General(placed.map(|(head, kept)| self.placed(head, kept)).collect())

@@ -3,7 +3,6 @@
 use super::CalibrationError;
 use super::select::HeadChoice;
 use crate::decoder::AttentionGeometry;
-use crate::dense::HeadGrid;
 
 /// The heads of teacher and student.
 ///
@@ -18,30 +17,49 @@ pub(super) struct HeadCounts {
 }
 
 impl HeadCounts {
-    /// Of `[query, key_value]` heads each.
-    pub(super) fn new(teacher: [usize; 2], student: [usize; 2]) -> Result<Self, CalibrationError> {
-        let counts = Self {
-            t_query: teacher[0],
-            t_key_value: teacher[1],
-            s_query: student[0],
-            s_key_value: student[1],
-        };
-        for heads in [teacher, student].concat() {
-            if heads == 0 {
-                let grid = HeadGrid::new(0, 0);
-                return Err(CalibrationError::Empty { grid });
-            }
-        }
-        Ok(counts)
-    }
-
+    /// Of both sides' grids, once they can be calibrated.
     pub(super) fn of(
         teacher: &AttentionGeometry,
         student: &AttentionGeometry,
     ) -> Result<Self, CalibrationError> {
-        let counts =
-            |geometry: &AttentionGeometry| [geometry.query.heads, geometry.key_value.heads];
-        Self::new(counts(teacher), counts(student))
+        for geometry in [teacher, student] {
+            let AttentionGeometry {
+                query, key_value, ..
+            } = *geometry;
+            for grid in [query, key_value] {
+                if grid.width() == 0 {
+                    return Err(CalibrationError::Empty { grid });
+                }
+            }
+            let shared = query.heads.is_multiple_of(key_value.heads);
+            if !shared || query.head_dim != key_value.head_dim {
+                return Err(CalibrationError::Grids { query, key_value });
+            }
+        }
+        if teacher.d_model != student.d_model {
+            return Err(CalibrationError::Misfit {
+                what: "features in the residual stream",
+                teacher: teacher.d_model,
+                student: student.d_model,
+            });
+        }
+        Ok(Self {
+            t_query: teacher.query.heads,
+            t_key_value: teacher.key_value.heads,
+            s_query: student.query.heads,
+            s_key_value: student.key_value.heads,
+        })
+    }
+
+    /// Of `[query, key_value]` heads each, for a test.
+    #[cfg(test)]
+    pub(super) fn counted([t_query, t_key_value]: [usize; 2], student: [usize; 2]) -> Self {
+        Self {
+            t_query,
+            t_key_value,
+            s_query: student[0],
+            s_key_value: student[1],
+        }
     }
 
     /// Query heads of the teacher that share a key/value head.
@@ -176,6 +194,7 @@ fn binomial(n: usize, k: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dense::HeadGrid;
 
     #[test]
     fn choices_are_counted_as_they_are_listed() {
@@ -187,30 +206,45 @@ mod tests {
             ([9, 3], [2, 1], 9),
             ([4, 2], [6, 3], 1),
         ] {
-            let heads = HeadCounts::new(teacher, student).unwrap();
+            let heads = HeadCounts::counted(teacher, student);
             assert_eq!(heads.choices(), Some(count), "{teacher:?} {student:?}");
             assert_eq!(heads.all_choices().len(), count);
         }
-        let many = HeadCounts::new([4096, 64], [2048, 32]).unwrap();
+        let many = HeadCounts::counted([4096, 64], [2048, 32]);
         assert_eq!(many.choices(), None);
     }
 
     #[test]
     fn a_choice_is_filled_up_to_the_students_heads() {
-        let heads = HeadCounts::new([4, 2], [6, 3]).unwrap();
+        let heads = HeadCounts::counted([4, 2], [6, 3]);
         let choice = heads.filled(vec![(1, vec![3, 2]), (0, vec![0, 1])]);
         assert_eq!(choice.key_value, [0, 1, 0]);
         assert_eq!(choice.query, [0, 1, 2, 3, 0, 1]);
         // Two of three query heads in the first copy of a group: the third comes in with the second.
-        let heads = HeadCounts::new([3, 1], [4, 2]).unwrap();
+        let heads = HeadCounts::counted([3, 1], [4, 2]);
         let choice = heads.filled(vec![(0, vec![0, 2])]);
         assert_eq!(choice.query[..2], [0, 2]);
         assert_eq!(choice.query[2], 1);
     }
 
     #[test]
-    fn no_heads_are_refused() {
-        let error = HeadCounts::new([8, 4], [0, 1]).unwrap_err();
-        assert!(matches!(error, CalibrationError::Empty { .. }));
+    fn grids_that_cannot_be_calibrated_are_refused() {
+        let geometry = |d_model, query, key_value| AttentionGeometry {
+            d_model,
+            query,
+            key_value,
+        };
+        let grid = HeadGrid::new;
+        let good = geometry(16, grid(4, 8), grid(2, 8));
+        assert!(HeadCounts::of(&good, &geometry(16, grid(2, 4), grid(1, 4))).is_ok());
+        let refused = |student: &AttentionGeometry| HeadCounts::of(&good, student).unwrap_err();
+        let empty = refused(&geometry(16, grid(2, 8), grid(0, 8)));
+        assert!(matches!(empty, CalibrationError::Empty { grid } if grid.heads == 0));
+        for (query, key_value) in [(grid(3, 8), grid(2, 8)), (grid(2, 8), grid(1, 4))] {
+            let error = refused(&geometry(16, query, key_value));
+            assert!(matches!(error, CalibrationError::Grids { .. }));
+        }
+        let wide = refused(&geometry(24, grid(2, 8), grid(1, 8)));
+        assert!(matches!(wide, CalibrationError::Misfit { student: 24, .. }));
     }
 }

@@ -12,7 +12,8 @@
 //! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
 //! are weighted by one over the mean square of the teacher's stream: what follows is a norm.
 //!
-//! Of the text only sums are kept, in float64; hidden states wait in a temporary file, one batch in memory.
+//! Of the text only sums are kept, in float64; hidden states wait in a file in the system's folder for
+//! temporary files, one batch in memory.
 //!
 //! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
 //! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
@@ -128,7 +129,8 @@ pub struct LayerReport {
     /// Squared distance to the target on held-out tokens, as a part of the target's squared size, with the
     /// output fitted and the values as they were.
     pub residual_of_output: f64,
-    /// The same with values and output fitted in turn.
+    /// The same with values and output fitted in turn, and moved by gradient if that was asked for and
+    /// helped. (What is kept was then fitted once more, on all tokens.)
     pub residual: f64,
     /// Rounds that were worth it.
     pub rounds: usize,
@@ -193,12 +195,15 @@ where
         student = student_with(&walk.tensors)?;
         let [residual_of_output, mut residual] = fitted.residuals;
         let strength = fitted.firmness.strength;
-        if calibration.refinement.steps > 0
-            && let Some([_, refined]) =
-                walk.refine(layer, &student, strength, calibration.refinement)?
-        {
-            residual = refined;
-            student = student_with(&walk.tensors)?;
+        if calibration.refinement.steps > 0 {
+            let moved = walk.moved(layer, &student, strength)?;
+            let refined = student_with(&moved)?;
+            let before = walk.held_out_residual(layer, &student.valid())?;
+            let after = walk.held_out_residual(layer, &refined.valid())?;
+            // Also false where it is no number.
+            if after < before {
+                (walk.tensors, student, residual) = (moved, refined, after);
+            }
         }
         let mut feed_forward_residual = None;
         if calibration.feed_forward == FeedForward::Refit {
@@ -370,7 +375,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             return Ok(None);
         }
         let moments = both.fitted.plus(&both.held_out);
-        select::choose(&moments, &self.counts, 1.0).map(Some)
+        select::choose(&moments, &self.counts).map(Some)
     }
 
     /// Fits value and output of `layer` on the student's own patterns.
@@ -458,12 +463,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let name = self.teacher.feed_forward_name(layer);
         let (residual, ridge) = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
             .into_iter()
-            .map(|ridge| {
-                let change = solve::ridge(&both.fitted.gram, &both.fitted.cross(1.0), ridge)?;
-                Ok((both.held_out.residual(&change), ridge))
+            // A ridge too little for the rounding of the sums is passed over.
+            .filter_map(|ridge| {
+                let change =
+                    solve::ridge(&both.fitted.gram, &both.fitted.cross(1.0), ridge).ok()?;
+                Some((both.held_out.residual(&change), ridge))
             })
-            .collect::<Result<Vec<_>, CalibrationError>>()?
-            .into_iter()
             .min_by(|a, b| a.0.total_cmp(&b.0))
             .unwrap_or((1.0, 1.0));
         // What does not help on other tokens is left alone.
@@ -520,7 +525,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             let [y, v] = spec.b_shape();
             let mut b = vec![0.0; y * v];
             for (student, teacher) in features.iter().enumerate() {
-                if let Some(teacher) = teacher {
+                // Where a larger head has no feature to begin as, its query has none, which leaves the
+                // scores alone, and its key has one, so that the query can learn to use it.
+                let nothing = (slot == Slot::Key).then_some(student % y);
+                if let Some(teacher) = teacher.or(nothing) {
                     b[teacher * v + student] = 1.0;
                 }
             }
@@ -709,6 +717,7 @@ fn of_own_values<B: Backend>(
 ) -> Tensor<B, 2> {
     let [batch, heads, tokens, _] = weights.dims();
     let size = values.dims()[2] / groups;
+    let (weights, values) = (weights.cast(DType::F32), values.cast(DType::F32));
     let values = values
         .reshape([batch, tokens, groups, size])
         .swap_dims(1, 2);
@@ -725,6 +734,7 @@ fn of_own_values<B: Backend>(
 fn of_all_values<B: Backend>(weights: Tensor<B, 4>, values: Tensor<B, 3>) -> Tensor<B, 2> {
     let [batch, heads, tokens, _] = weights.dims();
     let width = values.dims()[2];
+    let (weights, values) = (weights.cast(DType::F32), values.cast(DType::F32));
     weights
         .reshape([batch, heads * tokens, tokens])
         .matmul(values)

@@ -88,7 +88,7 @@ impl OutMap {
             .collect::<Result<_, _>>()?;
         if self.kind == MapKind::Factored {
             let a = Mat::from_fn(self.heads.t_query, self.heads.s_query, |t, s| {
-                f64::from(u8::from(self.query[s] == t))
+                f64::from(u8::from(self.query[s] == t)) / self.copies(s)
             });
             let b = back
                 .into_iter()
@@ -105,7 +105,8 @@ impl OutMap {
             for column in 0..size {
                 for row in 0..self.t_head_dim {
                     let teacher = self.query[student] * self.t_head_dim + row;
-                    map[(teacher, student * size + column)] = back[(column, row)];
+                    map[(teacher, student * size + column)] =
+                        back[(column, row)] / self.copies(student);
                 }
             }
         }
@@ -114,6 +115,15 @@ impl OutMap {
             values: OutValues::General(map),
             kernel,
         })
+    }
+
+    /// How many of the student's heads began as the same one as this, and share its output.
+    fn copies(&self, student: usize) -> f64 {
+        let same = self
+            .query
+            .iter()
+            .filter(|query| **query == self.query[student]);
+        same.count() as f64
     }
 
     /// The map whose kernel best makes the target out of the heads' outputs; the ridge pulls towards

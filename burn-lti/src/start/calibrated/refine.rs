@@ -27,19 +27,19 @@ pub struct Refinement {
 }
 
 impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
-    /// Moves the maps of `layer`, and keeps what came of it if held-out tokens bear it out: then the
-    /// residual there, else `None`.
-    pub(super) fn refine<A, S>(
+    /// The tensors of the start with the maps of `layer` moved. Whether that helps is for the caller to
+    /// find out, on tokens that no step read.
+    pub(super) fn moved<A, S>(
         &mut self,
         layer: usize,
         student: &S,
         strength: f64,
-        refinement: Refinement,
-    ) -> Result<Option<[f64; 2]>, CalibrationError>
+    ) -> Result<TensorSet<B>, CalibrationError>
     where
         A: AutodiffBackend<InnerBackend = B>,
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
+        let refinement = self.calibration.refinement;
         let projections = Slot::ALL.map(|slot| self.teacher.projection_name(layer, slot));
         let is_map = |name: &str| {
             let (module, leaf) = split_name(name);
@@ -71,20 +71,13 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
                 step += 1;
             }
         }
-        let moved = moved.valid();
-        let before = self.held_out_residual(layer, &student.valid())?;
-        let after = self.held_out_residual(layer, &moved)?;
-        // Also false where it is no number.
-        if after < before {
-            let tensors = TensorSet::collect(&moved);
-            for (name, named) in tensors.iter().filter(|(name, _)| is_map(name)) {
-                if matches!(split_name(name).1, "a" | "b" | "w") {
-                    self.tensors.insert_named(name, named.clone());
-                }
+        let mut tensors = self.tensors.clone();
+        for (name, named) in TensorSet::collect(&moved.valid()).iter() {
+            if is_map(name) && matches!(split_name(name).1, "a" | "b" | "w") {
+                tensors.insert_named(name, named.clone());
             }
-            return Ok(Some([before, after]));
         }
-        Ok(None)
+        Ok(tensors)
     }
 
     /// Weighted squared distance of what the attention adds to its target, as a part of the target's size.
@@ -103,6 +96,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
         let rows = self.rows(index, layer, batch)?;
         let target = rows.target(strength);
         let size = target.clone().powi_scalar(2).sum();
+        let size = size.add_scalar(f32::MIN_POSITIVE); // a batch may be padding alone
         let context = student.context(&TokenBatch::<A>::from_inner(batch));
         let h = Tensor::from_inner(self.student_stream(index)?);
         let attention = student.attention(layer, h, &context);
@@ -115,7 +109,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
     }
 
     /// Squared distance to the full target on held-out tokens, as a part of the target's squared size.
-    fn held_out_residual<S: LayeredDecoder<B>>(
+    pub(super) fn held_out_residual<S: LayeredDecoder<B>>(
         &mut self,
         layer: usize,
         student: &S,

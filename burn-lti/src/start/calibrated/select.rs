@@ -36,13 +36,13 @@ const EXHAUSTIVE: f64 = 4e9;
 pub(super) fn choose(
     moments: &Moments,
     heads: &HeadCounts,
-    strength: f64,
 ) -> Result<HeadChoice, CalibrationError> {
-    let cross = moments.cross(strength);
+    let cross = moments.cross(1.0);
     let features = moments.features() / heads.t_query;
     let kept = (heads.s_query.min(heads.t_query) * features) as f64;
     let cost = kept.powi(3) / 3.0 + kept * kept * moments.d_model() as f64;
     let choice = match heads.choices() {
+        Some(1) => heads.all_choices().swap_remove(0),
         Some(choices) if choices as f64 * cost <= EXHAUSTIVE => {
             exhaustive(moments, &cross, heads, features)?
         }
@@ -146,10 +146,6 @@ fn eliminate(
     let to_cross = factor.solve(&cross.subrows(block.start, block.len()).to_owned());
     *gram -= &columns * to_gram;
     *cross -= &columns * to_cross;
-    // What was eliminated stays solvable: its own block is chosen and never looked at again.
-    for i in block {
-        gram[(i, i)] = gram[(i, i)].max(f64::MIN_POSITIVE);
-    }
     Ok(())
 }
 
@@ -192,13 +188,13 @@ mod tests {
 
     #[test]
     fn the_heads_that_explain_the_target_are_chosen() {
-        let heads = HeadCounts::new([8, 4], [4, 2]).unwrap();
+        let heads = HeadCounts::counted([8, 4], [4, 2]);
         let moments = moments_of(8, &[2, 3, 6, 7]);
         let expected = HeadChoice {
             query: vec![2, 3, 6, 7],
             key_value: vec![1, 3],
         };
-        assert_eq!(choose(&moments, &heads, 1.0).unwrap(), expected);
+        assert_eq!(choose(&moments, &heads).unwrap(), expected);
         let cross = moments.cross(1.0);
         let mut groups = greedy(&moments, &cross, &heads, 2).unwrap();
         groups.sort();
@@ -210,16 +206,16 @@ mod tests {
 
     #[test]
     fn some_of_a_group_can_be_kept() {
-        let heads = HeadCounts::new([8, 2], [4, 2]).unwrap();
-        let choice = choose(&moments_of(8, &[0, 3, 5, 6]), &heads, 1.0).unwrap();
+        let heads = HeadCounts::counted([8, 2], [4, 2]);
+        let choice = choose(&moments_of(8, &[0, 3, 5, 6]), &heads).unwrap();
         assert_eq!(choice.query, [0, 3, 5, 6]);
         assert_eq!(choice.key_value, [0, 1]);
     }
 
     #[test]
     fn a_student_with_more_heads_than_the_teacher_repeats_some() {
-        let heads = HeadCounts::new([4, 2], [6, 3]).unwrap();
-        let choice = choose(&moments_of(4, &[0, 1, 2, 3]), &heads, 1.0).unwrap();
+        let heads = HeadCounts::counted([4, 2], [6, 3]);
+        let choice = choose(&moments_of(4, &[0, 1, 2, 3]), &heads).unwrap();
         assert_eq!((choice.query.len(), choice.key_value.len()), (6, 3));
         for head in 0..4 {
             assert!(choice.query.contains(&head), "{choice:?}");
