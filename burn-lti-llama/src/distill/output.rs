@@ -208,7 +208,9 @@ impl OutputDir {
     pub(super) fn begin(&self, recipe: &Recipe, manifest: &Manifest) -> Result<(), DistillError> {
         self.check_apart_from(&recipe.teacher.path)?;
         fs::create_dir_all(&self.dir).map_err(|source| self.problem("", source))?;
-        for file in FILES {
+        // A run that is taken up goes on from the start that was calculated for it.
+        let keeps = |file: &str| file == START && self.existing == Existing::Resume;
+        for file in FILES.into_iter().filter(|file| !keeps(file)) {
             removed(fs::remove_file(self.dir.join(file)))
                 .map_err(|source| self.problem(file, source))?;
         }

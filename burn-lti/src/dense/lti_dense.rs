@@ -152,7 +152,10 @@ impl LtiDenseConfig {
         let shape = self.c_shape();
         let c = promised(shape, false, device);
         match self.start {
-            Start::Calibrated => self.around(c, self.promised_map(device), device),
+            Start::Calibrated => {
+                self.check::<B>(device)?;
+                Ok(self.around(c, self.promised_map(device), device))
+            }
             Start::Lecun | Start::Grouped => self.init_with(c, device),
         }
     }
@@ -197,6 +200,7 @@ impl LtiDenseConfig {
         c: Param<Tensor<B, 3>>,
         device: &B::Device,
     ) -> Result<LtiDense<B>, DenseError> {
+        self.check::<B>(device)?;
         let map = match self.start.map(&self.spec(), self.seed, device)? {
             AttnMap::Factored { a, b } => MapParams {
                 a: Some(compat::trainable(a)),
@@ -209,7 +213,12 @@ impl LtiDenseConfig {
                 w: Some(compat::trainable(w)),
             },
         };
-        self.around(c, map, device)
+        Ok(self.around(c, map, device))
+    }
+
+    fn check<B: Backend>(&self, device: &B::Device) -> Result<(), DenseError> {
+        self.check_sizes()?;
+        Ok(check_precision::<B>(self.precision, device)?)
     }
 
     fn around<B: Backend>(
@@ -217,11 +226,9 @@ impl LtiDenseConfig {
         c: Param<Tensor<B, 3>>,
         MapParams { a, b, w }: MapParams<B>,
         device: &B::Device,
-    ) -> Result<LtiDense<B>, DenseError> {
-        self.check_sizes()?;
-        check_precision::<B>(self.precision, device)?;
+    ) -> LtiDense<B> {
         let [_, d_output] = self.widths();
-        Ok(LtiDense {
+        LtiDense {
             c: TeacherKernel::new(self.kind, c),
             a,
             b,
@@ -230,7 +237,7 @@ impl LtiDenseConfig {
                 .bias
                 .then(|| compat::trainable(Tensor::zeros([d_output], device))),
             precision: self.precision,
-        })
+        }
     }
 
     const fn spec(&self) -> MapSpec {
