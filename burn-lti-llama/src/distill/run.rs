@@ -91,12 +91,7 @@ impl<'a> Job<'a> {
     /// `summary.json` nor `student`, and its checkpoints.
     pub fn run<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Summary, DistillError> {
         let began = Instant::now();
-        A::seed(device, self.recipe.train.seed);
-        (self.listener)(Event::Stage("loading the teacher"));
-        let setting = Setting::<A>::load(self.recipe, device)?;
-        let compute = Compute::of::<A::InnerBackend>(device);
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
-        setting.check_cache(&manifest)?;
+        let (setting, manifest) = self.load::<A>(device)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
             Existing::Refuse | Existing::Overwrite => None,
@@ -109,6 +104,20 @@ impl<'a> Job<'a> {
         run.carry_out(resumed)
     }
 
+    /// What the run reads, and what it is made of.
+    fn load<A: AutodiffBackend>(
+        &self,
+        device: &A::Device,
+    ) -> Result<(Setting<A>, Manifest), DistillError> {
+        A::seed(device, self.recipe.train.seed);
+        (self.listener)(Event::Stage("loading the teacher"));
+        let setting = Setting::<A>::load(self.recipe, device)?;
+        let compute = Compute::of::<A::InnerBackend>(device);
+        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        setting.check_cache(&manifest)?;
+        Ok((setting, manifest))
+    }
+
     /// Makes the student at its start and exports it, without any training. What is left in the output
     /// folder is a run that can be taken up.
     ///
@@ -117,11 +126,7 @@ impl<'a> Job<'a> {
     /// As [`run`](Self::run).
     pub fn start<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Started, DistillError> {
         let began = Instant::now();
-        A::seed(device, self.recipe.train.seed);
-        (self.listener)(Event::Stage("loading the teacher"));
-        let setting = Setting::<A>::load(self.recipe, device)?;
-        let compute = Compute::of::<A::InnerBackend>(device);
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        let (setting, manifest) = self.load::<A>(device)?;
         self.out.begin(self.recipe, &manifest)?;
         let run = Run::begin(self, device, setting, began)?;
         let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);

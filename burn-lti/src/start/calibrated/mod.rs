@@ -136,7 +136,8 @@ pub struct LayerReport {
     pub rounds: usize,
     /// Ridge of the fits, as a part of the mean diagonal; `None` where no fit was better than none.
     pub ridge: Option<f64>,
-    /// How much of the way back to the teacher's residual stream the layer was asked to go.
+    /// How much of the way back to the teacher's residual stream the layer was asked to go, if it was
+    /// fitted.
     pub strength: f64,
     /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none.
     pub feed_forward_residual: Option<f64>,

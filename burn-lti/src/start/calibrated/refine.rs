@@ -28,7 +28,8 @@ pub struct Refinement {
 
 impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
     /// The tensors of the start with the maps of `layer` moved. Whether that helps is for the caller to
-    /// find out, on tokens that no step read.
+    /// find out, on tokens that no step read. (The fit before the steps did read them in the end, so that
+    /// the comparison is a strict one.)
     pub(super) fn moved<A, S>(
         &mut self,
         layer: usize,
