@@ -22,8 +22,7 @@ const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// Fields that say nothing about what the model computes.
 const BOOKKEEPING: &[&str] = &[
-    "_attn_implementation_autoset",
-    "_name_or_path",
+    "chunk_size_feed_forward",
     "id2label",
     "initializer_range",
     "is_llama_config",
@@ -32,6 +31,7 @@ const BOOKKEEPING: &[&str] = &[
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
+    "problem_type",
     "return_dict",
     "transformers.js_config",
     "transformers_version",
@@ -665,7 +665,8 @@ impl<'a> Fields<'a> {
         match self
             .map
             .keys()
-            .find(|name| !harmless.contains(&name.as_str()))
+            // An underscore marks what transformers keeps for itself: where a file came from, and such.
+            .find(|name| !name.starts_with('_') && !harmless.contains(&name.as_str()))
         {
             Some(name) => Err(ConfigError::Unknown {
                 path: self.path(),
@@ -872,6 +873,22 @@ mod tests {
             (config.rope_theta, config.eos_token_ids),
             (500.0, vec![2, 3])
         );
+    }
+
+    #[test]
+    fn reads_what_transformers_says_of_every_model() {
+        let mut config = stories260k();
+        let plain = read(&config).unwrap();
+        let fields = config.as_object_mut().unwrap();
+        for (name, value) in [
+            ("_model_name_or_path", json!("Smol")),
+            ("_commit_hash", json!("0ab1")),
+            ("chunk_size_feed_forward", json!(0)),
+            ("problem_type", json!("single_label_classification")),
+        ] {
+            fields.insert(name.into(), value);
+        }
+        assert_eq!(read(&config).unwrap(), plain);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use burn::tensor::activation::log_softmax;
 
+use super::host::{self, HostChunk};
+use super::row::RowLoss;
 use super::teacher::{Outcomes, TeacherChunk};
 use super::{DistillationLoss, Divergence};
 
@@ -30,6 +32,28 @@ pub(super) struct ChunkOutput<B: Backend> {
 impl<B: Backend> Chunk<B> {
     /// The loss terms, and the gradient if `weight [n, 1]`, a token's share of the mean, is given.
     pub(super) fn evaluate(
+        self,
+        loss: &DistillationLoss,
+        weight: Option<Tensor<B, 2>>,
+    ) -> ChunkOutput<B> {
+        match (RowLoss::new(loss), self.teacher) {
+            (Some(row_loss), TeacherChunk::Logits(teacher))
+                if host::holds(&self.student) && host::holds(&teacher) =>
+            {
+                let chunk = HostChunk {
+                    student: self.student,
+                    teacher,
+                    targets: self.targets,
+                    mask: self.mask,
+                };
+                chunk.evaluate(row_loss, weight)
+            }
+            (_, teacher) => Self { teacher, ..self }.evaluate_on_device(loss, weight),
+        }
+    }
+
+    /// The same in tensor operations, on any device, with any teacher and every divergence.
+    fn evaluate_on_device(
         self,
         loss: &DistillationLoss,
         weight: Option<Tensor<B, 2>>,

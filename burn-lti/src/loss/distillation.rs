@@ -6,6 +6,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::chunk::{Chunk, ChunkOutput};
+use super::host;
 use super::sums::Known;
 use super::{
     Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
@@ -33,6 +34,12 @@ pub struct DistillationLoss {
     pub(super) feature: Option<FeatureLoss>,
     pub(super) chunk_tokens: usize,
 }
+
+/// On a CPU, whose rows go one by one, larger chunks than this make the products with the head no
+/// faster: 64 MiB of float32 logits of each model.
+const MAX_HOST_LOGITS: usize = 1 << 24;
+/// Smaller chunks would make these products slower, however large the vocabulary.
+const MIN_HOST_TOKENS: usize = 32;
 
 /// What the loss compares: `n` tokens in both models.
 #[derive(Clone, Debug)]
@@ -234,7 +241,13 @@ impl DistillationLoss {
         &self,
         input: &LossInput<B>,
     ) -> impl Iterator<Item = Range<usize>> + use<B> {
-        let (tokens, size) = (input.mask.dims()[0], self.chunk_tokens);
+        let tokens = input.mask.dims()[0];
+        let [_, vocab] = input.student_head.weight.dims();
+        let most = match host::is_host(&input.mask.device()) {
+            true => (MAX_HOST_LOGITS / vocab).max(MIN_HOST_TOKENS),
+            false => usize::MAX,
+        };
+        let size = self.chunk_tokens.min(most);
         (0..tokens)
             .step_by(size)
             .map(move |start| start..(start + size).min(tokens))

@@ -19,6 +19,7 @@
 //! |---|---|
 //! | `distillation` | the loss, its input, its gradient |
 //! | `chunk` | both of a chunk of tokens |
+//! | `host`, `row` | the same on a CPU, token by token in one pass |
 //! | `divergence` | `D` and its gradient |
 //! | `teacher` | what a teacher says: hidden states, or its top tokens and their tail |
 //! | `feature` | `F` and its gradient |
@@ -30,6 +31,8 @@ mod distillation;
 mod divergence;
 mod error;
 mod feature;
+mod host;
+mod row;
 mod schedule;
 mod sums;
 mod teacher;

@@ -1,0 +1,105 @@
+//! A chunk whose logits lie in the host's memory, row by row.
+//!
+//! On a CPU the tensor operations of a chunk walk over its logits some twenty times, in memory each
+//! time. Here one thread takes a row and is done with it.
+
+use std::any::Any;
+
+use burn::prelude::*;
+use burn::tensor::DType;
+use rayon::prelude::*;
+
+use super::chunk::ChunkOutput;
+use super::row::{Row, RowLoss, RowTerms};
+
+/// Logits and targets of `n` tokens, all float32 and on a device that is the host.
+pub(super) struct HostChunk<B: Backend> {
+    /// `[n, vocab]`
+    pub(super) student: Tensor<B, 2>,
+    /// `[n, vocab]`
+    pub(super) teacher: Tensor<B, 2>,
+    /// `[n, 1]`
+    pub(super) targets: Tensor<B, 2, Int>,
+    /// `[n, 1]`, 1 where a token counts.
+    pub(super) mask: Tensor<B, 2>,
+}
+
+/// Whether tensors like this one can be read where they are, as float32.
+pub(super) fn holds<B: Backend>(tensor: &Tensor<B, 2>) -> bool {
+    tensor.dtype() == DType::F32 && is_host(&tensor.device())
+}
+
+/// Whether a device computes in the host's memory.
+pub(super) fn is_host(device: &dyn Any) -> bool {
+    #[cfg(feature = "flex")]
+    if device.is::<burn::backend::flex::FlexDevice>() {
+        return true;
+    }
+    #[cfg(feature = "ndarray")]
+    if device.is::<burn::backend::ndarray::NdArrayDevice>() {
+        return true;
+    }
+    #[cfg(feature = "tch")]
+    if let Some(device) = device.downcast_ref::<burn::backend::libtorch::LibTorchDevice>() {
+        return matches!(device, burn::backend::libtorch::LibTorchDevice::Cpu);
+    }
+    let _ = device; // a build may have none of them
+    false
+}
+
+impl<B: Backend> HostChunk<B> {
+    /// As [`Chunk::evaluate`](super::chunk::Chunk::evaluate).
+    pub(super) fn evaluate(self, loss: RowLoss, weight: Option<Tensor<B, 2>>) -> ChunkOutput<B> {
+        let device = self.mask.device();
+        let [_, vocab] = self.student.dims();
+        let mask = numbers(self.mask);
+        let weight = weight.map(numbers);
+        let targets: Vec<i64> = self.targets.into_data().iter().collect();
+        let (mut student, mut teacher) = (self.student.into_data(), self.teacher.into_data());
+        let (Ok(student_rows), Ok(teacher_rows)) =
+            (student.as_mut_slice::<f32>(), teacher.as_mut_slice::<f32>())
+        else {
+            unreachable!("`holds` has seen that both are float32");
+        };
+
+        let work = if loss.needs_work() { vocab } else { 0 };
+        let evaluate = |work: &mut Vec<f32>, (at, (student, teacher)): (usize, _)| {
+            let row = Row {
+                student,
+                teacher,
+                work,
+                target: targets[at] as usize,
+            };
+            match mask[at] {
+                0.0 => row.skip(),
+                _ => row.evaluate(loss, weight.as_ref().map(|weight| weight[at])),
+            }
+        };
+        let terms: Vec<RowTerms> = student_rows
+            .par_chunks_mut(vocab)
+            .zip(teacher_rows.par_chunks_mut(vocab))
+            .enumerate()
+            .map_init(|| vec![0.0; work], evaluate)
+            .collect();
+        // One after another, so that the sum does not depend on the threads.
+        let sum = |term: fn(&RowTerms) -> f64| terms.iter().map(term).sum::<f64>() as f32;
+        let sums = [
+            sum(|row| row.tokens),
+            sum(|row| row.soft),
+            sum(|row| row.student_ce),
+            sum(|row| row.agreements),
+            sum(|row| row.kl),
+            sum(|row| row.teacher_ce),
+        ];
+        ChunkOutput {
+            sums: Tensor::from_data(sums, &device),
+            logits_grad: weight
+                .is_some()
+                .then(|| Tensor::from_data(student, &device)),
+        }
+    }
+}
+
+fn numbers<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f64> {
+    tensor.into_data().iter().collect()
+}

@@ -1,0 +1,643 @@
+//! One token's row of logits: loss terms and gradient, in a few passes over memory that a core's cache
+//! holds.
+//!
+//! Of a row of `vocab` logits `s` and the teacher's `t`, with `S = s - max s` and `R = t - max t`, all
+//! follows from sums over the row: `Z = sum exp(S / T)`, its like for `R`, and
+//! `K = sum exp(R / T) (R - S) / T`. Then `KL(p || q) = K / Z_R - ln Z_R + ln Z_S`, and the gradient is
+//! `exp(S / T) / Z_S - exp(R / T) / Z_R`. What the metrics need at temperature 1 are the same sums of
+//! `exp(S)`, at temperature 2 a square of what is there already.
+//!
+//! The exponential is the polynomial of Cephes' `expf` (Moshier), good to 2 units in the last place,
+//! on as many lanes as the processor has. Each exponential is taken once, and sums leave float32 after
+//! [`BLOCK`] elements.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{DistillationLoss, Divergence};
+
+/// Elements whose sum is kept in float32: a block of both rows is in the first cache.
+const BLOCK: usize = 1024;
+
+/// What the loss of a row is, as far as a row can tell.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowLoss {
+    alpha: f64,
+    temperature: f64,
+    /// Whether the divergence is `KL(q || p)`, not `KL(p || q)`.
+    reverse: bool,
+}
+
+impl RowLoss {
+    /// The row's part of a loss; none for a divergence of mixtures, which takes more than sums.
+    pub(super) fn new(loss: &DistillationLoss) -> Option<Self> {
+        let reverse = match loss.divergence {
+            Divergence::ForwardKl => false,
+            Divergence::ReverseKl => true,
+            Divergence::JensenShannon { .. } | Divergence::SkewedKl { .. } => return None,
+        };
+        Some(Self {
+            alpha: loss.alpha,
+            temperature: loss.temperature,
+            reverse,
+        })
+    }
+
+    /// Whether [`Row::work`] is read.
+    pub(super) fn needs_work(&self) -> bool {
+        self.alpha != 1.0 && Power::new(self.temperature) == Power::Other
+    }
+}
+
+/// The logits of one token.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    /// The student's, `[vocab]`. Afterwards their gradient, if it was asked for.
+    pub(super) student: &'a mut [f32],
+    /// The teacher's, `[vocab]`. Afterwards nothing of use.
+    pub(super) teacher: &'a mut [f32],
+    /// Room for `vocab` numbers if [`RowLoss::needs_work`], else for none.
+    pub(super) work: &'a mut [f32],
+    /// The token that follows.
+    pub(super) target: usize,
+}
+
+/// Loss terms of one token, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct RowTerms {
+    /// Of how many tokens.
+    pub(super) tokens: f64,
+    /// The divergence at the temperature.
+    pub(super) soft: f64,
+    pub(super) student_ce: f64,
+    /// 1 if both models hold the same token for the likeliest.
+    pub(super) agreements: f64,
+    /// The forward KL at temperature 1.
+    pub(super) kl: f64,
+    pub(super) teacher_ce: f64,
+}
+
+impl Row<'_> {
+    /// The terms, and with `weight`, the token's share of the mean, the gradient in the student's place.
+    pub(super) fn evaluate(self, loss: RowLoss, weight: Option<f64>) -> RowTerms {
+        Arch::new().dispatch(Evaluate {
+            row: self,
+            loss,
+            weight,
+        })
+    }
+
+    /// What a token that does not count adds: nothing, and no gradient.
+    pub(super) fn skip(self) -> RowTerms {
+        self.student.fill(0.0);
+        RowTerms::default()
+    }
+}
+
+/// How an exponential at temperature 1 follows from one at the loss's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Power {
+    Same,
+    Square,
+    Other,
+}
+
+impl Power {
+    fn new(temperature: f64) -> Self {
+        match temperature {
+            1.0 => Self::Same,
+            2.0 => Self::Square,
+            _ => Self::Other,
+        }
+    }
+}
+
+struct Evaluate<'a> {
+    row: Row<'a>,
+    loss: RowLoss,
+    weight: Option<f64>,
+}
+
+impl WithSimd for Evaluate<'_> {
+    type Output = RowTerms;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> RowTerms {
+        let Self { row, loss, weight } = self;
+        let (student_max, student_choice) = largest(simd, row.student);
+        let (teacher_max, teacher_choice) = largest(simd, row.teacher);
+        let student_target = f64::from(row.student[row.target] - student_max);
+        let teacher_target = f64::from(row.teacher[row.target] - teacher_max);
+
+        let sums = exponentials(
+            simd,
+            &loss,
+            row.student,
+            row.teacher,
+            row.work,
+            [student_max, teacher_max],
+        );
+        let temperature = loss.temperature;
+        let (log_s, log_t) = (sums.student.ln(), sums.teacher.ln());
+        let (log_s_cold, log_t_cold) = (sums.student_cold.ln(), sums.teacher_cold.ln());
+        let forward = |cross: f64, z_t: f64, log_t: f64, log_s: f64| cross / z_t - log_t + log_s;
+        let soft = match loss.reverse {
+            false => forward(sums.cross / temperature, sums.teacher, log_t, log_s),
+            true => forward(sums.cross / temperature, sums.student, log_s, log_t),
+        };
+        let terms = RowTerms {
+            tokens: 1.0,
+            soft,
+            student_ce: log_s_cold - student_target,
+            agreements: f64::from(u8::from(student_choice == teacher_choice)),
+            kl: forward(sums.cross_cold, sums.teacher_cold, log_t_cold, log_s_cold),
+            teacher_ce: log_t_cold - teacher_target,
+        };
+        let Some(weight) = weight else {
+            return terms;
+        };
+
+        // `weight (alpha T dD/dz_T + (1 - alpha) (softmax(z) - y))`, of unnormalised exponentials.
+        let soft_share = weight * loss.alpha * temperature;
+        let hard_share = weight * (1.0 - loss.alpha);
+        let share = soft_share / sums.student;
+        let (student, second) = match loss.reverse {
+            false => (share, -soft_share / sums.teacher),
+            // `q (ln q - ln p - D)`, where `ln q - ln p` is `(S - R) / T - ln Z_S + ln Z_R`.
+            true => (share * (log_t - log_s - soft), share / temperature),
+        };
+        let shares = Shares {
+            student,
+            second,
+            cold: hard_share / sums.student_cold,
+        };
+        let power = Power::new(temperature);
+        gradient(simd, power, &shares, row.student, row.teacher, row.work);
+        row.student[row.target] -= hard_share as f32;
+        terms
+    }
+}
+
+/// The largest element and where it stands first.
+#[inline(always)]
+fn largest<S: Simd>(simd: S, row: &[f32]) -> (f32, usize) {
+    let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+    for (block, values) in row.chunks(BLOCK).enumerate() {
+        let (head, tail) = S::as_simd_f32s(values);
+        let mut lanes = simd.splat_f32s(f32::NEG_INFINITY);
+        for &value in head {
+            lanes = simd.max_f32s(value, lanes);
+        }
+        let largest = tail
+            .iter()
+            .copied()
+            .fold(simd.reduce_max_f32s(lanes), f32::max);
+        if largest > best {
+            (best, at) = (largest, block);
+        }
+    }
+    let start = at * BLOCK;
+    let within = row[start..]
+        .iter()
+        .take(BLOCK)
+        .position(|&value| value == best);
+    (best, start + within.unwrap_or(0))
+}
+
+/// Sums over a row, see the module; `cold` are those at temperature 1.
+#[derive(Default)]
+struct Sums {
+    student: f64,
+    teacher: f64,
+    /// `T K`, in reverse that of the student against the teacher.
+    cross: f64,
+    student_cold: f64,
+    teacher_cold: f64,
+    cross_cold: f64,
+}
+
+impl Sums {
+    fn add(&mut self, block: [f64; 6]) {
+        let [
+            student,
+            teacher,
+            cross,
+            student_cold,
+            teacher_cold,
+            cross_cold,
+        ] = block;
+        self.student += student;
+        self.teacher += teacher;
+        self.cross += cross;
+        self.student_cold += student_cold;
+        self.teacher_cold += teacher_cold;
+        self.cross_cold += cross_cold;
+    }
+}
+
+/// The sums of a block, lane by lane, on the way.
+struct Block<S: Simd> {
+    simd: S,
+    power: Power,
+    reverse: bool,
+    inverse: S::f32s,
+    max: [S::f32s; 2],
+    /// In the order of [`Sums`].
+    lanes: [S::f32s; 6],
+}
+
+impl<S: Simd> Block<S> {
+    /// Adds some lanes of logits. Returns what is left in the student's place, the teacher's and `work`.
+    #[inline(always)]
+    fn add(&mut self, s: S::f32s, t: S::f32s) -> [S::f32s; 3] {
+        let simd = self.simd;
+        let s = simd.sub_f32s(s, self.max[0]);
+        let t = simd.sub_f32s(t, self.max[1]);
+        let (es, et) = match self.power {
+            Power::Same => (exp(simd, s), exp(simd, t)),
+            Power::Square | Power::Other => (
+                exp(simd, simd.mul_f32s(s, self.inverse)),
+                exp(simd, simd.mul_f32s(t, self.inverse)),
+            ),
+        };
+        let (es_cold, et_cold) = match self.power {
+            Power::Same => (es, et),
+            Power::Square => (simd.mul_f32s(es, es), simd.mul_f32s(et, et)),
+            Power::Other => (exp(simd, s), exp(simd, t)),
+        };
+        let difference = simd.sub_f32s(t, s);
+        let (product, second) = match self.reverse {
+            false => (simd.mul_f32s(et, difference), et),
+            true => {
+                let product = simd.mul_f32s(es, simd.sub_f32s(s, t));
+                (product, product)
+            }
+        };
+        for (lanes, value) in self
+            .lanes
+            .iter_mut()
+            .zip([es, et, product, es_cold, et_cold])
+        {
+            *lanes = simd.add_f32s(*lanes, value);
+        }
+        self.lanes[5] = simd.mul_add_e_f32s(et_cold, difference, self.lanes[5]);
+        [es, second, es_cold]
+    }
+}
+
+/// The sums. Leaves `exp(S / T)` in the student's place, `exp(R / T)` in the teacher's, in reverse
+/// `(S - R) exp(S / T)`, and `exp(S)` in `work`, if that has room.
+#[inline(always)]
+fn exponentials<S: Simd>(
+    simd: S,
+    loss: &RowLoss,
+    student: &mut [f32],
+    teacher: &mut [f32],
+    work: &mut [f32],
+    max: [f32; 2],
+) -> Sums {
+    let zero = simd.splat_f32s(0.0);
+    let mut block = Block {
+        simd,
+        power: Power::new(loss.temperature),
+        reverse: loss.reverse,
+        inverse: simd.splat_f32s((1.0 / loss.temperature) as f32),
+        max: max.map(|max| simd.splat_f32s(max)),
+        lanes: [zero; 6],
+    };
+    let mut sums = Sums::default();
+    let mut work = work.chunks_mut(BLOCK);
+    for (student, teacher) in student.chunks_mut(BLOCK).zip(teacher.chunks_mut(BLOCK)) {
+        block.lanes = [zero; 6];
+        let (s_head, s_tail) = S::as_mut_simd_f32s(student);
+        let (t_head, t_tail) = S::as_mut_simd_f32s(teacher);
+        let (w_head, w_tail) = S::as_mut_simd_f32s(work.next().unwrap_or_default());
+        let mut w_head = w_head.iter_mut();
+        for (s, t) in s_head.iter_mut().zip(t_head) {
+            let [first, second, cold] = block.add(*s, *t);
+            (*s, *t) = (first, second);
+            if let Some(w) = w_head.next() {
+                *w = cold;
+            }
+        }
+        if !s_tail.is_empty() {
+            // What fills up the lanes is next to nothing in every sum.
+            let mut rest = [[max[0] - 1e5; MAX_LANES], [max[1] - 1e5; MAX_LANES]];
+            rest[0][..s_tail.len()].copy_from_slice(s_tail);
+            rest[1][..t_tail.len()].copy_from_slice(t_tail);
+            let [s, t] = rest.map(|rest| simd.partial_load_f32s(&rest[..S::F32_LANES]));
+            let [first, second, cold] = block.add(s, t);
+            simd.partial_store_f32s(s_tail, first);
+            simd.partial_store_f32s(t_tail, second);
+            simd.partial_store_f32s(w_tail, cold);
+        }
+        sums.add(
+            block
+                .lanes
+                .map(|lanes| f64::from(simd.reduce_sum_f32s(lanes))),
+        );
+    }
+    sums
+}
+
+/// More lanes than any processor has.
+const MAX_LANES: usize = 64;
+
+/// What the gradient has of each number that the first pass left.
+struct Shares {
+    /// Of `exp(S / T)`.
+    student: f64,
+    /// Of what the teacher's place holds.
+    second: f64,
+    /// Of `exp(S)`.
+    cold: f64,
+}
+
+/// The gradient but for its target, in the student's place.
+#[inline(always)]
+fn gradient<S: Simd>(
+    simd: S,
+    power: Power,
+    shares: &Shares,
+    student: &mut [f32],
+    teacher: &[f32],
+    work: &[f32],
+) {
+    let shares = [shares.student, shares.second, shares.cold];
+    let shares = shares.map(|share| simd.splat_f32s(share as f32));
+    let zero = simd.splat_f32s(0.0);
+    let (s_head, s_tail) = S::as_mut_simd_f32s(student);
+    let (t_head, t_tail) = S::as_simd_f32s(teacher);
+    let (w_head, w_tail) = S::as_simd_f32s(work);
+    let mut w_head = w_head.iter();
+    for (s, t) in s_head.iter_mut().zip(t_head) {
+        let work = w_head.next().copied().unwrap_or(zero);
+        *s = mix(simd, power, &shares, [*s, *t, work]);
+    }
+    let rest = [
+        simd.partial_load_f32s(s_tail),
+        simd.partial_load_f32s(t_tail),
+        simd.partial_load_f32s(w_tail),
+    ];
+    simd.partial_store_f32s(s_tail, mix(simd, power, &shares, rest));
+}
+
+#[inline(always)]
+fn mix<S: Simd>(
+    simd: S,
+    power: Power,
+    shares: &[S::f32s; 3],
+    [es, second, work]: [S::f32s; 3],
+) -> S::f32s {
+    let cold = match power {
+        Power::Same => es,
+        Power::Square => simd.mul_f32s(es, es),
+        Power::Other => work,
+    };
+    let soft = simd.mul_add_e_f32s(es, shares[0], simd.mul_f32s(second, shares[1]));
+    simd.mul_add_e_f32s(cold, shares[2], soft)
+}
+
+/// `exp(x)` for `x <= 0`; below -87 as at -87, 1.6e-38. NaN stays NaN.
+#[inline(always)]
+fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // Added to a number, it leaves the nearest whole one in the lowest bits, here plus the exponent's
+    // bias.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    const POLYNOMIAL: [f32; 6] = [
+        1.987_569_1e-4,
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ];
+    let splat = |value: f32| simd.splat_f32s(value);
+    // In this order: of a NaN and a number the processor gives the second.
+    let x = simd.max_f32s(splat(-87.0), x);
+    let shifted = simd.mul_add_e_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
+    let n = simd.sub_f32s(shifted, splat(ROUND));
+    let r = simd.mul_add_e_f32s(n, splat(-LN_2_HIGH), x);
+    let r = simd.mul_add_e_f32s(n, splat(-LN_2_LOW), r);
+    let mut p = splat(POLYNOMIAL[0]);
+    for &c in &POLYNOMIAL[1..] {
+        p = simd.mul_add_e_f32s(p, r, splat(c));
+    }
+    let p = simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), simd.add_f32s(r, splat(1.0)));
+    let bits = simd.transmute_u32s_f32s(shifted);
+    let power = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
+    simd.mul_f32s(p, simd.transmute_f32s_u32s(power))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// Of float32: one number's rounding.
+    const EPSILON: f64 = f32::EPSILON as f64;
+
+    struct Case {
+        student: Vec<f32>,
+        teacher: Vec<f32>,
+        target: usize,
+    }
+
+    impl Case {
+        fn random(vocab: usize, spread: f32) -> Self {
+            let mut random = StdRng::seed_from_u64(vocab as u64);
+            let mut row = || -> Vec<f32> {
+                let values = (0..vocab).map(|_| random.random_range(-spread..spread));
+                values.collect()
+            };
+            Self {
+                student: row(),
+                teacher: row(),
+                target: vocab / 3,
+            }
+        }
+
+        fn run(&self, loss: RowLoss, weight: Option<f64>) -> (RowTerms, Vec<f64>) {
+            let (mut student, mut teacher) = (self.student.clone(), self.teacher.clone());
+            let mut work = vec![0.0; if loss.needs_work() { student.len() } else { 0 }];
+            let row = Row {
+                student: &mut student,
+                teacher: &mut teacher,
+                work: &mut work,
+                target: self.target,
+            };
+            let terms = row.evaluate(loss, weight);
+            (terms, student.into_iter().map(f64::from).collect())
+        }
+
+        /// The same from the definitions, in float64.
+        fn expected(&self, loss: RowLoss, weight: f64) -> (RowTerms, Vec<f64>) {
+            let (t, alpha) = (loss.temperature, loss.alpha);
+            let log_softmax = |row: &[f32], t: f64| -> Vec<f64> {
+                let row: Vec<f64> = row.iter().map(|&z| f64::from(z) / t).collect();
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = row.iter().map(|z| (z - max).exp()).sum();
+                row.iter().map(|z| z - max - sum.ln()).collect()
+            };
+            let kl = |p: &[f64], q: &[f64]| -> f64 {
+                p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
+            };
+            let first_largest = |row: &[f32]| {
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                row.iter().position(|&z| z == max)
+            };
+            let (p, q) = (log_softmax(&self.teacher, t), log_softmax(&self.student, t));
+            let (p_cold, q_cold) = (
+                log_softmax(&self.teacher, 1.0),
+                log_softmax(&self.student, 1.0),
+            );
+            let soft = if loss.reverse { kl(&q, &p) } else { kl(&p, &q) };
+            let agree = first_largest(&self.student) == first_largest(&self.teacher);
+            let terms = RowTerms {
+                tokens: 1.0,
+                soft,
+                student_ce: -q_cold[self.target],
+                agreements: f64::from(u8::from(agree)),
+                kl: kl(&p_cold, &q_cold),
+                teacher_ce: -p_cold[self.target],
+            };
+            let gradient = (0..p.len()).map(|i| {
+                let d = match loss.reverse {
+                    false => q[i].exp() - p[i].exp(),
+                    true => q[i].exp() * (q[i] - p[i] - soft),
+                };
+                let y = f64::from(u8::from(i == self.target));
+                weight * (alpha * t * d + (1.0 - alpha) * (q_cold[i].exp() - y))
+            });
+            (terms, gradient.collect())
+        }
+    }
+
+    fn losses() -> impl Iterator<Item = RowLoss> {
+        [1.0, 2.0, 3.5].into_iter().flat_map(|temperature| {
+            [(0.9, false), (1.0, false), (0.9, true), (0.0, true)].map(|(alpha, reverse)| RowLoss {
+                alpha,
+                temperature,
+                reverse,
+            })
+        })
+    }
+
+    /// The terms are differences of logits below `4 * spread` and logarithms of sums; a logit is given
+    /// to half a unit in its last place, and so is its distance from the largest.
+    fn assert_close(case: &Case, loss: RowLoss, spread: f64) {
+        let (found, gradient) = case.run(loss, Some(0.25));
+        let (expected, expected_gradient) = case.expected(loss, 0.25);
+        let pairs = [
+            (found.soft, expected.soft),
+            (found.student_ce, expected.student_ce),
+            (found.kl, expected.kl),
+            (found.teacher_ce, expected.teacher_ce),
+        ];
+        for (found, expected) in pairs {
+            let allowed = 8.0 * EPSILON * 4.0 * spread;
+            assert!(
+                (found - expected).abs() <= allowed,
+                "{loss:?}: {found} {expected}"
+            );
+        }
+        assert_eq!(found.agreements, expected.agreements, "{loss:?}");
+        let largest = expected_gradient
+            .iter()
+            .fold(0.0_f64, |max, g| max.max(g.abs()));
+        for (at, (found, expected)) in gradient.iter().zip(&expected_gradient).enumerate() {
+            let allowed = 8.0 * EPSILON * 4.0 * spread * (expected.abs() + 0.1 * largest);
+            assert!(
+                (found - expected).abs() <= allowed,
+                "{loss:?} {at}: {found} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn terms_and_gradient_are_those_of_the_definitions() {
+        for vocab in [1, 3, 19, 64, 1023, 1025, 5003] {
+            for loss in losses() {
+                assert_close(&Case::random(vocab, 10.0), loss, 10.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_is_not_that_of_another_row() {
+        let loss = RowLoss {
+            alpha: 0.9,
+            temperature: 2.0,
+            reverse: false,
+        };
+        let mut case = Case::random(1025, 10.0);
+        let (_, before) = case.run(loss, Some(1.0));
+        case.student[1024] = 9.0;
+        let (_, after) = case.run(loss, Some(1.0));
+        assert!(
+            (before[1024] - after[1024]).abs() > 1e-3,
+            "{} {}",
+            before[1024],
+            after[1024]
+        );
+    }
+
+    #[test]
+    fn far_logits_stay_finite_and_vanish() {
+        for loss in losses() {
+            let mut case = Case::random(100, 1.0);
+            case.student[7] = 3e4;
+            case.teacher[9] = -3e4;
+            let (terms, gradient) = case.run(loss, Some(1.0));
+            let terms = [terms.soft, terms.student_ce, terms.kl, terms.teacher_ce];
+            assert!(
+                terms.iter().chain(&gradient).all(|value| value.is_finite()),
+                "{terms:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_hidden() {
+        for at in [0, 17, 99] {
+            let mut case = Case::random(100, 1.0);
+            case.student[at] = f32::NAN;
+            for loss in losses() {
+                let (terms, _) = case.run(loss, None);
+                assert!(
+                    terms.soft.is_nan() && terms.student_ce.is_nan(),
+                    "{at} {terms:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_likeliest_is_chosen() {
+        let mut case = Case::random(3000, 1.0);
+        for at in [2999, 1500, 1024] {
+            case.student[at] = 5.0;
+        }
+        case.teacher[1024] = 6.0;
+        let loss = losses().next().expect("one at least");
+        assert_eq!(case.run(loss, None).0.agreements, 1.0);
+        case.teacher[1500] = 7.0;
+        assert_eq!(case.run(loss, None).0.agreements, 0.0);
+    }
+
+    #[test]
+    fn a_token_that_does_not_count_adds_nothing() {
+        let (mut student, mut teacher) = (vec![f32::NAN; 5], vec![1.0; 5]);
+        let row = Row {
+            student: &mut student,
+            teacher: &mut teacher,
+            work: &mut [],
+            target: 0,
+        };
+        assert_eq!(row.skip(), RowTerms::default());
+        assert_eq!(student, [0.0; 5]);
+    }
+}
