@@ -13,7 +13,8 @@
 //! `p = softmax(teacher / T)`, `q = softmax(student / T)` and the target's one-hot row `y`, one
 //! token's gradient with respect to the student's logits is, for the forward KL,
 //! `alpha T (q - p) + (1 - alpha) (softmax(student) - y)`. So memory grows with
-//! `chunk_tokens * vocab`, and no `[batch, tokens, vocab]` tensor exists.
+//! `chunk_tokens * vocab`, on a CPU up to a fixed number of logits, and no `[batch, tokens, vocab]` tensor
+//! exists.
 //!
 //! | file | what |
 //! |---|---|

@@ -393,7 +393,11 @@ fn mix<S: Simd>(
         Power::Square => simd.mul_f32s(es, es),
         Power::Other => work,
     };
-    let soft = simd.mul_add_e_f32s(es, shares[0], simd.mul_f32s(second, shares[1]));
+    // Both products are rounded: a student that is its teacher has a gradient of exactly zero.
+    let soft = simd.add_f32s(
+        simd.mul_f32s(es, shares[0]),
+        simd.mul_f32s(second, shares[1]),
+    );
     simd.mul_add_e_f32s(cold, shares[2], soft)
 }
 
