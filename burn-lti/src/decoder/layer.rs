@@ -152,8 +152,12 @@ impl LtiSpec {
         }
     }
 
+    /// The seed of what is random in one projection's map.
+    pub(crate) const fn seed_of(&self, layer: usize, slot: Slot) -> u64 {
+        slot_seed(self.seed, layer, slot)
+    }
+
     fn dense(&self, student: &AttentionGeometry, layer: usize, slot: Slot) -> LtiDenseConfig {
-        let seed = slot_seed(self.seed, layer, slot);
         LtiDenseConfig::new(
             slot.kind(),
             student.d_model,
@@ -161,7 +165,7 @@ impl LtiSpec {
             student.grid(slot),
         )
         .with_map(self.maps.get(slot))
-        .with_start(self.start, seed)
+        .with_start(self.start, self.seed_of(layer, slot))
         .with_precision(self.precision)
     }
 }
