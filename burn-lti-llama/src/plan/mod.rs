@@ -17,15 +17,16 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    MapChoice, Phase2Trained, Plateau, Recipe, TrainSection, Trained, divergence, schedule,
+    GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, TrainSection, Trained, divergence,
+    schedule,
 };
 
 pub use error::PlanError;
 pub use weights::{WeightPlan, WeightsError};
 
 use check::{
-    check_nothing_new, check_start, check_trained_type, check_weights_of_start, plan_feature,
-    resolve_layers, student_config,
+    check_nothing_new, check_ranks, check_start, check_trained_type, check_weights_of_start,
+    plan_feature, resolve_layers, student_config,
 };
 use planner::Planner;
 use weights::Models;
@@ -41,6 +42,9 @@ pub struct Plan {
     pub layers: Vec<usize>,
     /// The form of the maps.
     pub map: MapChoice,
+    /// How their pairs join, if not from the first step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grow: Option<GrowSection>,
     /// Where the maps begin.
     pub start: Start,
     /// What training changes.
@@ -258,6 +262,7 @@ impl Plan {
     pub fn new(recipe: &Recipe, teacher: &LlamaConfig) -> Result<Self, PlanError> {
         let student = student_config(recipe, teacher)?;
         check_start(recipe.lti.start, &student, teacher)?;
+        check_ranks(&recipe.lti.map, &student, teacher)?;
         let (seq_len, max) = (recipe.train.seq_len, teacher.max_position_embeddings);
         if seq_len > max {
             return Err(PlanError::SeqLen { seq_len, max });
@@ -298,6 +303,7 @@ impl Plan {
             teacher: teacher.clone(),
             layers: layers.clone(),
             map: recipe.lti.map,
+            grow: recipe.lti.grow,
             start: recipe.lti.start,
             trained: recipe.lti.train,
             loss: LossPlan {
@@ -589,15 +595,42 @@ mod tests {
     }
 
     #[test]
+    fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
+        let plan = plan(&["lti.map={ kronecker = 3 }"]);
+        let shape = |name: &str| {
+            let name = format!("model.layers.0.self_attn.{name}");
+            let mut tensors = plan.tensors.iter();
+            let tensor = tensors.find(|tensor| tensor.name == name);
+            tensor.expect("a tensor").shape.clone()
+        };
+        assert_eq!(shape("q_proj.a"), [3 * 8, 4]);
+        assert_eq!(shape("o_proj.b"), [3 * 8, 8]);
+        assert!(plan.to_string().contains("kronecker 3"));
+        // 4 heads to 2: no more than 8 places in A.
+        let refused = Plan::new(&recipe(&["lti.map={ kronecker = 9 }"]), &teacher());
+        let error = refused.unwrap_err();
+        let expected = (Slot::Key, 9, 8);
+        assert!(
+            matches!(error, PlanError::KroneckerRank { slot, rank, largest }
+            if (slot, rank, largest) == expected),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("key = { kronecker = 8 }"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_contraction_takes_the_cheaper_order() {
         let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
         // Heads first 40 + 80, head size first 80 + 16.
-        let cost = contraction_with_gradients(MapKind::Factored, teacher, student);
-        assert_eq!(cost, 2.0 * 80.0 + 3.0 * 16.0);
-        assert_eq!(
-            contraction_with_gradients(MapKind::General, teacher, student),
-            2.0 * 160.0
-        );
+        let cost = |map| contraction_with_gradients(map, teacher, student, 7);
+        assert_eq!(cost(MapKind::Factored), 7.0 * (2.0 * 80.0 + 3.0 * 16.0));
+        assert_eq!(cost(MapKind::General), 7.0 * 2.0 * 160.0);
+        // Two pairs cost more than their sum, which is made once.
+        let sum = 3.0 * 2.0 * 160.0;
+        assert_eq!(cost(MapKind::Kronecker(2)), 7.0 * 2.0 * 160.0 + sum);
     }
 
     #[test]

@@ -9,14 +9,19 @@ use super::{
     CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, Totals, TrainingPlan,
 };
 use crate::config::{LlamaConfig, list};
-use crate::recipe::{Plateau, divergence, schedule};
+use crate::recipe::{GrowSection, Plateau, divergence, schedule};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = self.teacher.num_hidden_layers;
         writeln!(f, "teacher  {}", describe(&self.teacher))?;
         writeln!(f, "student  {}", describe(&self.student))?;
-        writeln!(f, "maps     {}, start {}", self.map, self.start)?;
+        write!(f, "maps     {}, start {}", self.map, self.start)?;
+        if let Some(GrowSection { from, every }) = self.grow {
+            let from = count(from, "pair", "pairs");
+            write!(f, "; {from} at first, one more every {every} steps")?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "layers   {} of {layers}: {}",

@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn_lti::dense::{MapKind, Slot};
 use burn_lti::train::LayerPair;
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -166,8 +166,8 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
-/// The form of the map in each projection: one word for all, or a table such as
-/// `{ default = "factored", out = "general" }`.
+/// The form of the map in each projection: one for all, `"factored"`, `"general"` or
+/// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 } }`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MapChoice {
     /// Form of the query projection's map.
@@ -202,15 +202,37 @@ impl MapChoice {
     }
 }
 
-impl From<MapTable> for MapChoice {
-    fn from(table: MapTable) -> Self {
-        let or_default = |kind: Option<MapKind>| kind.unwrap_or(table.default.unwrap_or_default());
-        Self {
-            query: or_default(table.query),
-            key: or_default(table.key),
-            value: or_default(table.value),
-            out: or_default(table.out),
+impl TryFrom<MapTable> for MapChoice {
+    type Error = &'static str;
+
+    fn try_from(table: MapTable) -> Result<Self, Self::Error> {
+        let MapTable {
+            query,
+            key,
+            value,
+            out,
+            default,
+            kronecker,
+        } = table;
+        let named = [query, key, value, out, default];
+        if let Some(rank) = kronecker {
+            return match named.iter().all(Option::is_none) {
+                true => Ok(Self::uniform(MapKind::Kronecker(rank))),
+                false => Err(
+                    "says kronecker for all projections and something else for some: write \
+                     { default = { kronecker = 4 }, out = \"general\" }",
+                ),
+            };
         }
+        let or_default = |OneMap(kind)| kind;
+        let default = default.map_or_else(MapKind::default, or_default);
+        let of = |kind: Option<OneMap>| kind.map_or(default, or_default);
+        Ok(Self {
+            query: of(query),
+            key: of(key),
+            value: of(value),
+            out: of(out),
+        })
     }
 }
 
@@ -241,15 +263,19 @@ impl<'de> Deserialize<'de> for MapChoice {
             type Value = MapChoice;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"factored\", \"general\" or a table with one of them per projection")
+                f.write_str(
+                    "\"factored\", \"general\", { kronecker = 4 } or a table with one of them per \
+                     projection",
+                )
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<MapChoice, E> {
-                MapKind::deserialize(StrDeserializer::new(text)).map(MapChoice::uniform)
+                one_word(text).map(MapChoice::uniform)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MapChoice, A::Error> {
-                MapTable::deserialize(MapAccessDeserializer::new(map)).map(MapChoice::from)
+                let table = MapTable::deserialize(MapAccessDeserializer::new(map))?;
+                MapChoice::try_from(table).map_err(de::Error::custom)
             }
         }
 
@@ -260,11 +286,58 @@ impl<'de> Deserialize<'de> for MapChoice {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MapTable {
-    query: Option<MapKind>,
-    key: Option<MapKind>,
-    value: Option<MapKind>,
-    out: Option<MapKind>,
-    default: Option<MapKind>,
+    query: Option<OneMap>,
+    key: Option<OneMap>,
+    value: Option<OneMap>,
+    out: Option<OneMap>,
+    default: Option<OneMap>,
+    kronecker: Option<usize>,
+}
+
+/// The form of one map.
+#[derive(Clone, Copy)]
+struct OneMap(MapKind);
+
+impl<'de> Deserialize<'de> for OneMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneVisitor;
+
+        impl<'de> Visitor<'de> for OneVisitor {
+            type Value = OneMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"factored\", \"general\" or { kronecker = 4 }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneMap, E> {
+                one_word(text).map(OneMap)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneMap, A::Error> {
+                let Pairs { kronecker } = Pairs::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(OneMap(MapKind::Kronecker(kronecker)))
+            }
+        }
+
+        deserializer.deserialize_any(OneVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pairs {
+    kronecker: usize,
+}
+
+fn one_word<E: de::Error>(text: &str) -> Result<MapKind, E> {
+    match text {
+        "factored" => Ok(MapKind::Factored),
+        "general" => Ok(MapKind::General),
+        "kronecker" => Err(E::custom(
+            "needs a number of pairs: write { kronecker = 4 }",
+        )),
+        _ => Err(E::unknown_variant(text, &["factored", "general"])),
+    }
 }
 
 #[cfg(test)]
@@ -307,6 +380,21 @@ mod tests {
                 general_out,
                 Layers::These(vec![1]),
             ),
+            (
+                "{ kronecker = 3 }",
+                "[1]",
+                MapChoice::uniform(MapKind::Kronecker(3)),
+                Layers::These(vec![1]),
+            ),
+            (
+                "{ default = { kronecker = 3 }, out = 'general' }",
+                "[1]",
+                MapChoice {
+                    out: MapKind::General,
+                    ..MapChoice::uniform(MapKind::Kronecker(3))
+                },
+                Layers::These(vec![1]),
+            ),
         ] {
             let both = read(map, layers).unwrap();
             assert_eq!(
@@ -336,6 +424,8 @@ mod tests {
         let text = "query factored, key factored, value factored, out general";
         assert_eq!(choice.to_string(), text);
         assert_eq!(MapChoice::default().to_string(), "factored");
+        let sum = MapChoice::uniform(MapKind::Kronecker(4));
+        assert_eq!(sum.to_string(), "kronecker 4");
     }
 
     #[test]
@@ -344,7 +434,25 @@ mod tests {
             ("'factord'", "'all'", "unknown variant `factord`"),
             ("{ quer = 'general' }", "'all'", "unknown field `quer`"),
             ("{ query = 'x' }", "'all'", "unknown variant `x`"),
-            ("3", "'all'", "\"factored\", \"general\" or a table"),
+            (
+                "3",
+                "'all'",
+                "\"factored\", \"general\", { kronecker = 4 } or a table",
+            ),
+            ("'kronecker'", "'all'", "needs a number of pairs"),
+            ("{ out = 'kronecker' }", "'all'", "needs a number of pairs"),
+            ("{ kronecker = -1 }", "'all'", "integer `-1`"),
+            (
+                "{ out = { kroneker = 2 } }",
+                "'all'",
+                "unknown field `kroneker`",
+            ),
+            ("{ out = 3 }", "'all'", "\"general\" or { kronecker = 4 }"),
+            (
+                "{ kronecker = 2, out = 'general' }",
+                "'all'",
+                "something else for some",
+            ),
             ("'factored'", "'al'", "unknown variant `al`"),
             ("'factored'", "[-1]", "integer `-1`"),
             ("'factored'", "3", "\"all\" or a list"),

@@ -25,8 +25,8 @@ pub use choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, 
 pub use error::RecipeError;
 pub(crate) use error::way_out;
 pub use sections::{
-    CalibrationSection, DataSection, FeatureSection, LossSection, LtiSection, Phase2Section,
-    Plateau, StudentSection, TeacherSection, TrainSection,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
+    Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
 };
 pub use weights::WeightsSection;
 
@@ -218,6 +218,16 @@ mod tests {
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
+    "#;
+
+    /// A map that grows.
+    const GROWING: &str = r#"
+        teacher.path = "teacher"
+        student = { heads = 4, kv_heads = 2 }
+        train.steps = 200
+        data = { train = ["train.txt"], valid = ["valid.txt"] }
+        lti.map = { default = { kronecker = 3 }, out = "general" }
+        lti.grow.every = 50
     "#;
 
     /// Every key of a second phase.
@@ -487,7 +497,7 @@ mod tests {
         }
         let text = refused("lti.zzz=3").to_string();
         assert!(
-            text.contains("the keys are start, map, layers, train, precision"),
+            text.contains("the keys are start, map, grow, layers, train, precision"),
             "{text}"
         );
         // Known, but in another section.
@@ -582,6 +592,47 @@ mod tests {
                 error => panic!("{error}"),
             }
         }
+    }
+
+    #[test]
+    fn maps_grow_from_one_pair_as_far_as_the_steps_reach() {
+        let grow = parse(GROWING, &[]).unwrap().lti.grow.unwrap();
+        assert_eq!((grow.from, grow.every), (1, 50));
+        for (setting, key, part) in [
+            ("lti.map={ kronecker = 0 }", "lti.map", "at least 1"),
+            ("lti.grow.from=0", "lti.grow.from", "at least 1"),
+            ("lti.grow.every=0", "lti.grow.every", "at least 1"),
+            ("lti.grow.every=100", "lti.grow.every", "the last pair join"),
+        ] {
+            let error = parse(GROWING, &[setting]).unwrap_err();
+            assert!(
+                matches!(&error, RecipeError::OutOfRange { key: k, .. } if *k == key)
+                    && error.to_string().contains(part),
+                "{setting}: {error}"
+            );
+        }
+        for (setting, way_out) in [
+            ("lti.map=general", "{ kronecker = R }"),
+            ("lti.grow.from=3", "leave [lti.grow] out"),
+            ("lti.train=all", "lti.train = \"maps\""),
+        ] {
+            let error = parse(GROWING, &[setting]).unwrap_err();
+            assert!(
+                matches!(
+                    &error,
+                    RecipeError::Needs {
+                        key: "lti.grow",
+                        ..
+                    }
+                ) && error.to_string().contains(way_out),
+                "{setting}: {error}"
+            );
+        }
+        assert!(matches!(refused("lti.grow={ from = 2 }"),
+            RecipeError::Missing { key, .. } if key == "lti.grow.every"));
+        assert!(matches!(refused("lti.map=kronecker"),
+            RecipeError::Refused { key, rule, .. }
+            if key == "lti.map" && rule.contains("{ kronecker = 4 }")));
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct LtiSection {
     pub start: Start,
     /// The form of the maps. Default: `factored` for every projection.
     pub map: MapChoice,
+    /// How maps of several pairs grow. Default: all pairs learn from the first step.
+    pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
     pub layers: Layers,
     /// What training changes. Default: `maps`.
@@ -61,11 +63,24 @@ impl Default for LtiSection {
         Self {
             start: Start::Grouped,
             map: MapChoice::default(),
+            grow: None,
             layers: Layers::default(),
             train: Trained::default(),
             precision: KernelPrecision::default(),
         }
     }
+}
+
+/// `[lti.grow]`: the pairs of `map = { kronecker = R }` join one after another; until then they stay as
+/// they began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrowSection {
+    /// Pairs that learn from the first step. Default: 1.
+    #[serde(default = "defaults::grow_from")]
+    pub from: usize,
+    /// Steps after which one more joins. Required.
+    pub every: usize,
 }
 
 /// `[calibration]`: how `lti.start = "calibrated"` is calculated from text.
@@ -273,6 +288,7 @@ mod defaults {
     }
 
     defaults! {
+        grow_from: usize = 1;
         batch_size: usize = 16;
         accumulate: usize = 1;
         seq_len: usize = 128;

@@ -52,6 +52,15 @@ impl<B: Backend> LtiParts<B> {
         }
     }
 
+    /// Pairs of factors; 0 for a general map.
+    pub(crate) fn pairs(&self) -> usize {
+        match self.map() {
+            Some(AttnMap::Factored { .. }) => 1,
+            Some(AttnMap::Kronecker { a, .. }) => a.dims()[0],
+            Some(AttnMap::General { .. }) | None => 0,
+        }
+    }
+
     /// Heads and head size of the teacher.
     pub(crate) fn teacher_grid(&self) -> Option<(usize, usize)> {
         let &[first, second, third] = self.c_shape.as_slice() else {

@@ -117,8 +117,7 @@ impl MapKind {
     pub const fn num_params(self, teacher: HeadGrid, student: HeadGrid) -> usize {
         match self.pairs() {
             Some(pairs) => {
-                pairs
-                    * (teacher.heads * student.heads + teacher.head_dim * student.head_dim)
+                pairs * (teacher.heads * student.heads + teacher.head_dim * student.head_dim)
             }
             None => teacher.width() * student.width(),
         }

@@ -480,9 +480,7 @@ impl<B: Backend> LtiDense<B> {
     pub fn map_values(&self) -> AttnMap<B> {
         match (&self.a, &self.b, &self.w) {
             (_, _, Some(w)) => AttnMap::General { w: w.val() },
-            (Some(a), Some(b), None) => {
-                AttnMap::of_stacked_pairs(a.val(), b.val(), self.c.heads())
-            }
+            (Some(a), Some(b), None) => AttnMap::of_stacked_pairs(a.val(), b.val(), self.c.heads()),
             _ => unreachable!("an LtiDense holds either A and B or W: only its config makes one"),
         }
     }

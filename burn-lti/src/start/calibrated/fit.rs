@@ -358,8 +358,7 @@ impl LayerFit<'_> {
                     let blocks = pairs::blocks(map, self.s_head_dim);
                     pairs::joined(&system.apply(&blocks)) + faer::Scale(pull) * map
                 };
-                let right =
-                    pairs::joined(&system.right) + faer::Scale(pull) * pairs.sum();
+                let right = pairs::joined(&system.right) + faer::Scale(pull) * pairs.sum();
                 let diagonal = pairs::joined(&system.diagonal);
                 let diagonal = Mat::from_fn(diagonal.nrows(), diagonal.ncols(), |row, column| {
                     diagonal[(row, column)] + pull

@@ -622,12 +622,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     }
 
     /// `w [t_heads * t_head_dim, s_heads * s_head_dim]` in the map's own form, which can express it.
-    fn set_map(
-        &mut self,
-        layer: usize,
-        slot: Slot,
-        w: &Mat<f64>,
-    ) -> Result<(), CalibrationError> {
+    fn set_map(&mut self, layer: usize, slot: Slot, w: &Mat<f64>) -> Result<(), CalibrationError> {
         let spec = self.map_spec(slot);
         match spec.map.pairs() {
             None => self.set_general(layer, slot, row_major(w)),
