@@ -17,8 +17,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, TrainSection, Trained, divergence,
-    schedule,
+    CalibrationSection, GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, TrainSection,
+    Trained, divergence, schedule,
 };
 
 pub use error::PlanError;
@@ -47,6 +47,9 @@ pub struct Plan {
     pub grow: Option<GrowSection>,
     /// Where the maps begin.
     pub start: Start,
+    /// How that is calculated from text, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationSection>,
     /// What training changes.
     pub trained: Trained,
     /// What the student is trained towards.
@@ -237,7 +240,8 @@ pub struct StepFlops {
     /// multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
-    /// the second's twice.
+    /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient.
     pub kernel_contraction: f64,
 }
 
@@ -305,6 +309,7 @@ impl Plan {
             map: recipe.lti.map,
             grow: recipe.lti.grow,
             start: recipe.lti.start,
+            calibration: (recipe.lti.start == Start::Calibrated).then_some(recipe.calibration),
             trained: recipe.lti.train,
             loss: LossPlan {
                 divergence: loss.divergence,
@@ -370,7 +375,7 @@ mod tests {
 
     fn recipe(overrides: &[&str]) -> Recipe {
         let text = "teacher.path = 't'\nstudent = { heads = 4, kv_heads = 2 }\ntrain.steps = 9\n\
-            data = { train = ['a'], valid = ['b'] }";
+            lti = { start = 'grouped', map = 'factored' }\ndata = { train = ['a'], valid = ['b'] }";
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
         Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
     }
@@ -432,7 +437,7 @@ mod tests {
         let overrides = [
             "student.head_dim=6",
             "lti.start=lecun",
-            "lti.map={ key = 'general' }",
+            "lti.map={ default = 'factored', key = 'general' }",
         ];
         let plan = plan(&overrides);
         for (name, shape) in [
@@ -724,6 +729,30 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn the_report_says_what_the_start_is_calculated_from() {
+        let text = |set: &[&str]| plan(&[&["lti.start=calibrated"], set].concat()).render();
+        for (set, line) in [
+            (
+                &[][..],
+                "text     256 sequences of 128 tokens to calibrate on: training text, or the \
+                 teacher's own where that is less than 4",
+            ),
+            (
+                &["calibration.text=teacher", "calibration.sequences=8"],
+                "text     8 sequences of 128 tokens to calibrate on: the teacher's own",
+            ),
+            (
+                &["calibration.text=train"],
+                "text     256 sequences of 128 tokens to calibrate on: training text",
+            ),
+        ] {
+            let text = text(set);
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!plan(&[]).render().contains("to calibrate on"));
     }
 
     #[test]

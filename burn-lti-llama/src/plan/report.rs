@@ -9,7 +9,9 @@ use super::{
     CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, Totals, TrainingPlan,
 };
 use crate::config::{LlamaConfig, list};
-use crate::recipe::{GrowSection, Plateau, divergence, schedule};
+use crate::recipe::{
+    CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,6 +30,7 @@ impl fmt::Display for Plan {
             self.layers.len(),
             runs(&self.layers)
         )?;
+        self.write_calibration(f)?;
         writeln!(f, "train    {}", self.trained)?;
         self.write_training(f)?;
         writeln!(f)?;
@@ -41,6 +44,31 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// What the start is calculated from, if it is.
+    fn write_calibration(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(CalibrationSection {
+            text, sequences, ..
+        }) = self.calibration
+        else {
+            return Ok(());
+        };
+        let sequences = count(sequences, "sequence", "sequences");
+        write!(
+            f,
+            "text     {sequences} of {} tokens to calibrate on: ",
+            self.training.seq_len
+        )?;
+        let least = CalibrationSection::LEAST;
+        match text {
+            Some(CalibrationText::Train) => writeln!(f, "training text"),
+            Some(CalibrationText::Teacher) => writeln!(f, "the teacher's own"),
+            None => writeln!(
+                f,
+                "training text, or the teacher's own where that is less than {least}"
+            ),
+        }
+    }
+
     /// Towards what, how long, and what is left behind on the way.
     fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LossPlan {

@@ -117,7 +117,7 @@ impl Checks<'_> {
         self.value(
             "calibration.sequences",
             sequences,
-            *sequences >= 4,
+            *sequences >= CalibrationSection::LEAST,
             "must be at least 4, to fit on some and choose by the others",
         )
     }

@@ -33,11 +33,10 @@ impl fmt::Display for Trained {
 }
 
 /// The text that a start is calibrated on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CalibrationText {
     /// A part of the training text.
-    #[default]
     Train,
     /// What the teacher writes itself.
     Teacher,
@@ -166,9 +165,13 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
-/// The form of the map in each projection: one for all, `"factored"`, `"general"` or
+/// The form of the map in each projection. By default query and key are factored, because each of their
+/// heads begins as one of the teacher's, which a one-hot `A` and an identity `B` hold exactly; value and
+/// out are general, as least squares fit them best.
+///
+/// In a recipe: one for all, `"factored"`, `"general"` or
 /// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 } }`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapChoice {
     /// Form of the query projection's map.
     pub query: MapKind,
@@ -178,6 +181,17 @@ pub struct MapChoice {
     pub value: MapKind,
     /// Form of the output projection's map.
     pub out: MapKind,
+}
+
+impl Default for MapChoice {
+    fn default() -> Self {
+        Self {
+            query: MapKind::Factored,
+            key: MapKind::Factored,
+            value: MapKind::General,
+            out: MapKind::General,
+        }
+    }
 }
 
 impl MapChoice {
@@ -224,14 +238,14 @@ impl TryFrom<MapTable> for MapChoice {
                 ),
             };
         }
-        let or_default = |OneMap(kind)| kind;
-        let default = default.map_or_else(MapKind::default, or_default);
-        let of = |kind: Option<OneMap>| kind.map_or(default, or_default);
+        // What is not named has `default`, or what it has in a recipe without maps.
+        let others = default.map_or_else(Self::default, |OneMap(kind)| Self::uniform(kind));
+        let of = |named: Option<OneMap>, other| named.map_or(other, |OneMap(kind)| kind);
         Ok(Self {
-            query: of(query),
-            key: of(key),
-            value: of(value),
-            out: of(out),
+            query: of(query, others.query),
+            key: of(key, others.key),
+            value: of(value, others.value),
+            out: of(out, others.out),
         })
     }
 }
@@ -356,12 +370,14 @@ mod tests {
 
     #[test]
     fn reads_every_form_and_what_it_writes() {
+        let factored = MapChoice::uniform(MapKind::Factored);
         let general_out = MapChoice {
             out: MapKind::General,
-            ..MapChoice::default()
+            ..factored
         };
         for (map, layers, choice, expected) in [
-            ("'factored'", "'all'", MapChoice::default(), Layers::All),
+            ("'factored'", "'all'", factored, Layers::All),
+            ("{}", "'all'", MapChoice::default(), Layers::All),
             (
                 "'general'",
                 "[]",
@@ -369,7 +385,7 @@ mod tests {
                 Layers::These(vec![]),
             ),
             (
-                "{ out = 'general' }",
+                "{ value = 'factored' }",
                 "[2, 0]",
                 general_out,
                 Layers::These(vec![2, 0]),
@@ -413,17 +429,15 @@ mod tests {
 
     #[test]
     fn names_the_form_of_each_projection() {
-        let choice = MapChoice {
-            out: MapKind::General,
-            ..MapChoice::default()
-        };
+        let choice = MapChoice::default();
         assert_eq!(
             Slot::ALL.map(|slot| choice.kind(slot) == MapKind::General),
-            [false, false, false, true]
+            [false, false, true, true]
         );
-        let text = "query factored, key factored, value factored, out general";
+        let text = "query factored, key factored, value general, out general";
         assert_eq!(choice.to_string(), text);
-        assert_eq!(MapChoice::default().to_string(), "factored");
+        let factored = MapChoice::uniform(MapKind::Factored);
+        assert_eq!(factored.to_string(), "factored");
         let sum = MapChoice::uniform(MapKind::Kronecker(4));
         assert_eq!(sum.to_string(), "kronecker 4");
     }

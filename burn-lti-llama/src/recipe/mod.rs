@@ -263,8 +263,12 @@ mod tests {
     fn fills_in_the_defaults() {
         let recipe = parse(LEAST, &[]).unwrap();
         assert_eq!(recipe.student.head_dim, None);
-        assert_eq!(recipe.lti.start, Start::Grouped);
-        assert_eq!(recipe.lti.map, MapChoice::uniform(MapKind::Factored));
+        assert_eq!(recipe.lti.start, Start::Calibrated);
+        let forms = Slot::ALL.map(|slot| recipe.lti.map.kind(slot));
+        let (factored, general) = (MapKind::Factored, MapKind::General);
+        assert_eq!(forms, [factored, factored, general, general]);
+        let all = parse(LEAST, &["lti.map=factored"]).unwrap();
+        assert_eq!(all.lti.map, MapChoice::uniform(factored));
         assert_eq!(
             (recipe.lti.layers, recipe.lti.train),
             (Layers::All, Trained::Maps)
@@ -306,7 +310,7 @@ mod tests {
         assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
         assert_eq!(recipe.weights, WeightsSection::default());
         let calibration = recipe.calibration;
-        assert_eq!(calibration.text, CalibrationText::Train);
+        assert_eq!(calibration.text, None);
         assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
         assert_eq!(calibration.feed_forward, FeedForward::Keep);
         assert_eq!(calibration.refine_steps, 0);
@@ -351,7 +355,7 @@ mod tests {
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);
         let calibration = CalibrationSection {
-            text: CalibrationText::Teacher,
+            text: Some(CalibrationText::Teacher),
             sequences: 32,
             rounds: 3,
             feed_forward: FeedForward::Keep,
@@ -600,9 +604,17 @@ mod tests {
         assert_eq!((grow.from, grow.every), (1, 50));
         for (setting, key, part) in [
             ("lti.map={ kronecker = 0 }", "lti.map", "at least 1"),
-            ("lti.grow.from=0", "lti.grow.from", "at least 1"),
-            ("lti.grow.every=0", "lti.grow.every", "at least 1"),
-            ("lti.grow.every=100", "lti.grow.every", "the last pair join"),
+            (
+                "lti.grow={ every = 50, from = 0 }",
+                "lti.grow.from",
+                "at least 1",
+            ),
+            ("lti.grow={ every = 0 }", "lti.grow.every", "at least 1"),
+            (
+                "lti.grow={ every = 100 }",
+                "lti.grow.every",
+                "the last pair join",
+            ),
         ] {
             let error = parse(GROWING, &[setting]).unwrap_err();
             assert!(
@@ -613,7 +625,7 @@ mod tests {
         }
         for (setting, way_out) in [
             ("lti.map=general", "{ kronecker = R }"),
-            ("lti.grow.from=3", "leave [lti.grow] out"),
+            ("lti.grow={ every = 50, from = 3 }", "leave [lti.grow] out"),
             ("lti.train=all", "lti.train = \"maps\""),
         ] {
             let error = parse(GROWING, &[setting]).unwrap_err();
@@ -767,16 +779,16 @@ mod tests {
         );
         parse(LEAST, &["train.patience=3", "train.checkpoint_every=10"]).unwrap();
 
-        let error = refused("calibration.feed_forward=refit");
+        let error = parse(
+            LEAST,
+            &["calibration.feed_forward=refit", "lti.start=grouped"],
+        )
+        .unwrap_err();
         assert!(
             matches!(error, RecipeError::Needs { key: "calibration.feed_forward", needs, .. }
             if needs == "lti.start = \"calibrated\"")
         );
-        parse(
-            LEAST,
-            &["calibration.feed_forward=refit", "lti.start=calibrated"],
-        )
-        .unwrap();
+        parse(LEAST, &["calibration.feed_forward=refit"]).unwrap();
 
         for train in ["projections", "all"] {
             let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();

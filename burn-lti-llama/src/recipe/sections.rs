@@ -44,9 +44,9 @@ pub struct StudentSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LtiSection {
-    /// Where the maps begin. Default: `grouped`.
+    /// Where the maps begin. Default: `calibrated`.
     pub start: Start,
-    /// The form of the maps. Default: `factored` for every projection.
+    /// The form of the maps. Default: `factored` for query and key, `general` for value and out.
     pub map: MapChoice,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
@@ -61,7 +61,7 @@ pub struct LtiSection {
 impl Default for LtiSection {
     fn default() -> Self {
         Self {
-            start: Start::Grouped,
+            start: Start::Calibrated,
             map: MapChoice::default(),
             grow: None,
             layers: Layers::default(),
@@ -88,8 +88,9 @@ pub struct GrowSection {
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationSection {
     /// What is read: `train`, a part of `data.train` by chance, or `teacher`, what the teacher writes
-    /// itself, as `burn-lti sample-corpus` does. Default: `train`.
-    pub text: CalibrationText,
+    /// itself, as `burn-lti sample-corpus` does. Default: `train`, or `teacher` where the training text
+    /// is too little to calibrate on, less than [`Self::LEAST`] sequences.
+    pub text: Option<CalibrationText>,
     /// Sequences of `train.seq_len` tokens that are read; of the training text at most as many as there
     /// are. A quarter is held out of the fits. Default: 256.
     pub sequences: usize,
@@ -104,10 +105,15 @@ pub struct CalibrationSection {
     pub refine_learning_rate: f64,
 }
 
+impl CalibrationSection {
+    /// The fewest sequences that can be calibrated on: some to fit, the others to choose by.
+    pub const LEAST: usize = 4;
+}
+
 impl Default for CalibrationSection {
     fn default() -> Self {
         Self {
-            text: CalibrationText::Train,
+            text: None,
             sequences: 256,
             rounds: 2,
             feed_forward: FeedForward::Keep,

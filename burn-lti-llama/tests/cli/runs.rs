@@ -97,7 +97,7 @@ fn a_map_that_grows_goes_on_growing_after_a_kill() {
         "--set",
         "lti.map={ kronecker = 2 }",
         "--set",
-        "lti.grow.every=15",
+        "lti.grow={ every = 15 }",
     ];
     workshop.succeed(&distill("whole", &grows));
     kill_after(&workshop, &distill("killed", &grows), 150);

@@ -22,7 +22,7 @@ use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding}
 use burn_lti_tests::llama::load;
 use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
-use burn_lti_tests::params::{edit, perturb};
+use burn_lti_tests::params::{edit, parameters, perturb};
 use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
 
 on_every_backend![
@@ -153,7 +153,9 @@ fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
             let found = values(&logits(&student, &batch));
             assert_close(&found, &expected, &tolerance(&expected));
             let changed = match maps.value {
-                MapKind::Factored | MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.a",
+                MapKind::Factored => "model.layers.0.self_attn.v_proj.a",
+                // The first pair's, not the `A` of one that adds nothing yet.
+                MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.b",
                 MapKind::General => "model.layers.0.self_attn.v_proj.w",
             };
             let perturbed = values(&logits(&perturb(student, changed, 0.02), &batch));
@@ -321,6 +323,19 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
     let (factored, ..) = calibrated(SlotMaps::all(MapKind::Factored));
     let (one, ..) = calibrated(SlotMaps::all(MapKind::Kronecker(1)));
     assert_eq!(one, factored);
+
+    // Query and key need one pair. The second adds nothing, and can learn.
+    let (.., two) = calibrated(SlotMaps::all(MapKind::Kronecker(2)));
+    for projection in ["q_proj", "k_proj"] {
+        let name = |leaf| format!("model.layers.1.self_attn.{projection}.{leaf}");
+        let second = |leaf| {
+            let bits = &parameters(&two)[&name(leaf)].bits;
+            let second = bits[bits.len() / 2..].iter();
+            second.map(|bits| f32::from_bits(*bits)).collect::<Vec<_>>()
+        };
+        assert!(second("b").iter().all(|value| *value == 0.0));
+        assert!(second("a").iter().all(|value| *value != 0.0));
+    }
 
     let (teacher, student) = (teacher.config().geometry(), config.geometry());
     let rank = |slot| MapKind::largest_rank(teacher.grid(slot), student.grid(slot));

@@ -100,7 +100,9 @@ fn a_toy_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A::D
 /// A tensor of that projection's map.
 fn map_of(projection: &'static str, map: MapKind) -> &'static str {
     let leaf = match map {
-        MapKind::Factored | MapKind::Kronecker(_) => "a",
+        MapKind::Factored => "a",
+        // The first pair's, not the `A` of one that adds nothing yet.
+        MapKind::Kronecker(_) => "b",
         MapKind::General => "w",
     };
     format!("{projection}.{leaf}").leak()

@@ -541,12 +541,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             (Slot::Key, &heads.key_value, 1.0),
         ] {
             let spec = self.map_spec(slot);
-            let [t_heads, s_heads] = spec.a_shape();
-            let mut a = vec![0.0; t_heads * s_heads];
+            let s_heads = spec.student.heads;
+            let mut a = vec![0.0; spec.teacher.heads * s_heads];
             for (student, teacher) in chosen.iter().enumerate() {
                 a[teacher * s_heads + student] = scale as f32;
             }
-            let [y, v] = spec.b_shape();
+            let (y, v) = (spec.teacher.head_dim, spec.student.head_dim);
             let mut b = vec![0.0; y * v];
             for (student, teacher) in features.iter().enumerate() {
                 // Where a larger head has no feature to begin as, its query has none, which leaves the
