@@ -113,7 +113,8 @@ pub struct LtiSpec {
 }
 
 impl LtiSpec {
-    /// Factored maps on all layers, started from groups of teacher heads.
+    /// Factored maps on all layers, started from groups of teacher heads, which needs no text. (Recipes
+    /// begin with [`Start::Calibrated`].)
     pub const fn new(teacher: AttentionGeometry) -> Self {
         Self {
             teacher,

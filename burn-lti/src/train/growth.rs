@@ -1,9 +1,10 @@
 //! Maps that grow: pairs of factors that join a training one after another.
 //!
 //! All pairs of a sum are there from the first step, so that the tensors of a training, the optimizer's
-//! moments and its checkpoints keep their shapes. A pair that has not joined has no gradient: it stays
-//! as it began, which is nothing where a start left it empty. Joining changes neither the function nor
-//! what the optimizer knows of the others, and who has joined follows from the step alone.
+//! moments and its checkpoints keep their shapes. A pair that has not joined has no gradient: but for
+//! weight decay it stays as it began, which is nothing where a start left it empty. Joining changes
+//! neither the function nor what the optimizer knows of the others, and who has joined follows from the
+//! step alone.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
