@@ -20,11 +20,11 @@ use crate::close::rounding;
 /// A map's values, row-major, in the shapes that `burn_lti` documents.
 #[derive(Clone, Debug)]
 pub enum Map {
-    /// `A` and `B`.
+    /// `A` and `B`, or those of several pairs, one behind the other: their products are added.
     Factored {
-        /// `[x, u]`
+        /// `[x, u]` for each pair.
         a: Vec<f64>,
-        /// `[y, v]`, or `[v, y]` for out.
+        /// `[y, v]`, or `[v, y]` for out, for each pair.
         b: Vec<f64>,
     },
     /// `W`.
@@ -90,7 +90,8 @@ impl Projection {
     }
 
     /// What a float32 program may be off by in the kernel: `x + y` roundings for a factored map,
-    /// `x y` for a general one.
+    /// `x y` for a general one. Several pairs may be contracted one by one or summed up to a general
+    /// map: the roundings of both.
     pub fn kernel_bounds(&self) -> Vec<f64> {
         roots(&self.kernel_variances())
     }
@@ -98,7 +99,10 @@ impl Projection {
     fn kernel_variances(&self) -> Vec<f64> {
         let [_, x, y, ..] = self.sizes;
         let roundings = match self.map {
-            Map::Factored { .. } => x + y,
+            Map::Factored { .. } => match self.pairs() {
+                1 => x + y,
+                pairs => pairs * (x + y) + x * y,
+            },
             Map::General { .. } => x * y,
         };
         stage(roundings, &self.kernel(), &self.squares().kernel())
@@ -171,6 +175,15 @@ impl Projection {
         }
     }
 
+    /// Pairs of factors.
+    fn pairs(&self) -> usize {
+        let [_, x, _, u, _] = self.sizes;
+        match &self.map {
+            Map::Factored { a, .. } => a.len() / (x * u),
+            Map::General { .. } => 0,
+        }
+    }
+
     fn d_input(&self) -> usize {
         let [d, _, _, u, v] = self.sizes;
         match self.kind {
@@ -234,9 +247,11 @@ impl Projection {
             Map::General { w } => w.clone(),
             Map::Factored { a, b } => {
                 let mut w = vec![0.0; x * y * u * v];
-                self.for_map(|index, [i, j, k, l]| {
-                    w[index] = a[i * u + k] * b[self.b_index(j, l)];
-                });
+                for (a, b) in a.chunks_exact(x * u).zip(b.chunks_exact(y * v)) {
+                    self.for_map(|index, [i, j, k, l]| {
+                        w[index] += a[i * u + k] * b[self.b_index(j, l)];
+                    });
+                }
                 w
             }
         }
@@ -321,15 +336,19 @@ impl Projection {
 
     /// `A`'s and `B`'s gradients from `W`'s; empty for a general map.
     fn factor_gradients(&self, w: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let [_, _, _, u, _] = self.sizes;
+        let [_, x, y, u, v] = self.sizes;
         let Map::Factored { a, b } = &self.map else {
             return (Vec::new(), Vec::new());
         };
         let (mut of_a, mut of_b) = (vec![0.0; a.len()], vec![0.0; b.len()]);
-        self.for_map(|index, [i, j, k, l]| {
-            of_a[i * u + k] += w[index] * b[self.b_index(j, l)];
-            of_b[self.b_index(j, l)] += w[index] * a[i * u + k];
-        });
+        for pair in 0..self.pairs() {
+            let (a_begins, b_begins) = (pair * x * u, pair * y * v);
+            self.for_map(|index, [i, j, k, l]| {
+                let (in_a, in_b) = (a_begins + i * u + k, b_begins + self.b_index(j, l));
+                of_a[in_a] += w[index] * b[in_b];
+                of_b[in_b] += w[index] * a[in_a];
+            });
+        }
         (of_a, of_b)
     }
 }

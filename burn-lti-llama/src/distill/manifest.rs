@@ -835,7 +835,7 @@ mod tests {
             ),
             (
                 "lti.start=lecun",
-                "`lti.start` was \"grouped\" and is now \"lecun\": ",
+                "`lti.start` was \"calibrated\" and is now \"lecun\": ",
             ),
         ] {
             let error = refused(&[overrides], |_| {});

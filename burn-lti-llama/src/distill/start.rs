@@ -19,7 +19,7 @@ use super::{DistillError, Event, Listener};
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence};
 use crate::plan::Plan;
-use crate::recipe::{CalibrationText, Recipe};
+use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
 use crate::tokenizer::Tokenizer;
 
 /// What a student begins from.
@@ -66,7 +66,7 @@ fn calculated<A: AutodiffBackend>(
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
-    let sequences = match recipe.calibration.text {
+    let sequences = match text(recipe, setting.train.len(), listener) {
         CalibrationText::Train => {
             let count = recipe.calibration.sequences;
             chosen(&setting.train, count, recipe.train.seed)
@@ -103,6 +103,21 @@ fn calculated<A: AutodiffBackend>(
         student_with,
         tell,
     )?)
+}
+
+/// The recipe's choice of text. Where it makes none, the teacher writes if there are too few `sequences`
+/// to train on.
+fn text(recipe: &Recipe, sequences: usize, listener: &Listener) -> CalibrationText {
+    match recipe.calibration.text {
+        Some(text) => text,
+        None if sequences >= CalibrationSection::LEAST => CalibrationText::Train,
+        None => {
+            listener(Event::Note(
+                "the training text is too little to calibrate on: the teacher writes its own",
+            ));
+            CalibrationText::Teacher
+        }
+    }
 }
 
 /// Sequences of documents that the teacher writes.

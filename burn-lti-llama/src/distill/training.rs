@@ -16,23 +16,24 @@ use burn_lti::decoder::CausalLm;
 use burn_lti::inject::tie;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::train::{
-    Checkpoint, Distiller, GlobalNormClip, GradNorm, SharedOptimizer, SilentRenderer, StepClock,
-    StepStrategy, Tied, WarmupCosine,
+    Checkpoint, Distiller, GlobalNormClip, GradNorm, Growing, Growth, SharedOptimizer,
+    SilentRenderer, StepClock, StepStrategy, Tied, WarmupCosine,
 };
 
 use super::DistillError;
 use super::hook::Hook;
 use super::setting::{Setting, TrainingTeacher};
 use crate::data::loader;
-use crate::recipe::Recipe;
+use crate::recipe::{GrowSection, Recipe};
 
 /// A student and the teacher that it learns from.
 pub(super) type Pupil<A, M> =
     Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
 
-/// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one.
+/// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one,
+/// and pairs of maps wait until they join.
 pub(super) type PupilOptimizer<A, M> =
-    SharedOptimizer<Tied<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>>;
+    SharedOptimizer<Tied<Growing<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>>>;
 
 /// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
@@ -107,10 +108,12 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .with_weight_decay(recipe.train.weight_decay as f32)
             .init::<A, Pupil<A, M>>();
         let clip = GlobalNormClip::new(adamw, recipe.train.grad_clip).with_clock(clock.clone());
+        let norm = clip.norm();
+        let growing = Growing::new(clip, growth(recipe), clock.clone());
         Ok(Self {
             pupil: pupil.with_clock(clock.clone()),
-            norm: clip.norm(),
-            optimizer: SharedOptimizer::new(Tied::new(clip)),
+            norm,
+            optimizer: SharedOptimizer::new(Tied::new(growing)),
             clock,
             pace,
             taken: 0,
@@ -180,6 +183,15 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             (None, _) => Ok(result.model.into_student()),
         }
     }
+}
+
+/// How the recipe's maps grow, if they do.
+fn growth(recipe: &Recipe) -> Option<Growth> {
+    let GrowSection { from, every } = recipe.lti.grow?;
+    Some(Growth {
+        from: NonZeroUsize::new(from)?,
+        every: NonZeroUsize::new(every)?,
+    })
 }
 
 /// The recipe's loss, its schedules over `steps`.

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use burn_lti::dense::{MapKind, Slot};
 use burn_lti::start::Start;
 use burn_lti::train::LayerPair;
 
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
 use crate::config::{ConfigError, LlamaConfig, divisors};
 use crate::hf::WeightType;
-use crate::recipe::{FeatureSection, LayerPairs, Layers, Recipe, Trained};
+use crate::recipe::{FeatureSection, LayerPairs, Layers, MapChoice, Recipe, Trained};
 
 /// The teacher with the recipe's heads.
 pub(super) fn student_config(
@@ -107,6 +108,28 @@ pub(super) fn check_start(
     let (student, teacher) = (student.head_dim, teacher.head_dim);
     if student != teacher {
         return Err(PlanError::GroupedHeadDim { student, teacher });
+    }
+    Ok(())
+}
+
+/// A sum has at most as many pairs as its factors have places.
+pub(super) fn check_ranks(
+    map: &MapChoice,
+    student: &LlamaConfig,
+    teacher: &LlamaConfig,
+) -> Result<(), PlanError> {
+    for slot in Slot::ALL {
+        let largest = MapKind::largest_rank(teacher.grid(slot), student.grid(slot));
+        match map.kind(slot) {
+            MapKind::Kronecker(rank) if rank > largest => {
+                return Err(PlanError::KroneckerRank {
+                    slot,
+                    rank,
+                    largest,
+                });
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Why a recipe does not suit its teacher.
 
+use burn_lti::dense::Slot;
 use thiserror::Error;
 
 use super::WeightsError;
@@ -70,6 +71,19 @@ pub enum PlanError {
         student: usize,
         /// Head size of the teacher.
         teacher: usize,
+    },
+    /// A sum of more pairs of factors than there is anything for.
+    #[error(
+        "lti.map asks for kronecker rank {rank} in the {slot} projection, whose largest is {largest}, which \
+         makes every general map: set {slot} = {{ kronecker = {largest} }} or less, or {slot} = \"general\""
+    )]
+    KroneckerRank {
+        /// The projection.
+        slot: Slot,
+        /// The rank asked for.
+        rank: usize,
+        /// The largest that there is.
+        largest: usize,
     },
     /// A calibrated start cannot follow rules that give a layer the tensors of another.
     #[error(

@@ -17,15 +17,16 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    MapChoice, Phase2Trained, Plateau, Recipe, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, TrainSection,
+    Trained, divergence, schedule,
 };
 
 pub use error::PlanError;
 pub use weights::{WeightPlan, WeightsError};
 
 use check::{
-    check_nothing_new, check_start, check_trained_type, check_weights_of_start, plan_feature,
-    resolve_layers, student_config,
+    check_nothing_new, check_ranks, check_start, check_trained_type, check_weights_of_start,
+    plan_feature, resolve_layers, student_config,
 };
 use planner::Planner;
 use weights::Models;
@@ -41,8 +42,14 @@ pub struct Plan {
     pub layers: Vec<usize>,
     /// The form of the maps.
     pub map: MapChoice,
+    /// How their pairs join, if not from the first step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grow: Option<GrowSection>,
     /// Where the maps begin.
     pub start: Start,
+    /// How that is calculated from text, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationSection>,
     /// What training changes.
     pub trained: Trained,
     /// What the student is trained towards.
@@ -233,7 +240,8 @@ pub struct StepFlops {
     /// multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
-    /// the second's twice.
+    /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient.
     pub kernel_contraction: f64,
 }
 
@@ -258,6 +266,7 @@ impl Plan {
     pub fn new(recipe: &Recipe, teacher: &LlamaConfig) -> Result<Self, PlanError> {
         let student = student_config(recipe, teacher)?;
         check_start(recipe.lti.start, &student, teacher)?;
+        check_ranks(&recipe.lti.map, &student, teacher)?;
         let (seq_len, max) = (recipe.train.seq_len, teacher.max_position_embeddings);
         if seq_len > max {
             return Err(PlanError::SeqLen { seq_len, max });
@@ -298,7 +307,9 @@ impl Plan {
             teacher: teacher.clone(),
             layers: layers.clone(),
             map: recipe.lti.map,
+            grow: recipe.lti.grow,
             start: recipe.lti.start,
+            calibration: (recipe.lti.start == Start::Calibrated).then_some(recipe.calibration),
             trained: recipe.lti.train,
             loss: LossPlan {
                 divergence: loss.divergence,
@@ -364,7 +375,7 @@ mod tests {
 
     fn recipe(overrides: &[&str]) -> Recipe {
         let text = "teacher.path = 't'\nstudent = { heads = 4, kv_heads = 2 }\ntrain.steps = 9\n\
-            data = { train = ['a'], valid = ['b'] }";
+            lti = { start = 'grouped', map = 'factored' }\ndata = { train = ['a'], valid = ['b'] }";
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
         Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
     }
@@ -426,7 +437,7 @@ mod tests {
         let overrides = [
             "student.head_dim=6",
             "lti.start=lecun",
-            "lti.map={ key = 'general' }",
+            "lti.map={ default = 'factored', key = 'general' }",
         ];
         let plan = plan(&overrides);
         for (name, shape) in [
@@ -589,15 +600,42 @@ mod tests {
     }
 
     #[test]
+    fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
+        let plan = plan(&["lti.map={ kronecker = 3 }"]);
+        let shape = |name: &str| {
+            let name = format!("model.layers.0.self_attn.{name}");
+            let mut tensors = plan.tensors.iter();
+            let tensor = tensors.find(|tensor| tensor.name == name);
+            tensor.expect("a tensor").shape.clone()
+        };
+        assert_eq!(shape("q_proj.a"), [3 * 8, 4]);
+        assert_eq!(shape("o_proj.b"), [3 * 8, 8]);
+        assert!(plan.to_string().contains("kronecker 3"));
+        // 4 heads to 2: no more than 8 places in A.
+        let refused = Plan::new(&recipe(&["lti.map={ kronecker = 9 }"]), &teacher());
+        let error = refused.unwrap_err();
+        let expected = (Slot::Key, 9, 8);
+        assert!(
+            matches!(error, PlanError::KroneckerRank { slot, rank, largest }
+            if (slot, rank, largest) == expected),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains("key = { kronecker = 8 }"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_contraction_takes_the_cheaper_order() {
         let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
         // Heads first 40 + 80, head size first 80 + 16.
-        let cost = contraction_with_gradients(MapKind::Factored, teacher, student);
-        assert_eq!(cost, 2.0 * 80.0 + 3.0 * 16.0);
-        assert_eq!(
-            contraction_with_gradients(MapKind::General, teacher, student),
-            2.0 * 160.0
-        );
+        let cost = |map| contraction_with_gradients(map, teacher, student, 7);
+        assert_eq!(cost(MapKind::Factored), 7.0 * (2.0 * 80.0 + 3.0 * 16.0));
+        assert_eq!(cost(MapKind::General), 7.0 * 2.0 * 160.0);
+        // Two pairs cost more than their sum, which is made once.
+        let sum = 3.0 * 2.0 * 160.0;
+        assert_eq!(cost(MapKind::Kronecker(2)), 7.0 * 2.0 * 160.0 + sum);
     }
 
     #[test]
@@ -691,6 +729,30 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn the_report_says_what_the_start_is_calculated_from() {
+        let text = |set: &[&str]| plan(&[&["lti.start=calibrated"], set].concat()).render();
+        for (set, line) in [
+            (
+                &[][..],
+                "text     256 sequences of 128 tokens to calibrate on: training text, or the \
+                 teacher's own where that is less than 4",
+            ),
+            (
+                &["calibration.text=teacher", "calibration.sequences=8"],
+                "text     8 sequences of 128 tokens to calibrate on: the teacher's own",
+            ),
+            (
+                &["calibration.text=train"],
+                "text     256 sequences of 128 tokens to calibrate on: training text",
+            ),
+        ] {
+            let text = text(set);
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!plan(&[]).render().contains("to calibrate on"));
     }
 
     #[test]

@@ -310,11 +310,12 @@ impl Planner<'_> {
         let layer: f64 = Slot::ALL
             .map(|slot| {
                 let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-                contraction_with_gradients(self.recipe.lti.map.kind(slot), teacher, student)
+                let map = self.recipe.lti.map.kind(slot);
+                contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
             })
             .iter()
             .sum();
-        2.0 * self.layers.len() as f64 * self.teacher.hidden_size as f64 * layer
+        2.0 * self.layers.len() as f64 * layer
     }
 }
 
@@ -330,17 +331,25 @@ fn count(tensors: &[PlannedTensor], wanted: fn(&PlannedTensor) -> bool) -> usize
 /// The tensors of a map, by letter.
 fn map_shapes(spec: &MapSpec) -> Vec<(char, Vec<usize>)> {
     match spec.map {
-        MapKind::Factored => vec![('a', spec.a_shape().into()), ('b', spec.b_shape().into())],
+        MapKind::Factored | MapKind::Kronecker(_) => {
+            vec![('a', spec.a_shape().into()), ('b', spec.b_shape().into())]
+        }
         MapKind::General => vec![('w', spec.w_shape().into())],
     }
 }
 
-/// Multiply-adds of a contraction and of its gradients, for each of the model's features.
+/// Multiply-adds of a contraction and of its gradients in a model of so many features. `C` has no
+/// gradient.
 pub(super) fn contraction_with_gradients(
     map: MapKind,
     teacher: HeadGrid,
     student: HeadGrid,
+    features: usize,
 ) -> f64 {
-    let ContractionCost { first, second } = contraction_cost(map, teacher, student);
-    2.0 * first as f64 + 3.0 * second as f64
+    let ContractionCost {
+        first,
+        second,
+        once,
+    } = contraction_cost(map, teacher, student);
+    features as f64 * (2.0 * first as f64 + 3.0 * second as f64) + 3.0 * once as f64
 }

@@ -9,20 +9,28 @@ use super::{
     CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, Totals, TrainingPlan,
 };
 use crate::config::{LlamaConfig, list};
-use crate::recipe::{Plateau, divergence, schedule};
+use crate::recipe::{
+    CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = self.teacher.num_hidden_layers;
         writeln!(f, "teacher  {}", describe(&self.teacher))?;
         writeln!(f, "student  {}", describe(&self.student))?;
-        writeln!(f, "maps     {}, start {}", self.map, self.start)?;
+        write!(f, "maps     {}, start {}", self.map, self.start)?;
+        if let Some(GrowSection { from, every }) = self.grow {
+            let from = count(from, "pair", "pairs");
+            write!(f, "; {from} at first, one more every {every} steps")?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "layers   {} of {layers}: {}",
             self.layers.len(),
             runs(&self.layers)
         )?;
+        self.write_calibration(f)?;
         writeln!(f, "train    {}", self.trained)?;
         self.write_training(f)?;
         writeln!(f)?;
@@ -36,6 +44,31 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// What the start is calculated from, if it is.
+    fn write_calibration(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(CalibrationSection {
+            text, sequences, ..
+        }) = self.calibration
+        else {
+            return Ok(());
+        };
+        let sequences = count(sequences, "sequence", "sequences");
+        write!(
+            f,
+            "text     {sequences} of {} tokens to calibrate on: ",
+            self.training.seq_len
+        )?;
+        let least = CalibrationSection::LEAST;
+        match text {
+            Some(CalibrationText::Train) => writeln!(f, "training text"),
+            Some(CalibrationText::Teacher) => writeln!(f, "the teacher's own"),
+            None => writeln!(
+                f,
+                "training text, or the teacher's own where that is less than {least}"
+            ),
+        }
+    }
+
     /// Towards what, how long, and what is left behind on the way.
     fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LossPlan {

@@ -96,7 +96,7 @@ impl Form {
 /// The names that take the place of `weight` in a projection with such a map: `C` first.
 const fn map_letters(map: Option<MapKind>) -> &'static [&'static str] {
     match map {
-        Some(MapKind::Factored) => &["c", "a", "b"],
+        Some(MapKind::Factored | MapKind::Kronecker(_)) => &["c", "a", "b"],
         Some(MapKind::General) => &["c", "w"],
         None => &[],
     }

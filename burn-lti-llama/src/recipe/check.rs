@@ -6,13 +6,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::slice;
 
+use burn_lti::dense::Slot;
 use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::start::Start;
 use burn_lti::start::calibrated::FeedForward;
 
 use super::{
-    CalibrationSection, FeatureSection, LayerPairs, Layers, LossSection, Phase2Section, Plateau,
-    Recipe, RecipeError, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LossSection, LtiSection,
+    Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -37,6 +38,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = !has_repeated(layers);
         checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
     }
+    checks.maps(lti, train.steps)?;
     checks.calibration(calibration)?;
     checks.needs(
         "calibration.feed_forward",
@@ -67,6 +69,41 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
+    fn maps(&self, lti: &LtiSection, steps: usize) -> Result<(), RecipeError> {
+        let ranks = Slot::ALL.map(|slot| lti.map.kind(slot).pairs());
+        self.value(
+            "lti.map",
+            &format_args!("{}", lti.map),
+            ranks.iter().all(|rank| *rank != Some(0)),
+            "must have a kronecker rank of at least 1, the factored map",
+        )?;
+        let Some(GrowSection { from, every }) = lti.grow else {
+            return Ok(());
+        };
+        self.count("lti.grow.from", from)?;
+        self.count("lti.grow.every", every)?;
+        self.needs(
+            "lti.grow",
+            "lti.train = \"maps\"",
+            lti.train == Trained::Maps,
+            "nothing else has pairs to grow by; set lti.train = \"maps\", or leave [lti.grow] out",
+        )?;
+        let largest = ranks.into_iter().flatten().max().unwrap_or(0);
+        self.needs(
+            "lti.grow",
+            "more pairs than lti.grow.from",
+            largest > from,
+            "no map has any to join; set lti.map = { kronecker = R } with a larger R, or leave \
+             [lti.grow] out",
+        )?;
+        self.value(
+            "lti.grow.every",
+            &every,
+            (largest - from).saturating_mul(every) < steps,
+            "must let the last pair join before train.steps",
+        )
+    }
+
     fn calibration(&self, calibration: &CalibrationSection) -> Result<(), RecipeError> {
         let CalibrationSection {
             text: _,
@@ -80,7 +117,7 @@ impl Checks<'_> {
         self.value(
             "calibration.sequences",
             sequences,
-            *sequences >= 4,
+            *sequences >= CalibrationSection::LEAST,
             "must be at least 4, to fit on some and choose by the others",
         )
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn_lti::dense::{MapKind, Slot};
 use burn_lti::train::LayerPair;
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -33,11 +33,10 @@ impl fmt::Display for Trained {
 }
 
 /// The text that a start is calibrated on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CalibrationText {
     /// A part of the training text.
-    #[default]
     Train,
     /// What the teacher writes itself.
     Teacher,
@@ -166,9 +165,13 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
-/// The form of the map in each projection: one word for all, or a table such as
-/// `{ default = "factored", out = "general" }`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The form of the map in each projection. By default query and key are factored, because each of their
+/// heads begins as one of the teacher's, which a one-hot `A` and an identity `B` hold exactly; value and
+/// out are general, as least squares fit them best.
+///
+/// In a recipe: one for all, `"factored"`, `"general"` or
+/// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 } }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapChoice {
     /// Form of the query projection's map.
     pub query: MapKind,
@@ -178,6 +181,17 @@ pub struct MapChoice {
     pub value: MapKind,
     /// Form of the output projection's map.
     pub out: MapKind,
+}
+
+impl Default for MapChoice {
+    fn default() -> Self {
+        Self {
+            query: MapKind::Factored,
+            key: MapKind::Factored,
+            value: MapKind::General,
+            out: MapKind::General,
+        }
+    }
 }
 
 impl MapChoice {
@@ -202,15 +216,37 @@ impl MapChoice {
     }
 }
 
-impl From<MapTable> for MapChoice {
-    fn from(table: MapTable) -> Self {
-        let or_default = |kind: Option<MapKind>| kind.unwrap_or(table.default.unwrap_or_default());
-        Self {
-            query: or_default(table.query),
-            key: or_default(table.key),
-            value: or_default(table.value),
-            out: or_default(table.out),
+impl TryFrom<MapTable> for MapChoice {
+    type Error = &'static str;
+
+    fn try_from(table: MapTable) -> Result<Self, Self::Error> {
+        let MapTable {
+            query,
+            key,
+            value,
+            out,
+            default,
+            kronecker,
+        } = table;
+        let named = [query, key, value, out, default];
+        if let Some(rank) = kronecker {
+            return match named.iter().all(Option::is_none) {
+                true => Ok(Self::uniform(MapKind::Kronecker(rank))),
+                false => Err(
+                    "says kronecker for all projections and something else for some: write \
+                     { default = { kronecker = 4 }, out = \"general\" }",
+                ),
+            };
         }
+        // What is not named has `default`, or what it has in a recipe without maps.
+        let others = default.map_or_else(Self::default, |OneMap(kind)| Self::uniform(kind));
+        let of = |named: Option<OneMap>, other| named.map_or(other, |OneMap(kind)| kind);
+        Ok(Self {
+            query: of(query, others.query),
+            key: of(key, others.key),
+            value: of(value, others.value),
+            out: of(out, others.out),
+        })
     }
 }
 
@@ -241,15 +277,19 @@ impl<'de> Deserialize<'de> for MapChoice {
             type Value = MapChoice;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"factored\", \"general\" or a table with one of them per projection")
+                f.write_str(
+                    "\"factored\", \"general\", { kronecker = 4 } or a table with one of them per \
+                     projection",
+                )
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<MapChoice, E> {
-                MapKind::deserialize(StrDeserializer::new(text)).map(MapChoice::uniform)
+                one_word(text).map(MapChoice::uniform)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MapChoice, A::Error> {
-                MapTable::deserialize(MapAccessDeserializer::new(map)).map(MapChoice::from)
+                let table = MapTable::deserialize(MapAccessDeserializer::new(map))?;
+                MapChoice::try_from(table).map_err(de::Error::custom)
             }
         }
 
@@ -260,11 +300,58 @@ impl<'de> Deserialize<'de> for MapChoice {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MapTable {
-    query: Option<MapKind>,
-    key: Option<MapKind>,
-    value: Option<MapKind>,
-    out: Option<MapKind>,
-    default: Option<MapKind>,
+    query: Option<OneMap>,
+    key: Option<OneMap>,
+    value: Option<OneMap>,
+    out: Option<OneMap>,
+    default: Option<OneMap>,
+    kronecker: Option<usize>,
+}
+
+/// The form of one map.
+#[derive(Clone, Copy)]
+struct OneMap(MapKind);
+
+impl<'de> Deserialize<'de> for OneMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneVisitor;
+
+        impl<'de> Visitor<'de> for OneVisitor {
+            type Value = OneMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"factored\", \"general\" or { kronecker = 4 }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneMap, E> {
+                one_word(text).map(OneMap)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneMap, A::Error> {
+                let Pairs { kronecker } = Pairs::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(OneMap(MapKind::Kronecker(kronecker)))
+            }
+        }
+
+        deserializer.deserialize_any(OneVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pairs {
+    kronecker: usize,
+}
+
+fn one_word<E: de::Error>(text: &str) -> Result<MapKind, E> {
+    match text {
+        "factored" => Ok(MapKind::Factored),
+        "general" => Ok(MapKind::General),
+        "kronecker" => Err(E::custom(
+            "needs a number of pairs: write { kronecker = 4 }",
+        )),
+        _ => Err(E::unknown_variant(text, &["factored", "general"])),
+    }
 }
 
 #[cfg(test)]
@@ -283,12 +370,14 @@ mod tests {
 
     #[test]
     fn reads_every_form_and_what_it_writes() {
+        let factored = MapChoice::uniform(MapKind::Factored);
         let general_out = MapChoice {
             out: MapKind::General,
-            ..MapChoice::default()
+            ..factored
         };
         for (map, layers, choice, expected) in [
-            ("'factored'", "'all'", MapChoice::default(), Layers::All),
+            ("'factored'", "'all'", factored, Layers::All),
+            ("{}", "'all'", MapChoice::default(), Layers::All),
             (
                 "'general'",
                 "[]",
@@ -296,7 +385,7 @@ mod tests {
                 Layers::These(vec![]),
             ),
             (
-                "{ out = 'general' }",
+                "{ value = 'factored' }",
                 "[2, 0]",
                 general_out,
                 Layers::These(vec![2, 0]),
@@ -305,6 +394,21 @@ mod tests {
                 "{ default = 'general', query = 'factored', key = 'factored', value = 'factored' }",
                 "[1]",
                 general_out,
+                Layers::These(vec![1]),
+            ),
+            (
+                "{ kronecker = 3 }",
+                "[1]",
+                MapChoice::uniform(MapKind::Kronecker(3)),
+                Layers::These(vec![1]),
+            ),
+            (
+                "{ default = { kronecker = 3 }, out = 'general' }",
+                "[1]",
+                MapChoice {
+                    out: MapKind::General,
+                    ..MapChoice::uniform(MapKind::Kronecker(3))
+                },
                 Layers::These(vec![1]),
             ),
         ] {
@@ -325,17 +429,17 @@ mod tests {
 
     #[test]
     fn names_the_form_of_each_projection() {
-        let choice = MapChoice {
-            out: MapKind::General,
-            ..MapChoice::default()
-        };
+        let choice = MapChoice::default();
         assert_eq!(
             Slot::ALL.map(|slot| choice.kind(slot) == MapKind::General),
-            [false, false, false, true]
+            [false, false, true, true]
         );
-        let text = "query factored, key factored, value factored, out general";
+        let text = "query factored, key factored, value general, out general";
         assert_eq!(choice.to_string(), text);
-        assert_eq!(MapChoice::default().to_string(), "factored");
+        let factored = MapChoice::uniform(MapKind::Factored);
+        assert_eq!(factored.to_string(), "factored");
+        let sum = MapChoice::uniform(MapKind::Kronecker(4));
+        assert_eq!(sum.to_string(), "kronecker 4");
     }
 
     #[test]
@@ -344,7 +448,25 @@ mod tests {
             ("'factord'", "'all'", "unknown variant `factord`"),
             ("{ quer = 'general' }", "'all'", "unknown field `quer`"),
             ("{ query = 'x' }", "'all'", "unknown variant `x`"),
-            ("3", "'all'", "\"factored\", \"general\" or a table"),
+            (
+                "3",
+                "'all'",
+                "\"factored\", \"general\", { kronecker = 4 } or a table",
+            ),
+            ("'kronecker'", "'all'", "needs a number of pairs"),
+            ("{ out = 'kronecker' }", "'all'", "needs a number of pairs"),
+            ("{ kronecker = -1 }", "'all'", "integer `-1`"),
+            (
+                "{ out = { kroneker = 2 } }",
+                "'all'",
+                "unknown field `kroneker`",
+            ),
+            ("{ out = 3 }", "'all'", "\"general\" or { kronecker = 4 }"),
+            (
+                "{ kronecker = 2, out = 'general' }",
+                "'all'",
+                "something else for some",
+            ),
             ("'factored'", "'al'", "unknown variant `al`"),
             ("'factored'", "[-1]", "integer `-1`"),
             ("'factored'", "3", "\"all\" or a list"),

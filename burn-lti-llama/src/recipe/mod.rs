@@ -25,8 +25,8 @@ pub use choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, 
 pub use error::RecipeError;
 pub(crate) use error::way_out;
 pub use sections::{
-    CalibrationSection, DataSection, FeatureSection, LossSection, LtiSection, Phase2Section,
-    Plateau, StudentSection, TeacherSection, TrainSection,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
+    Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
 };
 pub use weights::WeightsSection;
 
@@ -220,6 +220,16 @@ mod tests {
         valid = ["valid.txt"]
     "#;
 
+    /// A map that grows.
+    const GROWING: &str = r#"
+        teacher.path = "teacher"
+        student = { heads = 4, kv_heads = 2 }
+        train.steps = 200
+        data = { train = ["train.txt"], valid = ["valid.txt"] }
+        lti.map = { default = { kronecker = 3 }, out = "general" }
+        lti.grow.every = 50
+    "#;
+
     /// Every key of a second phase.
     const TWO_PHASES: &str = r#"
         teacher.path = "teacher"
@@ -253,8 +263,12 @@ mod tests {
     fn fills_in_the_defaults() {
         let recipe = parse(LEAST, &[]).unwrap();
         assert_eq!(recipe.student.head_dim, None);
-        assert_eq!(recipe.lti.start, Start::Grouped);
-        assert_eq!(recipe.lti.map, MapChoice::uniform(MapKind::Factored));
+        assert_eq!(recipe.lti.start, Start::Calibrated);
+        let forms = Slot::ALL.map(|slot| recipe.lti.map.kind(slot));
+        let (factored, general) = (MapKind::Factored, MapKind::General);
+        assert_eq!(forms, [factored, factored, general, general]);
+        let all = parse(LEAST, &["lti.map=factored"]).unwrap();
+        assert_eq!(all.lti.map, MapChoice::uniform(factored));
         assert_eq!(
             (recipe.lti.layers, recipe.lti.train),
             (Layers::All, Trained::Maps)
@@ -296,7 +310,7 @@ mod tests {
         assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
         assert_eq!(recipe.weights, WeightsSection::default());
         let calibration = recipe.calibration;
-        assert_eq!(calibration.text, CalibrationText::Train);
+        assert_eq!(calibration.text, None);
         assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
         assert_eq!(calibration.feed_forward, FeedForward::Keep);
         assert_eq!(calibration.refine_steps, 0);
@@ -341,7 +355,7 @@ mod tests {
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);
         let calibration = CalibrationSection {
-            text: CalibrationText::Teacher,
+            text: Some(CalibrationText::Teacher),
             sequences: 32,
             rounds: 3,
             feed_forward: FeedForward::Keep,
@@ -487,7 +501,7 @@ mod tests {
         }
         let text = refused("lti.zzz=3").to_string();
         assert!(
-            text.contains("the keys are start, map, layers, train, precision"),
+            text.contains("the keys are start, map, grow, layers, train, precision"),
             "{text}"
         );
         // Known, but in another section.
@@ -582,6 +596,55 @@ mod tests {
                 error => panic!("{error}"),
             }
         }
+    }
+
+    #[test]
+    fn maps_grow_from_one_pair_as_far_as_the_steps_reach() {
+        let grow = parse(GROWING, &[]).unwrap().lti.grow.unwrap();
+        assert_eq!((grow.from, grow.every), (1, 50));
+        for (setting, key, part) in [
+            ("lti.map={ kronecker = 0 }", "lti.map", "at least 1"),
+            (
+                "lti.grow={ every = 50, from = 0 }",
+                "lti.grow.from",
+                "at least 1",
+            ),
+            ("lti.grow={ every = 0 }", "lti.grow.every", "at least 1"),
+            (
+                "lti.grow={ every = 100 }",
+                "lti.grow.every",
+                "the last pair join",
+            ),
+        ] {
+            let error = parse(GROWING, &[setting]).unwrap_err();
+            assert!(
+                matches!(&error, RecipeError::OutOfRange { key: k, .. } if *k == key)
+                    && error.to_string().contains(part),
+                "{setting}: {error}"
+            );
+        }
+        for (setting, way_out) in [
+            ("lti.map=general", "{ kronecker = R }"),
+            ("lti.grow={ every = 50, from = 3 }", "leave [lti.grow] out"),
+            ("lti.train=all", "lti.train = \"maps\""),
+        ] {
+            let error = parse(GROWING, &[setting]).unwrap_err();
+            assert!(
+                matches!(
+                    &error,
+                    RecipeError::Needs {
+                        key: "lti.grow",
+                        ..
+                    }
+                ) && error.to_string().contains(way_out),
+                "{setting}: {error}"
+            );
+        }
+        assert!(matches!(refused("lti.grow={ from = 2 }"),
+            RecipeError::Missing { key, .. } if key == "lti.grow.every"));
+        assert!(matches!(refused("lti.map=kronecker"),
+            RecipeError::Refused { key, rule, .. }
+            if key == "lti.map" && rule.contains("{ kronecker = 4 }")));
     }
 
     #[test]
@@ -716,16 +779,16 @@ mod tests {
         );
         parse(LEAST, &["train.patience=3", "train.checkpoint_every=10"]).unwrap();
 
-        let error = refused("calibration.feed_forward=refit");
+        let error = parse(
+            LEAST,
+            &["calibration.feed_forward=refit", "lti.start=grouped"],
+        )
+        .unwrap_err();
         assert!(
             matches!(error, RecipeError::Needs { key: "calibration.feed_forward", needs, .. }
             if needs == "lti.start = \"calibrated\"")
         );
-        parse(
-            LEAST,
-            &["calibration.feed_forward=refit", "lti.start=calibrated"],
-        )
-        .unwrap();
+        parse(LEAST, &["calibration.feed_forward=refit"]).unwrap();
 
         for train in ["projections", "all"] {
             let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();

@@ -44,10 +44,12 @@ pub struct StudentSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LtiSection {
-    /// Where the maps begin. Default: `grouped`.
+    /// Where the maps begin. Default: `calibrated`.
     pub start: Start,
-    /// The form of the maps. Default: `factored` for every projection.
+    /// The form of the maps. Default: `factored` for query and key, `general` for value and out.
     pub map: MapChoice,
+    /// How maps of several pairs grow. Default: all pairs learn from the first step.
+    pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
     pub layers: Layers,
     /// What training changes. Default: `maps`.
@@ -59,8 +61,9 @@ pub struct LtiSection {
 impl Default for LtiSection {
     fn default() -> Self {
         Self {
-            start: Start::Grouped,
+            start: Start::Calibrated,
             map: MapChoice::default(),
+            grow: None,
             layers: Layers::default(),
             train: Trained::default(),
             precision: KernelPrecision::default(),
@@ -68,13 +71,26 @@ impl Default for LtiSection {
     }
 }
 
+/// `[lti.grow]`: the pairs of `map = { kronecker = R }` join one after another; until then they stay as
+/// they began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrowSection {
+    /// Pairs that learn from the first step. Default: 1.
+    #[serde(default = "defaults::grow_from")]
+    pub from: usize,
+    /// Steps after which one more joins. Required.
+    pub every: usize,
+}
+
 /// `[calibration]`: how `lti.start = "calibrated"` is calculated from text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrationSection {
     /// What is read: `train`, a part of `data.train` by chance, or `teacher`, what the teacher writes
-    /// itself, as `burn-lti sample-corpus` does. Default: `train`.
-    pub text: CalibrationText,
+    /// itself, as `burn-lti sample-corpus` does. Default: `train`, or `teacher` where the training text
+    /// is too little to calibrate on, less than [`Self::LEAST`] sequences.
+    pub text: Option<CalibrationText>,
     /// Sequences of `train.seq_len` tokens that are read; of the training text at most as many as there
     /// are. A quarter is held out of the fits. Default: 256.
     pub sequences: usize,
@@ -89,10 +105,15 @@ pub struct CalibrationSection {
     pub refine_learning_rate: f64,
 }
 
+impl CalibrationSection {
+    /// The fewest sequences that can be calibrated on: some to fit, the others to choose by.
+    pub const LEAST: usize = 4;
+}
+
 impl Default for CalibrationSection {
     fn default() -> Self {
         Self {
-            text: CalibrationText::Train,
+            text: None,
             sequences: 256,
             rounds: 2,
             feed_forward: FeedForward::Keep,
@@ -273,6 +294,7 @@ mod defaults {
     }
 
     defaults! {
+        grow_from: usize = 1;
         batch_size: usize = 16;
         accumulate: usize = 1;
         seq_len: usize = 128;

@@ -90,6 +90,31 @@ fn a_run_that_is_killed_goes_on_as_if_it_had_not_been() {
     }
 }
 
+#[test]
+fn a_map_that_grows_goes_on_growing_after_a_kill() {
+    let workshop = Workshop::new();
+    let grows = [
+        "--set",
+        "lti.map={ kronecker = 2 }",
+        "--set",
+        "lti.grow={ every = 15 }",
+    ];
+    workshop.succeed(&distill("whole", &grows));
+    kill_after(&workshop, &distill("killed", &grows), 150);
+    let resume = [&grows[..], &["--resume"]].concat();
+    for milliseconds in [90, 160, 120] {
+        kill_after(&workshop, &distill("killed", &resume), milliseconds);
+    }
+    if !workshop.path("killed/summary.json").exists() {
+        workshop.succeed(&distill("killed", &resume));
+    }
+    assert!(student(&workshop, "whole") == student(&workshop, "killed"));
+    assert_eq!(metrics(&workshop, "killed"), metrics(&workshop, "whole"));
+    // All pairs from the first step are another training.
+    workshop.succeed(&distill("at-once", &grows[..2]));
+    assert!(student(&workshop, "at-once") != student(&workshop, "whole"));
+}
+
 /// As by Ctrl-C: a checkpoint and a student of the step, and a way on.
 #[cfg(unix)]
 #[test]

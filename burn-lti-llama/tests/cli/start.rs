@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::runs::{distill, kill_after, metrics, student};
-use crate::workshop::Workshop;
+use crate::workshop::{RECIPE, Workshop};
 
 const CALIBRATED: [&str; 4] = ["--set", "lti.start=calibrated", "--set", "lti.map=general"];
 
@@ -89,9 +89,31 @@ fn text_that_is_too_little_is_refused_before_anything_is_exported() {
     let workshop = Workshop::new();
     fs::write(workshop.path("train.txt"), "w3 w4 w5\nw6 w7\n").unwrap();
     let start = ["start", "recipe.toml", "--out", "out"];
-    let errors = workshop.fail(&[&start[..], &CALIBRATED].concat());
+    let train = ["--set", "calibration.text=train"];
+    let errors = workshop.fail(&[&start[..], &CALIBRATED, &train].concat());
     assert!(errors.contains("more text"), "{errors}");
     assert!(!workshop.path("out/student").exists());
+    // Unless told what to read, the teacher writes what is missing.
+    let text = workshop.run(&[&start[..], &CALIBRATED, &["--overwrite"]].concat());
+    let notes = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert!(text.status.success(), "{notes}");
+    assert!(notes.contains("the teacher writes its own"), "{notes}");
+}
+
+#[test]
+fn a_recipe_that_says_nothing_of_maps_is_calibrated() {
+    let workshop = Workshop::new();
+    let recipe = RECIPE.replace("[lti]\nstart = \"grouped\"\nmap = \"factored\"\n", "");
+    assert!(!recipe.contains("lti"));
+    fs::write(workshop.path("silent.toml"), recipe).unwrap();
+    let plan = workshop.succeed(&["plan", "silent.toml"]);
+    let maps = "query factored, key factored, value general, out general, start calibrated";
+    assert!(plan.contains(maps), "{plan}");
+    let silent = workshop.json(&["distill", "silent.toml", "--out", "silent", "--json"]);
+    let grouped = workshop.json(&["distill", "recipe.toml", "--out", "grouped", "--json"]);
+    let kl = |summary: &serde_json::Value| summary["kl_start"].as_f64().unwrap();
+    assert!(kl(&silent) < kl(&grouped), "{silent}\n{grouped}");
+    assert!(workshop.path("silent/start.safetensors").exists());
 }
 
 #[test]

@@ -12,12 +12,16 @@ pub(crate) struct Workshop {
     dir: TempDir,
 }
 
+/// From a start that needs no text; `start.rs` is about the other.
 pub(crate) const RECIPE: &str = r#"
 [teacher]
 path = "teacher"
 [student]
 heads = 2
 kv_heads = 1
+[lti]
+start = "grouped"
+map = "factored"
 [train]
 steps = 4
 batch_size = 2

@@ -44,11 +44,20 @@ impl<B: Backend> LtiParts<B> {
     pub(crate) fn map(&self) -> Option<AttnMap<B>> {
         match (&self.a, &self.b, &self.w) {
             (None, None, Some(w)) => Some(AttnMap::General { w: w.clone() }),
-            (Some(a), Some(b), None) => Some(AttnMap::Factored {
-                a: a.clone(),
-                b: b.clone(),
-            }),
+            (Some(a), Some(b), None) => {
+                let (heads, _) = self.teacher_grid()?;
+                Some(AttnMap::of_stacked_pairs(a.clone(), b.clone(), heads))
+            }
             _ => None,
+        }
+    }
+
+    /// Pairs of factors; 0 for a general map.
+    pub(crate) fn pairs(&self) -> usize {
+        match self.map() {
+            Some(AttnMap::Factored { .. }) => 1,
+            Some(AttnMap::Kronecker { a, .. }) => a.dims()[0],
+            Some(AttnMap::General { .. }) | None => 0,
         }
     }
 

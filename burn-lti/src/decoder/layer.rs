@@ -113,7 +113,8 @@ pub struct LtiSpec {
 }
 
 impl LtiSpec {
-    /// Factored maps on all layers, started from groups of teacher heads.
+    /// Factored maps on all layers, started from groups of teacher heads, which needs no text. (Recipes
+    /// begin with [`Start::Calibrated`].)
     pub const fn new(teacher: AttentionGeometry) -> Self {
         Self {
             teacher,
@@ -152,8 +153,12 @@ impl LtiSpec {
         }
     }
 
+    /// The seed of what is random in one projection's map.
+    pub(crate) const fn seed_of(&self, layer: usize, slot: Slot) -> u64 {
+        slot_seed(self.seed, layer, slot)
+    }
+
     fn dense(&self, student: &AttentionGeometry, layer: usize, slot: Slot) -> LtiDenseConfig {
-        let seed = slot_seed(self.seed, layer, slot);
         LtiDenseConfig::new(
             slot.kind(),
             student.d_model,
@@ -161,7 +166,7 @@ impl LtiSpec {
             student.grid(slot),
         )
         .with_map(self.maps.get(slot))
-        .with_start(self.start, seed)
+        .with_start(self.start, self.seed_of(layer, slot))
         .with_precision(self.precision)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Source of the formulas: MaxText, `learn_to_init_layer.py`. What differs: the order of the two
 //! contractions of a factored map is chosen by cost instead of always heads first, and the stacked
-//! form is the same code with a leading axis rather than another set of formulas.
+//! form is the same code with a leading axis rather than another set of formulas. The sum of several
+//! pairs of factors is not in the reference; one pair is its factored map.
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -19,6 +20,13 @@ pub enum AttnMap<B: Backend> {
         /// `[t_head_dim, s_head_dim]` for query, key, value; `[s_head_dim, t_head_dim]` for out.
         b: Tensor<B, 2>,
     },
+    /// The sum of `rank` pairs of factors.
+    Kronecker {
+        /// `[rank, t_heads, s_heads]`.
+        a: Tensor<B, 3>,
+        /// `[rank, t_head_dim, s_head_dim]`, or `[rank, s_head_dim, t_head_dim]` for out.
+        b: Tensor<B, 3>,
+    },
     /// One tensor over both grids.
     General {
         /// `[t_heads, t_head_dim, s_heads, s_head_dim]`.
@@ -31,7 +39,24 @@ impl<B: Backend> AttnMap<B> {
     pub fn dtype(&self) -> DType {
         match self {
             Self::Factored { a, .. } => a.dtype(),
+            Self::Kronecker { a, .. } => a.dtype(),
             Self::General { w } => w.dtype(),
+        }
+    }
+
+    /// The map whose pairs stand one below the other, as [`LtiDense`](super::LtiDense) keeps them:
+    /// `a` is `[rank * t_heads, s_heads]` over a teacher of `t_heads`. What does not divide is handed
+    /// on as one pair, for the contraction to refuse.
+    pub(crate) fn of_stacked_pairs(a: Tensor<B, 2>, b: Tensor<B, 2>, t_heads: usize) -> Self {
+        let [rows, s_heads] = a.dims();
+        let [b_rows, b_columns] = b.dims();
+        let rank = rows.checked_div(t_heads).unwrap_or(1);
+        if rank <= 1 || rank * t_heads != rows || !b_rows.is_multiple_of(rank) {
+            return Self::Factored { a, b };
+        }
+        Self::Kronecker {
+            a: a.reshape([rank, t_heads, s_heads]),
+            b: b.reshape([rank, b_rows / rank, b_columns]),
         }
     }
 }
@@ -45,6 +70,14 @@ pub enum StackedAttnMap<B: Backend> {
         a: Tensor<B, 3>,
         /// `[t_head_dim, layers, s_head_dim]`, or `[s_head_dim, layers, t_head_dim]` for out.
         b: Tensor<B, 3>,
+    },
+    /// The sum of `rank` pairs of factors for each layer.
+    Kronecker {
+        /// `[rank, layers, t_heads, s_heads]`.
+        a: Tensor<B, 4>,
+        /// `[rank, layers, t_head_dim, s_head_dim]`, or `[rank, layers, s_head_dim, t_head_dim]` for
+        /// out.
+        b: Tensor<B, 4>,
     },
     /// One tensor for each layer.
     General {
@@ -95,7 +128,11 @@ pub fn calculate_stacked_attn_weight<B: Backend>(
     check_stacked_map(kind, layers, [first, second, third], &map)?;
     check_precision::<B>(precision, &c.device())?;
     let map = match map {
-        StackedAttnMap::Factored { a, b } => LayerFirstMap::Factored {
+        StackedAttnMap::Factored { a, b } => LayerFirstMap::Pairs {
+            a: a.swap_dims(0, 1).unsqueeze_dim(1),
+            b: b.swap_dims(0, 1).unsqueeze_dim(1),
+        },
+        StackedAttnMap::Kronecker { a, b } => LayerFirstMap::Pairs {
             a: a.swap_dims(0, 1),
             b: b.swap_dims(0, 1),
         },
@@ -111,14 +148,18 @@ pub fn calculate_stacked_attn_weight<B: Backend>(
 pub struct ContractionCost {
     /// Of the product with `C`.
     pub first: usize,
-    /// Of the product with what the first gave; 0 for a general map.
+    /// Of the product with what the first gave; 0 for one with `W`.
     pub second: usize,
+    /// Of summing pairs of factors up to `W` beforehand, once and not for each feature; 0 where they
+    /// are contracted as they are.
+    pub once: usize,
 }
 
 /// What a contraction costs in the cheaper order.
 ///
-/// Factored, with `x, y` the teacher's and `u, v` the student's grid: heads first costs
-/// `x y u` and `u y v`, head size first `x y v` and `x v u`. General: `x y u v`.
+/// With `x, y` the teacher's and `u, v` the student's grid, a pair of factors costs, heads first,
+/// `x y u` and `u y v`, head size first `x y v` and `x v u`; `W` costs `x y u v`. Where that is less
+/// than all pairs of a sum, they are summed up to `W` first, which costs `rank x y u v` once.
 pub const fn contraction_cost(
     map: MapKind,
     teacher: HeadGrid,
@@ -130,17 +171,46 @@ pub const fn contraction_cost(
         student.heads,
         student.head_dim,
     );
-    let (first, second) = match map {
-        MapKind::General => (x * y * u * v, 0),
-        MapKind::Factored if heads_first(x, y, u, v) => (x * y * u, u * y * v),
-        MapKind::Factored => (x * y * v, x * v * u),
+    let (first, second, once) = match map.pairs() {
+        None => (x * y * u * v, 0, 0),
+        Some(rank) => match Order::of(rank, [x, y, u, v]) {
+            Order::HeadsFirst => (rank * x * y * u, rank * u * y * v, 0),
+            Order::HeadSizeFirst => (rank * x * y * v, rank * x * v * u, 0),
+            Order::SumFirst => (x * y * u * v, 0, rank * x * y * u * v),
+        },
     };
-    ContractionCost { first, second }
+    ContractionCost {
+        first,
+        second,
+        once,
+    }
 }
 
-/// Whether mixing heads before head features is the cheaper order.
-const fn heads_first(x: usize, y: usize, u: usize, v: usize) -> bool {
-    u * y * (x + v) <= x * v * (y + u)
+/// In which order pairs of factors are contracted with `C`.
+#[derive(Clone, Copy)]
+enum Order {
+    HeadsFirst,
+    HeadSizeFirst,
+    SumFirst,
+}
+
+impl Order {
+    /// The cheapest for `rank` pairs between grids `x, y` and `u, v`. One pair is always contracted as
+    /// it is.
+    const fn of(rank: usize, [x, y, u, v]: [usize; 4]) -> Self {
+        let (heads_first, head_size_first) = (u * y * (x + v), x * v * (y + u));
+        if heads_first <= head_size_first {
+            match rank > 1 && x * y * u * v < rank * heads_first {
+                true => Self::SumFirst,
+                false => Self::HeadsFirst,
+            }
+        } else {
+            match rank > 1 && x * y * u * v < rank * head_size_first {
+                true => Self::SumFirst,
+                false => Self::HeadSizeFirst,
+            }
+        }
+    }
 }
 
 /// The contraction without its checks, for callers that made them at construction.
@@ -151,7 +221,11 @@ pub(crate) fn contract<B: Backend>(
     precision: KernelPrecision,
 ) -> Tensor<B, 3> {
     let map = match map {
-        AttnMap::Factored { a, b } => LayerFirstMap::Factored {
+        AttnMap::Factored { a, b } => LayerFirstMap::Pairs {
+            a: a.unsqueeze(),
+            b: b.unsqueeze(),
+        },
+        AttnMap::Kronecker { a, b } => LayerFirstMap::Pairs {
             a: a.unsqueeze(),
             b: b.unsqueeze(),
         },
@@ -160,9 +234,10 @@ pub(crate) fn contract<B: Backend>(
     contract_layers(kind, c.unsqueeze(), map, precision).squeeze_dim(0)
 }
 
-/// A stacked map with the layer axis in front, where a batched matrix product wants it.
+/// A stacked map with the layer axis in front, where a batched matrix product wants it, and behind it
+/// the axis of pairs.
 enum LayerFirstMap<B: Backend> {
-    Factored { a: Tensor<B, 3>, b: Tensor<B, 3> },
+    Pairs { a: Tensor<B, 4>, b: Tensor<B, 4> },
     General { w: Tensor<B, 5> },
 }
 
@@ -177,7 +252,7 @@ fn contract_layers<B: Backend>(
     let working = working_dtype(precision, stored);
     // The map's own type may be another: one that trains is float32 beside a teacher of any type.
     let map = match map {
-        LayerFirstMap::Factored { a, b } => LayerFirstMap::Factored {
+        LayerFirstMap::Pairs { a, b } => LayerFirstMap::Pairs {
             a: a.cast(working),
             b: b.cast(working),
         },
@@ -192,48 +267,74 @@ fn contract_in_place<B: Backend>(
     map: LayerFirstMap<B>,
 ) -> Tensor<B, 4> {
     match (kind, map) {
-        (ProjectionKind::Qkv, LayerFirstMap::Factored { a, b }) => qkv_factored(c, a, b),
-        (ProjectionKind::Output, LayerFirstMap::Factored { a, b }) => out_factored(c, a, b),
+        (ProjectionKind::Qkv, LayerFirstMap::Pairs { a, b }) => qkv_pairs(c, a, b),
+        (ProjectionKind::Output, LayerFirstMap::Pairs { a, b }) => out_pairs(c, a, b),
         (ProjectionKind::Qkv, LayerFirstMap::General { w }) => qkv_general(c, w),
         (ProjectionKind::Output, LayerFirstMap::General { w }) => out_general(c, w),
     }
 }
 
-/// `C[l,b,x,y] A[l,x,u] B[l,y,v] -> K[l,b,u,v]`
-fn qkv_factored<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 4> {
+// The pairs of a sum go through two matrix products together: the first has all pairs' factors one
+// beside the other, the second has the pairs in the axis that it sums over.
+
+/// `C[l,b,x,y] A[l,r,x,u] B[l,r,y,v] -> K[l,b,u,v]`
+fn qkv_pairs<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 4> {
     let [l, d_model, x, y] = c.dims();
-    let (u, v) = (a.dims()[2], b.dims()[2]);
-    let mix_heads = |t: Tensor<B, 4>| a.clone().swap_dims(1, 2).reshape([l, 1, u, x]).matmul(t);
-    let mix_features = |t: Tensor<B, 4>| {
-        let heads = t.dims()[2];
-        t.reshape([l, d_model * heads, y])
-            .matmul(b.clone())
-            .reshape([l, d_model, heads, v])
-    };
-    if heads_first(x, y, u, v) {
-        mix_features(mix_heads(c))
-    } else {
-        mix_heads(mix_features(c))
+    let [_, r, _, u] = a.dims();
+    let v = b.dims()[3];
+    match Order::of(r, [x, y, u, v]) {
+        Order::HeadsFirst => {
+            let a = a.permute([0, 3, 1, 2]).reshape([l, 1, u * r, x]);
+            a.matmul(c)
+                .reshape([l, d_model * u, r * y])
+                .matmul(b.reshape([l, r * y, v]))
+                .reshape([l, d_model, u, v])
+        }
+        Order::HeadSizeFirst => {
+            let b = b.swap_dims(1, 2).reshape([l, y, r * v]);
+            let mixed = c.reshape([l, d_model * x, y]).matmul(b);
+            let a = a.permute([0, 3, 2, 1]).reshape([l, 1, u, x * r]);
+            a.matmul(mixed.reshape([l, d_model, x * r, v]))
+        }
+        Order::SumFirst => {
+            let w = sum_of_pairs(a, b).reshape([l, x, u, y, v]);
+            qkv_general(c, w.swap_dims(2, 3))
+        }
     }
 }
 
-/// `C[l,x,y,b] A[l,x,u] B[l,v,y] -> K[l,u,v,b]`
-fn out_factored<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 4> {
+/// `C[l,x,y,b] A[l,r,x,u] B[l,r,v,y] -> K[l,u,v,b]`
+fn out_pairs<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 4> {
     let [l, x, y, d_model] = c.dims();
-    let (u, v) = (a.dims()[2], b.dims()[1]);
-    let mix_heads = |t: Tensor<B, 4>| {
-        let features = t.dims()[2];
-        a.clone()
-            .swap_dims(1, 2)
-            .matmul(t.reshape([l, x, features * d_model]))
-            .reshape([l, u, features, d_model])
-    };
-    let mix_features = |t: Tensor<B, 4>| b.clone().reshape([l, 1, v, y]).matmul(t);
-    if heads_first(x, y, u, v) {
-        mix_features(mix_heads(c))
-    } else {
-        mix_heads(mix_features(c))
+    let [_, r, _, u] = a.dims();
+    let v = b.dims()[2];
+    match Order::of(r, [x, y, u, v]) {
+        Order::HeadsFirst => {
+            let a = a.permute([0, 3, 1, 2]).reshape([l, u * r, x]);
+            let mixed = a.matmul(c.reshape([l, x, y * d_model]));
+            let b = b.swap_dims(1, 2).reshape([l, 1, v, r * y]);
+            b.matmul(mixed.reshape([l, u, r * y, d_model]))
+        }
+        Order::HeadSizeFirst => {
+            let mixed = b.reshape([l, 1, r * v, y]).matmul(c);
+            let a = a.permute([0, 3, 2, 1]).reshape([l, u, x * r]);
+            a.matmul(mixed.reshape([l, x * r, v * d_model]))
+                .reshape([l, u, v, d_model])
+        }
+        Order::SumFirst => {
+            let w = sum_of_pairs(a, b).reshape([l, x, u, v, y]);
+            out_general(c, w.permute([0, 1, 4, 2, 3]))
+        }
     }
+}
+
+/// `A[l,r,..] B[l,r,..] -> W[l,..,..]`, the axes behind `r` joined: one product that sums over pairs.
+fn sum_of_pairs<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 3> {
+    let flat = |t: Tensor<B, 4>| {
+        let [l, r, first, second] = t.dims();
+        t.reshape([l, r, first * second])
+    };
+    flat(a).swap_dims(1, 2).matmul(flat(b))
 }
 
 /// `C[l,b,x,y] W[l,x,y,u,v] -> K[l,b,u,v]`
@@ -297,6 +398,14 @@ const HEADS: &str = "x (teacher heads)";
 const HEAD_DIM: &str = "y (teacher head size)";
 const LAYERS: &str = "l (layers)";
 
+/// Both factors of a sum must have as many pairs.
+fn check_pairs(in_a: usize, in_b: usize) -> Result<(), ContractionError> {
+    match in_a == in_b && in_a > 0 {
+        true => Ok(()),
+        false => Err(ContractionError::Pairs { in_a, in_b }),
+    }
+}
+
 fn check_axis(
     tensor: &'static str,
     axis: &'static str,
@@ -332,6 +441,16 @@ fn check_map<B: Backend>(
                 ProjectionKind::Output => check_axis("B", HEAD_DIM, y, second, vec![first, y]),
             }
         }
+        AttnMap::Kronecker { a, b } => {
+            let ([in_a, a_x, u], [in_b, first, second]) = (a.dims(), b.dims());
+            check_pairs(in_a, in_b)?;
+            check_axis("A", HEADS, x, a_x, vec![in_a, x, u])?;
+            let (in_map, expected) = match kind {
+                ProjectionKind::Qkv => (first, vec![in_a, y, second]),
+                ProjectionKind::Output => (second, vec![in_a, first, y]),
+            };
+            check_axis("B", HEAD_DIM, y, in_map, expected)
+        }
         AttnMap::General { w } => {
             let [w_x, w_y, u, v] = w.dims();
             check_axis("W", HEADS, x, w_x, vec![x, y, u, v])?;
@@ -356,6 +475,18 @@ fn check_stacked_map<B: Backend>(
             let (in_map, expected) = match kind {
                 ProjectionKind::Qkv => (first, vec![y, layers, second]),
                 ProjectionKind::Output => (second, vec![first, layers, y]),
+            };
+            check_axis("B", LAYERS, layers, b_l, expected.clone())?;
+            check_axis("B", HEAD_DIM, y, in_map, expected)
+        }
+        StackedAttnMap::Kronecker { a, b } => {
+            let ([in_a, a_l, a_x, u], [in_b, b_l, first, second]) = (a.dims(), b.dims());
+            check_pairs(in_a, in_b)?;
+            check_axis("A", HEADS, x, a_x, vec![in_a, layers, x, u])?;
+            check_axis("A", LAYERS, layers, a_l, vec![in_a, layers, x, u])?;
+            let (in_map, expected) = match kind {
+                ProjectionKind::Qkv => (first, vec![in_a, layers, y, second]),
+                ProjectionKind::Output => (second, vec![in_a, layers, first, y]),
             };
             check_axis("B", LAYERS, layers, b_l, expected.clone())?;
             check_axis("B", HEAD_DIM, y, in_map, expected)

@@ -25,6 +25,16 @@ pub enum ContractionError {
         /// The shape that would fit.
         expected: Vec<usize>,
     },
+    /// The two factors of a sum of pairs disagree on how many there are, or there is none.
+    #[error(
+        "A holds {in_a} pairs and B {in_b}: give both the same first axis, of at least one pair"
+    )]
+    Pairs {
+        /// Pairs in `A`.
+        in_a: usize,
+        /// Pairs in `B`.
+        in_b: usize,
+    },
     /// The backend has no such floating-point type on this device.
     #[error(
         "precision `{precision}` needs {dtype}, which this backend does not support; use a lower kernel precision"

@@ -79,7 +79,7 @@ impl fmt::Display for Slot {
     }
 }
 
-/// The two forms of the learnable map from a teacher kernel to a student kernel.
+/// The forms of the learnable map from a teacher kernel to a student kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MapKind {
@@ -88,26 +88,49 @@ pub enum MapKind {
     Factored,
     /// One tensor `W` from every teacher feature to every student feature.
     General,
+    /// The sum of so many pairs of factors, `W = sum_r A_r x B_r`: what lies between the two.
+    ///
+    /// One pair is the factored map, number by number; [`MapKind::largest_rank`] pairs make every
+    /// general map (Van Loan and Pitsianis 1993).
+    Kronecker(usize),
 }
 
 impl MapKind {
-    /// Parameters of such a map between two grids: `x u + y v`, or `x y u v`.
-    pub const fn num_params(self, teacher: HeadGrid, student: HeadGrid) -> usize {
+    /// Pairs of factors that are summed; `None` for a general map, which has none.
+    pub const fn pairs(self) -> Option<usize> {
         match self {
-            MapKind::Factored => {
-                teacher.heads * student.heads + teacher.head_dim * student.head_dim
+            MapKind::Factored => Some(1),
+            MapKind::Kronecker(rank) => Some(rank),
+            MapKind::General => None,
+        }
+    }
+
+    /// Pairs beyond which a sum expresses nothing more: `min(x u, y v)`, the smaller number of places
+    /// in `A` and in `B`.
+    pub const fn largest_rank(teacher: HeadGrid, student: HeadGrid) -> usize {
+        let of_a = teacher.heads * student.heads;
+        let of_b = teacher.head_dim * student.head_dim;
+        if of_a < of_b { of_a } else { of_b }
+    }
+
+    /// Parameters of such a map between two grids: `x u + y v`, `x y u v`, or `rank (x u + y v)`.
+    pub const fn num_params(self, teacher: HeadGrid, student: HeadGrid) -> usize {
+        match self.pairs() {
+            Some(pairs) => {
+                pairs * (teacher.heads * student.heads + teacher.head_dim * student.head_dim)
             }
-            MapKind::General => teacher.width() * student.width(),
+            None => teacher.width() * student.width(),
         }
     }
 }
 
 impl fmt::Display for MapKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            MapKind::Factored => "factored",
-            MapKind::General => "general",
-        })
+        match self {
+            MapKind::Factored => f.write_str("factored"),
+            MapKind::General => f.write_str("general"),
+            MapKind::Kronecker(rank) => write!(f, "kronecker {rank}"),
+        }
     }
 }
 

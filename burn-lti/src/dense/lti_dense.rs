@@ -102,7 +102,7 @@ impl LtiDenseConfig {
     ///
     /// [`DenseError::MissingTeacher`] if `c` is empty, [`DenseError::EmbeddingMismatch`] or
     /// [`DenseError::TeacherGrid`] if it has another geometry, [`DenseError::Empty`] for an empty
-    /// grid, [`DenseError::Start`] if the start does not exist for this geometry,
+    /// grid, [`DenseError::Start`] if start or form of the map do not exist for this geometry,
     /// [`DenseError::Contraction`] if the backend lacks the precision.
     pub fn init<B: Backend>(&self, c: Tensor<B, 3>) -> Result<LtiDense<B>, DenseError> {
         self.check_teacher(c.dims())?;
@@ -164,7 +164,7 @@ impl LtiDenseConfig {
     fn promised_map<B: Backend>(&self, device: &B::Device) -> MapParams<B> {
         let spec = self.spec();
         match self.map {
-            MapKind::Factored => MapParams {
+            MapKind::Factored | MapKind::Kronecker(_) => MapParams {
                 a: Some(promised(spec.a_shape(), true, device)),
                 b: Some(promised(spec.b_shape(), true, device)),
                 w: None,
@@ -201,10 +201,16 @@ impl LtiDenseConfig {
         device: &B::Device,
     ) -> Result<LtiDense<B>, DenseError> {
         self.check::<B>(device)?;
-        let map = match self.start.map(&self.spec(), self.seed, device)? {
+        let spec = self.spec();
+        let map = match self.start.map(&spec, self.seed, device)? {
             AttnMap::Factored { a, b } => MapParams {
                 a: Some(compat::trainable(a)),
                 b: Some(compat::trainable(b)),
+                w: None,
+            },
+            AttnMap::Kronecker { a, b } => MapParams {
+                a: Some(compat::trainable(a.reshape(spec.a_shape()))),
+                b: Some(compat::trainable(b.reshape(spec.b_shape()))),
                 w: None,
             },
             AttnMap::General { w } => MapParams {
@@ -218,6 +224,7 @@ impl LtiDenseConfig {
 
     fn check<B: Backend>(&self, device: &B::Device) -> Result<(), DenseError> {
         self.check_sizes()?;
+        self.spec().check_rank()?;
         Ok(check_precision::<B>(self.precision, device)?)
     }
 
@@ -294,7 +301,7 @@ impl LtiDenseConfig {
     }
 }
 
-/// The parameters of a map: `A` and `B`, or `W`.
+/// The parameters of a map: `A` and `B`, of all its pairs, or `W`.
 struct MapParams<B: Backend> {
     a: Option<Param<Tensor<B, 2>>>,
     b: Option<Param<Tensor<B, 2>>>,
@@ -353,6 +360,14 @@ impl<B: Backend> TeacherKernel<B> {
         }
     }
 
+    /// Heads of the teacher, also before it has arrived.
+    fn heads(&self) -> usize {
+        match self {
+            Self::Qkv(c) => c.lazy_shape()[1],
+            Self::Output(c) => c.lazy_shape()[0],
+        }
+    }
+
     /// The kernel, on no graph whatever the parameter's flag says: `C` cannot train.
     pub fn val(&self) -> Tensor<B, 3> {
         match self {
@@ -374,9 +389,12 @@ impl<B: Backend> TeacherKernel<B> {
 pub struct LtiDense<B: Backend> {
     /// `C`: the teacher's kernel. Never trains.
     pub(crate) c: TeacherKernel<B>,
-    /// `A` of a factored map: mixes heads, `[t_heads, s_heads]`.
+    /// `A` of a factored map: mixes heads, `[t_heads, s_heads]`. Of several pairs, those of all, one
+    /// below the other, `[rank * t_heads, s_heads]`: with an axis of its own for the pairs, one pair
+    /// would not be the same tensor as a factored map's in records, checkpoints and files.
     pub(crate) a: Option<Param<Tensor<B, 2>>>,
-    /// `B` of a factored map: mixes head features, `[t_head_dim, s_head_dim]`, transposed for out.
+    /// `B` of a factored map: mixes head features, `[t_head_dim, s_head_dim]`, transposed for out. Of
+    /// several pairs, those of all, one below the other.
     pub(crate) b: Option<Param<Tensor<B, 2>>>,
     /// `W` of a general map: `[t_heads, t_head_dim, s_heads, s_head_dim]`.
     pub(crate) w: Option<Param<Tensor<B, 4>>>,
@@ -441,11 +459,15 @@ impl<B: Backend> LtiDense<B> {
         self.c.kind()
     }
 
-    /// The form of the map.
-    pub const fn map_kind(&self) -> MapKind {
-        match self.w {
-            Some(_) => MapKind::General,
-            None => MapKind::Factored,
+    /// The form of the map. A sum of one pair is [`MapKind::Factored`].
+    pub fn map_kind(&self) -> MapKind {
+        let Some(a) = &self.a else {
+            return MapKind::General;
+        };
+        let rows = a.lazy_shape()[0];
+        match rows.checked_div(self.c.heads()) {
+            Some(rank) if rank > 1 => MapKind::Kronecker(rank),
+            _ => MapKind::Factored,
         }
     }
 
@@ -458,10 +480,7 @@ impl<B: Backend> LtiDense<B> {
     pub fn map_values(&self) -> AttnMap<B> {
         match (&self.a, &self.b, &self.w) {
             (_, _, Some(w)) => AttnMap::General { w: w.val() },
-            (Some(a), Some(b), None) => AttnMap::Factored {
-                a: a.val(),
-                b: b.val(),
-            },
+            (Some(a), Some(b), None) => AttnMap::of_stacked_pairs(a.val(), b.val(), self.c.heads()),
             _ => unreachable!("an LtiDense holds either A and B or W: only its config makes one"),
         }
     }

@@ -10,7 +10,8 @@
 //! | out | `K[u,v,b] = sum_xy C[x,y,b] A[x,u] B[v,y]` | `K[u,v,b] = sum_xy C[x,y,b] W[x,y,u,v]` |
 //!
 //! with `b` = `d_model`, `x, y` = `t_heads, t_head_dim`, `u, v` = `s_heads, s_head_dim`. The
-//! formulas are those of MaxText's `learn_to_init_layer`.
+//! formulas are those of MaxText's `learn_to_init_layer`. Between the two lies
+//! [`MapKind::Kronecker`], the sum of several pairs `A`, `B`.
 //!
 //! ```
 //! use burn::backend::Flex;

@@ -32,6 +32,21 @@ pub enum StartError {
         /// The student's grid.
         student: HeadGrid,
     },
+    /// A sum of no pair of factors, or of more than there is anything for.
+    #[error(
+        "a map of kronecker rank {rank} does not exist from {teacher} to {student}: the rank is at least \
+         1, the factored map, and at most {largest}, which makes every general map"
+    )]
+    Rank {
+        /// The pairs asked for.
+        rank: usize,
+        /// The most that there can be.
+        largest: usize,
+        /// The teacher's grid.
+        teacher: HeadGrid,
+        /// The student's grid.
+        student: HeadGrid,
+    },
     /// A calibrated start is not made for a projection alone.
     #[error(
         "start `calibrated` is calculated from text for a whole decoder: make the maps with \

@@ -4,8 +4,12 @@
 //! key and value take the *mean* of the group, the output projection the *sum*, because each of its
 //! heads now receives one averaged head where the teacher received `g` of them. Head features keep
 //! their places, so rotary pairs stay together. With `g = 1` the map is the identity.
+//!
+//! Of a sum of pairs the first is that map, and the others add nothing yet.
 
-use super::{HostMap, MapSpec, StartError};
+use rand::rngs::StdRng;
+
+use super::{HostMap, MapSpec, StartError, pairs};
 use crate::dense::{MapKind, ProjectionKind};
 
 pub(super) fn check(spec: &MapSpec) -> Result<(), StartError> {
@@ -25,7 +29,7 @@ pub(super) fn check(spec: &MapSpec) -> Result<(), StartError> {
     Ok(())
 }
 
-pub(super) fn map(spec: &MapSpec) -> HostMap {
+pub(super) fn map(spec: &MapSpec, rng: &mut StdRng) -> HostMap {
     let (teacher, student) = (spec.teacher, spec.student);
     let group = teacher.heads / student.heads;
     let weight = match spec.kind {
@@ -42,7 +46,10 @@ pub(super) fn map(spec: &MapSpec) -> HostMap {
         b[feature * size + feature] = 1.0;
     }
     match spec.map {
-        MapKind::Factored => HostMap::Factored { a, b, spec: *spec },
+        MapKind::Factored | MapKind::Kronecker(_) => {
+            pairs::fill_up(spec, &mut a, &mut b, rng);
+            HostMap::Pairs { a, b, spec: *spec }
+        }
         MapKind::General => HostMap::General {
             w: outer_product(spec, &a),
             spec: *spec,

@@ -5,6 +5,9 @@
 //! all axes that are neither -2 nor -1, so for `W[x,y,u,v]` it is `u x y` although only `x y` is
 //! contracted, and for the output projection's `B[v,y]` it is `v` although `y` is contracted. That
 //! is the reference's arithmetic, faults included: this start exists to compare with it.
+//!
+//! A sum of pairs is not in the reference. Its `A[r,x,u]` counts the pairs into the fan-in, `r x`, so
+//! that the kernel, a sum of as many independent terms, has the variance of one pair's.
 
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -17,11 +20,16 @@ const TRUNCATED_STD: f64 = 0.879_625_661_034_239_8;
 
 pub(super) fn map(spec: &MapSpec, rng: &mut StdRng) -> HostMap {
     match spec.map {
-        MapKind::Factored => HostMap::Factored {
-            a: sample(&spec.a_shape(), rng),
-            b: sample(&spec.b_shape(), rng),
-            spec: *spec,
-        },
+        MapKind::Factored | MapKind::Kronecker(_) => {
+            let [rows, columns] = spec.of_one_pair().b_shape();
+            HostMap::Pairs {
+                a: sample(&spec.a_shape(), rng),
+                b: (0..spec.rank())
+                    .flat_map(|_| sample(&[rows, columns], rng))
+                    .collect(),
+                spec: *spec,
+            }
+        }
         MapKind::General => HostMap::General {
             w: sample(&spec.w_shape(), rng),
             spec: *spec,
@@ -35,7 +43,7 @@ fn fan_in(shape: &[usize]) -> usize {
     shape[..last].iter().product()
 }
 
-fn sample(shape: &[usize], rng: &mut StdRng) -> Vec<f32> {
+pub(super) fn sample(shape: &[usize], rng: &mut StdRng) -> Vec<f32> {
     let scale = (1.0 / fan_in(shape) as f64).sqrt() / TRUNCATED_STD;
     (0..shape.iter().product())
         .map(|_| (truncated_normal(rng) * scale) as f32)

@@ -5,13 +5,14 @@
 //! [`StepStrategy`] is a training strategy for those who count optimizer steps instead of epochs;
 //! [`GlobalNormClip`], [`WarmupCosine`] and [`StepClock`] are an optimizer wrapper, a schedule and a
 //! count of steps that work under both. [`Tied`] is the wrapper that a student with shared parameters
-//! needs. With a [`CheckpointDir`], a training that was stopped goes on as if it had not been.
+//! needs, and [`Growing`] lets the pairs of a map join one after another. With a [`CheckpointDir`], a training that was stopped goes on as if it had not been.
 
 mod accumulate;
 mod cached;
 mod checkpoint;
 mod clock;
 mod distiller;
+mod growth;
 mod metric;
 mod optimizer;
 mod renderer;
@@ -24,6 +25,7 @@ pub use cached::CachedTeacher;
 pub use checkpoint::{Broken, Checkpoint, CheckpointDir, CheckpointError, RunState};
 pub use clock::StepClock;
 pub use distiller::{Distiller, LayerPair};
+pub use growth::{Growing, Growth};
 pub use metric::TokenMean;
 pub use optimizer::{GlobalNormClip, GradNorm, SharedOptimizer};
 pub use renderer::SilentRenderer;

@@ -96,12 +96,8 @@ where
     }
 
     /// The norm of a joint step is that of the sum over its devices, so the sum comes first.
-    fn step_multi(&mut self, lr: f64, module: M, mut grads: MultiGradientsParams) -> M {
-        let mut sum = GradientsParams::new();
-        module.visit(&mut Sum {
-            from: &mut grads,
-            into: &mut sum,
-        });
+    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
+        let sum = sum_of_devices::<B, M>(&module, grads);
         self.step(lr, module, sum)
     }
 
@@ -221,6 +217,19 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_, B> {
                 .register::<B::InnerBackend, D>(param.id, grad * factor);
         }
     }
+}
+
+/// The gradients of all devices, added.
+pub(super) fn sum_of_devices<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    mut grads: MultiGradientsParams,
+) -> GradientsParams {
+    let mut sum = GradientsParams::new();
+    module.visit(&mut Sum {
+        from: &mut grads,
+        into: &mut sum,
+    });
+    sum
 }
 
 /// Adds each parameter's gradients of all devices, on the parameter's own device.

@@ -7,12 +7,12 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, SlotMaps, TokenBatch};
-use burn_lti::dense::{HeadGrid, MapKind};
+use burn_lti::dense::{HeadGrid, MapKind, Slot};
 use burn_lti::inject::InjectError;
-use burn_lti::start::Start;
 use burn_lti::start::calibrated::{
     CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
 };
+use burn_lti::start::{Start, StartError};
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data::{loader, pack};
@@ -22,7 +22,7 @@ use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding}
 use burn_lti_tests::llama::load;
 use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
-use burn_lti_tests::params::{edit, perturb};
+use burn_lti_tests::params::{edit, parameters, perturb};
 use burn_lti_tests::toy::{LearningToy, PlainToy, ToyConfig, logits, packed_batch};
 
 on_every_backend![
@@ -31,11 +31,13 @@ on_every_backend![
     it_begins_nearer_to_the_teacher_than_any_other_start,
     heads_of_another_size_keep_their_rotary_pairs,
     heads_of_any_number_and_size_are_calibrated,
+    sums_of_pairs_lie_between_the_factored_and_the_general_map,
     refinement_is_kept_where_it_helps,
     a_decoder_that_is_no_llama_is_calibrated_too,
     the_same_text_gives_the_same_start,
     maps_that_nobody_calculated_are_refused,
     too_little_text_is_refused,
+    a_rank_beyond_the_grids_is_refused,
 ];
 
 type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
@@ -120,11 +122,12 @@ fn out_general() -> SlotMaps {
     }
 }
 
-fn all_maps() -> [SlotMaps; 3] {
+fn all_maps() -> [SlotMaps; 4] {
     [
         SlotMaps::all(MapKind::Factored),
         SlotMaps::all(MapKind::General),
         out_general(),
+        SlotMaps::all(MapKind::Kronecker(2)),
     ]
 }
 
@@ -151,6 +154,8 @@ fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
             assert_close(&found, &expected, &tolerance(&expected));
             let changed = match maps.value {
                 MapKind::Factored => "model.layers.0.self_attn.v_proj.a",
+                // The first pair's, not the `A` of one that adds nothing yet.
+                MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.b",
                 MapKind::General => "model.layers.0.self_attn.v_proj.w",
             };
             let perturbed = values(&logits(&perturb(student, changed, 0.02), &batch));
@@ -288,6 +293,7 @@ fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::De
         for maps in [
             SlotMaps::all(MapKind::Factored),
             SlotMaps::all(MapKind::General),
+            SlotMaps::all(MapKind::Kronecker(2)),
         ] {
             let (student, _) =
                 calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
@@ -298,6 +304,57 @@ fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::De
             );
         }
     }
+}
+
+/// One pair is calibrated as the factored map, bit for bit, and all pairs as the general one.
+fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend>(
+    device: A::Device,
+) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 6);
+    let batch = packed_batch(config.vocab_size, 3, &device);
+    let calibrated = |maps| {
+        let (student, start) =
+            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+        let residuals = start.layers.iter().map(|layer| layer.residual);
+        let found = values(&logits(&student, &batch));
+        (found, residuals.collect::<Vec<_>>(), student)
+    };
+    let (factored, ..) = calibrated(SlotMaps::all(MapKind::Factored));
+    let (one, ..) = calibrated(SlotMaps::all(MapKind::Kronecker(1)));
+    assert_eq!(one, factored);
+
+    // Query and key need one pair. The second adds nothing, and can learn.
+    let (.., two) = calibrated(SlotMaps::all(MapKind::Kronecker(2)));
+    for projection in ["q_proj", "k_proj"] {
+        let name = |leaf| format!("model.layers.1.self_attn.{projection}.{leaf}");
+        let second = |leaf| {
+            let bits = &parameters(&two)[&name(leaf)].bits;
+            let second = bits[bits.len() / 2..].iter();
+            second.map(|bits| f32::from_bits(*bits)).collect::<Vec<_>>()
+        };
+        assert!(second("b").iter().all(|value| *value == 0.0));
+        assert!(second("a").iter().all(|value| *value != 0.0));
+    }
+
+    let (teacher, student) = (teacher.config().geometry(), config.geometry());
+    let rank = |slot| MapKind::largest_rank(teacher.grid(slot), student.grid(slot));
+    let all = SlotMaps {
+        query: MapKind::Kronecker(rank(Slot::Query)),
+        key: MapKind::Kronecker(rank(Slot::Key)),
+        value: MapKind::Kronecker(rank(Slot::Value)),
+        out: MapKind::Kronecker(rank(Slot::Out)),
+    };
+    let (general, general_left, _) = calibrated(SlotMaps::all(MapKind::General));
+    let (all, all_left, of_pairs) = calibrated(all);
+    // The second layer is fitted to what rounded maps put out in the first.
+    for (all, general) in all_left.iter().zip(&general_left) {
+        assert!((all - general).abs() < 1e-3 * general, "{all}, {general}");
+    }
+    assert_close(&all, &general, &tolerance(&general));
+    let changed = perturb(of_pairs, "model.layers.0.self_attn.v_proj.b", 0.02);
+    let changed = values(&logits(&changed, &batch));
+    assert_not_close(&changed, &general, &tolerance(&general));
 }
 
 fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
@@ -433,4 +490,28 @@ fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
     ));
     let text = loader(Vec::new(), 4, None, &device);
     assert!(matches!(calibrate(&text), CalibrationError::NoTokens));
+}
+
+fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let spec = spec(
+        teacher.config().geometry(),
+        SlotMaps::all(MapKind::Kronecker(3)),
+    );
+    let calibration = Calibration::new(&spec, config.geometry());
+    let student_with = |start: &TensorSet<A::InnerBackend>| {
+        llama_student::<A>(&config, &spec, &TensorSet::from_inner(start), &device)
+    };
+    let text = batches(4, config.vocab_size, 5, &device);
+    let error = calibrate::<A, _, _, _>(&calibration, &teacher, &text, student_with, |_| {})
+        .expect_err("the key map has two places in A");
+    assert!(matches!(
+        error,
+        CalibrationError::Map(StartError::Rank {
+            rank: 3,
+            largest: 2,
+            ..
+        })
+    ));
 }

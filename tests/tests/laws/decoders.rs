@@ -83,7 +83,7 @@ fn a_toy_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A::D
     let batch = config.batch(2, &device);
     let expected = values(&logits(&teacher, &batch));
     let tolerance = toy_tolerance(&expected);
-    for map in [MapKind::Factored, MapKind::General] {
+    for map in [MapKind::Factored, MapKind::General, MapKind::Kronecker(3)] {
         let spec = spec(config.geometry, map, Start::Grouped);
         let student = config.learning(&tensors, &spec, &device);
         assert_close(&values(&logits(&student, &batch)), &expected, &tolerance);
@@ -101,6 +101,8 @@ fn a_toy_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A::D
 fn map_of(projection: &'static str, map: MapKind) -> &'static str {
     let leaf = match map {
         MapKind::Factored => "a",
+        // The first pair's, not the `A` of one that adds nothing yet.
+        MapKind::Kronecker(_) => "b",
         MapKind::General => "w",
     };
     format!("{projection}.{leaf}").leak()
@@ -143,7 +145,7 @@ fn a_llama_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A:
         let batch = packed_batch(config.vocab_size, 3, &device);
         let expected = llama_logits(&teacher, &batch);
         let tolerance = llama_tolerance(&config, &expected);
-        for map in [MapKind::Factored, MapKind::General] {
+        for map in [MapKind::Factored, MapKind::General, MapKind::Kronecker(3)] {
             let spec = spec(config.geometry(), map, Start::Grouped);
             let student = learning_llama(&config, &teacher, &spec, &device);
             assert_close(&llama_logits(&student, &batch), &expected, &tolerance);
@@ -177,7 +179,7 @@ fn random_learning_toy<B: Backend>(
 }
 
 fn collapse_changes_no_logits_of_a_toy<A: AutodiffBackend>(device: A::Device) {
-    for map in [MapKind::Factored, MapKind::General] {
+    for map in [MapKind::Factored, MapKind::General, MapKind::Kronecker(3)] {
         let (config, student) = random_learning_toy::<A::InnerBackend>(map, &device);
         let batch = config.batch(2, &device);
         let expected = values(&logits(&student, &batch));

@@ -281,10 +281,15 @@ const RECIPES: [(&str, &str); 10] = [
     ),
 ];
 
-/// A recipe, written to a file and read from there.
+/// A recipe, written to a file and read from there: grouped and factored, unless `rest` says otherwise.
 pub(crate) fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
+    let or = |key: &str, value: &str| match rest.contains(key) {
+        true => String::new(),
+        false => format!("{key} = '{value}'\n"),
+    };
+    let (start, map) = (or("lti.start", "grouped"), or("lti.map", "factored"));
     let text = format!(
-        "{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
+        "{start}{map}{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
          train = {{ steps = 6, batch_size = 2, seq_len = 8, learning_rate = 1e-2 }}\n\
          data = {{ train = ['train.txt'], valid = ['valid.txt'] }}\n"
     );

@@ -1,11 +1,12 @@
 //! Laws of the contraction, the dense layer and its starts.
 
+use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::dense::{
-    AttnMap, ContractionError, DenseError, HeadGrid, KernelPrecision, LtiDenseConfig, MapKind,
-    ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+    AttnMap, ContractionError, DenseError, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig,
+    MapKind, ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
     contraction_cost,
 };
 use burn_lti::start::{MapSpec, Start, StartError};
@@ -13,13 +14,17 @@ use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::oracle::{Map, Projection, widen};
-use burn_lti_tests::params::{fill_random, parameters, perturb, perturb_largest};
+use burn_lti_tests::params::{edit, fill_random, gradients, parameters, perturb, perturb_largest};
 
 on_every_backend![
     a_factored_map_is_the_general_map_of_its_outer_product,
     out_is_the_turned_query_case,
     stacked_layers_are_the_layers_one_by_one,
     both_orders_of_contraction_agree_with_plain_loops,
+    a_sum_of_pairs_agrees_with_plain_loops,
+    a_sum_of_one_pair_is_the_factored_map_bit_for_bit,
+    a_sum_of_all_pairs_makes_every_general_map,
+    every_pair_of_a_sum_learns,
     every_precision_agrees_with_plain_loops,
     a_layer_is_its_kernel_and_bias,
     collapse_of_a_layer_changes_no_output,
@@ -39,10 +44,14 @@ const KINDS: [ProjectionKind; 2] = [QKV, OUT];
 const HEADS_FIRST: [usize; 5] = [7, 6, 4, 2, 5];
 const SIZE_FIRST: [usize; 5] = [7, 3, 8, 5, 2];
 
-/// A random factored projection, as host values.
+/// Every form of a map.
+const MAPS: [MapKind; 3] = [MapKind::Factored, MapKind::General, MapKind::Kronecker(3)];
+
+/// A random factored projection, or a sum of several pairs, as host values.
 struct Factored {
     kind: ProjectionKind,
     sizes: [usize; 5],
+    pairs: usize,
     c: Vec<f32>,
     a: Vec<f32>,
     b: Vec<f32>,
@@ -50,14 +59,19 @@ struct Factored {
 
 impl Factored {
     fn random(kind: ProjectionKind, sizes: [usize; 5], seed: u64) -> Self {
+        Self::of_pairs(1, kind, sizes, seed)
+    }
+
+    fn of_pairs(pairs: usize, kind: ProjectionKind, sizes: [usize; 5], seed: u64) -> Self {
         let mut numbers = Numbers::new(seed);
         let [d, x, y, u, v] = sizes;
         Self {
             kind,
             sizes,
+            pairs,
             c: numbers.normal(d * x * y),
-            a: numbers.normal(x * u),
-            b: numbers.normal(y * v),
+            a: numbers.normal(pairs * x * u),
+            b: numbers.normal(pairs * y * v),
         }
     }
 
@@ -96,9 +110,16 @@ impl Factored {
 
     fn map<B: Backend>(&self, device: &B::Device) -> AttnMap<B> {
         let [_, x, _, u, _] = self.sizes;
-        AttnMap::Factored {
-            a: tensor(&self.a, [x, u], device),
-            b: tensor(&self.b, self.b_shape(), device),
+        let [first, second] = self.b_shape();
+        match self.pairs {
+            1 => AttnMap::Factored {
+                a: tensor(&self.a, [x, u], device),
+                b: tensor(&self.b, [first, second], device),
+            },
+            pairs => AttnMap::Kronecker {
+                a: tensor(&self.a, [pairs, x, u], device),
+                b: tensor(&self.b, [pairs, first, second], device),
+            },
         }
     }
 
@@ -188,6 +209,10 @@ fn stacked_layers_are_the_layers_one_by_one<A: AutodiffBackend>(device: A::Devic
         for general in [false, true] {
             stacked_is_layer_by_layer::<A::InnerBackend>(&layers, general, &device);
         }
+        let layers: Vec<Factored> = (0..3)
+            .map(|seed| Factored::of_pairs(2, kind, SIZE_FIRST, seed))
+            .collect();
+        stacked_is_layer_by_layer::<A::InnerBackend>(&layers, false, &device);
     }
 }
 
@@ -223,17 +248,30 @@ fn stacked_map<B: Backend>(
     if general {
         let maps = layers.iter().map(|layer| match layer.general(device) {
             AttnMap::General { w } => w,
-            AttnMap::Factored { .. } => unreachable!("the map is general"),
+            _ => unreachable!("the map is general"),
         });
         return StackedAttnMap::General {
             w: Tensor::stack(maps.collect(), 1),
+        };
+    }
+    if layers[0].pairs > 1 {
+        let (a, b) = layers
+            .iter()
+            .map(|layer| match layer.map(device) {
+                AttnMap::Kronecker { a, b } => (a, b),
+                _ => unreachable!("the map is a sum of pairs"),
+            })
+            .unzip();
+        return StackedAttnMap::Kronecker {
+            a: Tensor::stack(a, 1),
+            b: Tensor::stack(b, 1),
         };
     }
     let (a, b) = layers
         .iter()
         .map(|layer| match layer.map(device) {
             AttnMap::Factored { a, b } => (a, b),
-            AttnMap::General { .. } => unreachable!("the map is factored"),
+            _ => unreachable!("the map is factored"),
         })
         .unzip();
     StackedAttnMap::Factored {
@@ -264,6 +302,143 @@ fn both_orders_of_contraction_agree_with_plain_loops<A: AutodiffBackend>(device:
             let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
             assert_not_close(&found, &expected, &tolerance);
         }
+    }
+}
+
+/// Each number of pairs is contracted in the order that is cheapest for it: few as they are, many summed
+/// up first.
+fn a_sum_of_pairs_agrees_with_plain_loops<A: AutodiffBackend>(device: A::Device) {
+    for (sizes, pairs, sum_first) in [
+        (HEADS_FIRST, 2, false),
+        (HEADS_FIRST, 3, true),
+        (SIZE_FIRST, 2, false),
+        (SIZE_FIRST, 4, true),
+    ] {
+        let [_, x, y, u, v] = sizes;
+        let of_pairs = pairs * (u * y * (x + v)).min(x * v * (y + u));
+        let of_sum = x * y * u * v;
+        assert_eq!(of_sum < of_pairs, sum_first);
+        let map = MapKind::Kronecker(pairs);
+        let counted = contraction_cost(map, HeadGrid::new(x, y), HeadGrid::new(u, v));
+        assert_eq!(counted.first + counted.second, of_pairs.min(of_sum));
+        assert_eq!(counted.once, if sum_first { pairs * of_sum } else { 0 });
+
+        for kind in KINDS {
+            let mut case = Factored::of_pairs(pairs, kind, sizes, 3);
+            let (expected, tolerance) = (case.oracle().kernel(), case.tolerance());
+            let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_close(&found, &expected, &tolerance);
+            perturb_largest(&mut case.b, 0.001);
+            let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_not_close(&found, &expected, &tolerance);
+        }
+    }
+}
+
+fn a_sum_of_one_pair_is_the_factored_map_bit_for_bit<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
+    for kind in KINDS {
+        for start in [Start::Lecun, Start::Grouped] {
+            let layer = |map| {
+                let config = LtiDenseConfig::new(kind, 6, teacher, student)
+                    .with_map(map)
+                    .with_start(start, 3);
+                let c = Numbers::new(5).tensor::<A::InnerBackend, 3>(config.c_shape(), &device);
+                config.init(c).expect("a layer")
+            };
+            let (one, factored) = (layer(MapKind::Kronecker(1)), layer(MapKind::Factored));
+            assert_eq!(one.map_kind(), MapKind::Factored);
+            assert_eq!(bits(&one.kernel()), bits(&factored.kernel()));
+            let values = |layer| -> Vec<_> {
+                let all = parameters(layer).into_iter();
+                all.map(|(name, it)| (name, it.shape, it.bits)).collect()
+            };
+            assert_eq!(values(&one), values(&factored));
+        }
+    }
+}
+
+/// With one pair for each place of `A`, or of `B`, every `W` is a sum: each pair holds a block of it.
+fn a_sum_of_all_pairs_makes_every_general_map<A: AutodiffBackend>(device: A::Device) {
+    for [d, x, y, u, v] in [[7, 3, 4, 2, 5], [7, 4, 2, 5, 3]] {
+        let w = Numbers::new(8).normal(x * y * u * v);
+        let rank = MapKind::largest_rank(HeadGrid::new(x, y), HeadGrid::new(u, v));
+        assert_eq!(rank, (x * u).min(y * v));
+        for kind in KINDS {
+            let (mut a, mut b) = (vec![0.0; rank * x * u], vec![0.0; rank * y * v]);
+            for (index, value) in w.iter().enumerate() {
+                let (l, k) = (index % v, index / v % u);
+                let (j, i) = (index / (v * u) % y, index / (v * u * y));
+                let in_a = i * u + k;
+                let in_b = match kind {
+                    ProjectionKind::Qkv => j * v + l,
+                    ProjectionKind::Output => l * y + j,
+                };
+                match rank == x * u {
+                    true => {
+                        a[in_a * x * u + in_a] = 1.0;
+                        b[in_a * y * v + in_b] = *value;
+                    }
+                    false => {
+                        a[in_b * x * u + in_a] = *value;
+                        b[in_b * y * v + in_b] = 1.0;
+                    }
+                }
+            }
+            let case = Factored {
+                a,
+                b,
+                ..Factored::of_pairs(rank, kind, [d, x, y, u, v], 9)
+            };
+            let general = AttnMap::General {
+                w: tensor(&w, [x, y, u, v], &device),
+            };
+            let c = case.c::<A::InnerBackend>(&device);
+            let expected = calculate_attn_weight(kind, c, general, KernelPrecision::Default);
+            let expected = values(&expected.expect("a kernel"));
+            // Both sides round.
+            let tolerance = Tolerance::of_magnitudes(&case.oracle().kernel_bounds(), 2.0);
+            let found = case.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_close(&found, &expected, &tolerance);
+            let mut perturbed = case;
+            perturb_largest(&mut perturbed.b, 0.001);
+            let found = perturbed.kernel::<A::InnerBackend>(KernelPrecision::Default, &device);
+            assert_not_close(&found, &expected, &tolerance);
+        }
+    }
+}
+
+/// Those that a start leaves empty have a gradient in `B`, and after a step of it in `A`.
+fn every_pair_of_a_sum_learns<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
+    for kind in KINDS {
+        let config = LtiDenseConfig::new(kind, 6, teacher, student);
+        let c = Numbers::new(5).tensor::<A, 3>(config.c_shape(), &device);
+        let factored = config.init(c.clone()).expect("a layer");
+        let layer = config.with_map(MapKind::Kronecker(3)).init(c);
+        let layer = layer.expect("a layer");
+        assert_eq!(layer.map_kind(), MapKind::Kronecker(3));
+        assert_eq!(bits(&layer.kernel()), bits(&factored.kernel()));
+
+        // Which pairs have a gradient in `A`, and which in `B`.
+        let learn = |layer: &LtiDense<A>| {
+            let loss = layer.kernel().powi_scalar(2).sum();
+            let found = GradientsParams::from_grads(loss.backward(), layer);
+            let found = gradients(layer, &found);
+            ["a", "b"].map(|name| -> Vec<bool> {
+                let pairs = found[name].chunks_exact(found[name].len() / 3);
+                pairs
+                    .map(|pair| pair.iter().any(|value| *value != 0.0))
+                    .collect()
+            })
+        };
+        assert_eq!(learn(&layer), [vec![true, false, false], vec![true; 3]]);
+        let moved = edit(layer, |name, values| {
+            if name == "b" {
+                values.iter_mut().for_each(|value| *value += 0.1);
+            }
+        });
+        assert_eq!(learn(&moved), [vec![true; 3], vec![true; 3]]);
     }
 }
 
@@ -342,7 +517,7 @@ fn layer_oracle<B: Backend>(layer: &burn_lti::dense::LtiDense<B>) -> Projection 
         sizes: [6, 4, 3, 2, 5],
         c: read("c"),
         map: match layer.map_kind() {
-            MapKind::Factored => Map::Factored {
+            MapKind::Factored | MapKind::Kronecker(_) => Map::Factored {
                 a: read("a"),
                 b: read("b"),
             },
@@ -355,7 +530,7 @@ fn layer_oracle<B: Backend>(layer: &burn_lti::dense::LtiDense<B>) -> Projection 
 /// On inputs of one, two, three and four axes.
 fn a_layer_is_its_kernel_and_bias<A: AutodiffBackend>(device: A::Device) {
     for kind in KINDS {
-        for map in [MapKind::Factored, MapKind::General] {
+        for map in MAPS {
             let layer = random_layer::<A::InnerBackend>(kind, map, &device);
             let width = layer.weight().dims()[0];
             let input: Tensor<A::InnerBackend, 2> = Numbers::new(7).tensor([4, width], &device);
@@ -385,7 +560,7 @@ fn a_layer_is_its_kernel_and_bias<A: AutodiffBackend>(device: A::Device) {
 /// The folded layer multiplies by the very same numbers, so its outputs are the same bits.
 fn collapse_of_a_layer_changes_no_output<A: AutodiffBackend>(device: A::Device) {
     for kind in KINDS {
-        for map in [MapKind::Factored, MapKind::General] {
+        for map in MAPS {
             let layer = random_layer::<A::InnerBackend>(kind, map, &device);
             let linear = layer.collapse();
             let width = linear.weight.dims()[0];
@@ -408,7 +583,7 @@ fn collapse_of_a_layer_changes_no_output<A: AutodiffBackend>(device: A::Device) 
 /// Four teacher heads to two: head 0 from 0 and 1, head 1 from 2 and 3.
 fn grouped_heads_are_means_and_for_out_sums<A: AutodiffBackend>(device: A::Device) {
     let (teacher, student) = (HeadGrid::new(4, 2), HeadGrid::new(2, 2));
-    for map in [MapKind::Factored, MapKind::General] {
+    for map in MAPS {
         // One feature of the model, so that C is [1, 4, 2] or [4, 2, 1], the same eight numbers.
         let c = [1.0, 2.0, 5.0, 6.0, -1.0, 0.5, 3.0, 1.5];
         for (kind, expected) in [(QKV, [3.0, 4.0, 1.0, 1.0]), (OUT, [6.0, 8.0, 2.0, 2.0])] {
@@ -426,7 +601,7 @@ fn a_grouped_start_of_equal_grids_is_the_teacher_bit_for_bit<A: AutodiffBackend>
 ) {
     let grid = HeadGrid::new(3, 5);
     for kind in KINDS {
-        for map in [MapKind::Factored, MapKind::General] {
+        for map in MAPS {
             let config = LtiDenseConfig::new(kind, 6, grid, grid).with_map(map);
             let c: Tensor<A::InnerBackend, 3> = Numbers::new(9).tensor(config.c_shape(), &device);
             let layer = config.init(c.clone()).expect("a layer");
@@ -449,10 +624,14 @@ fn lecun_has_the_references_fan_in<A: AutodiffBackend>(device: A::Device) {
             let map = Start::Lecun.map::<A::InnerBackend>(&spec(map), seed, &device);
             match map.expect("a start") {
                 AttnMap::Factored { a, b } => vec![(values(&a), 40), (values(&b), b.dims()[0])],
+                // The pairs' kernels are added: together they have the variance of one.
+                AttnMap::Kronecker { a, b } => {
+                    vec![(values(&a), 3 * 40), (values(&b), b.dims()[1])]
+                }
                 AttnMap::General { w } => vec![(values(&w), 40 * 24 * 10)],
             }
         };
-        for map in [MapKind::Factored, MapKind::General] {
+        for map in MAPS {
             for (values, fan_in) in draw(map, 1) {
                 check_lecun(&values, fan_in as f64);
             }
@@ -534,6 +713,28 @@ fn contractions_refuse_maps_that_do_not_fit<A: AutodiffBackend>(device: A::Devic
     let message = refused(OUT, [4, 3, 6], AttnMap::General { w }).to_string();
     assert!(message.contains("3 long in C but 9 long in W"), "{message}");
 
+    let message = refused(
+        QKV,
+        [6, 4, 3],
+        AttnMap::Kronecker {
+            a: Tensor::zeros([2, 4, 2], &device),
+            b: Tensor::zeros([3, 3, 3], &device),
+        },
+    );
+    assert_eq!(message, ContractionError::Pairs { in_a: 2, in_b: 3 });
+    assert!(message.to_string().contains("A holds 2 pairs and B 3"));
+    let message = refused(
+        OUT,
+        [4, 3, 6],
+        AttnMap::Kronecker {
+            a: Tensor::zeros([2, 4, 2], &device),
+            b: Tensor::zeros([2, 3, 5], &device),
+        },
+    );
+    let message = message.to_string();
+    assert!(message.contains("3 long in C but 5 long in B"), "{message}");
+    assert!(message.contains("[2, 3, 3]"), "{message}");
+
     let stacked = |map| {
         let c = Tensor::<Single<A>, 4>::zeros([6, 2, 4, 3], &device);
         calculate_stacked_attn_weight(QKV, c, map, KernelPrecision::Default)
@@ -603,6 +804,16 @@ fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
         error,
         DenseError::Start(StartError::HeadsDoNotDivide { .. })
     ));
+
+    for rank in [0, 9] {
+        let map = MapKind::Kronecker(rank);
+        let error = refused(config.with_map(map), [6, 4, 3]);
+        assert!(matches!(
+            error,
+            DenseError::Start(StartError::Rank { largest: 8, .. })
+        ));
+        assert!(error.to_string().contains("at most 8"), "{error}");
+    }
 
     layers_refuse_another_linear::<A>(&config, &device);
 }

@@ -10,20 +10,22 @@ use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::constant::ConstantLr;
 use burn::module::{AutodiffModule, Module, ModuleDisplay, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer, SgdConfig};
+use burn::optim::{AdamWConfig, GradientsParams, MultiGradientsParams, Optimizer, SgdConfig};
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, DeviceOps};
 use burn::train::{Interrupter, Learner, TrainStep};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch, Watch};
-use burn_lti::dense::KernelPrecision;
+use burn_lti::dense::{
+    HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind,
+};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{
-    Distiller, Ending, GlobalNormClip, StepClock, StepHook, StepReport, StepStrategy, TrainError,
-    WarmupCosine,
+    Distiller, Ending, GlobalNormClip, Growing, Growth, StepClock, StepHook, StepReport,
+    StepStrategy, TrainError, WarmupCosine,
 };
 use burn_lti_llama::data::{PackedSequence, loader, pack};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
@@ -57,6 +59,7 @@ on_every_backend![
     one_micro_batch_has_its_gradient_bit_for_bit,
     steps_visit_the_same_text_in_batches_of_any_size,
     a_clock_counts_the_steps_that_are_taken,
+    pairs_of_a_map_join_a_training_one_after_another,
     a_training_behind_its_end_is_an_error,
     data_without_a_batch_is_an_error,
 ];
@@ -1015,6 +1018,51 @@ impl<M> StepHook<M> for Reader {
     fn on_step(&mut self, report: &StepReport, _model: &M) -> ControlFlow<()> {
         self.read.push((report.step, self.clock.taken()));
         ControlFlow::Continue(())
+    }
+}
+
+/// A pair that joins adds nothing to the kernel yet: its `B` is zero up to the step that it joins in. Its
+/// `A` has no gradient before `B` is something.
+fn pairs_of_a_map_join_a_training_one_after_another<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
+    let pairs = |parameter: &Parameter| -> Vec<Vec<u32>> {
+        let pairs = parameter.bits.chunks_exact(parameter.bits.len() / 3);
+        pairs.map(<[u32]>::to_vec).collect()
+    };
+    for kind in [ProjectionKind::Qkv, ProjectionKind::Output] {
+        let config = LtiDenseConfig::new(kind, 6, teacher, student);
+        let c = Numbers::new(5).tensor::<A, 3>(config.c_shape(), &device);
+        let layer = config.with_map(MapKind::Kronecker(3)).init(c);
+        let mut layer = layer.expect("a layer");
+        let clock = StepClock::new();
+        let adamw = AdamWConfig::new().with_weight_decay(0.0);
+        let clip = GlobalNormClip::new(adamw.init::<A, LtiDense<A>>(), f64::INFINITY)
+            .with_clock(clock.clone());
+        let growth = Growth {
+            from: NonZeroUsize::MIN,
+            every: NonZeroUsize::MIN.saturating_add(1),
+        };
+        let mut optimizer = Growing::new(clip, Some(growth), clock);
+        let (of_a, of_b) = ([1, 1, 1, 2, 2, 3], [1, 1, 2, 2, 3, 3]);
+        for (moves_in_a, moves_in_b) in of_a.into_iter().zip(of_b) {
+            let before = parameters(&layer);
+            for empty in &pairs(&before["b"])[moves_in_b..] {
+                assert!(empty.iter().all(|bits| f32::from_bits(*bits) == 0.0));
+            }
+            let loss = layer.kernel().add_scalar(0.3).powi_scalar(2).sum();
+            let found = GradientsParams::from_grads(loss.backward(), &layer);
+            layer = optimizer.step(1e-2, layer, found);
+            let after = parameters(&layer);
+            for (leaf, moving) in [("a", moves_in_a), ("b", moves_in_b)] {
+                let moved = pairs(&before[leaf]).into_iter().zip(pairs(&after[leaf]));
+                let moved: Vec<bool> = moved.map(|(before, after)| before != after).collect();
+                assert_eq!(
+                    moved,
+                    [0, 1, 2].map(|pair| pair < moving),
+                    "{kind:?} {leaf}"
+                );
+            }
+        }
     }
 }
 

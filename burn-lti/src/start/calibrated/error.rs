@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::dense::HeadGrid;
+use crate::start::StartError;
 
 /// A calibration that failed.
 #[derive(Debug, Error)]
@@ -68,6 +69,9 @@ pub enum CalibrationError {
         /// The grid.
         grid: HeadGrid,
     },
+    /// A map that does not exist between the grids.
+    #[error(transparent)]
+    Map(#[from] StartError),
     /// The teacher has no such tensor.
     #[error(
         "the teacher has no tensor {name}: its `LayeredDecoder` names a projection that is not there"

@@ -10,6 +10,7 @@ use faer::Mat;
 
 use super::moments::Moments;
 use super::out::{OutFit, OutMap};
+use super::pairs::{self, Pairs, Quadratic};
 use super::solve::{conjugate_gradients, ridge};
 use super::{CalibrationError, HeadCounts};
 use crate::dense::MapKind;
@@ -70,6 +71,8 @@ pub(super) enum ValueMap {
     /// `a [t_kv_heads, s_kv_heads]`, or `[1, s_kv_heads]` over own values alone, and
     /// `b [t_head_dim, s_head_dim]`.
     Factored { a: Mat<f64>, b: Mat<f64> },
+    /// A sum of several pairs, over all the teacher's heads, or over own values alone.
+    Pairs(Pairs),
 }
 
 impl ValueMap {
@@ -84,6 +87,7 @@ impl ValueMap {
                     })
                 })
                 .collect(),
+            Self::Pairs(pairs) => pairs.blocks(),
         }
     }
 }
@@ -181,7 +185,7 @@ impl LayerFit<'_> {
         (value, out): &Maps,
         firmness: Firmness,
     ) -> Result<Maps, CalibrationError> {
-        let value = self.improved(moments, value, &out.kernel, firmness);
+        let value = self.improved(moments, value, &out.kernel, firmness)?;
         self.output(moments, &(value, out.clone()), firmness)
     }
 
@@ -260,6 +264,18 @@ impl LayerFit<'_> {
                 let placed = kept.iter().enumerate();
                 ValueMap::General(placed.map(|(head, kept)| self.placed(head, kept)).collect())
             }
+            MapKind::Kronecker(rank) => {
+                // What a larger head has left over hears its values again, so that it can learn.
+                let again = |kept: &Mat<f64>| {
+                    Mat::from_fn(teacher, student, |row, column| {
+                        kept[(row, column % teacher.min(student))]
+                    })
+                };
+                let placed = kept.iter().enumerate();
+                let placed = placed.map(|(head, kept)| self.placed(head, &again(kept)));
+                let blocks: Vec<Mat<f64>> = placed.collect();
+                ValueMap::Pairs(Pairs::nearest_to_blocks(&blocks, teacher, rank)?)
+            }
             MapKind::Factored => ValueMap::Factored {
                 a: Mat::from_fn(
                     self.features() / teacher,
@@ -292,8 +308,8 @@ impl LayerFit<'_> {
             .collect();
         let own = self.fitted.through(&of_heads);
         let output = ridge(&own.gram, &own.cross(1.0), 1e-4)?;
-        // A factored map, of values or output, has one set of directions for all heads.
-        let shared = self.value == MapKind::Factored || self.out.kind() == MapKind::Factored;
+        // A factor, of values or output, has one set of directions for all heads.
+        let shared = self.value != MapKind::General || self.out.kind() != MapKind::General;
         let group = self.heads.s_group();
         let groups = (0..self.heads.s_key_value).map(|head| match shared {
             true => 0..self.heads.s_query,
@@ -321,24 +337,37 @@ impl LayerFit<'_> {
         last: &ValueMap,
         kernel: &Mat<f64>,
         firmness: Firmness,
-    ) -> ValueMap {
+    ) -> Result<ValueMap, CalibrationError> {
         let system = ValueSystem::new(self, moments, kernel, firmness.strength);
         let shape = (self.features(), self.s_head_dim);
         match last {
             ValueMap::General(blocks) => {
-                let apply = |flat: &[f64]| flatten(&system.apply(&unflatten(flat, shape)));
-                let right = flatten(&system.right);
-                let diagonal = flatten(&system.diagonal);
-                let start = flatten(blocks);
-                // Towards where it was, so that what no token decides stays.
-                let (apply, right) = towards(apply, right, &diagonal, &start, firmness.ridge);
-                let found = conjugate_gradients(apply, &right, &diagonal, start, STEPS);
-                ValueMap::General(unflatten(&found, shape))
+                let (found, _) = system.general(blocks, firmness.ridge, shape);
+                Ok(ValueMap::General(found))
             }
             ValueMap::Factored { a, b } => {
                 let b = system.better_b(a, b, firmness.ridge);
                 let a = system.better_a(a, &b, firmness.ridge);
-                ValueMap::Factored { a, b }
+                Ok(ValueMap::Factored { a, b })
+            }
+            ValueMap::Pairs(pairs) => {
+                let (general, pull) = system.general(&pairs.blocks(), firmness.ridge, shape);
+                let nearest = Pairs::nearest_to_blocks(&general, self.t_head_dim, pairs.rank())?;
+                // The pull is part of what is made small.
+                let apply = |map: &Mat<f64>| {
+                    let blocks = pairs::blocks(map, self.s_head_dim);
+                    pairs::joined(&system.apply(&blocks)) + faer::Scale(pull) * map
+                };
+                let right = pairs::joined(&system.right) + faer::Scale(pull) * pairs.sum();
+                let diagonal = pairs::joined(&system.diagonal);
+                let diagonal = Mat::from_fn(diagonal.nrows(), diagonal.ncols(), |row, column| {
+                    diagonal[(row, column)] + pull
+                });
+                Ok(ValueMap::Pairs(nearest.improved(&Quadratic {
+                    apply: &apply,
+                    right,
+                    diagonal,
+                })))
             }
         }
     }
@@ -439,6 +468,22 @@ impl<'a> ValueSystem<'a> {
         images
     }
 
+    /// General maps, as far as some steps bring them from `blocks`, each of that shape, and how strongly
+    /// they were pulled back to there, so that what no token decides stays.
+    fn general(
+        &self,
+        blocks: &[Mat<f64>],
+        ridge: f64,
+        shape: (usize, usize),
+    ) -> (Vec<Mat<f64>>, f64) {
+        let apply = |flat: &[f64]| flatten(&self.apply(&unflatten(flat, shape)));
+        let diagonal = flatten(&self.diagonal);
+        let start = flatten(blocks);
+        let (apply, right) = towards(apply, flatten(&self.right), &diagonal, &start, ridge);
+        let found = conjugate_gradients(apply, &right, &diagonal, start, STEPS);
+        (unflatten(&found, shape), pull(ridge, &diagonal))
+    }
+
     fn better_a(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
         let (rows, heads) = (a.nrows(), a.ncols());
         let size = b.nrows();
@@ -522,7 +567,7 @@ pub(super) fn towards<'f>(
     start: &[f64],
     ridge: f64,
 ) -> (impl Fn(&[f64]) -> Vec<f64> + 'f, Vec<f64>) {
-    let pull = ridge * diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64;
+    let pull = pull(ridge, diagonal);
     for (right, start) in right.iter_mut().zip(start) {
         *right += pull * start;
     }
@@ -534,6 +579,11 @@ pub(super) fn towards<'f>(
         image
     };
     (apply, right)
+}
+
+/// `ridge` as a part of the mean diagonal.
+fn pull(ridge: f64, diagonal: &[f64]) -> f64 {
+    ridge * diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64
 }
 
 fn flatten(blocks: &[Mat<f64>]) -> Vec<f64> {

@@ -24,6 +24,7 @@ mod fit;
 mod heads;
 mod moments;
 mod out;
+mod pairs;
 mod refine;
 mod select;
 mod solve;
@@ -38,6 +39,8 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use faer::Mat;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 pub use error::CalibrationError;
@@ -47,12 +50,13 @@ pub use select::HeadChoice;
 
 use crate::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, TokenBatch};
 use crate::dense::{MapKind, ProjectionKind, Slot};
-use crate::start::MapSpec;
+use crate::start::{MapSpec, pairs as start_pairs};
 use crate::tensors::{TensorSet, join_name};
 use fit::{Fitted, LayerFit, Span, ValueMap};
 use heads::HeadCounts;
 use moments::{Moments, host_matrix};
 use out::{OutMap, OutValues};
+use pairs::Pairs;
 use spill::{Spill, Stream};
 
 /// Every so manieth batch is held out of the fits.
@@ -192,7 +196,7 @@ where
         walk.set_patterns(layer, &heads);
         student = student_with(&walk.tensors)?;
         let fitted = walk.fit(layer, &heads, &student.valid())?;
-        walk.set_fitted(layer, &heads, &fitted);
+        walk.set_fitted(layer, &heads, &fitted)?;
         student = student_with(&walk.tensors)?;
         let [residual_of_output, mut residual] = fitted.residuals;
         let strength = fitted.firmness.strength;
@@ -289,11 +293,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         for layer in walk.layers() {
             for slot in Slot::ALL {
                 let spec = walk.map_spec(slot);
+                spec.check_rank()?;
                 let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
                 match spec.map {
-                    MapKind::Factored => {
+                    MapKind::Factored | MapKind::Kronecker(_) => {
                         let (a, b) = (zeros(&spec.a_shape()), zeros(&spec.b_shape()));
-                        walk.set_factored(layer, slot, a, b);
+                        walk.set_factors(layer, slot, a, b);
                     }
                     MapKind::General => walk.set_general(layer, slot, zeros(&spec.w_shape())),
                 }
@@ -314,6 +319,24 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             map: self.calibration.spec.maps.get(slot),
             teacher: self.calibration.spec.teacher.grid(slot),
             student: self.calibration.student.grid(slot),
+        }
+    }
+
+    /// The form that is fitted: as many pairs as there can be make every general map, and are taken out
+    /// of that in the end.
+    fn fitted_form(&self, slot: Slot) -> MapKind {
+        let MapSpec {
+            map,
+            teacher,
+            student,
+            ..
+        } = self.map_spec(slot);
+        match map {
+            MapKind::Kronecker(1) => MapKind::Factored,
+            MapKind::Kronecker(rank) if rank == MapKind::largest_rank(teacher, student) => {
+                MapKind::General
+            }
+            map => map,
         }
     }
 
@@ -417,15 +440,15 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let name = self.teacher.projection_name(layer, Slot::Out);
         let kernel = self.teacher_weight(&name, geometry.query.width())?;
         let head_dims = [geometry.query.head_dim, grid.head_dim];
-        let maps = self.calibration.spec.maps;
-        let out = OutMap::new(maps.out, self.counts, head_dims, &heads.query, kernel)?;
+        let form = self.fitted_form(Slot::Out);
+        let out = OutMap::new(form, self.counts, head_dims, &heads.query, kernel)?;
         LayerFit {
             heads: self.counts,
             key_value: &heads.key_value,
             t_head_dim: geometry.key_value.head_dim,
             s_head_dim: grid.head_dim,
             span,
-            value: maps.value,
+            value: self.fitted_form(Slot::Value),
             out: &out,
             fitted: &both.fitted,
             held_out: &both.held_out,
@@ -518,12 +541,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             (Slot::Key, &heads.key_value, 1.0),
         ] {
             let spec = self.map_spec(slot);
-            let [t_heads, s_heads] = spec.a_shape();
-            let mut a = vec![0.0; t_heads * s_heads];
+            let s_heads = spec.student.heads;
+            let mut a = vec![0.0; spec.teacher.heads * s_heads];
             for (student, teacher) in chosen.iter().enumerate() {
                 a[teacher * s_heads + student] = scale as f32;
             }
-            let [y, v] = spec.b_shape();
+            let (y, v) = (spec.teacher.head_dim, spec.student.head_dim);
             let mut b = vec![0.0; y * v];
             for (student, teacher) in features.iter().enumerate() {
                 // Where a larger head has no feature to begin as, its query has none, which leaves the
@@ -534,35 +557,38 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 }
             }
             match spec.map {
-                MapKind::Factored => self.set_factored(layer, slot, a, b),
+                MapKind::Factored | MapKind::Kronecker(_) => self.set_factors(layer, slot, a, b),
                 MapKind::General => self.set_general(layer, slot, outer_product(&spec, &a, &b)),
             }
         }
     }
 
-    fn set_fitted(&mut self, layer: usize, heads: &HeadChoice, fitted: &Fitted) {
+    fn set_fitted(
+        &mut self,
+        layer: usize,
+        heads: &HeadChoice,
+        fitted: &Fitted,
+    ) -> Result<(), CalibrationError> {
         let spec = self.map_spec(Slot::Value);
+        let (t_heads, y) = (spec.teacher.heads, spec.teacher.head_dim);
+        let s_heads = spec.student.heads;
         match &fitted.value {
             ValueMap::General(blocks) => {
-                let [x, y, u, v] = spec.w_shape();
-                let mut w = vec![0.0; x * y * u * v];
-                for (head, block) in blocks.iter().enumerate() {
-                    // Own values alone, or those of all heads.
-                    let first = match block.nrows() == y {
-                        true => heads.key_value[head] * y,
-                        false => 0,
-                    };
-                    for row in 0..block.nrows() {
-                        for column in 0..v {
-                            w[((first + row) * u + head) * v + column] =
-                                block[(row, column)] as f32;
+                let joined = pairs::joined(blocks);
+                let v = spec.student.head_dim;
+                // Own values alone, or those of all heads.
+                let whole = match joined.nrows() == y {
+                    true => Mat::from_fn(t_heads * y, s_heads * v, |row, column| {
+                        match heads.key_value[column / v] == row / y {
+                            true => joined[(row % y, column)],
+                            false => 0.0,
                         }
-                    }
-                }
-                self.set_general(layer, Slot::Value, w);
+                    }),
+                    false => joined,
+                };
+                self.set_map(layer, Slot::Value, &whole)?;
             }
             ValueMap::Factored { a, b } => {
-                let [t_heads, s_heads] = spec.a_shape();
                 let own_alone = a.nrows() == 1;
                 let mut whole = vec![0.0; t_heads * s_heads];
                 for head in 0..s_heads {
@@ -575,19 +601,49 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                         whole[teacher * s_heads + head] = a[(row, head)] as f32;
                     }
                 }
-                self.set_factored(layer, Slot::Value, whole, row_major(b));
+                self.set_factors(layer, Slot::Value, whole, row_major(b));
+            }
+            ValueMap::Pairs(pairs) => {
+                let pairs = match pairs.heads() == t_heads {
+                    true => pairs.clone(),
+                    false => pairs.placed(t_heads, &heads.key_value),
+                };
+                self.set_pairs(layer, Slot::Value, &pairs);
             }
         }
         match &fitted.out.values {
-            OutValues::General(w) => self.set_general(layer, Slot::Out, row_major(w)),
+            OutValues::General(w) => self.set_map(layer, Slot::Out, w)?,
             OutValues::Factored { a, b } => {
-                self.set_factored(layer, Slot::Out, row_major(a), row_major(b));
+                self.set_factors(layer, Slot::Out, row_major(a), row_major(b));
             }
+            OutValues::Pairs(pairs) => self.set_pairs(layer, Slot::Out, pairs),
         }
+        Ok(())
     }
 
-    fn set_factored(&mut self, layer: usize, slot: Slot, a: Vec<f32>, b: Vec<f32>) {
+    /// `w [t_heads * t_head_dim, s_heads * s_head_dim]` in the map's own form, which can express it.
+    fn set_map(&mut self, layer: usize, slot: Slot, w: &Mat<f64>) -> Result<(), CalibrationError> {
         let spec = self.map_spec(slot);
+        match spec.map.pairs() {
+            None => self.set_general(layer, slot, row_major(w)),
+            Some(rank) => {
+                let head_sizes = [spec.teacher.head_dim, spec.student.head_dim];
+                self.set_pairs(layer, slot, &Pairs::nearest(w, head_sizes, rank)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_pairs(&mut self, layer: usize, slot: Slot, pairs: &Pairs) {
+        let (a, b) = pairs.host(slot.kind());
+        self.set_factors(layer, slot, a, b);
+    }
+
+    /// `a` and `b` of one or more pairs. Those that the map has beyond them add nothing yet.
+    fn set_factors(&mut self, layer: usize, slot: Slot, mut a: Vec<f32>, mut b: Vec<f32>) {
+        let spec = self.map_spec(slot);
+        let seed = self.calibration.spec.seed_of(layer, slot);
+        start_pairs::fill_up(&spec, &mut a, &mut b, &mut StdRng::seed_from_u64(seed));
         self.set(layer, slot, "a", TensorData::new(a, spec.a_shape()));
         self.set(layer, slot, "b", TensorData::new(b, spec.b_shape()));
     }

@@ -5,6 +5,7 @@ use faer::{Mat, Side};
 
 use super::fit::{Firmness, towards};
 use super::moments::Moments;
+use super::pairs::{Pairs, Quadratic};
 use super::solve::{self, conjugate_gradients, dot, ridge, ridged};
 use super::{CalibrationError, HeadCounts};
 use crate::dense::MapKind;
@@ -20,6 +21,8 @@ pub(super) struct OutMap {
     query: Vec<usize>,
     /// `C`: `[t_heads * t_head_dim, d_model]`
     kernel: Mat<f64>,
+    /// `C C^T`
+    gram: Mat<f64>,
     /// Factor of `C C^T`.
     span: Llt<f64>,
 }
@@ -38,6 +41,8 @@ pub(super) enum OutValues {
     General(Mat<f64>),
     /// `a [t_heads, s_heads]`, `b [s_head_dim, t_head_dim]`
     Factored { a: Mat<f64>, b: Mat<f64> },
+    /// Of a sum of several pairs.
+    Pairs(Pairs),
 }
 
 /// `C C^T` may be singular where the teacher's heads are together wider than the model.
@@ -66,6 +71,7 @@ impl OutMap {
             query: query.to_vec(),
             span: span.map_err(|_| CalibrationError::Singular { ridge: SPAN_RIDGE })?,
             kernel,
+            gram,
         })
     }
 
@@ -110,11 +116,30 @@ impl OutMap {
                 }
             }
         }
-        let kernel = map.transpose() * &self.kernel;
-        Ok(OutFit {
+        match self.kind {
+            MapKind::Kronecker(rank) => {
+                Ok(self.of_pairs(Pairs::nearest(&map, self.head_sizes(), rank)?))
+            }
+            MapKind::Factored | MapKind::General => Ok(self.of_map(map)),
+        }
+    }
+
+    const fn head_sizes(&self) -> [usize; 2] {
+        [self.t_head_dim, self.s_head_dim]
+    }
+
+    fn of_map(&self, map: Mat<f64>) -> OutFit {
+        OutFit {
+            kernel: map.transpose() * &self.kernel,
             values: OutValues::General(map),
-            kernel,
-        })
+        }
+    }
+
+    fn of_pairs(&self, pairs: Pairs) -> OutFit {
+        OutFit {
+            kernel: pairs.sum().transpose() * &self.kernel,
+            values: OutValues::Pairs(pairs),
+        }
     }
 
     /// How many of the student's heads began as the same one as this, and share its output.
@@ -140,23 +165,43 @@ impl OutMap {
         let cross = moments.cross(strength);
         match &last.values {
             OutValues::General(_) => {
-                let missing = cross - &moments.gram * &last.kernel;
-                let change = solve::ridge(&moments.gram, &missing, ridge)?;
-                Ok(self.nearest(&(&last.kernel + change)))
+                let free = free(moments, &cross, ridge, &last.kernel)?;
+                Ok(self.of_map(self.nearest(&free)))
             }
+            OutValues::Pairs(_) => self.pairs(moments, &cross, ridge, &last.kernel),
             OutValues::Factored { a, b } => self.factored(moments, &cross, ridge, (a, b)),
         }
     }
 
     /// The general map whose kernel is nearest to `free [s_heads * s_head_dim, d_model]`. With the
     /// moments' metric on one side of the kernel alone, that is also the best map for the target.
-    fn nearest(&self, free: &Mat<f64>) -> OutFit {
-        let map = self.span.solve(&self.kernel * free.transpose());
-        let kernel = map.transpose() * &self.kernel;
-        OutFit {
-            values: OutValues::General(map),
-            kernel,
-        }
+    fn nearest(&self, free: &Mat<f64>) -> Mat<f64> {
+        self.span.solve(&self.kernel * free.transpose())
+    }
+
+    /// What a general map would be fitted to, by as many pairs as there are, in the fit's own metric.
+    fn pairs(
+        &self,
+        moments: &Moments,
+        cross: &Mat<f64>,
+        ridge: f64,
+        last: &Mat<f64>,
+    ) -> Result<OutFit, CalibrationError> {
+        let general = self.nearest(&free(moments, cross, ridge, last)?);
+        let rank = self.kind.pairs().unwrap_or(1);
+        // The ridge is part of what is made small: gram and target of the free kernel's own equations.
+        let gram = ridged(&moments.gram, ridge);
+        let apply = |map: &Mat<f64>| &self.gram * map * &gram;
+        let right = &self.kernel * (cross + (&gram - &moments.gram) * last).transpose();
+        let diagonal = Mat::from_fn(general.nrows(), general.ncols(), |row, column| {
+            self.gram[(row, row)] * gram[(column, column)]
+        });
+        let pairs = Pairs::nearest(&general, self.head_sizes(), rank)?;
+        Ok(self.of_pairs(pairs.improved(&Quadratic {
+            apply: &apply,
+            right,
+            diagonal,
+        })))
     }
 
     /// Both factors in turn.
@@ -302,4 +347,15 @@ impl OutMap {
         let (apply, right) = towards(apply, flattened(&right), &diagonal, &start, ridge);
         unflattened(&conjugate_gradients(apply, &right, &diagonal, start, STEPS))
     }
+}
+
+/// The kernel that would be best if a map could make every one.
+fn free(
+    moments: &Moments,
+    cross: &Mat<f64>,
+    ridge: f64,
+    last: &Mat<f64>,
+) -> Result<Mat<f64>, CalibrationError> {
+    let missing = cross - &moments.gram * last;
+    Ok(solve::ridge(&moments.gram, &missing, ridge)? + last)
 }
