@@ -167,7 +167,7 @@ fn recipe(teacher: &Path, shape: &Shape) -> Result<Recipe> {
         seq_len,
     } = shape;
     let text = format!(
-        "teacher.path = ''\n\
+        "teacher.path = 'teacher'\n\
          student = {{ heads = {heads}, kv_heads = {kv_heads} }}\n\
          lti = {{ map = '{map}', start = 'grouped' }}\n\
          train = {{ steps = 1, batch_size = {batch_size}, seq_len = {seq_len} }}\n\
