@@ -1,83 +1,68 @@
-//! A whole training step, and its parts, on a model of the size of the stories260k teacher: 5
-//! layers of width 64, 8/4 heads to 4/2, 16 x 128 tokens.
+//! A whole training step, and its parts, of models shaped as stories260k (16 x 128 tokens) and as
+//! SmolLM2-135M (2 x 256 tokens).
 
 #![allow(missing_docs)] // criterion's macros make public items
 
-use std::error::Error;
-use std::path::Path;
-use std::sync::Arc;
-
-use burn::optim::AdamWConfig;
+use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
-use burn::train::TrainStep;
-use burn_lti::decoder::{CausalLm, LtiSpec};
-use burn_lti::inject::set_trainable;
-use burn_lti::loss::DistillationLoss;
-use burn_lti::tensors::TensorSet;
-use burn_lti::train::{Distiller, GlobalNormClip};
-use burn_lti_benches::{FlexTrain, NdArrayTrain, batch};
-use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::model::PlainLlama;
+use burn_lti::decoder::CausalLm;
+use burn_lti::dense::MapKind;
+use burn_lti_benches::distillation::{Lesson, Shape};
+use burn_lti_benches::random_teacher::{self, SMOLLM2_135M, STORIES_260K};
+use burn_lti_benches::{for_each_backend, synchronised};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-const TEACHER: &str = r#"{
-    "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172,
-    "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8,
-    "tie_word_embeddings": true
-}"#;
+const STORIES: Shape = Shape {
+    heads: 4,
+    kv_heads: 2,
+    map: MapKind::Factored,
+    batch_size: 16,
+    seq_len: 128,
+};
+const SMOLLM2: Shape = Shape {
+    heads: 3,
+    kv_heads: 1,
+    map: MapKind::Factored,
+    batch_size: 2,
+    seq_len: 256,
+};
 
-fn step<A: AutodiffBackend>(
-    criterion: &mut Criterion,
-    backend: &str,
-) -> Result<(), Box<dyn Error>> {
-    let device = A::Device::default();
-    let config = LlamaConfig::from_json_str(TEACHER, Path::new("teacher"))?;
-    let teacher = Arc::new(PlainLlama::<A::InnerBackend>::init(&config, &device));
-    let tensors = TensorSet::from_inner(&TensorSet::collect(teacher.as_ref()));
-    let halved = LlamaConfig {
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        ..config.clone()
-    };
-    let awaiting =
-        PlainLlama::<A>::init(&halved, &device).learn_to_init(&LtiSpec::new(config.geometry()))?;
-    let rules = awaiting.rules_by_name([])?;
-    let (student, _) = awaiting.inject(&tensors, &rules)?;
-    let student = set_trainable(student, |parameter| parameter.in_map);
-    let batch = batch::<A>(16, 128, config.vocab_size, &device);
-
-    let mut group = criterion.benchmark_group(format!("step/{backend}"));
-    group.sample_size(10);
-    group.bench_function("teacher forward", |bencher| {
-        let inner = batch.inner();
-        bencher.iter(|| teacher.hidden_states(&inner).into_data());
-    });
-    group.bench_function("student forward and backward", |bencher| {
-        bencher.iter(|| student.hidden_states(&batch).sum().backward());
-    });
-    let distiller = Distiller::new(student, teacher.clone(), DistillationLoss::KL)?;
-    group.bench_function("both and the loss", |bencher| {
-        bencher.iter(|| TrainStep::step(&distiller, batch.clone()).item.read());
-    });
-    group.bench_function("whole step", |bencher| {
-        let mut model = distiller.clone();
-        let mut optimizer = GlobalNormClip::new(AdamWConfig::new().init::<A, _>(), 1.0);
-        bencher.iter(|| {
-            let output = TrainStep::step(&model, batch.clone());
-            model = model.clone().optimize(&mut optimizer, 1e-4, output.grads);
-            output.item.read()
+fn step<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Result<()> {
+    for (name, teacher, shape) in [
+        ("stories260k", STORIES_260K, STORIES),
+        ("SmolLM2-135M", SMOLLM2_135M, SMOLLM2),
+    ] {
+        let dir = tempfile::tempdir()?;
+        random_teacher::write(&random_teacher::config(teacher)?, dir.path())?;
+        let device = A::Device::default();
+        let lesson = Lesson::<A>::load(dir.path(), &shape, &device)?;
+        let mut group = criterion.benchmark_group(format!("step/{backend}/{name}"));
+        group.sample_size(10);
+        group.bench_function("teacher forward", |bencher| {
+            let batch = lesson.batch.inner();
+            bencher.iter(|| synchronised::<A, _>(&device, || lesson.teacher.hidden_states(&batch)));
         });
-    });
+        let student = lesson.student()?;
+        group.bench_function("student forward and backward", |bencher| {
+            bencher.iter(|| {
+                synchronised::<A, _>(&device, || {
+                    student.hidden_states(&lesson.batch).sum().backward()
+                })
+            });
+        });
+        let mut training = lesson.training()?;
+        group.bench_function("both and the loss", |bencher| {
+            bencher.iter(|| synchronised::<A, _>(&device, || training.gradient()));
+        });
+        group.bench_function("whole step", |bencher| {
+            bencher.iter(|| synchronised::<A, _>(&device, || training.step()));
+        });
+    }
     Ok(())
 }
 
 fn all(criterion: &mut Criterion) {
-    for result in [
-        step::<FlexTrain>(criterion, "flex"),
-        step::<NdArrayTrain>(criterion, "ndarray"),
-    ] {
-        assert!(result.is_ok(), "{result:?}");
-    }
+    for_each_backend!(step(criterion));
 }
 
 criterion_group!(benches, all);

@@ -1,47 +1,52 @@
-//! What the benches share: random tensors and a batch.
+//! What the benches share, and the programs `one_step` and `one_projection`, which are held against those
+//! in `peers`.
 
-use burn::backend::Autodiff;
-use burn::prelude::*;
-use burn::tensor::Distribution;
-use burn_lti::decoder::TokenBatch;
+pub mod backend;
+pub mod distillation;
+pub mod measurement;
+pub mod memory;
+pub mod numbers;
+pub mod plot;
+pub mod projection;
+pub mod random_teacher;
 
-/// The autodiff backends that are measured.
-pub type FlexTrain = Autodiff<burn::backend::Flex>;
-/// The autodiff backends that are measured.
-pub type NdArrayTrain = Autodiff<burn::backend::NdArray>;
+use anyhow::Result;
+use burn::tensor::backend::Backend;
 
-/// Normal numbers of this standard deviation.
-pub fn normal<B: Backend, const D: usize>(
-    shape: [usize; D],
-    std: f64,
-    device: &B::Device,
-) -> Tensor<B, D> {
-    Tensor::random(shape, Distribution::Normal(0.0, std), device)
+/// What `compute` gives, once the device is done with it.
+///
+/// # Panics
+///
+/// If the device does not answer: criterion has no place for an error.
+pub fn synchronised<B: Backend, T>(device: &B::Device, compute: impl FnOnce() -> T) -> T {
+    let result = compute();
+    let done = B::sync(device);
+    assert!(done.is_ok(), "the device does not answer: {done:?}");
+    result
 }
 
-/// Random tokens, a document a row.
-pub fn batch<B: Backend>(
-    rows: usize,
-    tokens: usize,
-    vocab: usize,
-    device: &B::Device,
-) -> TokenBatch<B> {
-    let random = || {
-        Tensor::<B, 2>::random(
-            [rows, tokens],
-            Distribution::Uniform(0.0, vocab as f64),
-            device,
-        )
-        .int()
+/// Ends a bench that could not be set up.
+///
+/// # Panics
+///
+/// If it could not: criterion has no place for an error.
+pub fn expect_measured(backend: &str, result: &Result<()>) {
+    assert!(result.is_ok(), "{backend}: {result:?}");
+}
+
+/// Calls `$bench::<A>($criterion, name)` for the autodiff backend `A` of each backend that was built in.
+#[macro_export]
+macro_rules! for_each_backend {
+    ($bench:ident($criterion:expr)) => {
+        $crate::for_each_backend!(@each $bench($criterion),
+            "flex" Flex, "ndarray" NdArray, "tch" LibTorch, "wgpu" Wgpu, "cuda" Cuda, "rocm" Rocm,
+            "cpu" Cpu)
     };
-    TokenBatch {
-        tokens: random(),
-        positions: Tensor::arange(0..tokens as i64, device)
-            .unsqueeze::<2>()
-            .expand([rows, tokens]),
-        segments: Tensor::ones([rows, tokens], device),
-        targets: random(),
-        mask: Tensor::ones([rows, tokens], device),
-        rows: Vec::new(),
-    }
+    (@each $bench:ident($criterion:expr), $($feature:literal $backend:ident),*) => {
+        $(#[cfg(feature = $feature)]
+        $crate::expect_measured(
+            $feature,
+            &$bench::<burn::backend::Autodiff<burn_lti::backend::$backend>>($criterion, $feature),
+        );)*
+    };
 }

@@ -92,9 +92,15 @@ impl Backend {
 /// The package of the suites forwards its features to the libraries, and cargo unites the features
 /// of all packages that it builds at once.
 pub(crate) fn feature_args(backends: &[Backend]) -> Vec<String> {
+    feature_args_of("burn-lti-tests", backends)
+}
+
+/// The arguments that give a build of `package`, which forwards its features to the libraries, those of
+/// `backends`.
+pub(crate) fn feature_args_of(package: &str, backends: &[Backend]) -> Vec<String> {
     let features = backends.iter().flat_map(|backend| backend.features());
     let features: Vec<_> = features
-        .map(|feature| format!("burn-lti-tests/{feature}"))
+        .map(|feature| format!("{package}/{feature}"))
         .collect();
     match features.is_empty() {
         true => Vec::new(),

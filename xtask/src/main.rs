@@ -8,6 +8,7 @@
 //! | `environment` | the variables of everything that is started |
 //! | `backend` | the backends: features, names of tests, whether they are set up |
 //! | `suite`, `check`, `ci` | what runs, as steps |
+//! | `bench` | the benches, ours against the peers, how cost grows |
 //! | `step`, `libtest` | one command, and the tests that it ran |
 //! | `report` | the run of all steps, and the table at its end |
 //!
@@ -21,6 +22,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command prints
 
 mod backend;
+mod bench;
 mod cache;
 mod check;
 mod ci;
@@ -42,12 +44,13 @@ use clap::{Args, Parser, Subcommand};
 use xshell::Shell;
 
 use backend::Backend;
+use bench::BenchArgs;
 use cache::Cache;
 use environment::Environment;
 use libtest::Counts;
 use setup::libtorch::Libtorch;
 use setup::{Component, Installed};
-use step::{Step, cargo};
+use step::Step;
 use suite::Suite;
 
 /// The set-up, the tests and the checks of burn-lti.
@@ -87,12 +90,8 @@ enum Run {
     ///
     /// A backend that is not set up is an error. It ends as `test` does.
     Ci(CiArgs),
-    /// Run the benches.
-    Bench {
-        /// Handed on to the benches: a filter, or options of criterion.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    /// Run the benches; or hold ours against the peers, or measure how cost grows.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -174,6 +173,11 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
         return report::print(&steps, &left_out);
     }
     let _runtime_dir = environment.apply(&shell)?;
+    if let Run::Bench(args) = &run
+        && args.measures()
+    {
+        return args.measure(&shell, &cache, &installed);
+    }
     let terminal = &mut io::stdout();
     report::run(&shell, &steps, run.title(), &left_out, terminal, counts)
 }
@@ -199,12 +203,7 @@ impl Run {
                 Ok(check::steps(&backends, installed, args.with_cpu))
             }
             Self::Ci(args) => ci::steps(args, installed, root),
-            Self::Bench { arguments } => {
-                // The benches by pattern: the package's library has none, and another harness.
-                let bench = cargo("bench", ["bench", "--package", "burn-lti-benches"]);
-                let bench = bench.with_args(["--bench", "*", "--"]);
-                Ok((vec![bench.with_args(arguments)], Vec::new()))
-            }
+            Self::Bench(args) => Ok((args.commands(), Vec::new())),
         }
     }
 
@@ -212,7 +211,7 @@ impl Run {
     fn title(&self) -> &'static str {
         match self {
             Self::Test(_) => "suite",
-            Self::Check(_) | Self::Ci(_) | Self::Bench { .. } => "part",
+            Self::Check(_) | Self::Ci(_) | Self::Bench(_) => "part",
         }
     }
 
@@ -221,7 +220,7 @@ impl Run {
             Self::Test(args) => args.dry_run,
             Self::Check(args) => args.dry_run,
             Self::Ci(args) => args.dry_run,
-            Self::Bench { .. } => false,
+            Self::Bench(_) => false,
         }
     }
 

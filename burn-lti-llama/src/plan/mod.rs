@@ -5,8 +5,10 @@
 //! nothing about the recipe can be wrong any more.
 
 mod check;
+mod cost;
 mod error;
 mod planner;
+mod prediction;
 pub(crate) mod report;
 mod weights;
 
@@ -21,7 +23,9 @@ use crate::recipe::{
     Trained, divergence, schedule,
 };
 
+pub use cost::{PartCost, StepCosts, StepMemory};
 pub use error::PlanError;
+pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 pub use weights::{WeightPlan, WeightsError};
 
 use check::{
@@ -65,6 +69,8 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Sizes and costs.
     pub totals: Totals,
+    /// What a training step costs, part by part; of phase 1, if there are two.
+    pub costs: StepCosts,
 }
 
 /// What a student is trained towards.
@@ -298,7 +304,7 @@ impl Plan {
         planner.check_frozen(&tensors, second.as_ref().map(|(.., tensors)| &tensors[..]))?;
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
         check_nothing_new(recipe.lti.start, &tensors)?;
-        let totals = planner.totals(&tensors);
+        let (totals, costs) = (planner.totals(&tensors), planner.costs(&tensors));
         let loss = &recipe.loss;
         let feature = loss.feature.as_ref();
         let feature = feature.map(|feature| plan_feature(feature, &student, teacher));
@@ -322,6 +328,7 @@ impl Plan {
             weights,
             tensors,
             totals,
+            costs,
             student,
         })
     }
@@ -365,7 +372,7 @@ mod tests {
     use crate::config::LlamaConfig;
 
     /// The teacher of the repository's recipe.
-    fn teacher() -> LlamaConfig {
+    pub(super) fn teacher() -> LlamaConfig {
         let text = r#"{ "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
             "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
             "num_key_value_heads": 4, "max_position_embeddings": 512,

@@ -7,8 +7,11 @@ use burn_lti::start::calibrated::FeedForward;
 use burn_lti::start::{MapSpec, Start};
 use regex::Regex;
 
+use super::cost::Costs;
 use super::weights::projections;
-use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals, WeightPlan};
+use super::{
+    Origin, PhasePlan, PlanError, PlannedTensor, StepCosts, StepFlops, Totals, WeightPlan,
+};
 use crate::config::{LlamaConfig, feed_forward_name};
 use crate::hf::WeightType;
 use crate::recipe::{Phase2Section, Recipe, TrainSection, Trained, WeightsSection};
@@ -281,15 +284,9 @@ impl Planner<'_> {
 
     /// Elements of the kernels whose gradient is computed.
     fn kernels_with_gradient(&self, tensors: &[PlannedTensor]) -> usize {
-        // As a lookup the embedding costs nothing; as a tied head it does.
-        let is_lookup =
-            |name: &str| name == "model.embed_tokens.weight" && !self.student.tie_word_embeddings;
-        let is_kernel = |t: &&PlannedTensor| {
-            t.trained && t.shape.len() == 2 && t.name.ends_with(".weight") && !is_lookup(&t.name)
-        };
         let own: usize = tensors
             .iter()
-            .filter(is_kernel)
+            .filter(|tensor| self.has_kernel_gradient(tensor))
             .map(PlannedTensor::num_elements)
             .sum();
         let made: usize = match self.trained {
@@ -300,6 +297,20 @@ impl Planner<'_> {
             Trained::Projections | Trained::All => 0,
         };
         own + self.layers.len() * self.student.hidden_size * made
+    }
+
+    /// Whether the gradient of the tensor itself, no map, is a product.
+    pub(super) fn has_kernel_gradient(&self, tensor: &PlannedTensor) -> bool {
+        // As a lookup the embedding costs nothing; as a tied head it does.
+        let is_lookup =
+            tensor.name == "model.embed_tokens.weight" && !self.student.tie_word_embeddings;
+        let is_kernel = tensor.shape.len() == 2 && tensor.name.ends_with(".weight");
+        tensor.trained && is_kernel && !is_lookup
+    }
+
+    /// What a step costs, part by part.
+    pub(super) fn costs(&self, tensors: &[PlannedTensor]) -> StepCosts {
+        Costs::new(self, tensors, &self.step_flops(tensors)).step()
     }
 
     /// [`StepFlops::kernel_contraction`] of one micro-batch.
@@ -320,7 +331,7 @@ impl Planner<'_> {
 }
 
 /// Elements of those tensors, a variable of several names counted once.
-fn count(tensors: &[PlannedTensor], wanted: fn(&PlannedTensor) -> bool) -> usize {
+pub(super) fn count(tensors: &[PlannedTensor], wanted: fn(&PlannedTensor) -> bool) -> usize {
     tensors
         .iter()
         .filter(|tensor| wanted(tensor) && !matches!(tensor.origin, Origin::Shared { .. }))

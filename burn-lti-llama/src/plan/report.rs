@@ -6,7 +6,8 @@ use std::fmt;
 use burn_lti::loss::Divergence;
 
 use super::{
-    CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, Totals, TrainingPlan,
+    CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, StepCosts, StepMemory,
+    Totals, TrainingPlan,
 };
 use crate::config::{LlamaConfig, list};
 use crate::recipe::{
@@ -39,6 +40,10 @@ impl fmt::Display for Plan {
         let mut totals = self.totals.rows();
         totals.extend(self.phase2.iter().flat_map(PhasePlan::rows));
         write_table(f, &totals)?;
+        writeln!(f)?;
+        write_table(f, &self.costs.rows())?;
+        writeln!(f)?;
+        write_table(f, &self.costs.memory.rows())?;
         self.write_new(f)
     }
 }
@@ -282,6 +287,41 @@ impl Totals {
         .map(|(name, value)| vec![name.to_owned(), value])
         .to_vec()
     }
+}
+
+impl StepCosts {
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = ["part of a step", "GFLOP", "GB"].map(String::from).to_vec();
+        let row =
+            |part: &str, flops: f64, bytes: f64| vec![part.to_owned(), giga(flops), giga(bytes)];
+        let parts = self
+            .parts
+            .iter()
+            .map(|part| row(part.part, part.flops, part.bytes));
+        let all = row("together", self.flops(), self.bytes());
+        [head].into_iter().chain(parts).chain([all]).collect()
+    }
+}
+
+impl StepMemory {
+    fn rows(&self) -> Vec<Vec<String>> {
+        [
+            ("memory of a step, about", "GB".to_owned()),
+            ("weights of the teacher and its student", giga(self.weights)),
+            ("maps, gradients, moments", giga(self.optimizer)),
+            ("kernels out of maps", giga(self.kernels)),
+            ("kept for the backward pass", giga(self.activations)),
+            ("logits of a chunk", giga(self.logits)),
+            ("together", giga(self.total())),
+        ]
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .to_vec()
+    }
+}
+
+/// In units of 10^9.
+pub(super) fn giga(value: f64) -> String {
+    format!("{:.3}", value / 1e9)
 }
 
 fn describe(config: &LlamaConfig) -> String {

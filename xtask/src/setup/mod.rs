@@ -4,9 +4,9 @@
 //! A part that is complete is left as it is. One that an interrupted run began is finished.
 
 pub(crate) mod libtorch;
-mod peers;
+pub(crate) mod peers;
 mod python;
-mod teachers;
+pub(crate) mod teachers;
 mod vulkan;
 mod wheel;
 

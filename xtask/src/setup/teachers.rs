@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
@@ -20,6 +20,13 @@ const CONVERTER: &str = "../shared/yardsticks/smollm2_to_hf.py";
 /// 134,515,008 parameters in float32: a vocabulary of 49,152 and 30 layers of width 576, the head
 /// tied to the embedding.
 const WEIGHT_BYTES: u64 = 4 * 134_515_008;
+
+/// The folder of the teacher, which must be set up.
+pub(crate) fn find(cache: &Cache) -> Result<PathBuf> {
+    let folder = cache.path("teachers").join(NAME);
+    check(&folder).context("not set up: teachers; run `cargo xtask setup teachers` first")?;
+    Ok(folder)
+}
 
 pub(super) fn set_up(shell: &Shell, cache: &Cache) -> Result<()> {
     let folder = cache.path("teachers").join(NAME);

@@ -54,7 +54,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Say what a recipe would do, from the configurations alone.
     ///
-    /// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes and FLOPs.
+    /// What becomes a map, what is copied, new, trained, frozen; parameters, cache sizes; FLOPs, bytes and
+    /// memory of a step, and how long it takes at least on a device of a given speed.
     ///
     /// Reads only the recipe and the teacher's config.json, so it is there at once, and names the
     /// first mistake of the recipe with the way out.
@@ -160,6 +161,14 @@ pub(crate) struct DtypeArg {
     pub(crate) dtype: WeightType,
 }
 
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().map_err(|error| error.to_string())?;
+    match number.is_finite() && number > 0.0 {
+        true => Ok(number),
+        false => Err("a number above 0 is needed, as in 400e9".to_owned()),
+    }
+}
+
 /// A float type by its name in `config.json`.
 fn weight_type() -> impl TypedValueParser<Value = WeightType> {
     let named = |name: String| {
@@ -182,6 +191,22 @@ pub(crate) struct JsonArg {
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// Say how long a step takes at least where so many operations are done a second, as in `400e9`.
+    #[arg(long, value_name = "FLOPS", value_parser = positive)]
+    pub(crate) flops: Option<f64>,
+    /// And where so many bytes go to memory and back a second, as in `20e9`.
+    #[arg(long, value_name = "BYTES", value_parser = positive, requires = "flops")]
+    pub(crate) bandwidth: Option<f64>,
+    /// Measure both on a backend's default device; on the preferred backend if none is named.
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = BackendName::default().name(),
+        conflicts_with = "flops"
+    )]
+    pub(crate) measure: Option<BackendName>,
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

@@ -1,17 +1,85 @@
 //! `burn-lti plan`
 
-use anyhow::Result;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Distribution, Tensor};
+use burn_lti_llama::plan::DeviceSpeed;
 use burn_lti_llama::recipe::Recipe;
 
-use crate::args::PlanArgs;
+use crate::args::{BackendArgs, PlanArgs};
+use crate::backend::{BackendName, on_backend};
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     let plan = burn_lti_llama::distill::plan(&recipe)?;
+    let given = args.flops.map(|flops| DeviceSpeed {
+        flops,
+        bandwidth: args.bandwidth,
+    });
+    let measured = args.measure.map(measured_on).transpose()?;
+    let prediction = given.or(measured).map(|speed| plan.costs.predict(speed));
     if args.json.json {
-        println!("{}", serde_json::to_string_pretty(&plan)?);
+        let mut json = serde_json::to_value(&plan)?;
+        if let Some(prediction) = prediction {
+            json["prediction"] = serde_json::to_value(prediction)?;
+        }
+        println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
         print!("{}", plan.render());
+        if let Some(prediction) = prediction {
+            print!("\n{prediction}");
+        }
     }
     Ok(())
+}
+
+fn measured_on(backend: BackendName) -> Result<DeviceSpeed> {
+    let args = BackendArgs {
+        backend,
+        device: None,
+    };
+    on_backend!(args, measured())
+}
+
+/// The speed of a large product and of a sum of tensors that no cache holds.
+fn measured<A: AutodiffBackend>(device: &A::Device) -> Result<DeviceSpeed> {
+    const SIDE: usize = 2048;
+    /// A tensor just below what the allocator maps anew each time.
+    const ELEMENTS: usize = 7 << 20;
+    let random = |rows, columns| {
+        let normal = Distribution::Normal(0.0, 1.0);
+        Tensor::<A::InnerBackend, 2>::random([rows, columns], normal, device)
+    };
+    let (a, b) = (random(SIDE, SIDE), random(SIDE, SIDE));
+    let product = best::<A::InnerBackend, _>(device, || a.clone().matmul(b.clone()))?;
+    let (a, b) = (random(1, ELEMENTS), random(1, ELEMENTS));
+    let sum = best::<A::InnerBackend, _>(device, || a.clone() + b.clone())?;
+    let transferred = 3 * ELEMENTS * size_of::<f32>();
+    Ok(DeviceSpeed {
+        flops: 2.0 * (SIDE as f64).powi(3) / product,
+        bandwidth: Some(transferred as f64 / sum),
+    })
+}
+
+/// Seconds of the fastest of some repetitions.
+fn best<B: Backend, T>(device: &B::Device, mut compute: impl FnMut() -> T) -> Result<f64> {
+    const AT_LEAST: usize = 4;
+    const LONG_ENOUGH: Duration = Duration::from_secs(1);
+    let synchronise =
+        || B::sync(device).map_err(|error| anyhow!("the device does not answer: {error:?}"));
+    synchronise()?;
+    let all = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut repetitions = 0;
+    while repetitions < AT_LEAST || all.elapsed() < LONG_ENOUGH {
+        let began = Instant::now();
+        let result = compute();
+        synchronise()?;
+        best = best.min(began.elapsed().as_secs_f64());
+        drop(result);
+        repetitions += 1;
+    }
+    Ok(best)
 }

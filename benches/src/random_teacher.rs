@@ -1,0 +1,57 @@
+//! A Llama of any shape that was never trained, in a Hugging Face folder that every program reads.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::hf::{NewTensor, WeightType, write_weights};
+
+use crate::numbers::uniform_values;
+
+/// As wide as a Llama's weights are before training.
+const STD: f64 = 0.02;
+
+/// The shape of the stories260k teacher.
+pub const STORIES_260K: &str = r#"{
+    "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172,
+    "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8,
+    "max_position_embeddings": 8192, "tie_word_embeddings": true
+}"#;
+
+/// The shape of SmolLM2-135M.
+pub const SMOLLM2_135M: &str = include_str!("../plans/smollm2-135m/config.json");
+
+/// The configuration in a text.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn config(text: &str) -> Result<LlamaConfig> {
+    Ok(LlamaConfig::from_json_str(text, Path::new("config.json"))?)
+}
+
+/// Writes a teacher of this shape to `dir`, without a tokenizer.
+///
+/// # Errors
+///
+/// If a file cannot be written.
+pub fn write(config: &LlamaConfig, dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let path = dir.join("config.json");
+    let json = format!("{:#}\n", config.to_json());
+    fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    let tensors = config.tensors().into_iter().enumerate();
+    let weights = tensors.map(|(index, (name, shape))| {
+        let count = shape.iter().product();
+        let is_norm = shape.len() == 1;
+        NewTensor::new(name, shape, move || {
+            Ok(match is_norm {
+                true => vec![1.0; count],
+                false => uniform_values(100 + index as u64, count, STD),
+            })
+        })
+    });
+    write_weights(&dir.join("model.safetensors"), WeightType::F32, weights)?;
+    Ok(())
+}
