@@ -11,10 +11,11 @@ use crate::step::{Step, cargo};
 
 /// Every package with a test, and its folder. All cargo calls name all of them, because the choice of
 /// packages decides the features of what they share: with another choice cargo would build Burn again.
-const PACKAGES: [(&str, &str); 3] = [
+const PACKAGES: [(&str, &str); 4] = [
     ("burn-lti", "burn-lti"),
     ("burn-lti-llama", "burn-lti-llama"),
     ("burn-lti-tests", "tests"),
+    ("burn-lti-benches", "benches"),
 ];
 /// The folder in `tests/tests` that is the suite `laws`.
 const LAWS: &str = "laws";
@@ -161,7 +162,8 @@ mod tests {
     use super::*;
 
     const COMMON: &str = "cargo test --package burn-lti --package burn-lti-llama \
-                          --package burn-lti-tests --features burn-lti-tests/tch";
+                          --package burn-lti-tests --package burn-lti-benches \
+                          --features burn-lti-tests/tch";
 
     fn repository() -> &'static Path {
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
