@@ -55,3 +55,31 @@ pub fn write(config: &LlamaConfig, dir: &Path) -> Result<()> {
     write_weights(&dir.join("model.safetensors"), WeightType::F32, weights)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_lti_llama::distill::plan;
+    use burn_lti_llama::plan::DeviceSpeed;
+    use burn_lti_llama::recipe::Recipe;
+
+    use super::*;
+
+    /// What the page of the benches has `burn-lti plan` count.
+    #[test]
+    fn the_recipes_of_the_page_are_planned() {
+        for (name, layers) in [("smollm2-135m", 30), ("llama-3.1-8b", 32)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("plans")
+                .join(name);
+            let recipe = Recipe::load(&path.join("recipe.toml"), &[]).unwrap();
+            let plan = plan(&recipe).unwrap();
+            assert_eq!(plan.layers.len(), layers);
+            let speed = DeviceSpeed {
+                flops: 1e12,
+                bandwidth: Some(1e11),
+            };
+            let prediction = plan.costs.predict(speed);
+            assert!(prediction.seconds > plan.costs.flops() / speed.flops);
+        }
+    }
+}

@@ -45,7 +45,8 @@ pub(crate) struct BenchArgs {
         long = "contest",
         value_name = "CONTEST",
         value_enum,
-        requires = "peers"
+        requires = "measurement",
+        conflicts_with = "growth"
     )]
     contests: Vec<Name>,
     /// Our backends, which must be set up. If absent: flex, and tch if it is set up.
@@ -57,13 +58,24 @@ pub(crate) struct BenchArgs {
     )]
     backends: Vec<Backend>,
     /// How often every program runs.
-    #[arg(long, default_value_t = 5, value_name = "N", requires = "peers")]
+    #[arg(
+        long,
+        default_value_t = 5,
+        value_name = "N",
+        requires = "measurement",
+        conflicts_with = "growth"
+    )]
     rounds: usize,
     /// Steps of a run, of which the first two warm up.
     #[arg(long, default_value_t = 7, value_name = "N", requires = "measurement")]
     steps: usize,
     /// Only the first values of what grows.
-    #[arg(long, value_name = "N", requires = "growth")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "measurement",
+        conflicts_with = "peers"
+    )]
     values: Option<usize>,
     /// Threads to compute with, of every program.
     #[arg(long, default_value_t = 2, value_name = "N", requires = "measurement")]
@@ -350,6 +362,7 @@ mod tests {
             &["--peers", "step"],
             &["--growth", "--rounds", "3"],
             &["--peers", "--values", "2"],
+            &["--rounds", "3"],
         ] {
             assert!(parse(refused).is_err(), "{refused:?}");
         }
