@@ -174,9 +174,9 @@ pub const fn contraction_cost(
     let (first, second, once) = match map.pairs() {
         None => (x * y * u * v, 0, 0),
         Some(rank) => match Order::of(rank, [x, y, u, v]) {
-            Order::HeadsFirst => (rank * x * y * u, rank * u * y * v, 0),
-            Order::HeadSizeFirst => (rank * x * y * v, rank * x * v * u, 0),
-            Order::SumFirst => (x * y * u * v, 0, rank * x * y * u * v),
+            Order::Heads => (rank * x * y * u, rank * u * y * v, 0),
+            Order::HeadSize => (rank * x * y * v, rank * x * v * u, 0),
+            Order::Sum => (x * y * u * v, 0, rank * x * y * u * v),
         },
     };
     ContractionCost {
@@ -186,12 +186,13 @@ pub const fn contraction_cost(
     }
 }
 
-/// In which order pairs of factors are contracted with `C`.
+/// What is summed over first when pairs of factors are contracted with `C`: heads, head features, or the
+/// pairs themselves.
 #[derive(Clone, Copy)]
 enum Order {
-    HeadsFirst,
-    HeadSizeFirst,
-    SumFirst,
+    Heads,
+    HeadSize,
+    Sum,
 }
 
 impl Order {
@@ -201,13 +202,13 @@ impl Order {
         let (heads_first, head_size_first) = (u * y * (x + v), x * v * (y + u));
         if heads_first <= head_size_first {
             match rank > 1 && x * y * u * v < rank * heads_first {
-                true => Self::SumFirst,
-                false => Self::HeadsFirst,
+                true => Self::Sum,
+                false => Self::Heads,
             }
         } else {
             match rank > 1 && x * y * u * v < rank * head_size_first {
-                true => Self::SumFirst,
-                false => Self::HeadSizeFirst,
+                true => Self::Sum,
+                false => Self::HeadSize,
             }
         }
     }
@@ -283,20 +284,20 @@ fn qkv_pairs<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 4>, b: Tensor<B, 4>) -> T
     let [_, r, _, u] = a.dims();
     let v = b.dims()[3];
     match Order::of(r, [x, y, u, v]) {
-        Order::HeadsFirst => {
+        Order::Heads => {
             let a = a.permute([0, 3, 1, 2]).reshape([l, 1, u * r, x]);
             a.matmul(c)
                 .reshape([l, d_model * u, r * y])
                 .matmul(b.reshape([l, r * y, v]))
                 .reshape([l, d_model, u, v])
         }
-        Order::HeadSizeFirst => {
+        Order::HeadSize => {
             let b = b.swap_dims(1, 2).reshape([l, y, r * v]);
             let mixed = c.reshape([l, d_model * x, y]).matmul(b);
             let a = a.permute([0, 3, 2, 1]).reshape([l, 1, u, x * r]);
             a.matmul(mixed.reshape([l, d_model, x * r, v]))
         }
-        Order::SumFirst => {
+        Order::Sum => {
             let w = sum_of_pairs(a, b).reshape([l, x, u, y, v]);
             qkv_general(c, w.swap_dims(2, 3))
         }
@@ -309,19 +310,19 @@ fn out_pairs<B: Backend>(c: Tensor<B, 4>, a: Tensor<B, 4>, b: Tensor<B, 4>) -> T
     let [_, r, _, u] = a.dims();
     let v = b.dims()[2];
     match Order::of(r, [x, y, u, v]) {
-        Order::HeadsFirst => {
+        Order::Heads => {
             let a = a.permute([0, 3, 1, 2]).reshape([l, u * r, x]);
             let mixed = a.matmul(c.reshape([l, x, y * d_model]));
             let b = b.swap_dims(1, 2).reshape([l, 1, v, r * y]);
             b.matmul(mixed.reshape([l, u, r * y, d_model]))
         }
-        Order::HeadSizeFirst => {
+        Order::HeadSize => {
             let mixed = b.reshape([l, 1, r * v, y]).matmul(c);
             let a = a.permute([0, 3, 2, 1]).reshape([l, u, x * r]);
             a.matmul(mixed.reshape([l, x * r, v * d_model]))
                 .reshape([l, u, v, d_model])
         }
-        Order::SumFirst => {
+        Order::Sum => {
             let w = sum_of_pairs(a, b).reshape([l, x, u, v, y]);
             out_general(c, w.permute([0, 1, 4, 2, 3]))
         }
