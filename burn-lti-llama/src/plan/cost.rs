@@ -359,7 +359,7 @@ impl<'a> Costs<'a> {
 struct MapElements {
     /// `C`.
     teacher: f64,
-    /// Between the two products of a factored map.
+    /// Between the two products of pairs of factors.
     between: f64,
     /// The student's kernel.
     kernel: f64,
@@ -370,14 +370,7 @@ struct MapElements {
 impl MapElements {
     fn new(map: MapKind, d_model: usize, teacher: HeadGrid, student: HeadGrid) -> Self {
         let d_model = d_model as f64;
-        let cost = contraction_cost(map, teacher, student);
-        let heads_first = cost.second == student.heads * teacher.head_dim * student.head_dim
-            && cost.first == teacher.width() * student.heads;
-        let between = match map {
-            MapKind::General => 0,
-            MapKind::Factored if heads_first => student.heads * teacher.head_dim,
-            MapKind::Factored => teacher.heads * student.head_dim,
-        };
+        let between = contraction_cost(map, teacher, student).between;
         Self {
             teacher: d_model * teacher.width() as f64,
             between: d_model * between as f64,

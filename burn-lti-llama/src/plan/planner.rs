@@ -361,6 +361,7 @@ pub(super) fn contraction_with_gradients(
         first,
         second,
         once,
+        ..
     } = contraction_cost(map, teacher, student);
     features as f64 * (2.0 * first as f64 + 3.0 * second as f64) + 3.0 * once as f64
 }

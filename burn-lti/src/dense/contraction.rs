@@ -153,6 +153,8 @@ pub struct ContractionCost {
     /// Of summing pairs of factors up to `W` beforehand, once and not for each feature; 0 where they
     /// are contracted as they are.
     pub once: usize,
+    /// Elements that the first product leaves for the second.
+    pub between: usize,
 }
 
 /// What a contraction costs in the cheaper order.
@@ -171,18 +173,19 @@ pub const fn contraction_cost(
         student.heads,
         student.head_dim,
     );
-    let (first, second, once) = match map.pairs() {
-        None => (x * y * u * v, 0, 0),
+    let (first, second, once, between) = match map.pairs() {
+        None => (x * y * u * v, 0, 0, 0),
         Some(rank) => match Order::of(rank, [x, y, u, v]) {
-            Order::Heads => (rank * x * y * u, rank * u * y * v, 0),
-            Order::HeadSize => (rank * x * y * v, rank * x * v * u, 0),
-            Order::Sum => (x * y * u * v, 0, rank * x * y * u * v),
+            Order::Heads => (rank * x * y * u, rank * u * y * v, 0, rank * u * y),
+            Order::HeadSize => (rank * x * y * v, rank * x * v * u, 0, rank * x * v),
+            Order::Sum => (x * y * u * v, 0, rank * x * y * u * v, 0),
         },
     };
     ContractionCost {
         first,
         second,
         once,
+        between,
     }
 }
 
