@@ -14,6 +14,7 @@
 //! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
 //! | [`inject`] | the teacher's tensors come in; what trains |
 //! | [`loss`] | the distillation loss in chunks of tokens |
+//! | [`fused`] | a decoder's element-wise work in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
 //! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
@@ -30,6 +31,8 @@ mod compat;
 pub mod decoder;
 pub mod dense;
 pub mod files;
+pub mod fused;
+mod host;
 pub mod inject;
 pub mod loss;
 pub mod start;

@@ -2,7 +2,7 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn::tensor::activation::silu;
+use burn_lti::fused::gated_silu;
 
 use crate::config::LlamaConfig;
 
@@ -41,6 +41,9 @@ impl<B: Backend> Mlp<B> {
 
     /// What the last projection reads: `[rows, d_model] -> [rows, intermediate]`.
     pub(super) fn gated(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        silu(self.gate_proj.forward(rows.clone())) * self.up_proj.forward(rows)
+        gated_silu(
+            self.gate_proj.forward(rows.clone()),
+            self.up_proj.forward(rows),
+        )
     }
 }

@@ -6,12 +6,12 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::chunk::{Chunk, ChunkOutput};
-use super::host;
 use super::sums::Known;
 use super::{
     Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
 };
 use crate::decoder::{CausalLm, Head, TokenBatch};
+use crate::host::is_host;
 
 /// `alpha T^2 D(teacher, student) + (1 - alpha) CE + beta F`, averaged over tokens with a target: a
 /// [`Divergence`] at temperature `T`, the cross-entropy, and a [`FeatureLoss`] if there is one.
@@ -36,8 +36,8 @@ pub struct DistillationLoss {
 }
 
 /// On a CPU, whose rows go one by one, larger chunks than this make the products with the head no
-/// faster: 64 MiB of float32 logits of each model.
-const MAX_HOST_LOGITS: usize = 1 << 24;
+/// faster: 32 MiB of float32 logits of each model.
+const MAX_HOST_LOGITS: usize = 1 << 23;
 /// Smaller chunks would make these products slower, however large the vocabulary.
 const MIN_HOST_TOKENS: usize = 32;
 
@@ -243,7 +243,7 @@ impl DistillationLoss {
     ) -> impl Iterator<Item = Range<usize>> + use<B> {
         let tokens = input.mask.dims()[0];
         let [_, vocab] = input.student_head.weight.dims();
-        let most = match host::is_host(&input.mask.device()) {
+        let most = match is_host(&input.mask.device()) {
             true => (MAX_HOST_LOGITS / vocab).max(MIN_HOST_TOKENS),
             false => usize::MAX,
         };

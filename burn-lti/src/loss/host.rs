@@ -3,14 +3,13 @@
 //! On a CPU the tensor operations of a chunk walk over its logits some twenty times, in memory each
 //! time. Here one thread takes a row and is done with it.
 
-use std::any::Any;
-
 use burn::prelude::*;
 use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::chunk::ChunkOutput;
 use super::row::{Row, RowLoss, RowTerms};
+use crate::host::is_host;
 
 /// Logits and targets of `n` tokens, all float32 and on a device that is the host.
 pub(super) struct HostChunk<B: Backend> {
@@ -27,24 +26,6 @@ pub(super) struct HostChunk<B: Backend> {
 /// Whether tensors like this one can be read where they are, as float32.
 pub(super) fn holds<B: Backend>(tensor: &Tensor<B, 2>) -> bool {
     tensor.dtype() == DType::F32 && is_host(&tensor.device())
-}
-
-/// Whether a device computes in the host's memory.
-pub(super) fn is_host(device: &dyn Any) -> bool {
-    #[cfg(feature = "flex")]
-    if device.is::<burn::backend::flex::FlexDevice>() {
-        return true;
-    }
-    #[cfg(feature = "ndarray")]
-    if device.is::<burn::backend::ndarray::NdArrayDevice>() {
-        return true;
-    }
-    #[cfg(feature = "tch")]
-    if let Some(device) = device.downcast_ref::<burn::backend::libtorch::LibTorchDevice>() {
-        return matches!(device, burn::backend::libtorch::LibTorchDevice::Cpu);
-    }
-    let _ = device; // a build may have none of them
-    false
 }
 
 impl<B: Backend> HostChunk<B> {

@@ -7,13 +7,13 @@
 //! `exp(S / T) / Z_S - exp(R / T) / Z_R`. What the metrics need at temperature 1 are the same sums of
 //! `exp(S)`, at temperature 2 a square of what is there already.
 //!
-//! The exponential is the polynomial of Cephes' `expf` (Moshier), good to 2 units in the last place,
-//! on as many lanes as the processor has. Each exponential is taken once, and sums leave float32 after
-//! [`BLOCK`] elements.
+//! All is done on as many lanes as the processor has. Each exponential is taken once, and sums leave
+//! float32 after [`BLOCK`] elements.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{DistillationLoss, Divergence};
+use crate::host::exp;
 
 /// Elements whose sum is kept in float32: a block of both rows is in the first cache.
 const BLOCK: usize = 1024;
@@ -399,39 +399,6 @@ fn mix<S: Simd>(
         simd.mul_f32s(second, shares[1]),
     );
     simd.mul_add_e_f32s(cold, shares[2], soft)
-}
-
-/// `exp(x)` for `x <= 0`; below -87 as at -87, 1.6e-38. NaN stays NaN.
-#[inline(always)]
-fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Added to a number, it leaves the nearest whole one in the lowest bits, here plus the exponent's
-    // bias.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    const POLYNOMIAL: [f32; 6] = [
-        1.987_569_1e-4,
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ];
-    let splat = |value: f32| simd.splat_f32s(value);
-    // In this order: of a NaN and a number the processor gives the second.
-    let x = simd.max_f32s(splat(-87.0), x);
-    let shifted = simd.mul_add_e_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
-    let n = simd.sub_f32s(shifted, splat(ROUND));
-    let r = simd.mul_add_e_f32s(n, splat(-LN_2_HIGH), x);
-    let r = simd.mul_add_e_f32s(n, splat(-LN_2_LOW), r);
-    let mut p = splat(POLYNOMIAL[0]);
-    for &c in &POLYNOMIAL[1..] {
-        p = simd.mul_add_e_f32s(p, r, splat(c));
-    }
-    let p = simd.mul_add_e_f32s(p, simd.mul_f32s(r, r), simd.add_f32s(r, splat(1.0)));
-    let bits = simd.transmute_u32s_f32s(shifted);
-    let power = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
-    simd.mul_f32s(p, simd.transmute_f32s_u32s(power))
 }
 
 #[cfg(test)]

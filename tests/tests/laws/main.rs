@@ -6,6 +6,7 @@ mod curves;
 mod decoders;
 mod divergences;
 mod features;
+mod fused;
 mod half;
 mod llama;
 mod loss;
