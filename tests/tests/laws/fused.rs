@@ -59,12 +59,12 @@ fn the_gated_silu_and_its_gradients_are_those_of_the_operations<A: AutodiffBacke
     let expected = found::<A>(|gate, up| silu(gate) * up, &numbers, &device);
     let fused = found::<A>(gated_silu, &numbers, &device);
     for (fused, expected) in fused.iter().zip(&expected) {
-        assert_close(fused, expected, tolerance(expected));
+        assert_close(fused, expected, &tolerance(expected));
     }
     numbers[0][SHAPE[1]] += 0.5;
     let other = found::<A>(gated_silu, &numbers, &device);
     for (other, expected) in other.iter().zip(&expected) {
-        assert_not_close(other, expected, tolerance(expected));
+        assert_not_close(other, expected, &tolerance(expected));
     }
 }
 
@@ -74,12 +74,12 @@ fn a_gated_silu_of_what_does_not_train_is_on_no_graph<A: AutodiffBackend>(device
     let mut gradients = gated_silu(gate.clone(), leaf.clone()).sum().backward();
     let found = values(&leaf.grad_remove(&mut gradients).expect("a gradient"));
     let expected = values(&silu(gate.clone()));
-    assert_close(&found, &expected, tolerance(&expected));
+    assert_close(&found, &expected, &tolerance(&expected));
     assert!(gate.grad(&gradients).is_none());
 
     let output = gated_silu(gate.clone(), up.clone());
     let expected = values(&(silu(gate) * up));
-    assert_close(&values(&output), &expected, tolerance(&expected));
+    assert_close(&values(&output), &expected, &tolerance(&expected));
 }
 
 fn far_gates_stay_finite<A: AutodiffBackend>(device: A::Device) {
