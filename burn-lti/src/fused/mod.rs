@@ -6,7 +6,7 @@
 //!
 //! Burn asks for a backend trait of one's own where an operation has its own gradient, and every function
 //! and module above would have to name that trait. Here the operation is generic over the inner backend,
-//! and [`on_graph`] tries the autodiff backends that this build has, by their types; with another one the
+//! and one function tries the autodiff backends that this build has, by their types; with another one the
 //! same function is made of tensor operations.
 
 use std::any::{Any, TypeId};
