@@ -60,8 +60,10 @@ fn on_graph<B: Backend, I: Backend>(
     }
     let gate: FloatTensor<Autodiff<I>> = same(gate.into_primitive().tensor());
     let up: FloatTensor<Autodiff<I>> = same(up.into_primitive().tensor());
-    let tensor = |primitive| Tensor::<I, 2>::from_primitive(TensorPrimitive::Float(primitive));
-    let output = forward(tensor(gate.primitive.clone()), tensor(up.primitive.clone()));
+    let output = forward(
+        tensor::<I>(gate.primitive.clone()),
+        tensor::<I>(up.primitive.clone()),
+    );
     let output = output.into_primitive().tensor();
     let nodes = [gate.node.clone(), up.node.clone()];
     let operation = Backward::<I, 2>::prepare::<NoCheckpointing>(GatedSilu, nodes);
@@ -70,6 +72,10 @@ fn on_graph<B: Backend, I: Backend>(
         OpsKind::UnTracked(untracked) => untracked.finish(output),
     };
     Ok(Tensor::from_primitive(TensorPrimitive::Float(same(output))))
+}
+
+fn tensor<I: Backend>(primitive: FloatTensor<I>) -> Tensor<I, 2> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
 /// A value by another name of its type.
@@ -94,8 +100,7 @@ impl<I: Backend> Backward<I, 2> for GatedSilu {
         let [of_gate, of_up] = ops.parents;
         let gradient = grads.consume::<I>(&ops.node);
         let (gate, up) = ops.state;
-        let tensor = |primitive| Tensor::<I, 2>::from_primitive(TensorPrimitive::Float(primitive));
-        let [gate, up] = backward(tensor(gate), tensor(up), tensor(gradient));
+        let [gate, up] = backward::<I>(tensor(gate), tensor(up), tensor(gradient));
         for (node, gradient) in [(of_gate, gate), (of_up, up)] {
             if let Some(node) = node {
                 grads.register::<I>(node.id, gradient.into_primitive().tensor());
