@@ -2,6 +2,9 @@
 
 use std::any::Any;
 
+use burn::prelude::*;
+#[cfg(feature = "tch")]
+use burn::tensor::TensorPrimitive;
 use pulp::Simd;
 
 /// Whether a device computes in the host's memory.
@@ -25,6 +28,104 @@ pub(crate) fn is_rust(device: &dyn Any) -> bool {
     }
     let _ = device; // a build may have none of them
     false
+}
+
+/// A tensor of float32 on a device that is the host, as numbers in a row: where they are if nobody else
+/// reads them, else as a copy.
+pub(crate) enum HostFloats<B: Backend> {
+    /// As the backend hands them over.
+    Data(TensorData, B::Device),
+    /// libtorch's own memory, which the tensor keeps.
+    #[cfg(feature = "tch")]
+    Torch(torch::Owned),
+}
+
+impl<B: Backend> HostFloats<B> {
+    pub(crate) fn new<const D: usize>(tensor: Tensor<B, D>) -> Self {
+        let device = tensor.device();
+        #[cfg(feature = "tch")]
+        let tensor = match torch::Owned::of(tensor.into_primitive().tensor()) {
+            Ok(owned) => return Self::Torch(owned),
+            Err(primitive) => Tensor::from_primitive(TensorPrimitive::Float(primitive)),
+        };
+        Self::Data(<Tensor<B, D>>::into_data(tensor), device)
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        match self {
+            Self::Data(data, _) => match data.as_mut_slice() {
+                Ok(floats) => floats,
+                Err(_) => unreachable!("it was seen before that these are float32"),
+            },
+            #[cfg(feature = "tch")]
+            Self::Torch(owned) => owned.as_mut_slice(),
+        }
+    }
+
+    pub(crate) fn into_tensor<const D: usize>(self) -> Tensor<B, D> {
+        match self {
+            Self::Data(data, device) => Tensor::from_data(data, &device),
+            #[cfg(feature = "tch")]
+            Self::Torch(owned) => {
+                Tensor::from_primitive(TensorPrimitive::Float(owned.into_primitive()))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "tch")]
+mod torch {
+    use std::any::Any;
+
+    use burn::backend::libtorch::TchTensor;
+    use burn::tensor::{DType, TensorMetadata};
+
+    /// A tensor of libtorch's that is contiguous float32 and nobody else's.
+    pub(crate) struct Owned(TchTensor);
+
+    impl Owned {
+        /// Of a tensor's primitive, which is in the host's memory; back if it is none of libtorch's.
+        pub(super) fn of<P: 'static>(primitive: P) -> Result<Self, P> {
+            let mut primitive = Some(primitive);
+            let any: &mut dyn Any = &mut primitive;
+            if let Some(torch) = any.downcast_mut::<Option<TchTensor>>()
+                && torch
+                    .as_ref()
+                    .is_some_and(|tensor| tensor.dtype() == DType::F32)
+                && let Some(torch) = torch.take()
+            {
+                return Ok(Self(match torch.storage.can_mut() {
+                    true if torch.tensor.is_contiguous() => torch,
+                    _ => TchTensor::new(torch.tensor.contiguous().copy()),
+                }));
+            }
+            match primitive {
+                Some(primitive) => Err(primitive),
+                None => unreachable!("it was taken by a return"),
+            }
+        }
+
+        pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+            let tensor = &self.0.tensor;
+            if tensor.numel() == 0 {
+                return &mut []; // it may have no memory
+            }
+            // SAFETY: `of` has seen that these are float32 in the host's memory, one after another, and
+            // that no other tensor shares them; they live as long as the tensor, which is borrowed.
+            unsafe {
+                std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
+            }
+        }
+
+        pub(super) fn into_primitive<P: 'static>(self) -> P {
+            let mut primitive = Some(self.0);
+            let any: &mut dyn Any = &mut primitive;
+            match any.downcast_mut::<Option<P>>().and_then(Option::take) {
+                Some(primitive) => primitive,
+                None => unreachable!("it was made of this type"),
+            }
+        }
+    }
 }
 
 /// `exp(x)` for `x <= 0`, by the polynomial of Cephes' `expf` (Moshier), good to 2 units in the last

@@ -2,9 +2,9 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn::tensor::activation::softmax;
 use burn_lti::decoder::{AttentionGeometry, Project, Projection};
 use burn_lti::dense::{HeadGrid, Slot};
+use burn_lti::fused::masked_softmax;
 
 use super::{LayerCache, Rotary};
 use crate::config::LlamaConfig;
@@ -199,9 +199,8 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         batch_tokens: [usize; 2],
     ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let (query, kv) = (self.geometry.query, self.geometry.key_value);
-        let scale = 1.0 / (query.head_dim as f64).sqrt();
-        let q = self.q_proj.project(rows.clone()).mul_scalar(scale);
-        let q = heads(rotary.turn_queries(q), batch_tokens, query);
+        let q = rotary.turn_queries(self.q_proj.project(rows.clone()));
+        let q = heads(q, batch_tokens, query);
         let k = self.k_proj.project(rows);
         let k = heads(rotary.turn_keys(k), batch_tokens, kv);
         (q, k)
@@ -225,8 +224,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         // In the default float type, as transformers does: half-precision exponentials of long rows
         // would not sum to one.
         let dtype = scores.dtype();
-        let scores = scores.cast(mask.scores.dtype()) + mask.scores.clone();
-        softmax(scores, 3).cast(dtype)
+        masked_softmax(scores.cast(mask.scores.dtype()), mask.scores.clone()).cast(dtype)
     }
 }
 

@@ -7,6 +7,7 @@ use burn_lti::decoder::{
     AttentionBlock, AttentionGeometry, LearnToInitDecoderLayer, Project, Projection, Watch,
 };
 use burn_lti::dense::Slot;
+use burn_lti::fused::rms_norm;
 
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;
@@ -86,7 +87,7 @@ impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
-        let normed = self.input_layernorm.forward(h);
+        let normed = normed(&self.input_layernorm, h);
         self.self_attn.forward(normed, rotary, mask, cache)
     }
 
@@ -96,25 +97,36 @@ impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> Tensor<B, 4> {
-        let normed = self.input_layernorm.forward(h);
+        let normed = normed(&self.input_layernorm, h);
         self.self_attn.weights(normed, rotary, mask)
     }
 
     fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.self_attn.values(self.input_layernorm.forward(h))
+        self.self_attn.values(normed(&self.input_layernorm, h))
     }
 
     fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.mlp.forward(self.post_attention_layernorm.forward(h))
+        self.mlp.forward(normed(&self.post_attention_layernorm, h))
     }
 
     fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = h.dims();
-        let normed = self.post_attention_layernorm.forward(h);
+        let normed = normed(&self.post_attention_layernorm, h);
         let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
         let width = gated.dims()[1];
         gated.reshape([batch, tokens, width])
     }
+}
+
+/// What `norm` makes of `h [batch, tokens, d_model]`, in one operation.
+pub(super) fn normed<B: Backend>(norm: &RmsNorm<B>, h: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [batch, tokens, d_model] = h.dims();
+    rms_norm(
+        h.reshape([batch * tokens, d_model]),
+        norm.gamma.val(),
+        norm.epsilon,
+    )
+    .reshape([batch, tokens, d_model])
 }
 
 impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {

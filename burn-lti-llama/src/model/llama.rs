@@ -9,6 +9,7 @@ use burn_lti::decoder::{
 };
 use burn_lti::dense::Slot;
 
+use super::layer::normed;
 use super::rotary::rotary_features;
 use super::{AttentionMask, Block, KvCache, LlamaLayer, Rotary};
 use crate::config::{LlamaConfig, feed_forward_name, projection_name};
@@ -136,7 +137,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
             h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
         }
         cache.tokens += new;
-        self.model.norm.forward(h)
+        normed(&self.model.norm, h)
     }
 
     /// The float type of the weights, and so of what the layers compute.
@@ -174,7 +175,7 @@ impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
         for layer in &self.model.layers {
             h = layer.forward(h, &rotary, &mask, None, watch);
         }
-        self.model.norm.forward(h)
+        normed(&self.model.norm, h)
     }
 
     fn layers(&self) -> usize {

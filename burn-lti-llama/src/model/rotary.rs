@@ -47,19 +47,20 @@ impl<B: Backend> Rotary<B> {
         let angles =
             positions.clone().float().reshape([batch * tokens, 1]) * frequencies.reshape([1, size]);
         // Angles of thousands of radians need float32, whatever their cosines become.
-        let (cos, sin) = (angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
-        let tables = |grid: HeadGrid| Tables {
-            cos: cos.clone().repeat_dim(1, grid.heads),
-            sin: sin.clone().repeat_dim(1, grid.heads),
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let tables = |grid: HeadGrid, scale: f64| Tables {
+            cos: (cos.clone() * scale).cast(dtype).repeat_dim(1, grid.heads),
+            sin: (sin.clone() * scale).cast(dtype).repeat_dim(1, grid.heads),
         };
         Self {
-            query: tables(query),
-            key: tables(key_value),
+            query: tables(query, 1.0 / (size as f64).sqrt()),
+            key: tables(key_value, 1.0),
             quarter_turn: quarter_turn(size, &device).cast(dtype),
         }
     }
 
-    /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions.
+    /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions, and divides them by
+    /// the root of the head size, so that their products with keys are scores.
     pub fn turn_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.turn(x, &self.query)
     }

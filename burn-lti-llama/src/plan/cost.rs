@@ -80,7 +80,7 @@ pub struct StepMemory {
     /// Kernels made out of maps, and what is kept between the two products of a factored map.
     pub kernels: f64,
     /// What the forward pass keeps for the backward pass: for each token of a layer
-    /// `3 d + 2 q + 2 k + 2 h t + 2 m` elements.
+    /// `3 d + 2 q + 2 k + h t + 2 m` elements.
     pub activations: f64,
     /// Logits of both models and their gradient, of a chunk of tokens.
     pub logits: f64,
@@ -339,7 +339,7 @@ impl<'a> Costs<'a> {
         let (queries, keys) = (student.query_grid().width(), student.kv_grid().width());
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
-        let scores = 2.0 * student.num_attention_heads as f64 * self.seq_len;
+        let scores = student.num_attention_heads as f64 * self.seq_len;
         let chunk = micro_batch.min(recipe.loss.chunk_tokens as f64);
         StepMemory {
             weights: self.size * (teacher.num_parameters() + own) as f64,
@@ -465,7 +465,7 @@ mod tests {
         assert_eq!(memory.weights, 4.0 * teacher);
         assert_eq!(memory.optimizer, 4.0 * 4.0 * maps);
         assert_eq!(memory.kernels, 4.0 * 5.0 * 64.0 * 2.0 * (96.0));
-        let token = 3.0 * 64.0 + 2.0 * 32.0 + 2.0 * 16.0 + 2.0 * 172.0 + 2.0 * 4.0 * 3.0;
+        let token = 3.0 * 64.0 + 2.0 * 32.0 + 2.0 * 16.0 + 2.0 * 172.0 + 4.0 * 3.0;
         assert_eq!(memory.activations, 4.0 * 6.0 * 5.0 * token);
         assert_eq!(memory.logits, 3.0 * 4.0 * 4.0 * 512.0);
         let half = super::super::tests::plan(&["teacher.dtype=bfloat16"]);

@@ -28,6 +28,35 @@ fn plan_says_what_becomes_of_every_tensor() {
 }
 
 #[test]
+fn plan_says_how_long_a_step_takes_at_least() {
+    let workshop = Workshop::new();
+    let sum = |parts: &Value, key: &str| -> f64 {
+        let parts = parts.as_array().unwrap().iter();
+        parts.map(|part| part[key].as_f64().unwrap()).sum()
+    };
+    let predicted = |arguments: &[&str]| {
+        let plan = [&["plan", "recipe.toml", "--json"], arguments].concat();
+        workshop.json(&plan)
+    };
+    let plan = predicted(&["--flops", "2e9"]);
+    let parts = &plan["costs"]["parts"];
+    let (flops, bytes) = (sum(parts, "flops"), sum(parts, "bytes"));
+    let seconds = |plan: &Value| plan["prediction"]["seconds"].as_f64().unwrap();
+    // The same sum in another order.
+    assert!((seconds(&plan) / (flops / 2e9) - 1.0).abs() < 1e-12);
+    // A memory that all wait for.
+    let plan = predicted(&["--flops", "1e18", "--bandwidth", "1e3"]);
+    assert!((seconds(&plan) / (bytes / 1e3) - 1.0).abs() < 1e-12);
+
+    let text = workshop.succeed(&["plan", "recipe.toml", "--measure=ndarray"]);
+    assert!(text.contains("GFLOP/s") && text.contains("GB/s"), "{text}");
+    let errors = workshop.fail(&["plan", "recipe.toml", "--flops", "0"]);
+    assert!(errors.contains("--flops"), "{errors}");
+    let errors = workshop.fail(&["plan", "recipe.toml", "--bandwidth", "1e9"]);
+    assert!(errors.contains("--flops"), "{errors}");
+}
+
+#[test]
 fn a_misspelt_key_is_named_with_the_nearest_one() {
     let workshop = Workshop::new();
     let recipe = RECIPE.replace("learning_rate", "learning_rat");

@@ -1,175 +1,61 @@
-//! The loops of the CPU backends of Rust.
+//! What the loops of the CPU backends of Rust have in common.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use pulp::Simd;
 
-use crate::host::{self, exp};
+use crate::host;
 
 /// Elements that a thread takes at a time: three tensors' worth is in its second cache.
-const PIECE: usize = 1 << 13;
+pub(super) const PIECE: usize = 1 << 13;
 
 /// Whether these tensors go through the loops. libtorch has loops of its own, and its numbers would have
 /// to be copied.
-pub(super) fn suit<I: Backend, const N: usize>(tensors: [&Tensor<I, 2>; N]) -> bool {
+pub(super) fn suit<I: Backend, const D: usize, const N: usize>(
+    tensors: [&Tensor<I, D>; N],
+) -> bool {
     let device = tensors[0].device();
     host::is_rust(&device) && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
-/// `silu(gate) * up`
-pub(super) fn forward<I: Backend>(gate: Tensor<I, 2>, up: Tensor<I, 2>) -> Tensor<I, 2> {
-    let device = gate.device();
-    let (mut gate, up) = (gate.into_data(), up.into_data());
-    let pieces = floats_mut(&mut gate).par_chunks_mut(PIECE);
-    pieces
-        .zip(floats(&up).par_chunks(PIECE))
-        .for_each(|(gate, up)| Arch::new().dispatch(Forward { gate, up }));
-    Tensor::from_data(gate, &device)
+/// Elements that a thread takes at a time where they come in rows of `width`.
+pub(super) fn whole_rows(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1) * width.max(1)
 }
 
-/// The gradients of gate and up.
-pub(super) fn backward<I: Backend>(
-    gate: Tensor<I, 2>,
-    up: Tensor<I, 2>,
-    gradient: Tensor<I, 2>,
-) -> [Tensor<I, 2>; 2] {
-    let device = gate.device();
-    let (mut gate, mut up) = (gate.into_data(), up.into_data());
-    let gradient = gradient.into_data();
-    let pieces = floats_mut(&mut gate).par_chunks_mut(PIECE);
-    pieces
-        .zip(floats_mut(&mut up).par_chunks_mut(PIECE))
-        .zip(floats(&gradient).par_chunks(PIECE))
-        .for_each(|((gate, up), gradient)| {
-            let piece = Backward { gate, up, gradient };
-            Arch::new().dispatch(piece);
-        });
-    [gate, up].map(|data| Tensor::from_data(data, &device))
-}
-
-fn floats(data: &TensorData) -> &[f32] {
+pub(super) fn floats(data: &TensorData) -> &[f32] {
     match data.as_slice() {
         Ok(floats) => floats,
         Err(_) => unreachable!("`suit` has seen that it is float32"),
     }
 }
 
-fn floats_mut(data: &mut TensorData) -> &mut [f32] {
+pub(super) fn floats_mut(data: &mut TensorData) -> &mut [f32] {
     match data.as_mut_slice() {
         Ok(floats) => floats,
         Err(_) => unreachable!("`suit` has seen that it is float32"),
     }
 }
 
-/// Leaves the result in the place of `gate`.
-struct Forward<'a> {
-    gate: &'a mut [f32],
-    up: &'a [f32],
-}
-
-impl WithSimd for Forward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (gates, gate_rest) = S::as_mut_simd_f32s(self.gate);
-        let (ups, up_rest) = S::as_simd_f32s(self.up);
-        for (gate, up) in gates.iter_mut().zip(ups) {
-            *gate = gated(simd, *gate, *up);
-        }
-        let gate = simd.partial_load_f32s(gate_rest);
-        let up = simd.partial_load_f32s(up_rest);
-        simd.partial_store_f32s(gate_rest, gated(simd, gate, up));
-    }
-}
-
+/// Sum of the products of equal places.
 #[inline(always)]
-fn gated<S: Simd>(simd: S, gate: S::f32s, up: S::f32s) -> S::f32s {
-    simd.mul_f32s(simd.mul_f32s(gate, sigmoid(simd, gate)), up)
-}
-
-/// Leaves the gradients in the places of `gate` and `up`.
-struct Backward<'a> {
-    gate: &'a mut [f32],
-    up: &'a mut [f32],
-    gradient: &'a [f32],
-}
-
-impl WithSimd for Backward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (gates, gate_rest) = S::as_mut_simd_f32s(self.gate);
-        let (ups, up_rest) = S::as_mut_simd_f32s(self.up);
-        let (gradients, gradient_rest) = S::as_simd_f32s(self.gradient);
-        for ((gate, up), gradient) in gates.iter_mut().zip(ups).zip(gradients) {
-            [*gate, *up] = slopes(simd, *gate, *up, *gradient);
-        }
-        let [gate, up] = slopes(
-            simd,
-            simd.partial_load_f32s(gate_rest),
-            simd.partial_load_f32s(up_rest),
-            simd.partial_load_f32s(gradient_rest),
-        );
-        simd.partial_store_f32s(gate_rest, gate);
-        simd.partial_store_f32s(up_rest, up);
+pub(super) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = S::as_simd_f32s(a);
+    let (b, b_rest) = S::as_simd_f32s(b);
+    let last = simd.mul_f32s(
+        simd.partial_load_f32s(a_rest),
+        simd.partial_load_f32s(b_rest),
+    );
+    // Four sums, so that none waits for the one before.
+    let mut sums = [
+        last,
+        simd.splat_f32s(0.0),
+        simd.splat_f32s(0.0),
+        simd.splat_f32s(0.0),
+    ];
+    for (index, (a, b)) in a.iter().zip(b).enumerate() {
+        sums[index % 4] = simd.mul_add_e_f32s(*a, *b, sums[index % 4]);
     }
-}
-
-#[inline(always)]
-fn slopes<S: Simd>(simd: S, gate: S::f32s, up: S::f32s, gradient: S::f32s) -> [S::f32s; 2] {
-    let one = simd.splat_f32s(1.0);
-    let s = sigmoid(simd, gate);
-    let weighted = simd.mul_f32s(gradient, s);
-    let slope = simd.mul_add_e_f32s(gate, simd.sub_f32s(one, s), one);
-    [
-        simd.mul_f32s(simd.mul_f32s(weighted, up), slope),
-        simd.mul_f32s(weighted, gate),
-    ]
-}
-
-/// `1 / (1 + exp(-x))`, from an exponential that cannot overflow.
-#[inline(always)]
-fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let one = simd.splat_f32s(1.0);
-    let e = exp(simd, simd.neg_f32s(simd.abs_f32s(x)));
-    let negative = simd.less_than_f32s(x, simd.splat_f32s(0.0));
-    let above = simd.select_f32s(negative, e, one);
-    simd.div_f32s(above, simd.add_f32s(one, e))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(gate: &[f32], up: &[f32]) -> Vec<f32> {
-        let mut gate = gate.to_vec();
-        Arch::new().dispatch(Forward {
-            gate: &mut gate,
-            up,
-        });
-        gate
-    }
-
-    #[test]
-    fn every_length_is_gone_over() {
-        for length in 0..70 {
-            let gate: Vec<f32> = (0..length).map(|i| i as f32 / 7.0 - 4.0).collect();
-            let up: Vec<f32> = (0..length).map(|i| 1.5 - i as f32 / 20.0).collect();
-            for ((found, gate), up) in run(&gate, &up).iter().zip(&gate).zip(&up) {
-                let (gate, up) = (f64::from(*gate), f64::from(*up));
-                let expected = gate / (1.0 + (-gate).exp()) * up;
-                // Some six operations of float32.
-                assert!((f64::from(*found) - expected).abs() <= 1e-6 * expected.abs());
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_number_is_not_hidden() {
-        let found = run(&[f32::NAN, 1.0, 1.0], &[1.0, f32::NAN, 1.0]);
-        assert!(found[0].is_nan() && found[1].is_nan() && found[2].is_finite());
-    }
+    let [first, second, third, fourth] = sums;
+    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth)))
 }

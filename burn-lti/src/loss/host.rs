@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::chunk::ChunkOutput;
 use super::row::{Row, RowLoss, RowTerms};
-use crate::host::is_host;
+use crate::host::{HostFloats, is_host};
 
 /// Logits and targets of `n` tokens, all float32 and on a device that is the host.
 pub(super) struct HostChunk<B: Backend> {
@@ -36,12 +36,7 @@ impl<B: Backend> HostChunk<B> {
         let mask = numbers(self.mask);
         let weight = weight.map(numbers);
         let targets: Vec<i64> = self.targets.into_data().iter().collect();
-        let (mut student, mut teacher) = (self.student.into_data(), self.teacher.into_data());
-        let (Ok(student_rows), Ok(teacher_rows)) =
-            (student.as_mut_slice::<f32>(), teacher.as_mut_slice::<f32>())
-        else {
-            unreachable!("`holds` has seen that both are float32");
-        };
+        let [mut student, mut teacher] = [self.student, self.teacher].map(HostFloats::new);
 
         let work = if loss.needs_work() { vocab } else { 0 };
         let evaluate = |work: &mut Vec<f32>, (at, (student, teacher)): (usize, _)| {
@@ -56,9 +51,10 @@ impl<B: Backend> HostChunk<B> {
                 _ => row.evaluate(loss, weight.as_ref().map(|weight| weight[at])),
             }
         };
-        let terms: Vec<RowTerms> = student_rows
+        let terms: Vec<RowTerms> = student
+            .as_mut_slice()
             .par_chunks_mut(vocab)
-            .zip(teacher_rows.par_chunks_mut(vocab))
+            .zip(teacher.as_mut_slice().par_chunks_mut(vocab))
             .enumerate()
             .map_init(|| vec![0.0; work], evaluate)
             .collect();
@@ -74,9 +70,7 @@ impl<B: Backend> HostChunk<B> {
         ];
         ChunkOutput {
             sums: Tensor::from_data(sums, &device),
-            logits_grad: weight
-                .is_some()
-                .then(|| Tensor::from_data(student, &device)),
+            logits_grad: weight.is_some().then(|| student.into_tensor()),
         }
     }
 }

@@ -11,7 +11,7 @@ use faer::Mat;
 use super::moments::Moments;
 use super::out::{OutFit, OutMap};
 use super::pairs::{self, Pairs, Quadratic};
-use super::solve::{conjugate_gradients, ridge};
+use super::solve::{Kronecker, by_diagonal, conjugate_gradients, mean_diagonal, ridge};
 use super::{CalibrationError, HeadCounts};
 use crate::dense::MapKind;
 
@@ -161,15 +161,21 @@ impl LayerFit<'_> {
             strength: 1.0,
         };
         let mut least = held_out.residual(&out.kernel);
+        let spectrum = self.out.spectrum(&fitted, &held_out, out)?;
+        // `None` with a ridge too little for the rounding of the sums; another one will do.
+        let residual = |firmness: Firmness| match &spectrum {
+            Some(spectrum) => Ok(spectrum.residual(firmness)),
+            None => match self.out.fit(&fitted, firmness, out) {
+                Err(CalibrationError::Singular { .. }) => Ok(None),
+                out => out.map(|out| Some(held_out.residual(&out.kernel))),
+            },
+        };
         for &strength in strengths {
             for ridge in RIDGES {
                 let firmness = Firmness { ridge, strength };
-                // Too little for the rounding of the sums; another one will do.
-                let out = match self.out.fit(&fitted, firmness, out) {
-                    Err(CalibrationError::Singular { .. }) => continue,
-                    out => out?,
+                let Some(residual) = residual(firmness)? else {
+                    continue;
                 };
-                let residual = held_out.residual(&out.kernel);
                 if residual < least - WORTH {
                     (best, least) = (firmness, residual);
                 }
@@ -342,7 +348,7 @@ impl LayerFit<'_> {
         let shape = (self.features(), self.s_head_dim);
         match last {
             ValueMap::General(blocks) => {
-                let (found, _) = system.general(blocks, firmness.ridge, shape);
+                let (found, _) = system.general(blocks, firmness.ridge, shape)?;
                 Ok(ValueMap::General(found))
             }
             ValueMap::Factored { a, b } => {
@@ -351,7 +357,7 @@ impl LayerFit<'_> {
                 Ok(ValueMap::Factored { a, b })
             }
             ValueMap::Pairs(pairs) => {
-                let (general, pull) = system.general(&pairs.blocks(), firmness.ridge, shape);
+                let (general, pull) = system.general(&pairs.blocks(), firmness.ridge, shape)?;
                 let nearest = Pairs::nearest_to_blocks(&general, self.t_head_dim, pairs.rank())?;
                 // The pull is part of what is made small.
                 let apply = |map: &Mat<f64>| {
@@ -395,7 +401,7 @@ fn leading(gram: &Mat<f64>, heard: &Mat<f64>, count: usize) -> Result<Mat<f64>, 
         kept.as_mut(),
         faer::Par::Seq,
     );
-    let scale = super::solve::mean_diagonal(gram).sqrt();
+    let scale = mean_diagonal(gram).sqrt();
     Ok(faer::Scale(scale) * kept)
 }
 
@@ -475,13 +481,43 @@ impl<'a> ValueSystem<'a> {
         blocks: &[Mat<f64>],
         ridge: f64,
         shape: (usize, usize),
-    ) -> (Vec<Mat<f64>>, f64) {
+    ) -> Result<(Vec<Mat<f64>>, f64), CalibrationError> {
         let apply = |flat: &[f64]| flatten(&self.apply(&unflatten(flat, shape)));
         let diagonal = flatten(&self.diagonal);
         let start = flatten(blocks);
+        let pull = pull(ridge, &diagonal);
+        let inverses = self.inverses(pull)?;
+        let precondition = |residual: &[f64]| {
+            let parts = residual.chunks_exact(shape.0 * shape.1).zip(&inverses);
+            parts
+                .flat_map(|(part, inverse)| inverse.apply(part))
+                .collect()
+        };
         let (apply, right) = towards(apply, flatten(&self.right), &diagonal, &start, ridge);
-        let found = conjugate_gradients(apply, &right, &diagonal, start, STEPS);
-        (unflatten(&found, shape), pull(ridge, &diagonal))
+        let found = conjugate_gradients(apply, precondition, &right, start, STEPS);
+        Ok((unflatten(&found, shape), pull))
+    }
+
+    /// For each key/value head what nearly undoes [`Self::apply`] with `pull` on its diagonal: the heads of
+    /// its group each by itself, with one gram for all, their mean by the size of their outputs.
+    fn inverses(&self, pull: f64) -> Result<Vec<Kronecker>, CalibrationError> {
+        let (group, features) = (self.fit.heads.s_group(), self.fit.features());
+        let size = self.fit.s_head_dim;
+        let inverse = |head: usize| {
+            let mut gram = Mat::<f64>::zeros(features, features);
+            let mut outputs = Mat::<f64>::zeros(size, size);
+            for u in head * group..(head + 1) * group {
+                let own = &self.outputs[u][u];
+                let begins = u * features;
+                let of_head = self.gram.submatrix(begins, begins, features, features);
+                gram += faer::Scale(mean_diagonal(own)) * of_head;
+                outputs += own;
+            }
+            let whole = mean_diagonal(&outputs);
+            let scale = if whole > 0.0 { 1.0 / whole } else { 0.0 };
+            Kronecker::new(&(faer::Scale(scale) * gram), &outputs, pull)
+        };
+        (0..self.fit.heads.s_key_value).map(inverse).collect()
     }
 
     fn better_a(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
@@ -519,7 +555,13 @@ impl<'a> ValueSystem<'a> {
             .flat_map(|head| (0..rows).map(move |row| a[(row, head)]))
             .collect();
         let (apply, right) = towards(apply, right, &diagonal, &start, ridge);
-        unflattened(&conjugate_gradients(apply, &right, &diagonal, start, STEPS))
+        unflattened(&conjugate_gradients(
+            apply,
+            by_diagonal(&diagonal),
+            &right,
+            start,
+            STEPS,
+        ))
     }
 
     fn better_b(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
@@ -555,7 +597,13 @@ impl<'a> ValueSystem<'a> {
             .flat_map(|column| (0..size).map(move |row| b[(row, column)]))
             .collect();
         let (apply, right) = towards(apply, right, &diagonal, &start, ridge);
-        unflattened(&conjugate_gradients(apply, &right, &diagonal, start, STEPS))
+        unflattened(&conjugate_gradients(
+            apply,
+            by_diagonal(&diagonal),
+            &right,
+            start,
+            STEPS,
+        ))
     }
 }
 

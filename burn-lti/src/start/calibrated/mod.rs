@@ -28,6 +28,7 @@ mod pairs;
 mod refine;
 mod select;
 mod solve;
+mod spectrum;
 mod spill;
 
 use std::sync::Arc;

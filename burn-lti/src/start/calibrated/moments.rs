@@ -50,7 +50,6 @@ impl Moments {
         attention: Tensor<B, 2>,
         drift: Tensor<B, 2>,
     ) -> Result<(), CalibrationError> {
-        let (n, d) = (self.features(), self.d_model());
         let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| (a.clone() * b.clone()).sum();
         let squares = [
             square(&attention, &attention),
@@ -58,23 +57,24 @@ impl Moments {
             square(&drift, &drift),
         ];
         let all = Tensor::cat(vec![features.clone(), attention, drift], 1);
-        let products = host(features.transpose().matmul(all))?;
-        let width = n + 2 * d;
-        for (row, values) in products.chunks_exact(width).enumerate() {
-            for (column, value) in values[..n].iter().enumerate() {
-                self.gram[(row, column)] += value;
-            }
-            for (column, value) in values[n..n + d].iter().enumerate() {
-                self.attention[(row, column)] += value;
-            }
-            for (column, value) in values[n + d..].iter().enumerate() {
-                self.drift[(row, column)] += value;
-            }
-        }
+        // What multiplies the features goes to the left: a row of the product is a column of the sums.
+        self.add_products(&host(all.transpose().matmul(features))?);
         for (sum, square) in self.squares.iter_mut().zip(squares) {
-            *sum += host(square)?[0];
+            *sum += f64::from(host(square)?[0]);
         }
         Ok(())
+    }
+
+    /// `products [features + 2 * d_model, features]`, row-major.
+    fn add_products(&mut self, products: &[f32]) {
+        let height = self.features();
+        let sums = [&mut self.gram, &mut self.attention, &mut self.drift];
+        let columns = sums.into_iter().flat_map(|sum| sum.col_iter_mut());
+        for (column, products) in columns.zip(products.chunks_exact(height)) {
+            for (sum, product) in column.iter_mut().zip(products) {
+                *sum += f64::from(*product);
+            }
+        }
     }
 
     /// Of both sets of rows.
@@ -176,13 +176,18 @@ impl Moments {
 /// The values of a tensor, row-major.
 pub(super) fn host<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
-) -> Result<Vec<f64>, CalibrationError> {
+) -> Result<Vec<f32>, CalibrationError> {
     let data = tensor.cast(DType::F32).into_data();
-    let values: Vec<f64> = data.iter::<f64>().collect();
-    match values.iter().all(|value| value.is_finite()) {
+    let values: Vec<f32> = data.iter().collect();
+    match all_finite(&values) {
         true => Ok(values),
         false => Err(CalibrationError::NotFinite),
     }
+}
+
+/// Not generic, so that it is compiled with the crate's own optimisation.
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().all(|value| value.is_finite())
 }
 
 /// The values of a tensor as a matrix of so many rows.
@@ -193,6 +198,6 @@ pub(super) fn host_matrix<B: Backend, const D: usize>(
     let values = host(tensor)?;
     let columns = values.len() / rows.max(1);
     Ok(Mat::from_fn(rows, columns, |row, column| {
-        values[row * columns + column]
+        f64::from(values[row * columns + column])
     }))
 }

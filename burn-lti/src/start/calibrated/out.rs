@@ -6,7 +6,8 @@ use faer::{Mat, Side};
 use super::fit::{Firmness, towards};
 use super::moments::Moments;
 use super::pairs::{Pairs, Quadratic};
-use super::solve::{self, conjugate_gradients, dot, ridge, ridged};
+use super::solve::{self, by_diagonal, conjugate_gradients, dot, ridge, ridged};
+use super::spectrum::Spectrum;
 use super::{CalibrationError, HeadCounts};
 use crate::dense::MapKind;
 
@@ -171,6 +172,20 @@ impl OutMap {
             OutValues::Pairs(_) => self.pairs(moments, &cross, ridge, &last.kernel),
             OutValues::Factored { a, b } => self.factored(moments, &cross, ridge, (a, b)),
         }
+    }
+
+    /// What all ridges and strengths leave on held-out tokens, where that can be had at once.
+    pub(super) fn spectrum(
+        &self,
+        fitted: &Moments,
+        held_out: &Moments,
+        last: &OutFit,
+    ) -> Result<Option<Spectrum>, CalibrationError> {
+        if self.kind != MapKind::General {
+            return Ok(None);
+        }
+        let onto = |free: &Mat<f64>| self.nearest(free).transpose() * &self.kernel;
+        Spectrum::new(fitted, held_out, &last.kernel, onto).map(Some)
     }
 
     /// The general map whose kernel is nearest to `free [s_heads * s_head_dim, d_model]`. With the
@@ -345,7 +360,14 @@ impl OutMap {
         }
         let (diagonal, start) = (flattened(&diagonal), flattened(last));
         let (apply, right) = towards(apply, flattened(&right), &diagonal, &start, ridge);
-        unflattened(&conjugate_gradients(apply, &right, &diagonal, start, STEPS))
+        let precondition = by_diagonal(&diagonal);
+        unflattened(&conjugate_gradients(
+            apply,
+            precondition,
+            &right,
+            start,
+            STEPS,
+        ))
     }
 }
 
@@ -358,4 +380,62 @@ fn free(
 ) -> Result<Mat<f64>, CalibrationError> {
     let missing = cross - &moments.gram * last;
     Ok(solve::ridge(&moments.gram, &missing, ridge)? + last)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{Tensor, TensorData};
+
+    use super::*;
+
+    const HEADS: [usize; 2] = [4, 2];
+    const D_MODEL: usize = 7;
+
+    /// Pseudo-random and alike in no two places.
+    fn number(row: usize, column: usize, seed: usize) -> f32 {
+        let mixed = (row * 7919 + column * 104_729 + row * column * 31 + seed * 613) % 1009;
+        mixed as f32 / 504.5 - 1.0
+    }
+
+    fn moments(seed: usize) -> Moments {
+        let device = Default::default();
+        let rows = 40;
+        let tensor = |columns: usize, seed: usize| {
+            let places = 0..rows * columns;
+            let values: Vec<f32> = places
+                .map(|i| number(i / columns, i % columns, seed))
+                .collect();
+            Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &device)
+        };
+        let mut moments = Moments::zeros(HEADS[1] * 3, D_MODEL);
+        let drift = tensor(D_MODEL, seed + 2) * 0.3;
+        let features = tensor(HEADS[1] * 3, seed);
+        moments
+            .add(features, tensor(D_MODEL, seed + 1), drift)
+            .unwrap();
+        moments
+    }
+
+    #[test]
+    fn a_spectrum_knows_what_each_fit_leaves() {
+        // Two heads of two features: the kernels of a map do not fill the seven of the model.
+        let heads = HeadCounts::counted([2, 2], [2, 2]);
+        let kernel = Mat::from_fn(4, D_MODEL, |i, j| f64::from(number(i, j, 9)));
+        let map = OutMap::new(MapKind::General, heads, [2, 3], &[0, 1], kernel).unwrap();
+        let kept = Mat::from_fn(2, 3, |i, j| f64::from(u8::from(i == j)));
+        let first = map.first(&[&kept, &kept]).unwrap();
+        let (fitted, held_out) = (moments(1), moments(5));
+        let spectrum = map.spectrum(&fitted, &held_out, &first).unwrap().unwrap();
+        for strength in [0.0, 0.4, 1.0] {
+            for ridge in [1e-6, 1e-2, 1.0] {
+                let firmness = Firmness { ridge, strength };
+                let fit = map.fit(&fitted, firmness, &first).unwrap();
+                let expected = held_out.residual(&fit.kernel);
+                let found = spectrum.residual(firmness).unwrap();
+                // The map's kernel has a ridge of 1e-9 of its own.
+                assert!((found - expected).abs() < 1e-8, "{found}, {expected}");
+            }
+        }
+    }
 }

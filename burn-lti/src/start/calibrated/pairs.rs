@@ -8,7 +8,7 @@
 use faer::Mat;
 
 use super::CalibrationError;
-use super::solve::conjugate_gradients;
+use super::solve::{by_diagonal, conjugate_gradients};
 use crate::dense::ProjectionKind;
 
 /// `W[(x,y),(u,v)] = sum_r a[(x,u),r] b[(y,v),r]`
@@ -200,14 +200,16 @@ fn better(
     let unflat = |flat: &[f64]| Mat::from_fn(rows, rank, |row, pair| flat[pair * rows + row]);
     let squares = Mat::from_fn(q.nrows(), rank, |row, pair| q[(row, pair)].powi(2));
     let image = |p: &[f64]| flat(&(apply(&(unflat(p) * q.transpose())) * q));
-    let found = conjugate_gradients(
+    let diagonal = flat(&(diagonal * &squares));
+    let precondition = by_diagonal(&diagonal);
+    let right = flat(&(right * q));
+    unflat(&conjugate_gradients(
         image,
-        &flat(&(right * q)),
-        &flat(&(diagonal * &squares)),
+        precondition,
+        &right,
         flat(p),
         STEPS,
-    );
-    unflat(&found)
+    ))
 }
 
 #[cfg(test)]

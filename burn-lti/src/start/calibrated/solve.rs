@@ -1,7 +1,7 @@
 //! The few pieces of linear algebra that the fits share, on top of faer.
 
 use faer::linalg::solvers::Solve;
-use faer::{Mat, Side};
+use faer::{Mat, MatRef, Side};
 
 use super::CalibrationError;
 
@@ -12,14 +12,18 @@ pub(super) fn mean_diagonal(gram: &Mat<f64>) -> f64 {
     trace / n.max(1) as f64
 }
 
-/// `gram` with `ridge` times its mean diagonal added to its diagonal. Where the whole is zero, the
-/// identity, so that there is always something to solve with.
-pub(super) fn ridged(gram: &Mat<f64>, ridge: f64) -> Mat<f64> {
-    let mean = mean_diagonal(gram);
-    let added = match mean > 0.0 {
+/// What `ridge` adds to a diagonal whose mean is `mean`. Where the whole is zero, one, so that there is
+/// always something to solve with.
+pub(super) fn added_to_diagonal(mean: f64, ridge: f64) -> f64 {
+    match mean > 0.0 {
         true => ridge * mean,
         false => 1.0,
-    };
+    }
+}
+
+/// `gram` with `ridge` times its mean diagonal added to its diagonal, or the identity to one of zeros.
+pub(super) fn ridged(gram: &Mat<f64>, ridge: f64) -> Mat<f64> {
+    let added = added_to_diagonal(mean_diagonal(gram), ridge);
     let mut sum = gram.clone();
     for i in 0..sum.nrows() {
         sum[(i, i)] += added;
@@ -55,28 +59,89 @@ pub(super) fn dot(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     sum
 }
 
+/// A preconditioner of [`conjugate_gradients`]: the operator's diagonal.
+pub(super) fn by_diagonal(diagonal: &[f64]) -> impl Fn(&[f64]) -> Vec<f64> + '_ {
+    let largest = diagonal.iter().copied().fold(0.0, f64::max);
+    move |residual| {
+        let by = |(value, weight): (&f64, &f64)| match largest > 0.0 {
+            true => value / weight.max(largest * FLAT),
+            false => 0.0,
+        };
+        residual.iter().zip(diagonal).map(by).collect()
+    }
+}
+
+/// A preconditioner for `W -> left W right`, both symmetric and positive semidefinite, with `added` to its
+/// diagonal: its inverse, over column-major `W`.
+pub(super) struct Kronecker {
+    bases: [Mat<f64>; 2],
+    /// By which a coefficient is multiplied.
+    weights: Mat<f64>,
+}
+
+impl Kronecker {
+    /// # Errors
+    ///
+    /// [`CalibrationError::NotFinite`].
+    pub(super) fn new(
+        left: &Mat<f64>,
+        right: &Mat<f64>,
+        added: f64,
+    ) -> Result<Self, CalibrationError> {
+        let eigen = |matrix: &Mat<f64>| -> Result<_, CalibrationError> {
+            let eigen = matrix.self_adjoint_eigen(Side::Lower);
+            // It fails on what is not finite alone.
+            let eigen = eigen.map_err(|_| CalibrationError::NotFinite)?;
+            let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
+            Ok((eigen.U().to_owned(), values))
+        };
+        let (left, of_left) = eigen(left)?;
+        let (right, of_right) = eigen(right)?;
+        let largest = |values: &[f64]| values.last().copied().unwrap_or_default();
+        let largest = largest(&of_left) * largest(&of_right) + added;
+        let weights = Mat::from_fn(of_left.len(), of_right.len(), |row, column| {
+            let value = of_left[row] * of_right[column] + added;
+            match largest > 0.0 {
+                true => 1.0 / value.max(largest * FLAT),
+                false => 0.0,
+            }
+        });
+        Ok(Self {
+            bases: [left, right],
+            weights,
+        })
+    }
+
+    pub(super) fn apply(&self, residual: &[f64]) -> Vec<f64> {
+        let [left, right] = &self.bases;
+        let (rows, columns) = (left.nrows(), right.nrows());
+        let residual = MatRef::from_column_major_slice(residual, rows, columns);
+        let mut turned = left.transpose() * residual * right;
+        for (turned, weights) in turned.col_iter_mut().zip(self.weights.col_iter()) {
+            for (value, weight) in turned.iter_mut().zip(weights.iter()) {
+                *value *= weight;
+            }
+        }
+        let solved = left * turned * right.transpose();
+        let columns = solved.col_iter();
+        columns.flat_map(|column| column.iter().copied()).collect()
+    }
+}
+
 /// Least squares in unknowns that only an operator knows: conjugate gradients (Hestenes and Stiefel
-/// 1952) with the operator's diagonal as preconditioner, from `start`.
+/// 1952), from `start`.
 ///
-/// `apply` must be symmetric and positive semidefinite. Ends after `most` steps, or once the
-/// preconditioned residual has shrunk by [`SHRINK`]. Each step lowers the quadratic, so that ending
-/// early is safe.
+/// `apply` must be symmetric and positive semidefinite, and so `precondition`, which should be near its
+/// inverse. Ends after `most` steps, or once the preconditioned residual has shrunk by [`SHRINK`]. Each
+/// step lowers the quadratic, so that ending early is safe.
 pub(super) fn conjugate_gradients(
     apply: impl Fn(&[f64]) -> Vec<f64>,
+    precondition: impl Fn(&[f64]) -> Vec<f64>,
     right: &[f64],
-    diagonal: &[f64],
     start: Vec<f64>,
     most: usize,
 ) -> Vec<f64> {
-    let largest = diagonal.iter().copied().fold(0.0, f64::max);
-    let precondition = |residual: &[f64]| -> Vec<f64> {
-        let by = |(value, weight): (&f64, &f64)| value / weight.max(largest * 1e-9);
-        residual.iter().zip(diagonal).map(by).collect()
-    };
     let inner = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
-    if largest <= 0.0 {
-        return start;
-    }
     let mut solution = start;
     let image = apply(&solution);
     let mut residual: Vec<f64> = right.iter().zip(&image).map(|(r, i)| r - i).collect();
@@ -111,6 +176,8 @@ pub(super) fn conjugate_gradients(
 
 /// How much smaller the residual of [`conjugate_gradients`] must become.
 const SHRINK: f64 = 1e-6;
+/// What a preconditioner takes to be flat, as a part of its largest value.
+const FLAT: f64 = 1e-9;
 
 #[cfg(test)]
 mod tests {
@@ -154,7 +221,29 @@ mod tests {
             (0..8).map(|i| image[(i, 0)]).collect()
         };
         let diagonal: Vec<f64> = (0..8).map(|i| gram[(i, i)]).collect();
-        let found = conjugate_gradients(apply, &right, &diagonal, vec![0.0; 8], 100);
+        let found = conjugate_gradients(apply, by_diagonal(&diagonal), &right, vec![0.0; 8], 100);
         assert!((0..8).all(|i| (found[i] - exact[(i, 0)]).abs() < 1e-6));
+    }
+
+    #[test]
+    fn a_product_with_a_matrix_on_each_side_is_solved_in_one_step() {
+        let (left, right) = (symmetric(5), symmetric(3));
+        let wanted = Mat::from_fn(5, 3, |i, j| (i as f64 - j as f64).cos());
+        let flat = |matrix: &Mat<f64>| -> Vec<f64> {
+            let columns = matrix.col_iter();
+            columns.flat_map(|column| column.iter().copied()).collect()
+        };
+        let apply = |x: &[f64]| {
+            let x = Mat::from_fn(5, 3, |i, j| x[j * 5 + i]);
+            flat(&(&left * &x * &right + faer::Scale(0.5) * &x))
+        };
+        let image = apply(&flat(&wanted));
+        let inverse = Kronecker::new(&left, &right, 0.5).unwrap();
+        let precondition = |residual: &[f64]| inverse.apply(residual);
+        let found = conjugate_gradients(apply, precondition, &image, vec![0.0; 15], 1);
+        let off = found.iter().zip(flat(&wanted)).map(|(a, b)| (a - b).abs());
+        assert!(off.fold(0.0, f64::max) < 1e-12);
+        let nothing = Kronecker::new(&Mat::zeros(2, 2), &Mat::zeros(1, 1), 0.0).unwrap();
+        assert_eq!(nothing.apply(&[1.0, 2.0]), [0.0, 0.0]);
     }
 }
