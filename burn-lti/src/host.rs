@@ -30,8 +30,8 @@ pub(crate) fn is_rust(device: &dyn Any) -> bool {
     false
 }
 
-/// A tensor of float32 on a device that is the host, as numbers in a row: where they are if nobody else
-/// reads them, else as a copy.
+/// A tensor of float32 on a device that is the host, as numbers in a row: where they are if no other tensor
+/// has them, else as a copy.
 pub(crate) enum HostFloats<B: Backend> {
     /// As the backend hands them over.
     Data(TensorData, B::Device),
@@ -41,7 +41,11 @@ pub(crate) enum HostFloats<B: Backend> {
 }
 
 impl<B: Backend> HostFloats<B> {
-    pub(crate) fn new<const D: usize>(tensor: Tensor<B, D>) -> Self {
+    /// # Safety
+    ///
+    /// `tensor` must be what an operation allocated for its result, as a product does, or a clone of that,
+    /// and no view of another tensor: burn-tch counts who has a tensor, and does not know of all views.
+    pub(crate) unsafe fn of_result<const D: usize>(tensor: Tensor<B, D>) -> Self {
         let device = tensor.device();
         #[cfg(feature = "tch")]
         let tensor = match torch::Owned::of(tensor.into_primitive().tensor()) {
@@ -80,11 +84,12 @@ mod torch {
     use burn::backend::libtorch::TchTensor;
     use burn::tensor::{DType, TensorMetadata};
 
-    /// A tensor of libtorch's that is contiguous float32 and nobody else's.
+    /// A tensor of libtorch's that is contiguous float32 in the host's memory, and no other tensor's.
     pub(crate) struct Owned(TchTensor);
 
     impl Owned {
-        /// Of a tensor's primitive, which is in the host's memory; back if it is none of libtorch's.
+        /// Of a tensor's primitive, which is in the host's memory and no view; back if it is none of
+        /// libtorch's.
         pub(super) fn of<P: 'static>(primitive: P) -> Result<Self, P> {
             let mut primitive = Some(primitive);
             let any: &mut dyn Any = &mut primitive;
@@ -110,8 +115,9 @@ mod torch {
             if tensor.numel() == 0 {
                 return &mut []; // it may have no memory
             }
-            // SAFETY: `of` has seen that these are float32 in the host's memory, one after another, and
-            // that no other tensor shares them; they live as long as the tensor, which is borrowed.
+            // SAFETY: `of` has seen that these are float32, one after another, and that nobody else has this
+            // tensor, whose memory by `HostFloats::of_result` is the host's and no other tensor's; it lives
+            // as long as the tensor, which is borrowed.
             unsafe {
                 std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
             }

@@ -12,16 +12,14 @@ use crate::config::LlamaConfig;
 /// Which tokens see which, as a term added to the scores.
 #[derive(Clone, Debug)]
 pub struct AttentionMask<B: Backend> {
-    /// `[batch, kv_heads, group * queries, keys]`, where `group` query heads share a key/value head:
-    /// 0 where a query sees a key, minus infinity where not; one for all layers. As large as the
-    /// scores themselves where that is little, so that adding it is plain element-wise work; beyond
-    /// that, with 1 in the place of `kv_heads`.
+    /// `[batch, 1, queries, keys]`: 0 where a query sees a key, minus infinity where not; one for all heads
+    /// and layers.
     scores: Tensor<B, 4>,
 }
 
 impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
-    pub fn packed(segments: &Tensor<B, 2, Int>, geometry: &AttentionGeometry) -> Self {
+    pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
         let [batch, tokens] = segments.dims();
         let segments = segments.clone().float();
         let queries = segments.clone().reshape([batch, tokens, 1]);
@@ -32,40 +30,20 @@ impl<B: Backend> AttentionMask<B> {
         let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &other_document.device())
             .mask_fill(other_document, f32::NEG_INFINITY);
         let causal = causal(0, tokens, &scores.device()).unsqueeze();
-        Self::for_heads(scores + causal, geometry)
+        let scores = scores + causal;
+        Self {
+            scores: scores.unsqueeze_dim(1),
+        }
     }
 
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
     /// own.
-    pub fn continuing(
-        past: usize,
-        tokens: usize,
-        geometry: &AttentionGeometry,
-        device: &B::Device,
-    ) -> Self {
-        Self::for_heads(causal(past, tokens, device).unsqueeze(), geometry)
-    }
-
-    /// The same `[batch, queries, keys]` for every head.
-    fn for_heads(scores: Tensor<B, 3>, geometry: &AttentionGeometry) -> Self {
-        let [batch, queries, keys] = scores.dims();
-        let (heads, kv_heads) = (geometry.query.heads, geometry.key_value.heads);
-        let group = heads / kv_heads;
-        let copies = match batch * heads * queries * keys <= MAX_COPIED_MASK {
-            true => kv_heads,
-            false => 1,
-        };
-        let one = scores.reshape([batch, 1, queries, keys]);
-        // Joining copies whole rows, where `repeat_dim` would go element by element on some backends.
-        let scores = Tensor::cat(vec![one; copies * group], 1);
+    pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
         Self {
-            scores: scores.reshape([batch, copies, group * queries, keys]),
+            scores: causal(past, tokens, device).unsqueeze(),
         }
     }
 }
-
-/// Elements up to which a mask is copied for every head: 64 MiB of float32.
-const MAX_COPIED_MASK: usize = 1 << 24;
 
 /// Minus infinity where a key comes after a query, else 0: `[tokens, past + tokens]`, the queries
 /// being the last `tokens`.
@@ -199,7 +177,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         batch_tokens: [usize; 2],
     ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let (query, kv) = (self.geometry.query, self.geometry.key_value);
-        let q = rotary.turn_queries(self.q_proj.project(rows.clone()));
+        let q = rotary.scaled_queries(self.q_proj.project(rows.clone()));
         let q = heads(q, batch_tokens, query);
         let k = self.k_proj.project(rows);
         let k = heads(rotary.turn_keys(k), batch_tokens, kv);
@@ -221,10 +199,14 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         let scores = q
             .reshape([batch, kv_heads, group * tokens, head_dim])
             .matmul(k.swap_dims(2, 3));
+        let keys = scores.dims()[3];
+        let scores = scores.reshape([batch, query_heads, tokens, keys]);
         // In the default float type, as transformers does: half-precision exponentials of long rows
         // would not sum to one.
         let dtype = scores.dtype();
-        masked_softmax(scores.cast(mask.scores.dtype()), mask.scores.clone()).cast(dtype)
+        masked_softmax(scores.cast(mask.scores.dtype()), mask.scores.clone())
+            .cast(dtype)
+            .reshape([batch, kv_heads, group * tokens, keys])
     }
 }
 

@@ -131,7 +131,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         let past = cache.tokens;
         let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
         let rotary = self.rotary(&positions.unsqueeze::<2>().repeat_dim(0, batch));
-        let mask = AttentionMask::continuing(past, new, &self.config.geometry(), &device);
+        let mask = AttentionMask::continuing(past, new, &device);
         let mut h = self.model.embed_tokens.forward(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
@@ -207,7 +207,7 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
     fn context(&self, batch: &TokenBatch<B>) -> LlamaContext<B> {
         LlamaContext {
             rotary: self.rotary(&batch.positions),
-            mask: AttentionMask::packed(&batch.segments, &self.config.geometry()),
+            mask: AttentionMask::packed(&batch.segments),
         }
     }
 

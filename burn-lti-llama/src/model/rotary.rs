@@ -18,7 +18,8 @@ pub struct Rotary<B: Backend> {
     quarter_turn: Tensor<B, 2>,
 }
 
-/// Tables as wide as the projection they turn, so that turning it is plain element-wise work.
+/// Tables as wide as the projection they turn, so that turning it is plain element-wise work. Those of the
+/// queries have one over the root of the head size in them.
 #[derive(Clone, Debug)]
 struct Tables<B: Backend> {
     /// `[batch * tokens, heads * head_dim]`
@@ -61,7 +62,7 @@ impl<B: Backend> Rotary<B> {
 
     /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions, and divides them by
     /// the root of the head size, so that their products with keys are scores.
-    pub fn turn_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub fn scaled_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.turn(x, &self.query)
     }
 

@@ -80,7 +80,8 @@ pub struct StepMemory {
     /// Kernels made out of maps, and what is kept between the two products of a factored map.
     pub kernels: f64,
     /// What the forward pass keeps for the backward pass: for each token of a layer
-    /// `3 d + 2 q + 2 k + h t + 2 m` elements.
+    /// `3 d + 2 q + 2 k + h t + 2 m` elements. Weights of attention, `h t`, are kept in float32 too where
+    /// the model has half of it.
     pub activations: f64,
     /// Logits of both models and their gradient, of a chunk of tokens.
     pub logits: f64,
@@ -340,15 +341,18 @@ impl<'a> Costs<'a> {
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
         let scores = student.num_attention_heads as f64 * self.seq_len;
+        let score = match self.size < F32 {
+            true => self.size + F32,
+            false => self.size,
+        };
         let chunk = micro_batch.min(recipe.loss.chunk_tokens as f64);
         StepMemory {
             weights: self.size * (teacher.num_parameters() + own) as f64,
             optimizer: F32 * (4.0 * trained - own as f64),
             kernels: self.size * self.maps().map(|map| map.kernel + map.between).sum::<f64>(),
-            activations: self.size
-                * micro_batch
+            activations: micro_batch
                 * student.num_hidden_layers as f64
-                * (token as f64 + scores),
+                * (self.size * token as f64 + score * scores),
             logits: LOGIT_TENSORS * F32 * chunk * student.vocab_size as f64,
         }
     }
@@ -470,6 +474,10 @@ mod tests {
         assert_eq!(memory.logits, 3.0 * 4.0 * 4.0 * 512.0);
         let half = super::super::tests::plan(&["teacher.dtype=bfloat16"]);
         assert_eq!(half.costs.memory.weights, 2.0 * teacher);
+        let (rows, scores) = (16.0 * 128.0 * 5.0, 4.0 * 128.0);
+        let token = 3.0 * 64.0 + 2.0 * 32.0 + 2.0 * 16.0 + 2.0 * 172.0;
+        let expected = rows * (2.0 * token + 6.0 * scores);
+        assert_eq!(half.costs.memory.activations, expected);
     }
 
     #[test]

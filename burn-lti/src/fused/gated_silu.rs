@@ -18,7 +18,12 @@ use crate::host::exp;
 /// # Shapes
 ///
 /// `gate`, `up` and the result: `[rows, features]`.
+///
+/// # Panics
+///
+/// If they have other shapes.
 pub fn gated_silu<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up have one shape");
     let device = gate.device();
     let inputs = [primitive(gate), primitive(up)];
     tensor(apply::<B, _, 2>(GatedSilu, &device, inputs))

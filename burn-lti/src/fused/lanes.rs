@@ -9,8 +9,7 @@ use crate::host;
 /// Elements that a thread takes at a time: three tensors' worth is in its second cache.
 pub(super) const PIECE: usize = 1 << 13;
 
-/// Whether these tensors go through the loops. libtorch has loops of its own, and its numbers would have
-/// to be copied.
+/// Whether these tensors go through the loops. libtorch has loops of its own.
 pub(super) fn suit<I: Backend, const D: usize, const N: usize>(
     tensors: [&Tensor<I, D>; N],
 ) -> bool {

@@ -75,6 +75,9 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N>, const N: usize>(
     }
     let inputs = inputs.map(same::<_, FloatTensor<Autodiff<I>>>);
     let nodes = std::array::from_fn(|index| inputs[index].node.clone());
+    // Another thread may go backwards on this graph: until the operation is on it, its parents must not
+    // look as if nobody needed them.
+    let _alive = inputs.each_ref().map(|input| input.rc.clone());
     let inputs = inputs.map(|input| input.primitive);
     let prepared = Backward::<I, N>::prepare::<NoCheckpointing>(OnGraph(operation), nodes);
     let output = match prepared.compute_bound().stateful() {

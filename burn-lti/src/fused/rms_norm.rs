@@ -16,7 +16,16 @@ use super::operation::{Operation, apply, primitive, tensor};
 /// # Shapes
 ///
 /// `x` and the result: `[rows, features]`, `gamma [features]`.
+///
+/// # Panics
+///
+/// If they have other shapes.
 pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
+    assert_eq!(
+        x.dims()[1..],
+        gamma.dims(),
+        "gamma has a number for each feature of x"
+    );
     let device = x.device();
     let inputs = [primitive(x), primitive(gamma)];
     tensor(apply::<B, _, 2>(RmsNorm { epsilon }, &device, inputs))
@@ -95,9 +104,13 @@ impl RmsNorm {
     ) -> Tensor<I, 2> {
         if !lanes::suit([&x, &gamma.clone().unsqueeze(), &gradient]) {
             let dtype = x.dtype();
-            let (x, gamma) = (x.cast(DType::F32), gamma.cast(DType::F32));
-            let size = self.size(&x);
-            let weighted = gradient.cast(DType::F32) * gamma.unsqueeze();
+            let wide = match dtype {
+                DType::F16 | DType::BF16 => DType::F32,
+                dtype => dtype,
+            };
+            let (x, gamma, gradient) = (x.cast(wide), gamma.cast(wide), gradient.cast(wide));
+            let size = self.size(&x).cast(wide);
+            let weighted = gradient * gamma.unsqueeze();
             let along = (weighted.clone() * x.clone()).mean_dim(1) / size.clone().square();
             return ((weighted - x * along) / size).cast(dtype);
         }

@@ -18,7 +18,18 @@ use crate::host::exp;
 ///
 /// `scores` and the result: `[batch, heads, queries, keys]`; `mask` the same, or with 1 for `batch` or
 /// `heads`.
+///
+/// # Panics
+///
+/// If they have other shapes.
 pub fn masked_softmax<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>) -> Tensor<B, 4> {
+    let (of_scores, of_mask) = (scores.dims(), mask.dims());
+    for axis in 0..4 {
+        assert!(
+            of_mask[axis] == of_scores[axis] || axis < 2 && of_mask[axis] == 1,
+            "a mask of {of_mask:?} does not belong to scores of {of_scores:?}"
+        );
+    }
     let device = scores.device();
     let inputs = [primitive(scores), primitive(mask)];
     tensor(apply::<B, _, 2>(MaskedSoftmax, &device, inputs))
@@ -107,7 +118,10 @@ impl Operation<2> for MaskedSoftmax {
     }
 
     fn plain<B: Backend>(self, [scores, mask]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
-        primitive(softmax(tensor::<B, 4>(scores) + tensor::<B, 4>(mask), 3))
+        primitive(softmax(
+            tensor::<B, 4>(scores) + tensor::<B, 4>(mask).detach(),
+            3,
+        ))
     }
 }
 

@@ -9,7 +9,8 @@ use super::row::RowLoss;
 use super::teacher::{Outcomes, TeacherChunk};
 use super::{DistillationLoss, Divergence};
 
-/// Logits and targets of `n` tokens.
+/// Logits and targets of `n` tokens. The logits are products with a head, in memory of their own: on a CPU
+/// they are written over.
 pub(super) struct Chunk<B: Backend> {
     /// `[n, vocab]`
     pub(super) student: Tensor<B, 2>,

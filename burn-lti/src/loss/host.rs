@@ -11,7 +11,8 @@ use super::chunk::ChunkOutput;
 use super::row::{Row, RowLoss, RowTerms};
 use crate::host::{HostFloats, is_host};
 
-/// Logits and targets of `n` tokens, all float32 and on a device that is the host.
+/// Logits, as [`Chunk`](super::chunk::Chunk) has them, and targets of `n` tokens, all float32 and on a device
+/// that is the host.
 pub(super) struct HostChunk<B: Backend> {
     /// `[n, vocab]`
     pub(super) student: Tensor<B, 2>,
@@ -36,7 +37,9 @@ impl<B: Backend> HostChunk<B> {
         let mask = numbers(self.mask);
         let weight = weight.map(numbers);
         let targets: Vec<i64> = self.targets.into_data().iter().collect();
-        let [mut student, mut teacher] = [self.student, self.teacher].map(HostFloats::new);
+        // SAFETY: the logits of a chunk are products with the head, and no views.
+        let [mut student, mut teacher] =
+            [self.student, self.teacher].map(|logits| unsafe { HostFloats::of_result(logits) });
 
         let work = if loss.needs_work() { vocab } else { 0 };
         let evaluate = |work: &mut Vec<f32>, (at, (student, teacher)): (usize, _)| {

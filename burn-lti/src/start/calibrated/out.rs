@@ -389,10 +389,11 @@ mod tests {
 
     use super::*;
 
-    const HEADS: [usize; 2] = [4, 2];
+    /// Of all heads' outputs together.
+    const FEATURES: usize = 6;
     const D_MODEL: usize = 7;
 
-    /// Pseudo-random and alike in no two places.
+    /// Pseudo-random.
     fn number(row: usize, column: usize, seed: usize) -> f32 {
         let mixed = (row * 7919 + column * 104_729 + row * column * 31 + seed * 613) % 1009;
         mixed as f32 / 504.5 - 1.0
@@ -408,9 +409,9 @@ mod tests {
                 .collect();
             Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &device)
         };
-        let mut moments = Moments::zeros(HEADS[1] * 3, D_MODEL);
+        let mut moments = Moments::zeros(FEATURES, D_MODEL);
         let drift = tensor(D_MODEL, seed + 2) * 0.3;
-        let features = tensor(HEADS[1] * 3, seed);
+        let features = tensor(FEATURES, seed);
         moments
             .add(features, tensor(D_MODEL, seed + 1), drift)
             .unwrap();

@@ -72,7 +72,7 @@ pub(super) fn by_diagonal(diagonal: &[f64]) -> impl Fn(&[f64]) -> Vec<f64> + '_ 
 }
 
 /// A preconditioner for `W -> left W right`, both symmetric and positive semidefinite, with `added` to its
-/// diagonal: its inverse, over column-major `W`.
+/// diagonal: its inverse, but for directions that are nearly flat, over column-major `W`.
 pub(super) struct Kronecker {
     bases: [Mat<f64>; 2],
     /// By which a coefficient is multiplied.

@@ -81,8 +81,11 @@ impl Spectrum {
     }
 
     /// [`Moments::residual`] of the held-out tokens for this fit, or `None` where the ridge is too little
-    /// for the rounding of the sums.
+    /// for the rounding of the sums, or infinite: then nothing is fitted.
     pub(super) fn residual(&self, Firmness { ridge, strength }: Firmness) -> Option<f64> {
+        if ridge.is_infinite() {
+            return None;
+        }
         let count = self.values.len();
         let mean = self.values.iter().sum::<f64>() / count.max(1) as f64;
         let added = added_to_diagonal(mean, ridge);
