@@ -48,6 +48,19 @@ pub(super) fn ridge(
     }
 }
 
+/// Eigenvectors of a symmetric matrix as columns, and their eigenvalues, ascending.
+///
+/// # Errors
+///
+/// [`CalibrationError::NotFinite`].
+pub(super) fn eigen(matrix: &Mat<f64>) -> Result<(Mat<f64>, Vec<f64>), CalibrationError> {
+    let eigen = matrix.self_adjoint_eigen(Side::Lower);
+    // It fails on what is not finite alone.
+    let eigen = eigen.map_err(|_| CalibrationError::NotFinite)?;
+    let values = eigen.S().column_vector().iter().copied().collect();
+    Ok((eigen.U().to_owned(), values))
+}
+
 /// Sum of the products of equal places.
 pub(super) fn dot(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     let mut sum = 0.0;
@@ -88,13 +101,6 @@ impl Kronecker {
         right: &Mat<f64>,
         added: f64,
     ) -> Result<Self, CalibrationError> {
-        let eigen = |matrix: &Mat<f64>| -> Result<_, CalibrationError> {
-            let eigen = matrix.self_adjoint_eigen(Side::Lower);
-            // It fails on what is not finite alone.
-            let eigen = eigen.map_err(|_| CalibrationError::NotFinite)?;
-            let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
-            Ok((eigen.U().to_owned(), values))
-        };
         let (left, of_left) = eigen(left)?;
         let (right, of_right) = eigen(right)?;
         let largest = |values: &[f64]| values.last().copied().unwrap_or_default();

@@ -6,12 +6,12 @@
 //! `L_i + d_i (E_i + s F_i)`, `d_i = 1 / (g_i + r)`: linear in `s`, and the same `L`, `E` and `F` for all
 //! ridges. So the squared distance on other tokens is a quadratic form in `d`, whose matrices are made once.
 
-use faer::{Mat, Side};
+use faer::Mat;
 
 use super::CalibrationError;
 use super::fit::Firmness;
 use super::moments::Moments;
-use super::solve::{added_to_diagonal, dot};
+use super::solve::{self, added_to_diagonal, dot};
 
 /// The distance to the target, as a function of ridge and strength.
 #[derive(Debug)]
@@ -41,17 +41,14 @@ impl Spectrum {
         last: &Mat<f64>,
         onto: impl Fn(&Mat<f64>) -> Mat<f64>,
     ) -> Result<Self, CalibrationError> {
-        let eigen = fitted.gram.self_adjoint_eigen(Side::Lower);
-        // It fails on what is not finite alone.
-        let eigen = eigen.map_err(|_| CalibrationError::NotFinite)?;
-        let basis = eigen.U();
+        let (basis, values) = solve::eigen(&fitted.gram)?;
         let turned = |kernel: &Mat<f64>| basis.transpose() * onto(kernel);
         let (none, full) = (fitted.cross(0.0), fitted.cross(1.0));
         let l = turned(last);
         let e = turned(&(&none - &fitted.gram * last));
         let f = turned(&(full - none));
 
-        let gram = basis.transpose() * &held_out.gram * basis;
+        let gram = basis.transpose() * &held_out.gram * &basis;
         let cross = basis.transpose() * held_out.cross(1.0);
         let size = gram.nrows();
         let heard = &gram * &l;
@@ -72,7 +69,7 @@ impl Spectrum {
             })
         };
         Ok(Self {
-            values: eigen.S().column_vector().iter().copied().collect(),
+            values,
             energy: held_out.energy(1.0),
             still: dot(&l, &heard) - 2.0 * dot(&l, &cross),
             linear: [linear(&e), linear(&f)],
