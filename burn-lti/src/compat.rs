@@ -1,4 +1,4 @@
-//! How parameters are made, detached and frozen: what Burn 0.22 will change most.
+//! How parameters are made, detached and frozen, and tensors summed: what Burn 0.22 will change most.
 //!
 //! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device.
 //! The traps of 0.21 around gradient flags are dealt with here, so that no other module needs to
@@ -34,4 +34,14 @@ pub(crate) fn inner<B: AutodiffBackend, const D: usize>(
     value: &Tensor<B, D>,
 ) -> Tensor<B::InnerBackend, D> {
     value.clone().inner()
+}
+
+/// The sum `[1]` of all elements, with the same bits every time.
+///
+/// `Tensor::sum` of Burn's GPU backends lets every work group add its part to one number as it ends
+/// (`burn_cubecl::kernel::reduce::SumStrategy::OneShot`), in another order each time: a training
+/// would not repeat itself. Here each row is summed by itself, then the sums of the rows.
+pub(crate) fn total<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
+    let rows: Tensor<B, 1> = tensor.sum_dim(D - 1).flatten(0, D - 1);
+    rows.sum_dim(0)
 }

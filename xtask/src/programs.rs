@@ -12,6 +12,24 @@ pub(crate) fn on_path(name: &str) -> bool {
     env::split_paths(&path).any(|folder| folder.join(&file).is_file())
 }
 
+/// The cargo that runs this program, as if a user called it.
+///
+/// Cargo tells a program that it runs of the program's own package. Build scripts read these
+/// variables too, that of `ring` below torch-sys among them: where they stay, this cargo and one
+/// called by hand make each other's builds stale.
+pub(crate) fn cargo(shell: &Shell) -> Cmd<'_> {
+    let program = env::var_os("CARGO").unwrap_or("cargo".into());
+    let names = env::vars_os().map(|(name, _)| name);
+    names
+        .filter(|name| is_of_a_package(&name.to_string_lossy()))
+        .fold(shell.cmd(program), Cmd::env_remove)
+}
+
+/// Whether cargo sets this variable for programs of a package.
+fn is_of_a_package(variable: &str) -> bool {
+    variable.starts_with("CARGO_MANIFEST_") || variable.starts_with("CARGO_PKG_")
+}
+
 /// Whether `command` can be started and ends without an error. Prints nothing.
 pub(crate) fn succeeds(command: Cmd<'_>) -> bool {
     let command = command.quiet().ignore_stdout().ignore_stderr();
@@ -69,6 +87,23 @@ fn is_root(shell: &Shell) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cargo_is_told_of_no_package() {
+        let shell = Shell::new().unwrap();
+        assert!(
+            env::var_os("CARGO_MANIFEST_DIR").is_some(),
+            "cargo runs this"
+        );
+        let command = std::process::Command::from(cargo(&shell));
+        let changes: Vec<_> = command.get_envs().collect();
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+            assert!(changes.contains(&(name.as_ref(), None)), "{name}");
+        }
+        for kept in ["CARGO_TARGET_DIR", "CARGO_INCREMENTAL", "CARGO_HOME"] {
+            assert!(!is_of_a_package(kept), "{kept}");
+        }
+    }
 
     #[test]
     fn a_program_is_found_by_its_name() {

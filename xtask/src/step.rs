@@ -1,13 +1,13 @@
 //! One command: what it is called in the table, how it is started and what it must do.
 
-use std::env;
 use std::io::{Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 use crate::libtest::{Counts, Tally};
+use crate::programs;
 
 /// A command with its place in the table.
 #[derive(Debug)]
@@ -148,14 +148,14 @@ impl Step {
     }
 
     fn command(&self, shell: &Shell) -> Command {
-        let program = match self.program {
-            // The one that runs this program.
-            "cargo" => env::var("CARGO").unwrap_or("cargo".to_owned()),
-            other => other.to_owned(),
+        let command = match self.program {
+            "cargo" => programs::cargo(shell),
+            other => shell.cmd(other),
         };
-        let args = &self.args;
-        let command = cmd!(shell, "{program} {args...}").envs(self.env.iter().copied());
-        command.into()
+        command
+            .args(&self.args)
+            .envs(self.env.iter().copied())
+            .into()
     }
 
     fn check(&self, status: ExitStatus) -> Result<()> {

@@ -10,6 +10,7 @@ use super::sums::Known;
 use super::{
     Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
 };
+use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::host::is_host;
 
@@ -193,7 +194,7 @@ impl DistillationLoss {
     /// [`LossGradient::scale`]. A batch without any such token has no gradient: it is zero.
     pub fn gradient<B: Backend>(&self, input: LossInput<B>) -> LossGradient<B> {
         // The mean's divisor; at least 1, so that an empty batch divides nothing by zero.
-        let tokens = input.mask.clone().sum().clamp_min(1.0);
+        let tokens = compat::total(input.mask.clone()).clamp_min(1.0);
         let (weight, scale) = match input.student_hidden.dtype() {
             DType::F16 => (input.mask.clone(), Some(tokens.recip())),
             _ => (input.mask.clone() / tokens, None),
@@ -278,7 +279,8 @@ impl DistillationLoss {
         if let Some(loss) = self.feature {
             let mask = input.mask.clone().unsqueeze_dim::<2>(1);
             for pair in &input.features {
-                feature = feature + (loss.distance.value(pair, &mask) * mask.clone()).sum();
+                let distances = loss.distance.value(pair, &mask) * mask.clone();
+                feature = feature + compat::total(distances);
             }
             feature = feature.div_scalar(input.features.len().max(1) as f64);
         }

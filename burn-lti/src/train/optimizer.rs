@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::StepClock;
+use crate::compat;
 
 /// The norm of the last step's gradients, before clipping. Clones read the same value.
 #[derive(Clone, Debug, Default)]
@@ -179,7 +181,12 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
         let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) else {
             return;
         };
-        let square = grad.square().sum();
+        // The square of a small half-precision number would be zero.
+        let grad = match grad.dtype() {
+            DType::F16 | DType::BF16 => grad.cast(DType::F32),
+            _ => grad,
+        };
+        let square = compat::total(grad.square());
         self.sum = Some(match self.sum.take() {
             Some(sum) => sum + square,
             None => square,

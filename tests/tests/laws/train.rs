@@ -47,6 +47,7 @@ on_every_backend![
     a_toy_learns_and_collapses,
     the_same_seed_gives_the_same_bits,
     clipping_keeps_the_direction_and_bounds_the_norm,
+    a_gradient_has_the_same_norm_every_time,
     an_infinite_bound_only_measures,
     gradients_of_several_devices_are_clipped_as_their_sum,
     a_gradient_that_is_not_finite_moves_nothing,
@@ -370,6 +371,29 @@ fn clipping_keeps_the_direction_and_bounds_the_norm<A: AutodiffBackend>(device: 
     assert!((length - 2.5).abs() <= 2.5 * rounding(11), "{length}");
     // Per parameter, as Burn clips, the first three would be as long as the last four.
     assert_not_close(&found, &expected_step(0.2501), &tolerance);
+}
+
+/// Work groups of a GPU end in any order, and float32 numbers have another sum in another order.
+fn a_gradient_has_the_same_norm_every_time<A: AutodiffBackend>(device: A::Device) {
+    let gradient = Numbers::new(5).tensor::<A::InnerBackend, 2>([300, 400], &device);
+    let size = values(&gradient).iter().map(|g| g * g).sum::<f64>().sqrt();
+    let module = LinearConfig::new(300, 400).with_bias(false).init(&device);
+    let mut norms = (0..30).map(|_| {
+        let mut gradients = GradientsParams::new();
+        gradients.register(module.weight.id, gradient.clone());
+        let optimizer = SgdConfig::new().init::<A, Linear<A>>();
+        let mut optimizer = GlobalNormClip::new(optimizer, f64::INFINITY);
+        let norm = optimizer.norm();
+        optimizer.step(1.0, module.clone(), gradients);
+        norm.last().expect("a step was taken")
+    });
+    let first = norms.next().expect("a norm");
+    // A sum of non-negative numbers has at most the relative error of its longest chain.
+    assert!(
+        (first - size).abs() <= size * rounding(300 * 400),
+        "{first} {size}"
+    );
+    assert!(norms.all(|norm| norm.to_bits() == first.to_bits()));
 }
 
 fn an_infinite_bound_only_measures<A: AutodiffBackend>(device: A::Device) {

@@ -1,7 +1,6 @@
 //! The programs that are measured: ours on a backend, and those of the peers.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,6 +10,7 @@ use serde_json::Value;
 use xshell::{Shell, cmd};
 
 use crate::backend::{Backend, feature_args_of};
+use crate::programs::cargo;
 use crate::setup::libtorch::LIBRARY_PATH;
 
 use super::statistics::Spread;
@@ -135,14 +135,18 @@ impl<'a> Programs<'a> {
         interpreter: Option<PathBuf>,
         threads: usize,
     ) -> Result<Self> {
-        let cargo = env::var("CARGO").unwrap_or("cargo".to_owned());
-        let features = feature_args_of(PACKAGE, backends);
-        let messages = cmd!(
-            shell,
-            "{cargo} build --profile {profile} --package {PACKAGE} --bins {features...}
-             --message-format json-render-diagnostics"
-        )
-        .read()?;
+        let messages = cargo(shell)
+            .args([
+                "build",
+                "--profile",
+                profile,
+                "--package",
+                PACKAGE,
+                "--bins",
+            ])
+            .args(feature_args_of(PACKAGE, backends))
+            .arg("--message-format=json-render-diagnostics")
+            .read()?;
         Ok(Self {
             shell,
             binaries: executables(&messages),

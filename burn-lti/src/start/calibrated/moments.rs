@@ -5,6 +5,7 @@ use burn::tensor::DType;
 use faer::Mat;
 
 use super::CalibrationError;
+use crate::compat;
 
 /// Second moments of what a kernel reads, `features`, and of what its product with a kernel should be.
 ///
@@ -50,7 +51,7 @@ impl Moments {
         attention: Tensor<B, 2>,
         drift: Tensor<B, 2>,
     ) -> Result<(), CalibrationError> {
-        let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| (a.clone() * b.clone()).sum();
+        let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| compat::total(a.clone() * b.clone());
         let squares = [
             square(&attention, &attention),
             square(&attention, &drift),

@@ -12,6 +12,7 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::{CalibrationError, HELD_OUT, Rows, Walk};
+use crate::compat;
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::dense::Slot;
 use crate::inject::set_trainable;
@@ -96,7 +97,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
     {
         let rows = self.rows(index, layer, batch)?;
         let target = rows.target(strength);
-        let size = target.clone().powi_scalar(2).sum();
+        let size = compat::total(target.clone().powi_scalar(2));
         let size = size.add_scalar(f32::MIN_POSITIVE); // a batch may be padding alone
         let context = student.context(&TokenBatch::<A>::from_inner(batch));
         let h = Tensor::from_inner(self.student_stream(index)?);
@@ -106,7 +107,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
         let bias: Tensor<A, 2> = Tensor::from_inner(rows.bias);
         let root: Tensor<A, 2> = Tensor::from_inner(rows.root);
         let distance = (attention - bias) * root - Tensor::from_inner(target);
-        Ok(distance.powi_scalar(2).sum() / Tensor::from_inner(size))
+        Ok(compat::total(distance.powi_scalar(2)) / Tensor::from_inner(size))
     }
 
     /// Squared distance to the full target on held-out tokens, as a part of the target's squared size.
@@ -128,7 +129,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
             let attention = super::flat(student.attention(layer, h, &context));
             let found = rows.weigh(attention.cast(DType::F32) - rows.bias.clone());
             let square = |tensor: Tensor<B, 2>| -> f64 {
-                let sum = tensor.powi_scalar(2).sum().into_data();
+                let sum = compat::total(tensor.powi_scalar(2)).into_data();
                 sum.iter::<f64>().sum()
             };
             distance += square(found - target.clone());
