@@ -142,12 +142,22 @@ fn tolerance(expected: &[f64]) -> Tolerance {
 // ---------------------------------------------------------------- what it keeps
 
 fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
-    for name in ["tied", "untied_bias"] {
+    for (index, name) in ["tied", "untied_bias"].into_iter().enumerate() {
         let teacher = load::<A::InnerBackend>(name, &device);
         let config = teacher.config().clone();
         let batch = packed_batch(config.vocab_size, 3, &device);
         let expected = values(&logits(&teacher, &batch));
-        for maps in all_maps() {
+        // What depends on the form of a map is worked out on the host: a simulated GPU sees each once.
+        let every = if A::name(&device).contains("wgpu") {
+            2
+        } else {
+            1
+        };
+        for maps in all_maps()
+            .into_iter()
+            .skip(index * (every - 1))
+            .step_by(every)
+        {
             let (student, start) =
                 calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Refit, &device);
             assert!(start.layers.iter().all(|layer| layer.residual < 1e-5));

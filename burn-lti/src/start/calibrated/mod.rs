@@ -10,7 +10,8 @@
 //!
 //! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
 //! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
-//! are weighted by one over the mean square of the teacher's stream: what follows is a norm.
+//! are weighted by the attention that their tokens receive (see `importance.rs`), and by one over the mean
+//! square of the teacher's stream: what follows is a norm.
 //!
 //! Of the text only sums are kept, in float64; hidden states wait in a file in the system's folder for
 //! temporary files, one batch in memory.
@@ -22,6 +23,7 @@ mod error;
 mod file;
 mod fit;
 mod heads;
+mod importance;
 mod moments;
 mod out;
 mod pairs;
@@ -55,6 +57,7 @@ use crate::start::{MapSpec, pairs as start_pairs};
 use crate::tensors::{TensorSet, join_name};
 use fit::{Fitted, LayerFit, Span, ValueMap};
 use heads::HeadCounts;
+use importance::importance;
 use moments::{Moments, host_matrix};
 use out::{OutMap, OutValues};
 use pairs::Pairs;
@@ -267,6 +270,8 @@ struct Walk<'a, B: Backend, T: LayeredDecoder<B>> {
     teacher_tensors: TensorSet<B>,
     batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
     spill: Spill,
+    /// What the rows of each batch count, `[rows, 1]`.
+    importance: Vec<Tensor<B, 2>>,
     device: B::Device,
     tensors: TensorSet<B>,
 }
@@ -288,6 +293,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             teacher_tensors,
             batches,
             spill: Spill::new(dtype)?,
+            importance: Vec::new(),
             device,
             tensors: TensorSet::new(),
         };
@@ -341,7 +347,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
     }
 
-    /// Puts both streams in front of the first layer.
+    /// Puts both streams in front of the first layer, and finds out how much each token counts.
     fn embed<S: LayeredDecoder<B>>(&mut self, student: &S) -> Result<(), CalibrationError> {
         let mut tokens = 0.0;
         let mut count = 0;
@@ -352,6 +358,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             self.spill.write(index, stream_of_teacher(0), teacher)?;
             self.spill
                 .write(index, Stream::Student, student.embed(&batch))?;
+            self.importance.push(importance(self.teacher, &batch));
             let present = batch.segments.clone().greater_elem(0).int().sum();
             tokens += present.into_data().iter::<f64>().sum::<f64>();
             count += 1;
@@ -711,7 +718,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             .mean_dim(1)
             .add_scalar(f32::MIN_POSITIVE);
         let present = batch.segments.clone().greater_elem(0).float();
-        let root = present.reshape([rows, 1]).cast(DType::F32) / size.sqrt();
+        let present = present.reshape([rows, 1]).cast(DType::F32);
+        let root = present * (self.importance[index].clone() / size).sqrt();
         // The student has the same bias behind its output.
         let [_, width] = attention.dims();
         let bias = match bias {
