@@ -1,20 +1,21 @@
 //! How much the error of a token counts.
 //!
 //! An error in a token's residual stream reaches the loss through the token itself and through every token
-//! that attends to it. Its row counts as often as it receives the attention that even patterns would give
-//! to the first of `n` tokens, who receives most: the harmonic number of `n`, at most `1 + ln n`. Few
-//! tokens reach that and count more than once: those that trained models rest their attention on, the first
-//! above all (attention sinks: Xiao et al. 2023, arXiv 2309.17453), whose streams some layer makes orders
-//! of magnitude larger than the others (massive activations: Sun et al. 2024, arXiv 2402.17762). Where the
+//! that attends to it. Most tokens receive about as much attention as they give, and count once. A few
+//! receive more than even patterns would give to the first of `n` tokens, which is the harmonic number of
+//! `n`, at most `1 + ln n`. On those trained models rest their attention, the first token above all
+//! (attention sinks: Xiao et al. 2023, arXiv 2309.17453), and some layer makes their streams orders of
+//! magnitude larger than the others (massive activations: Sun et al. 2024, arXiv 2402.17762). Where the
 //! student does not, no pattern above that layer is the teacher's, and one row in hundreds would not keep a
-//! fit from that.
+//! fit from that: such a token counts for all whose attention it has.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};
 
-/// How often the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends: at least once.
+/// How often the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends: once, or as the
+/// attention that they receive, the mean of all heads and layers.
 pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
     teacher: &T,
     batch: &TokenBatch<B>,
@@ -29,8 +30,10 @@ pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
         let behind = h.clone() + teacher.attention(layer, h, &context);
         h = behind.clone() + teacher.feed_forward(layer, behind);
     }
+    let mean = sum.div_scalar(layers as f64);
     let most_of_even = 1.0 + (tokens as f64).ln();
-    sum.div_scalar(layers as f64 * most_of_even).clamp_min(1.0)
+    let ordinary = mean.clone().lower_equal_elem(most_of_even);
+    mean.mask_fill(ordinary, 1.0)
 }
 
 /// What each token receives, `[batch * tokens, 1]`, the mean of the heads, of
