@@ -1,21 +1,19 @@
 //! How much the error of a token counts.
 //!
 //! An error in a token's residual stream reaches the loss through the token itself and through every token
-//! that attends to it. Most tokens receive about as much attention as they give, and count once. A few
-//! receive more than even patterns would give to the first of `n` tokens, which is the harmonic number of
-//! `n`, at most `1 + ln n`. On those trained models rest their attention, the first token above all
-//! (attention sinks: Xiao et al. 2023, arXiv 2309.17453), and some layer makes their streams orders of
-//! magnitude larger than the others (massive activations: Sun et al. 2024, arXiv 2402.17762). Where the
-//! student does not, no pattern above that layer is the teacher's, and one row in hundreds would not keep a
-//! fit from that: such a token counts for all whose attention it has.
+//! that attends to it, so its row counts `1 + r`: `r` is the attention that it receives, summed over queries,
+//! the mean of the teacher's heads and layers. That is about 1 for most tokens, and far more for those on
+//! which trained models rest their attention, the first of a text above all (attention sinks: Xiao et al.
+//! 2023, arXiv 2309.17453). Some layer makes the streams of these orders of magnitude larger than the others
+//! (massive activations: Sun et al. 2024, arXiv 2402.17762). Where the student does not, no pattern above
+//! that layer is the teacher's, and one row in hundreds would not keep a fit from that.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};
 
-/// How often the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends: once, or as the
-/// attention that they receive, the mean of all heads and layers.
+/// What the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends.
 pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
     teacher: &T,
     batch: &TokenBatch<B>,
@@ -30,10 +28,7 @@ pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
         let behind = h.clone() + teacher.attention(layer, h, &context);
         h = behind.clone() + teacher.feed_forward(layer, behind);
     }
-    let mean = sum.div_scalar(layers as f64);
-    let most_of_even = 1.0 + (tokens as f64).ln();
-    let ordinary = mean.clone().lower_equal_elem(most_of_even);
-    mean.mask_fill(ordinary, 1.0)
+    sum.div_scalar(layers as f64).add_scalar(1.0)
 }
 
 /// What each token receives, `[batch * tokens, 1]`, the mean of the heads, of
