@@ -1,4 +1,5 @@
-//! How parameters are made, detached and frozen, and tensors summed: what Burn 0.22 will change most.
+//! How parameters are made, detached and frozen, which Burn 0.22 will change most, and how tensors are
+//! summed.
 //!
 //! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device.
 //! The traps of 0.21 around gradient flags are dealt with here, so that no other module needs to

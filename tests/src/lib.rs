@@ -95,6 +95,12 @@ pub fn backend_name<B: burn::tensor::backend::Backend>(device: &B::Device) -> St
     B::name(device)
 }
 
+/// Whether the device may be a processor that simulates a GPU, as that of CI: there the number of
+/// operations is what costs, and a law may leave out what does not depend on the device.
+pub fn may_be_simulated<B: burn::tensor::backend::Backend>(device: &B::Device) -> bool {
+    B::name(device).contains("wgpu")
+}
+
 /// An error and all its sources, as a command prints them.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(Some(error), |error| error.source());

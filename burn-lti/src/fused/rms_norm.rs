@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, dot, floats, floats_mut, whole_rows};
 use super::operation::{Operation, apply, primitive, tensor};
+use crate::tensors::at_least_float32;
 
 /// `x / sqrt(mean(x^2) + epsilon) * gamma`, the mean over the last axis (Zhang and Sennrich 2019).
 ///
@@ -104,10 +105,7 @@ impl RmsNorm {
     ) -> Tensor<I, 2> {
         if !lanes::suit([&x, &gamma.clone().unsqueeze(), &gradient]) {
             let dtype = x.dtype();
-            let wide = match dtype {
-                DType::F16 | DType::BF16 => DType::F32,
-                dtype => dtype,
-            };
+            let wide = at_least_float32(dtype);
             let (x, gamma, gradient) = (x.cast(wide), gamma.cast(wide), gradient.cast(wide));
             let size = self.size(&x).cast(wide);
             let weighted = gradient * gamma.unsqueeze();

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::StepClock;
 use crate::compat;
+use crate::tensors::at_least_float32;
 
 /// The norm of the last step's gradients, before clipping. Clones read the same value.
 #[derive(Clone, Debug, Default)]
@@ -182,11 +182,8 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
             return;
         };
         // The square of a small half-precision number would be zero.
-        let grad = match grad.dtype() {
-            DType::F16 | DType::BF16 => grad.cast(DType::F32),
-            _ => grad,
-        };
-        let square = compat::total(grad.square());
+        let wide = at_least_float32(grad.dtype());
+        let square = compat::total(grad.cast(wide).square());
         self.sum = Some(match self.sum.take() {
             Some(sum) => sum + square,
             None => square,

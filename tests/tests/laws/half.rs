@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::prelude::Tensor;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::TrainStep;
 use burn_lti::dense::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::loss::DistillationLoss;
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::Distiller;
+use burn_lti::train::{Distiller, GlobalNormClip};
 use burn_lti_llama::distill::learning_student;
 use burn_lti_llama::hf::{self, HfError, WeightFiles, WeightType};
 use burn_lti_llama::model::{LearningLlama, PlainLlama};
@@ -32,6 +36,7 @@ on_every_backend![
     a_half_precision_model_comes_back_from_its_file,
     maps_of_a_half_precision_teacher_have_the_gradients_of_float32,
     maps_of_a_half_precision_teacher_learn,
+    a_small_half_precision_gradient_has_its_norm,
 ];
 
 /// The half-precision types of this device, each with `u`, half the distance from 1 to the next
@@ -257,5 +262,28 @@ fn maps_of_a_half_precision_teacher_learn<A: AutodiffBackend>(device: A::Device)
             let expected = if in_map { DType::F32 } else { dtype.dtype() };
             assert_eq!(parameter.dtype, expected, "{dtype}, {name}");
         }
+    }
+}
+
+/// The squares of these numbers are zero in float16.
+fn a_small_half_precision_gradient_has_its_norm<A: AutodiffBackend>(device: A::Device) {
+    for (dtype, _) in half_types::<A::InnerBackend>(&device) {
+        let dtype = dtype.dtype();
+        let gradient = Numbers::new(6).tensor::<A::InnerBackend, 2>([3, 5], &device);
+        let gradient = gradient.mul_scalar(1e-5).cast(dtype);
+        let size = values(&gradient).iter().map(|g| g * g).sum::<f64>().sqrt();
+        let module = Linear::<A> {
+            weight: Param::from_tensor(Tensor::zeros([3, 5], (&device, dtype))),
+            bias: None,
+        };
+        let mut gradients = GradientsParams::new();
+        gradients.register(module.weight.id, gradient);
+        let optimizer = SgdConfig::new().init::<A, Linear<A>>();
+        let mut optimizer = GlobalNormClip::new(optimizer, f64::INFINITY);
+        let norm = optimizer.norm();
+        optimizer.step(1.0, module, gradients);
+        let norm = norm.last().expect("a step was taken");
+        // A square each, their sum, and a root.
+        assert!((norm - size).abs() <= size * rounding(17), "{norm} {size}");
     }
 }

@@ -25,8 +25,7 @@ pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
     let layers = teacher.layers();
     for layer in 0..layers {
         sum = sum + received(teacher.attention_weights(layer, h.clone(), &context));
-        let behind = h.clone() + teacher.attention(layer, h, &context);
-        h = behind.clone() + teacher.feed_forward(layer, behind);
+        h = super::through_layer(teacher, layer, h, &context);
     }
     sum.div_scalar(layers as f64).add_scalar(1.0)
 }

@@ -13,7 +13,7 @@
 //! are weighted by the attention that their tokens receive (see `importance.rs`), and by one over the mean
 //! square of the teacher's stream: what follows is a norm.
 //!
-//! Of the text only sums are kept, in float64; hidden states wait in a file in the system's folder for
+//! Of the text only sums are kept, in float64, and a weight a token; hidden states wait in a file in the system's folder for
 //! temporary files, one batch in memory.
 //!
 //! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
@@ -529,8 +529,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         for (index, batch) in batches.iter().enumerate() {
             let h = self.student_stream(index)?;
             let context = student.context(&batch);
-            let behind = h.clone() + student.attention(layer, h, &context);
-            let next = behind.clone() + student.feed_forward(layer, behind);
+            let next = through_layer(student, layer, h, &context);
             self.spill.write(index, Stream::Student, next)?;
         }
         Ok(())
@@ -757,6 +756,17 @@ impl<B: Backend> Rows<B> {
     fn weigh(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
         rows.cast(DType::F32) * self.root.clone()
     }
+}
+
+/// The residual stream behind `layer`; `h` is the one in front of it.
+fn through_layer<B: Backend, D: LayeredDecoder<B>>(
+    decoder: &D,
+    layer: usize,
+    h: Tensor<B, 3>,
+    context: &D::Context,
+) -> Tensor<B, 3> {
+    let behind = h.clone() + decoder.attention(layer, h, context);
+    behind.clone() + decoder.feed_forward(layer, behind)
 }
 
 /// `[batch, tokens, width] -> [batch * tokens, width]`
