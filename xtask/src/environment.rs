@@ -20,7 +20,7 @@ const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 /// the bindings again when it changes.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
-    variables: Vec<(&'static str, OsString)>,
+    variables: Vec<(String, OsString)>,
     needs_runtime_dir: bool,
 }
 
@@ -29,10 +29,10 @@ impl Environment {
         let mut variables = Vec::new();
         if let Some(libtorch) = libtorch {
             if let Some(root) = &libtorch.root {
-                variables.push(("LIBTORCH", root.into()));
+                variables.push(("LIBTORCH".to_owned(), root.into()));
             }
             let path = prepended(&libtorch.lib, env::var_os(LIBRARY_PATH))?;
-            variables.extend(path.map(|path| (LIBRARY_PATH, path)));
+            variables.extend(path.map(|path| (LIBRARY_PATH.to_owned(), path)));
         }
         // The software device of Vulkan complains where it is not set.
         let needs_runtime_dir = cfg!(target_os = "linux") && env::var_os(RUNTIME_DIR).is_none();
@@ -40,6 +40,12 @@ impl Environment {
             variables,
             needs_runtime_dir,
         })
+    }
+
+    /// The same with a variable more.
+    pub(crate) fn with(mut self, variable: Option<(String, OsString)>) -> Self {
+        self.variables.extend(variable);
+        self
     }
 
     /// Gives the variables to all that `shell` starts, until the returned value is dropped.
@@ -104,9 +110,10 @@ mod tests {
     fn the_variables_reach_what_is_started() {
         let shell = Shell::new().unwrap();
         let environment = Environment {
-            variables: vec![("LIBTORCH", "/a folder".into())],
+            variables: Vec::new(),
             needs_runtime_dir: true,
         };
+        let environment = environment.with(Some(("LIBTORCH".to_owned(), "/a folder".into())));
         let dir = environment.apply(&shell).unwrap().unwrap();
         assert_eq!(shell.var("LIBTORCH").unwrap(), "/a folder");
         assert_eq!(shell.var_os(RUNTIME_DIR).unwrap(), dir.path());

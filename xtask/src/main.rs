@@ -6,6 +6,7 @@
 //! | `cache` | the folder that all of it goes into |
 //! | `programs` | programs of the system, and how to get those that are missing |
 //! | `environment` | the variables of everything that is started |
+//! | `kernels` | kernels of wgpu, kept from one run of the tests to the next |
 //! | `backend` | the backends: features, names of tests, whether they are set up |
 //! | `suite`, `check`, `ci` | what runs, as steps |
 //! | `bench` | the benches, ours against the peers, how cost grows |
@@ -27,6 +28,7 @@ mod cache;
 mod check;
 mod ci;
 mod environment;
+mod kernels;
 mod libtest;
 mod programs;
 mod report;
@@ -165,8 +167,12 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
     };
 
     let libtorch = Libtorch::find(&shell, &cache)?;
-    let environment = Environment::new(libtorch.as_ref())?;
     let installed = Installed::find(libtorch.as_ref());
+    let kernels = match installed.wgpu && run.runs_tests() {
+        true => kernels::runner(&shell, &cache, &root)?,
+        false => None,
+    };
+    let environment = Environment::new(libtorch.as_ref())?.with(kernels);
     let (steps, left_out) = run.steps(&installed, &root)?;
     print!("{environment}");
     if run.is_dry() {

@@ -1,0 +1,99 @@
+//! What cubecl, below wgpu, compiles for Vulkan, kept from one run of the tests to the next.
+//!
+//! Most of what the tests cost on a software device is the compilation of kernels: first by cubecl to
+//! SPIR-V, then by the driver, whose own cache helps little, because cubecl writes the same kernel in
+//! another order in every process. cubecl can keep its SPIR-V, and the driver then finds what it has
+//! compiled from it. It does so where it is told to by a `cubecl.toml` in the folder that a program runs
+//! in, or in one above; so the tests run in a folder that has one.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use xshell::{Shell, cmd};
+
+use crate::cache::Cache;
+
+/// Where cubecl reads its settings from.
+const SETTINGS: &str = "cubecl.toml";
+/// "local" is the folder that the program runs in.
+const KEEP: &str = "[compilation]\ncache = \"local\"\n";
+
+/// The variable that has cargo start tests in the folder of kernels, which is made here, and its value.
+///
+/// cubecl knows a kernel by its name, settings and device, but not by its code: each state of
+/// `Cargo.lock` has a folder of its own, so that no kernel outlives the release that it belongs to.
+///
+/// Nothing where that cannot be: on another system than Linux, which has no `env -C`, with a runner of
+/// the user's own, or in a folder with a space in its name, which cargo would split the command at.
+pub(crate) fn runner(
+    shell: &Shell,
+    cache: &Cache,
+    root: &Path,
+) -> Result<Option<(String, OsString)>> {
+    if !cfg!(target_os = "linux") {
+        return Ok(None);
+    }
+    let host = cmd!(shell, "rustc --print host-tuple").quiet().read()?;
+    let variable = format!(
+        "CARGO_TARGET_{}_RUNNER",
+        host.to_uppercase().replace('-', "_")
+    );
+    let lock = root.join("Cargo.lock");
+    let lock = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let folder = cache.path("kernels").join(name(&lock));
+    let folder_name = folder.to_str().filter(|name| !name.contains(' '));
+    let (Some(folder_name), None) = (folder_name, env::var_os(&variable)) else {
+        return Ok(None);
+    };
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    cache.write(&folder.join(SETTINGS), KEEP)?;
+    Ok(Some((variable, format!("env -C {folder_name}").into())))
+}
+
+/// The first 16 hexadecimal digits of the hash of `lock`.
+fn name(lock: &[u8]) -> String {
+    let hash = Sha256::digest(lock);
+    hash.iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_file_has_its_own_folder_with_settings() {
+        let shell = Shell::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |lock: &str| {
+            fs::write(dir.path().join("Cargo.lock"), lock).unwrap();
+            let cache = Cache::at(dir.path().join("cache"));
+            let (variable, command) = runner(&shell, &cache, dir.path()).unwrap().unwrap();
+            assert!(
+                variable.starts_with("CARGO_TARGET_") && variable.ends_with("_LINUX_GNU_RUNNER")
+            );
+            let command = command.into_string().unwrap();
+            command.strip_prefix("env -C ").unwrap().to_owned()
+        };
+        let first = folder("one");
+        let settings = fs::read_to_string(Path::new(&first).join(SETTINGS)).unwrap();
+        assert_eq!(settings, KEEP);
+        assert_eq!(folder("one"), first);
+        assert_ne!(folder("two"), first);
+    }
+
+    #[test]
+    fn a_folder_that_cargo_would_split_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("Cargo.lock"), "").unwrap();
+        let cache = Cache::at(dir.path().join("a folder"));
+        let none = runner(&Shell::new().unwrap(), &cache, dir.path()).unwrap();
+        assert!(none.is_none() && !dir.path().join("a folder").exists());
+    }
+}
