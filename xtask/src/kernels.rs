@@ -6,7 +6,6 @@
 //! compiled from it. It does so where it is told to by a `cubecl.toml` in the folder that a program runs
 //! in, or in one above; so the tests run in a folder that has one.
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
@@ -27,12 +26,14 @@ const KEEP: &str = "[compilation]\ncache = \"local\"\n";
 /// cubecl knows a kernel by its name, settings and device, but not by its code: each state of
 /// `Cargo.lock` has a folder of its own, so that no kernel outlives the release that it belongs to.
 ///
-/// Nothing where that cannot be: on another system than Linux, which has no `env -C`, with a runner of
-/// the user's own, or in a folder with a space in its name, which cargo would split the command at.
+/// Nothing where that cannot be: on another system than Linux, which has no `env -C`; with a runner of the
+/// user's own, if `is_set` says so of the variable; in a folder with a space in its name, at which cargo
+/// would split the command.
 pub(crate) fn runner(
     shell: &Shell,
     cache: &Cache,
     root: &Path,
+    is_set: impl Fn(&str) -> bool,
 ) -> Result<Option<(String, OsString)>> {
     if !cfg!(target_os = "linux") {
         return Ok(None);
@@ -46,7 +47,7 @@ pub(crate) fn runner(
     let lock = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
     let folder = cache.path("kernels").join(name(&lock));
     let folder_name = folder.to_str().filter(|name| !name.contains(' '));
-    let (Some(folder_name), None) = (folder_name, env::var_os(&variable)) else {
+    let Some(folder_name) = folder_name.filter(|_| !is_set(&variable)) else {
         return Ok(None);
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -67,6 +68,10 @@ fn name(lock: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn kept(shell: &Shell, cache: &Cache, root: &Path) -> Option<(String, OsString)> {
+        runner(shell, cache, root, |_| false).unwrap()
+    }
+
     #[test]
     fn a_lock_file_has_its_own_folder_with_settings() {
         let shell = Shell::new().unwrap();
@@ -74,7 +79,7 @@ mod tests {
         let folder = |lock: &str| {
             fs::write(dir.path().join("Cargo.lock"), lock).unwrap();
             let cache = Cache::at(dir.path().join("cache"));
-            let (variable, command) = runner(&shell, &cache, dir.path()).unwrap().unwrap();
+            let (variable, command) = kept(&shell, &cache, dir.path()).unwrap();
             assert!(
                 variable.starts_with("CARGO_TARGET_") && variable.ends_with("_LINUX_GNU_RUNNER")
             );
@@ -89,11 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cargo_would_split_is_not_used() {
+    fn a_folder_that_cargo_would_split_and_a_runner_of_ones_own_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("Cargo.lock"), "").unwrap();
         let cache = Cache::at(dir.path().join("a folder"));
-        let none = runner(&Shell::new().unwrap(), &cache, dir.path()).unwrap();
-        assert!(none.is_none() && !dir.path().join("a folder").exists());
+        let shell = Shell::new().unwrap();
+        assert_eq!(kept(&shell, &cache, dir.path()), None);
+        assert!(!dir.path().join("a folder").exists());
+        let cache = Cache::at(dir.path().join("cache"));
+        let own = runner(&shell, &cache, dir.path(), |name| name.ends_with("_RUNNER"));
+        assert_eq!(own.unwrap(), None);
+        assert!(!dir.path().join("cache").exists());
     }
 }

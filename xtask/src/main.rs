@@ -169,7 +169,10 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
     let libtorch = Libtorch::find(&shell, &cache)?;
     let installed = Installed::find(libtorch.as_ref());
     let kernels = match installed.wgpu && run.runs_tests() {
-        true => kernels::runner(&shell, &cache, &root)?,
+        true => {
+            let is_set = |name: &str| env::var_os(name).is_some();
+            kernels::runner(&shell, &cache, &root, is_set)?
+        }
         false => None,
     };
     let environment = Environment::new(libtorch.as_ref())?.with(kernels);
