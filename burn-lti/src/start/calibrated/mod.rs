@@ -10,11 +10,11 @@
 //!
 //! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
 //! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
-//! are weighted by the attention that their tokens receive (see `importance.rs`), and by one over the mean
-//! square of the teacher's stream: what follows is a norm.
+//! are weighted by the squared attention that their tokens receive (see `importance.rs`), and by one over
+//! the mean square of the teacher's stream: what follows is a norm.
 //!
-//! Of the text only sums are kept, in float64, and a weight a token; hidden states wait in a file in the system's folder for
-//! temporary files, one batch in memory.
+//! Of the text only sums are kept, in float64, and a weight a token; hidden states wait in a file in the
+//! system's folder for temporary files, one batch in memory.
 //!
 //! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
 //! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
