@@ -1,8 +1,8 @@
 //! What cubecl, below wgpu, compiles for Vulkan, kept from one run of the tests to the next.
 //!
-//! Most of what the tests cost on a software device is the compilation of kernels: first by cubecl to
-//! SPIR-V, then by the driver, whose own cache helps little, because cubecl writes the same kernel in
-//! another order in every process. cubecl can keep its SPIR-V, and the driver then finds what it has
+//! On a software device more than a third of the tests' time went into compiling kernels anew: first by
+//! cubecl to SPIR-V, then by the driver, whose own cache misses many of them, because cubecl writes the same
+//! kernel in another order in every process. cubecl can keep its SPIR-V, and the driver then finds what it has
 //! compiled from it. It does so where it is told to by a `cubecl.toml` in the folder that a program runs
 //! in, or in one above; so the tests run in a folder that has one.
 
@@ -45,23 +45,18 @@ pub(crate) fn runner(
     );
     let lock = root.join("Cargo.lock");
     let lock = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
-    let folder = cache.path("kernels").join(name(&lock));
-    let folder_name = folder.to_str().filter(|name| !name.contains(' '));
+    let folder = cache
+        .path("kernels")
+        .join(format!("{:x}", Sha256::digest(lock)));
+    let folder_name = folder
+        .to_str()
+        .filter(|name| !name.contains(char::is_whitespace));
     let Some(folder_name) = folder_name.filter(|_| !is_set(&variable)) else {
         return Ok(None);
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     cache.write(&folder.join(SETTINGS), KEEP)?;
     Ok(Some((variable, format!("env -C {folder_name}").into())))
-}
-
-/// The first 16 hexadecimal digits of the hash of `lock`.
-fn name(lock: &[u8]) -> String {
-    let hash = Sha256::digest(lock);
-    hash.iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 #[cfg(test)]

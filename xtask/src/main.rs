@@ -168,11 +168,9 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
 
     let libtorch = Libtorch::find(&shell, &cache)?;
     let installed = Installed::find(libtorch.as_ref());
+    let is_set = |variable: &str| env::var_os(variable).is_some();
     let kernels = match installed.wgpu && run.runs_tests() {
-        true => {
-            let is_set = |name: &str| env::var_os(name).is_some();
-            kernels::runner(&shell, &cache, &root, is_set)?
-        }
+        true => kernels::runner(&shell, &cache, &root, is_set)?,
         false => None,
     };
     let environment = Environment::new(libtorch.as_ref())?.with(kernels);
