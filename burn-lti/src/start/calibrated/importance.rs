@@ -15,19 +15,22 @@ use burn::tensor::DType;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};
 
-/// What the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends.
+/// What the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends; `h` is its embedding.
 pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
     teacher: &T,
     batch: &TokenBatch<B>,
+    mut h: Tensor<B, 3>,
 ) -> Tensor<B, 2> {
     let context = teacher.context(batch);
-    let mut h = teacher.embed(batch);
     let [sequences, tokens, _] = h.dims();
     let mut sum = Tensor::zeros([sequences * tokens, 1], (&h.device(), DType::F32));
     let layers = teacher.layers();
     for layer in 0..layers {
+        // Behind the last layer nothing attends.
+        if layer > 0 {
+            h = super::through_layer(teacher, layer - 1, h, &context);
+        }
         sum = sum + received(teacher.attention_weights(layer, h.clone(), &context));
-        h = super::through_layer(teacher, layer, h, &context);
     }
     sum.div_scalar(layers as f64).add_scalar(1.0)
 }

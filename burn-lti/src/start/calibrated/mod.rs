@@ -355,10 +355,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         for batch in batches.iter() {
             let teacher = self.teacher.embed(&batch);
             let index = self.spill.add_batch(teacher.dims());
+            self.importance
+                .push(importance(self.teacher, &batch, teacher.clone()));
             self.spill.write(index, stream_of_teacher(0), teacher)?;
             self.spill
                 .write(index, Stream::Student, student.embed(&batch))?;
-            self.importance.push(importance(self.teacher, &batch));
             let present = batch.segments.clone().greater_elem(0).int().sum();
             tokens += present.into_data().iter::<f64>().sum::<f64>();
             count += 1;
