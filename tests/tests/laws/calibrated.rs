@@ -6,7 +6,9 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, SlotMaps, TokenBatch};
+use burn_lti::decoder::{
+    AttentionGeometry, CausalLm, LayeredDecoder, LtiSpec, SlotMaps, TokenBatch,
+};
 use burn_lti::dense::{HeadGrid, MapKind, Slot};
 use burn_lti::inject::InjectError;
 use burn_lti::start::calibrated::{
@@ -33,11 +35,15 @@ on_every_backend![
     heads_of_any_number_and_size_are_calibrated,
     sums_of_pairs_lie_between_the_factored_and_the_general_map,
     refinement_is_kept_where_it_helps,
+    a_token_counts_by_the_attention_it_receives,
+    heads_that_keep_to_their_own_values_are_fitted_too,
     a_decoder_that_is_no_llama_is_calibrated_too,
     the_same_text_gives_the_same_start,
     maps_that_nobody_calculated_are_refused,
     too_little_text_is_refused,
     a_rank_beyond_the_grids_is_refused,
+    a_teacher_of_numbers_that_are_none_is_refused,
+    why_there_is_no_student_is_said,
 ];
 
 type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
@@ -101,10 +107,22 @@ fn calibrated_llama<A: AutodiffBackend>(
     feed_forward: FeedForward,
     device: &A::Device,
 ) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
+    let set = |calibration: &mut Calibration<'_>| calibration.feed_forward = feed_forward;
+    calibrated_with::<A>(teacher, config, maps, set, device)
+}
+
+/// The same, with what `set` changes.
+fn calibrated_with<A: AutodiffBackend>(
+    teacher: &PlainLlama<Inner<A>>,
+    config: &LlamaConfig,
+    maps: SlotMaps,
+    set: impl Fn(&mut Calibration<'_>),
+    device: &A::Device,
+) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
     let spec = spec(teacher.config().geometry(), maps);
     let tensors = TensorSet::collect(teacher);
     let mut calibration = Calibration::new(&spec, config.geometry());
-    calibration.feed_forward = feed_forward;
+    set(&mut calibration);
     let student_with = |start: &TensorSet<Inner<A>>| {
         let tensors = TensorSet::from_inner(&tensors.with(start));
         llama_student::<A>(config, &spec, &tensors, device)
@@ -196,6 +214,58 @@ fn heads_that_add_nothing_are_dropped_without_loss<A: AutodiffBackend>(device: A
         let found = values(&logits(&student, &batch));
         assert_close(&found, &expected, &tolerance(&expected));
     }
+}
+
+/// What least squares leave over is orthogonal to what the output reads, rows weighted as they were in the
+/// fit: here by one and the squared attention that a token receives, over the size of what follows.
+fn a_token_counts_by_the_attention_it_receives<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let (student, start) =
+        calibrated_llama::<A>(&teacher, &config, out_general(), FeedForward::Keep, &device);
+    let mut across = [0.0; 2].map(|_| Tensor::<Inner<A>, 2>::zeros([2 * 8, 24], &device));
+    for batch in batches::<Inner<A>>(4, config.vocab_size, 5, &device).iter() {
+        let context = teacher.context(&batch);
+        let h = teacher.embed(&batch);
+        let [sequences, tokens, width] = h.dims();
+        let rows = sequences * tokens;
+        let mut received = Tensor::zeros([rows, 1], &device);
+        let mut stream = h.clone();
+        for layer in 0..teacher.layers() {
+            let patterns = teacher.attention_weights(layer, stream.clone(), &context);
+            let squares = patterns.square().sum_dim(2).mean_dim(1);
+            received = received + squares.reshape([rows, 1]) / teacher.layers() as f64;
+            stream = stream.clone() + teacher.attention(layer, stream, &context);
+            stream = stream.clone() + teacher.feed_forward(layer, stream);
+        }
+        let target = teacher.attention(0, h.clone(), &context);
+        let size = (h.clone() + target.clone()).square().mean_dim(2);
+        let present = batch.segments.clone().greater_elem(0).float();
+        let even = present.reshape([rows, 1]) / size.reshape([rows, 1]);
+
+        let context = student.context(&batch);
+        let patterns = student.attention_weights(0, h.clone(), &context);
+        let values = student.values(0, h.clone());
+        let read = patterns
+            .matmul(values.reshape([sequences, 1, tokens, 8]).repeat_dim(1, 2))
+            .swap_dims(1, 2)
+            .reshape([rows, 2 * 8]);
+        let left = (student.attention(0, h, &context) - target).reshape([rows, width]);
+        for (sum, weight) in across
+            .iter_mut()
+            .zip([received + 1.0, Tensor::ones([rows, 1], &device)])
+        {
+            let weighted = left.clone() * (weight * even.clone());
+            *sum = sum.clone() + read.clone().transpose().matmul(weighted);
+        }
+    }
+    let [as_fitted, evenly] =
+        across.map(|sum| values(&sum).iter().map(|x| x * x).sum::<f64>().sqrt());
+    let ridge = start.layers[0].ridge.expect("the output was fitted");
+    assert!(
+        as_fitted < 0.1 * evenly,
+        "{as_fitted}, {evenly}, ridge {ridge}"
+    );
 }
 
 /// KL to the teacher on text that the calibration has not read.
@@ -365,18 +435,10 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
 fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("untied_bias", &device);
     let config = with_heads(teacher.config(), 1, 1, 8);
-    let spec = spec(teacher.config().geometry(), SlotMaps::all(MapKind::General));
-    let tensors = TensorSet::collect(&teacher);
     let start = |steps| {
-        let mut calibration = Calibration::new(&spec, config.geometry());
-        calibration.refinement.steps = steps;
-        let student_with = |start: &TensorSet<Inner<A>>| {
-            let tensors = TensorSet::from_inner(&tensors.with(start));
-            llama_student::<A>(&config, &spec, &tensors, &device)
-        };
-        let text = batches(4, config.vocab_size, 5, &device);
-        let start = calibrate::<A, _, _, _>(&calibration, &teacher, &text, student_with, |_| {});
-        start.expect("a start")
+        let set = |calibration: &mut Calibration<'_>| calibration.refinement.steps = steps;
+        let maps = SlotMaps::all(MapKind::General);
+        calibrated_with::<A>(&teacher, &config, maps, set, &device).1
     };
     let (fitted, refined) = (start(0), start(24));
     // The first layer is the same up to its refinement.
@@ -387,6 +449,37 @@ fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
         named.expect("a map").tensor.to_f32().expect("values")
     };
     assert_ne!(query(&refined), query(&fitted), "patterns move too");
+}
+
+/// As where there are too many values to mix those of all heads.
+fn heads_that_keep_to_their_own_values_are_fitted_too<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let batch = packed_batch(teacher.config().vocab_size, 3, &device);
+    let own = |config: &LlamaConfig, maps| {
+        let set = |calibration: &mut Calibration<'_>| calibration.most_features = 0;
+        calibrated_with::<A>(&teacher, config, maps, set, &device).0
+    };
+    let expected = values(&logits(&teacher, &batch));
+    let fewer = with_heads(teacher.config(), 2, 1, 8);
+    for maps in all_maps() {
+        let same = own(teacher.config(), maps);
+        let found = values(&logits(&same, &batch));
+        assert_close(&found, &expected, &tolerance(&expected));
+        // It loses something to a map that may mix: that there is another way is seen.
+        let (mixed, _) = calibrated_llama::<A>(&teacher, &fewer, maps, FeedForward::Keep, &device);
+        let own = own(&fewer, maps);
+        let own = [&own, &mixed].map(|student| kl(student, &teacher, &device));
+        let spec = LtiSpec {
+            start: Start::Grouped,
+            ..LtiSpec::new(teacher.config().geometry())
+        };
+        let grouped = llama_student(&fewer, &spec, &TensorSet::collect(&teacher), &device);
+        let grouped = kl(&grouped.expect("a student"), &teacher, &device);
+        assert!(
+            own[0] < grouped && own[0] != own[1],
+            "{own:?}, grouped {grouped}"
+        );
+    }
 }
 
 fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::Device) {
@@ -519,4 +612,55 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
             ..
         })
     ));
+}
+
+/// What `calibrate` says of a teacher whose student `student_with` makes.
+fn refusal<A: AutodiffBackend>(
+    teacher: &PlainLlama<Inner<A>>,
+    student_with: impl Fn(
+        &LlamaConfig,
+        &LtiSpec,
+        &TensorSet<Inner<A>>,
+    ) -> Result<LearningLlama<A>, InjectError>,
+    device: &A::Device,
+) -> CalibrationError {
+    let config = with_heads(teacher.config(), 2, 1, 8);
+    let spec = spec(teacher.config().geometry(), out_general());
+    let calibration = Calibration::new(&spec, config.geometry());
+    let text = batches(4, config.vocab_size, 5, device);
+    let student_with = |start: &TensorSet<Inner<A>>| student_with(&config, &spec, start);
+    let found = calibrate::<A, _, _, _>(&calibration, teacher, &text, student_with, |_| {});
+    found.expect_err("it cannot be calibrated")
+}
+
+fn a_teacher_of_numbers_that_are_none_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let teacher = edit(teacher, |name, values| {
+        if name == "model.layers.1.self_attn.v_proj.weight" {
+            values[5] = f32::NAN;
+        }
+    });
+    let tensors = TensorSet::collect(&teacher);
+    let student_with = |config: &LlamaConfig, spec: &LtiSpec, start: &TensorSet<Inner<A>>| {
+        llama_student::<A>(
+            config,
+            spec,
+            &TensorSet::from_inner(&tensors.with(start)),
+            &device,
+        )
+    };
+    let error = refusal::<A>(&teacher, student_with, &device);
+    assert!(matches!(error, CalibrationError::NotFinite), "{error}");
+}
+
+fn why_there_is_no_student_is_said<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    // The teacher's tensors are missing.
+    let student_with = |config: &LlamaConfig, spec: &LtiSpec, start: &TensorSet<Inner<A>>| {
+        llama_student::<A>(config, spec, &TensorSet::from_inner(start), &device)
+    };
+    let error = refusal::<A>(&teacher, student_with, &device);
+    assert!(matches!(error, CalibrationError::Student { .. }), "{error}");
+    let source = std::error::Error::source(&error).expect("a reason");
+    assert!(source.downcast_ref::<InjectError>().is_some(), "{source}");
 }

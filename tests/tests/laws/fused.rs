@@ -2,12 +2,15 @@
 //! gradient.
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::fused::{gated_silu, masked_softmax, rms_norm};
-use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
 use burn_lti_tests::on_every_backend;
+
+use crate::half::half_types;
 
 on_every_backend![
     the_gated_silu_and_its_gradients_are_those_of_the_operations,
@@ -16,6 +19,7 @@ on_every_backend![
     the_norm_and_its_gradients_are_those_of_the_operations,
     the_softmax_and_its_gradient_are_those_of_the_operations,
     what_a_mask_hides_has_no_weight,
+    half_precision_is_rounded_as_its_type_is,
 ];
 
 /// No multiple of any processor's lanes, and more than a thread takes at a time.
@@ -27,15 +31,14 @@ type Gated<A> = fn(Tensor<A, 2>, Tensor<A, 2>) -> Tensor<A, 2>;
 fn found<A: AutodiffBackend>(
     gated: Gated<A>,
     [gate, up, weight]: &[Vec<f32>; 3],
+    dtype: DType,
     device: &A::Device,
 ) -> [Vec<f64>; 3] {
-    let leaf = |numbers: &[f32]| tensor::<A, 2>(numbers, SHAPE, device).require_grad();
-    let (gate, up) = (leaf(gate), leaf(up));
+    let take = |numbers: &[f32]| tensor::<A, 2>(numbers, SHAPE, device).cast(dtype);
+    let (gate, up) = (take(gate).require_grad(), take(up).require_grad());
     // Through an operation on each side, so that none of them is a leaf.
     let output = gated(gate.clone() * 2.0, up.clone() + 1.0);
-    let mut gradients = (output.clone() * tensor(weight, SHAPE, device))
-        .sum()
-        .backward();
+    let mut gradients = (output.clone() * take(weight)).sum().backward();
     let mut gradient =
         |leaf: Tensor<A, 2>| values(&leaf.grad_remove(&mut gradients).expect("a gradient"));
     let (of_gate, of_up) = (gradient(gate), gradient(up));
@@ -59,13 +62,13 @@ fn the_gated_silu_and_its_gradients_are_those_of_the_operations<A: AutodiffBacke
     device: A::Device,
 ) {
     let mut numbers = numbers();
-    let expected = found::<A>(|gate, up| silu(gate) * up, &numbers, &device);
-    let fused = found::<A>(gated_silu, &numbers, &device);
+    let expected = found::<A>(|gate, up| silu(gate) * up, &numbers, DType::F32, &device);
+    let fused = found::<A>(gated_silu, &numbers, DType::F32, &device);
     for (fused, expected) in fused.iter().zip(&expected) {
         assert_close(fused, expected, &tolerance(expected));
     }
     numbers[0][SHAPE[1]] += 0.5;
-    let other = found::<A>(gated_silu, &numbers, &device);
+    let other = found::<A>(gated_silu, &numbers, DType::F32, &device);
     for (other, expected) in other.iter().zip(&expected) {
         assert_not_close(other, expected, &tolerance(expected));
     }
@@ -98,14 +101,14 @@ fn far_gates_stay_finite<A: AutodiffBackend>(device: A::Device) {
 fn normed<A: AutodiffBackend>(
     norm: impl Fn(Tensor<A, 2>, Tensor<A, 1>) -> Tensor<A, 2>,
     [x, gamma, weight]: &[Vec<f32>; 3],
+    dtype: DType,
     device: &A::Device,
 ) -> [Vec<f64>; 3] {
-    let x = tensor::<A, 2>(x, SHAPE, device).require_grad();
-    let gamma = tensor::<A, 1>(&gamma[..SHAPE[1]], [SHAPE[1]], device).require_grad();
+    let take = |numbers: &[f32]| tensor::<A, 2>(numbers, SHAPE, device).cast(dtype);
+    let gamma = tensor::<A, 1>(&gamma[..SHAPE[1]], [SHAPE[1]], device).cast(dtype);
+    let (x, gamma) = (take(x).require_grad(), gamma.require_grad());
     let output = norm(x.clone() * 2.0, gamma.clone() + 1.0);
-    let mut gradients = (output.clone() * tensor(weight, SHAPE, device))
-        .sum()
-        .backward();
+    let mut gradients = (output.clone() * take(weight)).sum().backward();
     let of_x = x.grad_remove(&mut gradients).expect("a gradient");
     let of_gamma = gamma.grad_remove(&mut gradients).expect("a gradient");
     [values(&output), values(&of_x), values(&of_gamma)]
@@ -114,15 +117,16 @@ fn normed<A: AutodiffBackend>(
 /// Large enough to be seen.
 const EPSILON: f64 = 0.3;
 
+fn plain_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>) -> Tensor<B, 2> {
+    let size = (x.clone().square().mean_dim(1) + EPSILON).sqrt();
+    x / size * gamma.unsqueeze()
+}
+
 fn the_norm_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
     let mut numbers = numbers();
-    let plain = |x: Tensor<A, 2>, gamma: Tensor<A, 1>| {
-        let size = (x.clone().square().mean_dim(1) + EPSILON).sqrt();
-        x / size * gamma.unsqueeze()
-    };
     let fused = |x, gamma| rms_norm(x, gamma, EPSILON);
-    let expected = normed::<A>(plain, &numbers, &device);
-    let found = normed::<A>(fused, &numbers, &device);
+    let expected = normed::<A>(plain_norm, &numbers, DType::F32, &device);
+    let found = normed::<A>(fused, &numbers, DType::F32, &device);
     for (found, expected) in found.iter().zip(&expected) {
         // Sums of a row's, or a column's, numbers beside the dozen operations.
         let Tolerance::Uniform(elements) = tolerance(expected) else {
@@ -131,7 +135,7 @@ fn the_norm_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(de
         assert_close(found, expected, &Tolerance::Uniform(4.0 * elements));
     }
     numbers[0][SHAPE[1]] += 0.5;
-    let other = normed::<A>(fused, &numbers, &device);
+    let other = normed::<A>(fused, &numbers, DType::F32, &device);
     for (other, expected) in other.iter().zip(&expected) {
         assert_not_close(other, expected, &tolerance(expected));
     }
@@ -145,11 +149,12 @@ fn weighed<A: AutodiffBackend>(
     softmax: impl Fn(Tensor<A, 4>, Tensor<A, 4>) -> Tensor<A, 4>,
     [scores, mask, weight]: &[Vec<f32>; 3],
     [batch, heads]: [usize; 2],
+    dtype: DType,
     device: &A::Device,
 ) -> [Vec<f64>; 2] {
     let [_, _, queries, keys] = SCORES;
     let take = |numbers: &[f32], shape: [usize; 4]| {
-        tensor::<A, 4>(&numbers[..shape.iter().product()], shape, device)
+        tensor::<A, 4>(&numbers[..shape.iter().product()], shape, device).cast(dtype)
     };
     let scores = take(scores, SCORES).require_grad();
     let mask = take(mask, [batch, heads, queries, keys]) * 3.0;
@@ -159,19 +164,22 @@ fn weighed<A: AutodiffBackend>(
     [values(&output), values(&gradient)]
 }
 
+fn plain_softmax<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>) -> Tensor<B, 4> {
+    softmax(scores + mask, 3)
+}
+
 fn the_softmax_and_its_gradient_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
     let mut numbers = numbers();
-    let plain = |scores: Tensor<A, 4>, mask: Tensor<A, 4>| softmax(scores + mask, 3);
     for mask in [[2, 3], [2, 1], [1, 3], [1, 1]] {
-        let expected = weighed::<A>(plain, &numbers, mask, &device);
-        let found = weighed::<A>(masked_softmax, &numbers, mask, &device);
+        let expected = weighed::<A>(plain_softmax, &numbers, mask, DType::F32, &device);
+        let found = weighed::<A>(masked_softmax, &numbers, mask, DType::F32, &device);
         for (found, expected) in found.iter().zip(&expected) {
             assert_close(found, expected, &tolerance(expected));
         }
     }
-    let expected = weighed::<A>(plain, &numbers, [1, 1], &device);
+    let expected = weighed::<A>(plain_softmax, &numbers, [1, 1], DType::F32, &device);
     numbers[1][0] += 0.5;
-    let other = weighed::<A>(masked_softmax, &numbers, [1, 1], &device);
+    let other = weighed::<A>(masked_softmax, &numbers, [1, 1], DType::F32, &device);
     for (other, expected) in other.iter().zip(&expected) {
         assert_not_close(other, expected, &tolerance(expected));
     }
@@ -193,5 +201,67 @@ fn what_a_mask_hides_has_no_weight<A: AutodiffBackend>(device: A::Device) {
         assert_eq!(found, expected);
         let open = values(&masked_softmax(scores.clone(), scores.zeros_like()));
         assert!(open[0] < 1e-30 && open.iter().all(|weight| weight.is_finite()));
+    }
+}
+
+/// Each of the three, and its gradients, with inputs of the type, beside the operations in float32 on the
+/// same inputs. The distance is that of all numbers together: small ones are differences of large ones.
+fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Device) {
+    // A dozen roundings, and those of the operations around.
+    const ROUNDINGS: usize = 16;
+    let distance = |found: &[f64], expected: &[f64]| {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|one| one * one).sum::<f64>();
+        let apart = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+        (apart / norm(&mut expected.iter().copied())).sqrt()
+    };
+    for (dtype, unit) in half_types::<A::InnerBackend>(&device) {
+        let dtype = dtype.dtype();
+        // An exponential makes an error of its argument one of itself, times the argument: not far from 1.
+        let of_type = |numbers: Vec<f32>| -> Vec<f32> {
+            let count = numbers.len();
+            let tensor = tensor::<A, 1>(&numbers, [count], &device).mul_scalar(0.3);
+            let rounded = values(&tensor.cast(dtype));
+            rounded.into_iter().map(|one| one as f32).collect()
+        };
+        let exact = numbers().map(of_type);
+        let mut other = exact.clone();
+        for number in &mut other[0] {
+            *number *= 2.0;
+        }
+        let all = |plain: bool, numbers: &[Vec<f32>; 3], dtype: DType| {
+            let gated: Gated<A> = match plain {
+                true => |gate, up| silu(gate) * up,
+                false => gated_silu,
+            };
+            let normed = match plain {
+                true => normed::<A>(plain_norm, numbers, dtype, &device),
+                false => {
+                    let norm = |x, gamma| rms_norm(x, gamma, EPSILON);
+                    normed::<A>(norm, numbers, dtype, &device)
+                }
+            };
+            let weighed = match plain {
+                true => weighed::<A>(plain_softmax, numbers, [2, 1], dtype, &device),
+                false => weighed::<A>(masked_softmax, numbers, [2, 1], dtype, &device),
+            };
+            let gated = found::<A>(gated, numbers, dtype, &device);
+            gated
+                .into_iter()
+                .chain(normed)
+                .chain(weighed)
+                .collect::<Vec<_>>()
+        };
+        let expected = all(true, &exact, DType::F32);
+        let found = all(false, &exact, dtype);
+        let changed = all(false, &other, dtype);
+        let share = rounding(ROUNDINGS) * unit / UNIT_ROUNDOFF;
+        for (index, expected) in expected.iter().enumerate() {
+            let (near, far) = (
+                distance(&found[index], expected),
+                distance(&changed[index], expected),
+            );
+            assert!(near <= share, "{dtype:?}, {index}: {near}, {share} allowed");
+            assert!(far > share, "{dtype:?}, {index}: {far} within {share}");
+        }
     }
 }

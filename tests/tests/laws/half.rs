@@ -41,7 +41,7 @@ on_every_backend![
 
 /// The half-precision types of this device, each with `u`, half the distance from 1 to the next
 /// number.
-fn half_types<B: Backend>(device: &B::Device) -> Vec<(WeightType, f64)> {
+pub(crate) fn half_types<B: Backend>(device: &B::Device) -> Vec<(WeightType, f64)> {
     [
         (WeightType::F16, 2f64.powi(-11)),
         (WeightType::Bf16, 2f64.powi(-8)),

@@ -520,17 +520,24 @@ impl<'a> ValueSystem<'a> {
         (0..self.fit.heads.s_key_value).map(inverse).collect()
     }
 
+    /// The best `a` beside this `b`.
     fn better_a(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
-        let (rows, heads) = (a.nrows(), a.ncols());
-        let size = b.nrows();
-        let gather = |blocks: &[Mat<f64>], weight: &dyn Fn(usize, usize) -> f64| {
+        let (rows, heads, size) = (a.nrows(), a.ncols(), b.nrows());
+        let unflattened =
+            |flat: &[f64]| Mat::from_fn(rows, heads, |row, head| flat[head * rows + row]);
+        let expand = |flat: &[f64]| ValueMap::Factored {
+            a: unflattened(flat),
+            b: b.clone(),
+        };
+        let gather = |blocks: &[Mat<f64>], power: i32| {
             let mut sums = Vec::with_capacity(rows * heads);
             for block in blocks {
                 for row in 0..rows {
                     let mut sum = 0.0;
                     for column in 0..b.ncols() {
                         for feature in 0..size {
-                            sum += block[(row * size + feature, column)] * weight(feature, column);
+                            let weight = b[(feature, column)].powi(power);
+                            sum += block[(row * size + feature, column)] * weight;
                         }
                     }
                     sums.push(sum);
@@ -538,72 +545,53 @@ impl<'a> ValueSystem<'a> {
             }
             sums
         };
-        let unflattened =
-            |flat: &[f64]| Mat::from_fn(rows, heads, |row, head| flat[head * rows + row]);
-        let plain = |feature: usize, column: usize| b[(feature, column)];
-        let squared = |feature: usize, column: usize| b[(feature, column)].powi(2);
-        let apply = |flat: &[f64]| {
-            let map = ValueMap::Factored {
-                a: unflattened(flat),
-                b: b.clone(),
-            };
-            gather(&self.apply(&map.blocks()), &plain)
-        };
-        let right = gather(&self.right, &plain);
-        let diagonal = gather(&self.diagonal, &squared);
-        let start: Vec<f64> = (0..heads)
-            .flat_map(|head| (0..rows).map(move |row| a[(row, head)]))
-            .collect();
-        let (apply, right) = towards(apply, right, &diagonal, &start, ridge);
-        unflattened(&conjugate_gradients(
-            apply,
-            by_diagonal(&diagonal),
-            &right,
-            start,
-            STEPS,
-        ))
+        let start = (0..heads).flat_map(|head| (0..rows).map(move |row| a[(row, head)]));
+        unflattened(&self.factor(start.collect(), ridge, expand, gather))
     }
 
+    /// The best `b` beside this `a`.
     fn better_b(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
         let (size, columns) = (b.nrows(), b.ncols());
-        let gather = |blocks: &[Mat<f64>], weight: &dyn Fn(usize, usize) -> f64| {
+        let unflattened =
+            |flat: &[f64]| Mat::from_fn(size, columns, |row, column| flat[column * size + row]);
+        let expand = |flat: &[f64]| ValueMap::Factored {
+            a: a.clone(),
+            b: unflattened(flat),
+        };
+        let gather = |blocks: &[Mat<f64>], power: i32| {
             let mut sums = vec![0.0; size * columns];
             for (head, block) in blocks.iter().enumerate() {
                 for row in 0..a.nrows() {
+                    let weight = a[(row, head)].powi(power);
                     for column in 0..columns {
                         for feature in 0..size {
                             sums[column * size + feature] +=
-                                block[(row * size + feature, column)] * weight(row, head);
+                                block[(row * size + feature, column)] * weight;
                         }
                     }
                 }
             }
             sums
         };
-        let unflattened =
-            |flat: &[f64]| Mat::from_fn(size, columns, |row, column| flat[column * size + row]);
-        let plain = |row: usize, head: usize| a[(row, head)];
-        let squared = |row: usize, head: usize| a[(row, head)].powi(2);
-        let apply = |flat: &[f64]| {
-            let map = ValueMap::Factored {
-                a: a.clone(),
-                b: unflattened(flat),
-            };
-            gather(&self.apply(&map.blocks()), &plain)
-        };
-        let right = gather(&self.right, &plain);
-        let diagonal = gather(&self.diagonal, &squared);
-        let start: Vec<f64> = (0..columns)
-            .flat_map(|column| (0..size).map(move |row| b[(row, column)]))
-            .collect();
+        let start = (0..columns).flat_map(|column| (0..size).map(move |row| b[(row, column)]));
+        unflattened(&self.factor(start.collect(), ridge, expand, gather))
+    }
+
+    /// The best numbers of one factor, as far as some steps bring them from `start`. `expand` makes maps of
+    /// them, in which they are linear; `gather` is the way back, `expand` transposed, with its
+    /// coefficients raised to a power.
+    fn factor(
+        &self,
+        start: Vec<f64>,
+        ridge: f64,
+        expand: impl Fn(&[f64]) -> ValueMap,
+        gather: impl Fn(&[Mat<f64>], i32) -> Vec<f64>,
+    ) -> Vec<f64> {
+        let diagonal = gather(&self.diagonal, 2);
+        let apply = |flat: &[f64]| gather(&self.apply(&expand(flat).blocks()), 1);
+        let right = gather(&self.right, 1);
         let (apply, right) = towards(apply, right, &diagonal, &start, ridge);
-        unflattened(&conjugate_gradients(
-            apply,
-            by_diagonal(&diagonal),
-            &right,
-            start,
-            STEPS,
-        ))
+        conjugate_gradients(apply, by_diagonal(&diagonal), &right, start, STEPS)
     }
 }
 

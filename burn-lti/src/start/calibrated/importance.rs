@@ -13,31 +13,14 @@
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use crate::decoder::{LayeredDecoder, TokenBatch};
-
-/// What the rows of `batch` count, `[batch * tokens, 1]`, as `teacher` attends; `h` is its embedding.
-pub(super) fn importance<B: Backend, T: LayeredDecoder<B>>(
-    teacher: &T,
-    batch: &TokenBatch<B>,
-    mut h: Tensor<B, 3>,
-) -> Tensor<B, 2> {
-    let context = teacher.context(batch);
-    let [sequences, tokens, _] = h.dims();
-    let mut sum = Tensor::zeros([sequences * tokens, 1], (&h.device(), DType::F32));
-    let layers = teacher.layers();
-    for layer in 0..layers {
-        // Behind the last layer nothing attends.
-        if layer > 0 {
-            h = super::through_layer(teacher, layer - 1, h, &context);
-        }
-        sum = sum + received(teacher.attention_weights(layer, h.clone(), &context));
-    }
-    sum.div_scalar(layers as f64).add_scalar(1.0)
+/// What rows count, `[rows, 1]`, by the squares that they receive in each of the teacher's layers.
+pub(super) fn of_rows<B: Backend>(received: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    Tensor::cat(received, 1).mean_dim(1).add_scalar(1.0)
 }
 
 /// The squares that each token receives, `[batch * tokens, 1]`, the mean of the heads, of
 /// `weights [batch, heads, queries, tokens]`.
-fn received<B: Backend>(weights: Tensor<B, 4>) -> Tensor<B, 2> {
+pub(super) fn received<B: Backend>(weights: Tensor<B, 4>) -> Tensor<B, 2> {
     let [batch, _, _, tokens] = weights.dims();
     let of_heads = weights.cast(DType::F32).powi_scalar(2).sum_dim(2);
     of_heads.mean_dim(1).reshape([batch * tokens, 1])

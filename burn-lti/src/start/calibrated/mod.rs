@@ -13,8 +13,9 @@
 //! are weighted by the squared attention that their tokens receive (see `importance.rs`), and by one over
 //! the mean square of the teacher's stream: what follows is a norm.
 //!
-//! Of the text only sums are kept, in float64, and a weight a token; hidden states wait in a file in the
-//! system's folder for temporary files, one batch in memory.
+//! Of the text only sums are kept, in float64, and a weight a token. Hidden states wait in a file in the
+//! system's folder for temporary files, one batch in memory: the student's in front of the layer, and the
+//! teacher's in front of every layer, so that the teacher reads the text once.
 //!
 //! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
 //! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
@@ -57,7 +58,6 @@ use crate::start::{MapSpec, pairs as start_pairs};
 use crate::tensors::{TensorSet, join_name};
 use fit::{Fitted, LayerFit, Span, ValueMap};
 use heads::HeadCounts;
-use importance::importance;
 use moments::{Moments, host_matrix};
 use out::{OutMap, OutValues};
 use pairs::Pairs;
@@ -65,10 +65,6 @@ use spill::{Spill, Stream};
 
 /// Every so manieth batch is held out of the fits.
 const HELD_OUT: usize = 4;
-
-/// Value features of all heads up to which a value map may mix the values of all the teacher's heads.
-/// Beyond, the sums would take gigabytes, and each head keeps to the values of the one it began as.
-const MOST_FEATURES: usize = 4096;
 
 /// What is calibrated, and how far.
 #[derive(Clone, Debug)]
@@ -87,10 +83,14 @@ pub struct Calibration<'a> {
     pub strengths: Vec<f64>,
     /// How far the maps of each layer, attention patterns and all, are moved by gradient afterwards.
     pub refinement: Refinement,
+    /// The most value features, those of all the teacher's heads for each of the student's query heads,
+    /// with which a value map may mix the values of all the teacher's heads. Where there are more, each
+    /// head keeps to the values of the one that it began as. The sums take 16 bytes a square of it.
+    pub most_features: usize,
 }
 
 impl<'a> Calibration<'a> {
-    /// Two rounds, feed-forward blocks as they are.
+    /// Two rounds, feed-forward blocks as they are, at most 4,096 value features.
     pub fn new(spec: &'a LtiSpec, student: AttentionGeometry) -> Self {
         Self {
             spec,
@@ -102,6 +102,7 @@ impl<'a> Calibration<'a> {
                 steps: 0,
                 learning_rate: 3e-3,
             },
+            most_features: 4096,
         }
     }
 }
@@ -189,14 +190,15 @@ where
             student: student.layers(),
         });
     }
-    walk.embed(&student.valid())?;
+    walk.read_text(&student.valid())?;
     let mut layers = Vec::new();
     for layer in 0..teacher.layers() {
         let began = Instant::now();
-        let Some(heads) = walk.through_teacher(layer)? else {
+        if !calibration.spec.selects(layer) {
             walk.through_student(layer, &student.valid())?;
             continue;
-        };
+        }
+        let heads = walk.choose_heads(layer)?;
         walk.set_patterns(layer, &heads);
         student = student_with(&walk.tensors)?;
         let fitted = walk.fit(layer, &heads, &student.valid())?;
@@ -292,7 +294,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             teacher,
             teacher_tensors,
             batches,
-            spill: Spill::new(dtype)?,
+            spill: Spill::new(dtype, teacher.layers())?,
             importance: Vec::new(),
             device,
             tensors: TensorSet::new(),
@@ -347,17 +349,35 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
     }
 
-    /// Puts both streams in front of the first layer, and finds out how much each token counts.
-    fn embed<S: LayeredDecoder<B>>(&mut self, student: &S) -> Result<(), CalibrationError> {
+    /// Has the teacher read the text once: keeps its streams in front of all layers, and finds out how
+    /// much each token counts. The student's stream is put in front of the first.
+    fn read_text<S: LayeredDecoder<B>>(&mut self, student: &S) -> Result<(), CalibrationError> {
         let mut tokens = 0.0;
         let mut count = 0;
+        let teacher = self.teacher;
+        let layers = teacher.layers();
+        // Only a feed-forward fit asks for what is behind the last layer.
+        let streams = match self.calibration.feed_forward {
+            FeedForward::Keep => layers,
+            FeedForward::Refit => layers + 1,
+        };
         let batches = self.batches;
         for batch in batches.iter() {
-            let teacher = self.teacher.embed(&batch);
-            let index = self.spill.add_batch(teacher.dims());
-            self.importance
-                .push(importance(self.teacher, &batch, teacher.clone()));
-            self.spill.write(index, stream_of_teacher(0), teacher)?;
+            let context = teacher.context(&batch);
+            let mut h = teacher.embed(&batch);
+            let index = self.spill.add_batch(h.dims());
+            let mut received = Vec::new();
+            for layer in 0..streams {
+                if layer > 0 {
+                    h = through_layer(teacher, layer - 1, h, &context);
+                }
+                if layer < layers {
+                    let weights = teacher.attention_weights(layer, h.clone(), &context);
+                    received.push(importance::received(weights));
+                }
+                self.spill.write(index, Stream::Teacher(layer), h.clone())?;
+            }
+            self.importance.push(importance::of_rows(received));
             self.spill
                 .write(index, Stream::Student, student.embed(&batch))?;
             let present = batch.segments.clone().greater_elem(0).int().sum();
@@ -376,39 +396,29 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
     }
 
-    /// Takes the teacher's stream through `layer`, and chooses heads where the layer has maps.
-    fn through_teacher(&mut self, layer: usize) -> Result<Option<HeadChoice>, CalibrationError> {
-        let selected = self.calibration.spec.selects(layer);
+    /// Chooses the heads of `layer`, and keeps what the teacher's attention adds in it.
+    fn choose_heads(&mut self, layer: usize) -> Result<HeadChoice, CalibrationError> {
         let geometry = self.calibration.spec.teacher;
         let mut both = Both::zeros(geometry.query.width(), geometry.d_model);
         let batches = self.batches;
         for (index, batch) in batches.iter().enumerate() {
             let context = self.teacher.context(&batch);
             let h = self.teacher_stream(index, layer)?;
-            let attention = self.teacher.attention(layer, h.clone(), &context);
-            let behind = h.clone() + attention.clone();
-            let next = behind.clone() + self.teacher.feed_forward(layer, behind);
+            let attention = self.teacher.attention(layer, h, &context);
             self.spill.write(index, Stream::Attention, attention)?;
-            self.spill
-                .write(index, stream_of_teacher(layer + 1), next)?;
-            if selected {
-                let own = self.student_stream(index)?;
-                let weights = self.teacher.attention_weights(layer, own.clone(), &context);
-                let values = self.teacher.values(layer, own);
-                let outputs = of_own_values(weights, values, geometry.key_value.heads);
-                let rows = self.rows(index, layer, &batch)?;
-                both.of_batch(index).add(
-                    rows.weigh(outputs),
-                    rows.weigh(rows.attention.clone()),
-                    rows.weigh(rows.drift.clone()),
-                )?;
-            }
-        }
-        if !selected {
-            return Ok(None);
+            let own = self.student_stream(index)?;
+            let weights = self.teacher.attention_weights(layer, own.clone(), &context);
+            let values = self.teacher.values(layer, own);
+            let outputs = of_own_values(weights, values, geometry.key_value.heads);
+            let rows = self.rows(index, layer, &batch)?;
+            both.of_batch(index).add(
+                rows.weigh(outputs),
+                rows.weigh(rows.attention.clone()),
+                rows.weigh(rows.drift.clone()),
+            )?;
         }
         let moments = both.fitted.plus(&both.held_out);
-        select::choose(&moments, &self.counts).map(Some)
+        select::choose(&moments, &self.counts)
     }
 
     /// Fits value and output of `layer` on the student's own patterns.
@@ -421,7 +431,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let geometry = self.calibration.spec.teacher;
         let grid = self.calibration.student.query;
         let all = geometry.key_value.width();
-        let (span, width) = match grid.heads * all <= MOST_FEATURES {
+        let (span, width) = match grid.heads * all <= self.calibration.most_features {
             true => (Span::All, all),
             false => (Span::Own, geometry.key_value.head_dim),
         };
@@ -688,8 +698,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         batch: usize,
         layer: usize,
     ) -> Result<Tensor<B, 3>, CalibrationError> {
-        self.spill
-            .read(batch, stream_of_teacher(layer), &self.device)
+        self.spill.read(batch, Stream::Teacher(layer), &self.device)
     }
 
     fn student_stream(&mut self, batch: usize) -> Result<Tensor<B, 3>, CalibrationError> {
@@ -732,14 +741,6 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             bias,
             root,
         })
-    }
-}
-
-/// Where the teacher's stream in front of a layer is: the two streams take turns.
-const fn stream_of_teacher(layer: usize) -> Stream {
-    match layer % 2 {
-        0 => Stream::Teacher,
-        _ => Stream::TeacherNext,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
@@ -11,23 +12,33 @@ use super::CalibrationError;
 /// Streams that are kept for each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stream {
-    /// The teacher's residual stream in front of the layer.
-    Teacher,
-    /// The teacher's residual stream behind the layer.
-    TeacherNext,
-    /// What the teacher's attention adds.
+    /// What the teacher's attention adds in the layer that is being fitted.
     Attention,
-    /// The student's residual stream.
+    /// The student's residual stream in front of that layer.
     Student,
+    /// The teacher's residual stream in front of this layer, or behind the last.
+    Teacher(usize),
 }
 
-const STREAMS: u64 = 4;
+impl Stream {
+    /// Its place among the streams of a batch.
+    const fn place(self) -> u64 {
+        match self {
+            Self::Attention => 0,
+            Self::Student => 1,
+            Self::Teacher(layer) => 2 + layer as u64,
+        }
+    }
+}
 
 /// Streams of all batches in a temporary file, which the system removes when it is closed.
 #[derive(Debug)]
 pub(super) struct Spill {
     file: File,
+    folder: PathBuf,
     dtype: DType,
+    /// Streams that a batch has room for.
+    streams: u64,
     batches: Vec<Place>,
     end: u64,
 }
@@ -40,10 +51,17 @@ struct Place {
 }
 
 impl Spill {
-    pub(super) fn new(dtype: DType) -> Result<Self, CalibrationError> {
+    /// For a teacher of so many layers.
+    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
+        Self::in_folder(&std::env::temp_dir(), dtype, layers)
+    }
+
+    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
         Ok(Self {
-            file: tempfile::tempfile().map_err(problem)?,
+            file: tempfile::tempfile_in(folder).map_err(|source| problem(folder, source))?,
+            folder: folder.to_owned(),
             dtype,
+            streams: Stream::Teacher(layers).place() + 1,
             batches: Vec::new(),
             end: 0,
         })
@@ -58,7 +76,7 @@ impl Spill {
             begins: self.end,
             bytes,
         });
-        self.end += STREAMS * bytes;
+        self.end += self.streams * bytes;
         self.batches.len() - 1
     }
 
@@ -70,7 +88,8 @@ impl Spill {
     ) -> Result<(), CalibrationError> {
         let data = tensor.cast(self.dtype).into_data();
         self.seek(batch, stream)?;
-        self.file.write_all(data.as_bytes()).map_err(problem)
+        let written = self.file.write_all(data.as_bytes());
+        written.map_err(|source| problem(&self.folder, source))
     }
 
     pub(super) fn read<B: Backend>(
@@ -82,21 +101,73 @@ impl Spill {
         let Place { shape, bytes, .. } = self.batches[batch];
         self.seek(batch, stream)?;
         let mut values = vec![0; bytes as usize];
-        self.file.read_exact(&mut values).map_err(problem)?;
+        let read = self.file.read_exact(&mut values);
+        read.map_err(|source| problem(&self.folder, source))?;
         let data = TensorData::from_bytes_vec(values, shape, self.dtype);
         Ok(Tensor::from_data(data, (device, self.dtype)))
     }
 
     fn seek(&mut self, batch: usize, stream: Stream) -> Result<(), CalibrationError> {
         let Place { begins, bytes, .. } = self.batches[batch];
-        let to = SeekFrom::Start(begins + stream as u64 * bytes);
-        self.file.seek(to).map_err(problem).map(drop)
+        let to = SeekFrom::Start(begins + stream.place() * bytes);
+        let found = self.file.seek(to).map(drop);
+        found.map_err(|source| problem(&self.folder, source))
     }
 }
 
-fn problem(source: io::Error) -> CalibrationError {
+fn problem(folder: &Path, source: io::Error) -> CalibrationError {
     CalibrationError::Spill {
-        folder: std::env::temp_dir().display().to_string(),
+        folder: folder.display().to_string(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::*;
+
+    #[test]
+    fn every_stream_of_every_batch_has_its_own_place() {
+        let device = Default::default();
+        let shapes = [[2, 3, 4], [1, 3, 4]];
+        let streams = [
+            Stream::Student,
+            Stream::Teacher(2),
+            Stream::Attention,
+            Stream::Teacher(0),
+            Stream::Teacher(1),
+        ];
+        for dtype in [DType::F32, DType::BF16] {
+            let mut spill = Spill::new(dtype, 2).unwrap();
+            assert_eq!(shapes.map(|shape| spill.add_batch(shape)), [0, 1]);
+            let number = |batch: usize, place: usize| (10 * batch + place) as f32;
+            for (place, stream) in streams.into_iter().enumerate() {
+                for (batch, shape) in shapes.into_iter().enumerate() {
+                    let tensor = Tensor::<Flex, 3>::full(shape, number(batch, place), &device);
+                    spill.write(batch, stream, tensor).unwrap();
+                }
+            }
+            for (place, stream) in streams.into_iter().enumerate() {
+                for (batch, shape) in shapes.into_iter().enumerate() {
+                    let found = spill.read::<Flex>(batch, stream, &device).unwrap();
+                    assert_eq!((found.dims(), found.dtype()), (shape, dtype));
+                    let data = found.into_data();
+                    let expected = number(batch, place);
+                    assert!(data.iter::<f32>().all(|value| value == expected));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_takes_no_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let gone = folder.path().join("gone");
+        let error = Spill::in_folder(&gone, DType::F32, 1).expect_err("there is no folder");
+        let message = error.to_string();
+        assert!(message.contains(&gone.display().to_string()), "{message}");
+        assert!(message.contains("TMPDIR"), "{message}");
     }
 }
