@@ -1,8 +1,9 @@
-//! What a backward pass keeps at most: a program of its own, because it counts every byte.
+//! What a backward pass and the loss keep at most: a program of its own, because it counts every byte.
 //!
 //! Burn works out the gradient of a `Linear` on an input of more than two axes as one product a row
 //! of the batch, `[batch, d_input, d_output]`, and sums afterwards. The layers here join the axes
-//! first. Only backends that allocate through Rust can be watched.
+//! first. The loss reads as many tokens at a time as make so many logits, however large the vocabulary.
+//! Only backends that allocate through Rust can be watched.
 #![cfg(any(feature = "flex", feature = "ndarray"))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,12 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::nn::LinearConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::{Project, Projection};
+use burn_lti::decoder::{Head, Project, Projection};
 use burn_lti::dense::{HeadGrid, LtiDenseConfig, ProjectionKind};
+use burn_lti::loss::{DistillationLoss, LossInput, TeacherTokens};
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::model::PlainLlama;
 use burn_lti_tests::llama::causal_batch;
-use burn_lti_tests::numbers::Numbers;
+use burn_lti_tests::numbers::{Numbers, int_tensor};
 
 struct Counting;
 
@@ -97,6 +99,29 @@ fn a_llama<A: AutodiffBackend>(device: &A::Device) -> usize {
     peak(|| drop(logits.sum().backward()))
 }
 
+/// Beyond its inputs, heads among them, what the loss has at a time with its gradient.
+fn a_loss<B: Backend>(tokens: usize, vocab: usize, device: &B::Device) -> usize {
+    const D_MODEL: usize = 8;
+    let mut numbers = Numbers::new(4);
+    let mut hidden = || numbers.tensor::<B, 2>([tokens, D_MODEL], device);
+    let (student_hidden, hidden) = (hidden(), hidden());
+    let mut head = || Head {
+        weight: numbers.tensor::<B, 2>([D_MODEL, vocab], device),
+        trains: false,
+    };
+    let (student_head, head) = (head(), head());
+    let input = LossInput {
+        student_hidden,
+        student_head,
+        teacher: TeacherTokens::Hidden { hidden, head },
+        features: Vec::new(),
+        targets: int_tensor(&numbers.ids(tokens, vocab), [tokens], device),
+        mask: Tensor::ones([tokens], device),
+    };
+    let loss = DistillationLoss::new(0.9, 2.0, tokens).expect("settings");
+    peak(|| drop(loss.gradient(input)))
+}
+
 fn check<A: AutodiffBackend>() {
     let device = A::Device::default();
     let trap = burns_linear::<A>(&device);
@@ -109,11 +134,24 @@ fn check<A: AutodiffBackend>() {
     );
     assert!(map < BATCHED / 2, "a map: {map} bytes");
     assert!(llama < BATCHED, "a llama: {llama} bytes");
+
+    let loss = |tokens, vocab| a_loss::<A::InnerBackend>(tokens, vocab, &device);
+    // As many logits as are read at a time, of a small vocabulary, of a large one, and of more tokens
+    // of the large one.
+    let (small, large, longer) = (loss(8192, 1 << 10), loss(64, 1 << 17), loss(300, 1 << 17));
+    eprintln!("{}: loss {small}, {large}, {longer}", A::name(&device));
+    assert!(small > 8192 * (1 << 10) * 4, "{small} bytes are no logits");
+    for other in [large, longer] {
+        assert!(
+            other * 5 <= small * 6,
+            "{other} bytes, {small} of a small vocabulary"
+        );
+    }
 }
 
 /// One test, because what others allocate at the same time would count.
 #[test]
-fn no_gradient_is_kept_for_every_row_of_the_batch() {
+fn memory_is_bounded_in_rows_tokens_and_vocabulary() {
     #[cfg(feature = "flex")]
     check::<burn_lti_tests::backend::Flex>();
     #[cfg(feature = "ndarray")]

@@ -461,7 +461,9 @@ fn heads_that_keep_to_their_own_values_are_fitted_too<A: AutodiffBackend>(device
     };
     let expected = values(&logits(&teacher, &batch));
     let fewer = with_heads(teacher.config(), 2, 1, 8);
-    for maps in all_maps() {
+    // The form of a map is the host's business: one is enough for a slow device.
+    let forms = if may_be_simulated::<A>(&device) { 1 } else { 4 };
+    for maps in all_maps().into_iter().take(forms) {
         let same = own(teacher.config(), maps);
         let found = values(&logits(&same, &batch));
         assert_close(&found, &expected, &tolerance(&expected));
