@@ -1,6 +1,7 @@
 //! Programs on the same task, in turn, round by round.
 
 use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -18,7 +19,9 @@ pub(crate) struct Contest {
     /// What is done, in a line.
     pub(crate) title: String,
     pub(crate) task: Task,
-    /// What every program is called with.
+    /// The folder of the teacher, if there is one. Results do not hold it: it is this machine's.
+    pub(crate) teacher: Option<PathBuf>,
+    /// What else every program is called with.
     pub(crate) args: Vec<String>,
     pub(crate) programs: Vec<Program>,
 }
@@ -34,11 +37,17 @@ impl Contest {
     /// Runs every program once a round, each time in a process of its own. That one computes something
     /// else is an error.
     pub(crate) fn run(self, programs: &Programs<'_>, rounds: usize) -> Result<Outcome> {
+        let teacher = self.teacher.as_deref().map(super::teacher_args);
+        let args = teacher
+            .into_iter()
+            .flatten()
+            .chain(self.args.iter().cloned());
+        let args: Vec<String> = args.collect();
         let mut runs = vec![Vec::new(); self.programs.len()];
         for round in 1..=rounds {
             for (program, runs) in self.programs.iter().zip(&mut runs) {
                 let measured = programs
-                    .measure(*program, self.task, &self.args)
+                    .measure(*program, self.task, &args)
                     .with_context(|| self.title.clone())?;
                 let seconds = measured.step_seconds().map(digits).unwrap_or_default();
                 println!(
@@ -173,6 +182,7 @@ mod tests {
             contest: Contest {
                 title: "a task".to_owned(),
                 task: Task::Step,
+                teacher: Some("somewhere".into()),
                 args: vec!["--heads".to_owned(), "3".to_owned()],
                 programs: vec![Program::Ours(Backend::Flex), Program::Torch],
             },
@@ -195,6 +205,7 @@ mod tests {
         }
         let json = outcome.to_json();
         assert_eq!(json["programs"][1]["runs"][0]["seconds"][2], 2.0);
+        assert!(!json.to_string().contains("somewhere"), "{json}");
     }
 
     #[test]

@@ -155,7 +155,11 @@ impl Point {
     }
 
     fn args(&self, teacher: &Path, steps: usize) -> Vec<String> {
-        super::step_args(teacher, [3, 1], [self.batch_size, self.seq_len], steps)
+        let others = super::step_args([3, 1], [self.batch_size, self.seq_len], steps);
+        super::teacher_args(teacher)
+            .into_iter()
+            .chain(others)
+            .collect()
     }
 }
 

@@ -183,6 +183,7 @@ impl BenchArgs {
                 Contest {
                     title: format!("One projection of 512 tokens: {what}"),
                     task: Task::Projection,
+                    teacher: None,
                     args: ["--case", case, "--steps", &self.steps.to_string()]
                         .map(str::to_owned)
                         .into(),
@@ -194,7 +195,8 @@ impl BenchArgs {
             contests.push(Contest {
                 title: title.to_owned(),
                 task: Task::Step,
-                args: step_args(teacher, heads, tokens, self.steps),
+                teacher: Some(teacher.to_owned()),
+                args: step_args(heads, tokens, self.steps),
                 programs: against(&[Program::Torch, Program::TorchCompiled]),
             });
         };
@@ -261,6 +263,10 @@ impl BenchArgs {
     /// A page of results, which says what made it.
     fn page(&self, title: &str, tables: &str) -> String {
         let device = self.write.as_deref().unwrap_or("this device");
+        let contests = self.contests.iter().map(|one| named("--contest", *one));
+        let backends = self.backends.iter().map(|one| named("--backend", *one));
+        let values = self.values.map(|values| format!(" --values {values}"));
+        let chosen: String = contests.chain(backends).chain(values).collect();
         let (what, rounds) = match self.peers {
             true => ("peers", format!(", {} rounds", self.rounds)),
             false => ("growth", String::new()),
@@ -272,7 +278,7 @@ impl BenchArgs {
             ..
         } = self;
         format!(
-            "# {title}: {device}\n\n`cargo xtask bench --{what} --write {device}`: medians, least and \
+            "# {title}: {device}\n\n`cargo xtask bench --{what}{chosen} --write {device}`: medians, least and \
              greatest in brackets{rounds}; {steps} steps a run, of which the first {WARM_UP} warm up; \
              {threads} threads; profile {profile}. Peaks are of resident memory.\n\n{tables}"
         )
@@ -291,6 +297,19 @@ impl BenchArgs {
     }
 }
 
+/// What tells a program of a step where its teacher is.
+fn teacher_args(dir: &Path) -> [String; 2] {
+    ["--teacher".to_owned(), dir.display().to_string()]
+}
+
+/// ` --option value`, as it is written on a command line.
+fn named(option: &str, value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| {
+        format!(" {option} {}", value.get_name())
+    })
+}
+
 /// The names of `benches/src/projection.rs`, and what they mean.
 const CASES: [(&str, &str); 5] = [
     ("smol_q_factored", "SmolLM2's query, factored"),
@@ -300,9 +319,8 @@ const CASES: [(&str, &str); 5] = [
     ("llama8b_out_factored", "Llama-3.1-8B's output, factored"),
 ];
 
-/// What the programs of a step are called with.
+/// What the programs of a step are called with, besides the teacher.
 fn step_args(
-    teacher: &Path,
     [heads, kv_heads]: [usize; 2],
     [batch_size, seq_len]: [usize; 2],
     steps: usize,
@@ -316,10 +334,7 @@ fn step_args(
     ];
     let numbers = numbers.into_iter();
     let numbers = numbers.flat_map(|(name, value)| [name.to_owned(), value.to_string()]);
-    ["--teacher".to_owned(), teacher.display().to_string()]
-        .into_iter()
-        .chain(numbers)
-        .collect()
+    numbers.collect()
 }
 
 #[cfg(test)]
@@ -388,6 +403,9 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("`cargo xtask bench --peers --write two-cores`"));
+        let args = parse(&["--peers", "--contest", "stories", "--backend", "flex"]).unwrap();
+        let chosen = "`cargo xtask bench --peers --contest stories --backend flex --write";
+        assert!(args.page("", "").contains(chosen));
         assert!(page.contains("5 rounds") && page.ends_with("| table |"));
     }
 }
