@@ -30,6 +30,9 @@ use program::{Program, Programs, Task, WARM_UP};
 /// Where results are committed.
 const RESULTS: &str = "benches/results";
 
+/// Steps of a run, if not told otherwise.
+const STEPS: usize = 7;
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// Hold our programs against PyTorch and JAX, in turn, and print the ratios.
@@ -67,7 +70,7 @@ pub(crate) struct BenchArgs {
     )]
     rounds: usize,
     /// Steps of a run, of which the first two warm up.
-    #[arg(long, default_value_t = 7, value_name = "N", requires = "measurement")]
+    #[arg(long, default_value_t = STEPS, value_name = "N", requires = "measurement")]
     steps: usize,
     /// Only the first values of what grows.
     #[arg(
@@ -266,7 +269,9 @@ impl BenchArgs {
         let contests = self.contests.iter().map(|one| named("--contest", *one));
         let backends = self.backends.iter().map(|one| named("--backend", *one));
         let values = self.values.map(|values| format!(" --values {values}"));
-        let chosen: String = contests.chain(backends).chain(values).collect();
+        let steps = (self.steps != STEPS).then(|| format!(" --steps {}", self.steps));
+        let chosen = contests.chain(backends).chain(values).chain(steps);
+        let chosen: String = chosen.collect();
         let (what, rounds) = match self.peers {
             true => ("peers", format!(", {} rounds", self.rounds)),
             false => ("growth", String::new()),
@@ -406,6 +411,11 @@ mod tests {
         let args = parse(&["--peers", "--contest", "stories", "--backend", "flex"]).unwrap();
         let chosen = "`cargo xtask bench --peers --contest stories --backend flex --write";
         assert!(args.page("", "").contains(chosen));
+        let args = parse(&["--growth", "--steps", "5"]).unwrap();
+        assert!(
+            args.page("", "")
+                .contains("bench --growth --steps 5 --write")
+        );
         assert!(page.contains("5 rounds") && page.ends_with("| table |"));
     }
 }
