@@ -14,7 +14,7 @@
 //! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
 //! | [`inject`] | the teacher's tensors come in; what trains |
 //! | [`loss`] | the distillation loss in chunks of tokens |
-//! | [`fused`] | a decoder's element-wise work in one pass |
+//! | [`fused`] | what lies between a decoder's projections, in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
 //! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |

@@ -3,55 +3,11 @@
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{AttentionGeometry, Project, Projection};
-use burn_lti::dense::{HeadGrid, Slot};
-use burn_lti::fused::masked_softmax;
+use burn_lti::dense::Slot;
+use burn_lti::fused::{AttentionMask, attention_weights, grouped_attention};
 
 use super::{LayerCache, Rotary};
 use crate::config::LlamaConfig;
-
-/// Which tokens see which, as a term added to the scores.
-#[derive(Clone, Debug)]
-pub struct AttentionMask<B: Backend> {
-    /// `[batch, 1, queries, keys]`: 0 where a query sees a key, minus infinity where not; one for all heads
-    /// and layers.
-    scores: Tensor<B, 4>,
-}
-
-impl<B: Backend> AttentionMask<B> {
-    /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
-    pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
-        let [batch, tokens] = segments.dims();
-        let segments = segments.clone().float();
-        let queries = segments.clone().reshape([batch, tokens, 1]);
-        let keys = segments.reshape([batch, 1, tokens]);
-        let other_document = queries
-            .repeat_dim(2, tokens)
-            .not_equal(keys.repeat_dim(1, tokens));
-        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &other_document.device())
-            .mask_fill(other_document, f32::NEG_INFINITY);
-        let causal = causal(0, tokens, &scores.device()).unsqueeze();
-        let scores = scores + causal;
-        Self {
-            scores: scores.unsqueeze_dim(1),
-        }
-    }
-
-    /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
-    /// own.
-    pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
-        Self {
-            scores: causal(past, tokens, device).unsqueeze(),
-        }
-    }
-}
-
-/// Minus infinity where a key comes after a query, else 0: `[tokens, past + tokens]`, the queries
-/// being the last `tokens`.
-fn causal<B: Backend>(past: usize, tokens: usize, device: &B::Device) -> Tensor<B, 2> {
-    let keys = past + tokens;
-    let later = Tensor::<B, 2, Bool>::tril_mask([tokens, keys], past as i64, device);
-    Tensor::zeros([tokens, keys], device).mask_fill(later, f32::NEG_INFINITY)
-}
 
 /// The attention block of a layer.
 #[derive(Module, Debug)]
@@ -123,25 +79,19 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
-        let [batch, tokens, _] = x.dims();
-        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        let [batch, tokens, d_model] = x.dims();
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
-        let rows = x.reshape([batch * tokens, self.geometry.d_model]);
-        let (q, k) = self.turned(rows.clone(), rotary, [batch, tokens]);
-        let v = heads(self.v_proj.project(rows), [batch, tokens], kv);
+        let rows = x.reshape([batch * tokens, d_model]);
+        let (q, k) = self.turned(rows.clone(), rotary, batch);
+        let v = by_batch(self.v_proj.project(rows), batch);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let mixed = self
-            .grouped_weights(q, k, mask)
-            .matmul(v)
-            .reshape([batch, query.heads, tokens, query.head_dim])
-            .swap_dims(1, 2)
-            .reshape([batch * tokens, query.width()]);
+        let mixed = grouped_attention(q, k, v, &self.geometry, mask);
         self.o_proj
-            .project(mixed)
-            .reshape([batch, tokens, self.geometry.d_model])
+            .project(mixed.flatten::<2>(0, 1))
+            .reshape([batch, tokens, d_model])
     }
 
     /// How much each head looks at each token: `x [batch, tokens, d_model] ->
@@ -152,70 +102,34 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> Tensor<B, 4> {
-        let [batch, tokens, d_model] = x.dims();
-        let rows = x.reshape([batch * tokens, d_model]);
-        let (q, k) = self.turned(rows, rotary, [batch, tokens]);
-        self.grouped_weights(q, k, mask)
-            .reshape([batch, self.geometry.query.heads, tokens, tokens])
+        let [batch, ..] = x.dims();
+        let (q, k) = self.turned(x.flatten::<2>(0, 1), rotary, batch);
+        attention_weights(q, k, &self.geometry, mask)
     }
 
     /// The values of all key/value heads side by side: `x [batch, tokens, d_model] ->
     /// [batch, tokens, kv_heads * head_dim]`.
     pub(super) fn values(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [batch, tokens, d_model] = x.dims();
-        self.v_proj
-            .project(x.reshape([batch * tokens, d_model]))
-            .reshape([batch, tokens, self.geometry.key_value.width()])
+        let [batch, ..] = x.dims();
+        by_batch(self.v_proj.project(x.flatten::<2>(0, 1)), batch)
     }
 
     /// Queries, scaled, and keys, both turned by their positions, of `rows [batch * tokens, d_model]`:
-    /// `[batch, heads, tokens, head_dim]` and `[batch, kv_heads, tokens, head_dim]`.
+    /// `[batch, tokens, heads * head_dim]` and `[batch, tokens, kv_heads * head_dim]`.
     fn turned(
         &self,
         rows: Tensor<B, 2>,
         rotary: &Rotary<B>,
-        batch_tokens: [usize; 2],
-    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let (query, kv) = (self.geometry.query, self.geometry.key_value);
+        batch: usize,
+    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let q = rotary.scaled_queries(self.q_proj.project(rows.clone()));
-        let q = heads(q, batch_tokens, query);
-        let k = self.k_proj.project(rows);
-        let k = heads(rotary.turn_keys(k), batch_tokens, kv);
-        (q, k)
-    }
-
-    /// `q [batch, heads, tokens, head_dim]` against `k [batch, kv_heads, keys, head_dim]`:
-    /// `[batch, kv_heads, group * tokens, keys]`. Query heads of one group are rows of one product with
-    /// their shared key head, so keys and values are never repeated.
-    fn grouped_weights(
-        &self,
-        q: Tensor<B, 4>,
-        k: Tensor<B, 4>,
-        mask: &AttentionMask<B>,
-    ) -> Tensor<B, 4> {
-        let [batch, query_heads, tokens, head_dim] = q.dims();
-        let kv_heads = self.geometry.key_value.heads;
-        let group = query_heads / kv_heads;
-        let scores = q
-            .reshape([batch, kv_heads, group * tokens, head_dim])
-            .matmul(k.swap_dims(2, 3));
-        let keys = scores.dims()[3];
-        let scores = scores.reshape([batch, query_heads, tokens, keys]);
-        // In the default float type, as transformers does: half-precision exponentials of long rows
-        // would not sum to one.
-        let dtype = scores.dtype();
-        masked_softmax(scores.cast(mask.scores.dtype()), mask.scores.clone())
-            .cast(dtype)
-            .reshape([batch, kv_heads, group * tokens, keys])
+        let k = rotary.turn_keys(self.k_proj.project(rows));
+        (by_batch(q, batch), by_batch(k, batch))
     }
 }
 
-/// `rows [batch * tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`
-fn heads<B: Backend>(
-    rows: Tensor<B, 2>,
-    [batch, tokens]: [usize; 2],
-    grid: HeadGrid,
-) -> Tensor<B, 4> {
-    rows.reshape([batch, tokens, grid.heads, grid.head_dim])
-        .swap_dims(1, 2)
+/// `rows [batch * tokens, width] -> [batch, tokens, width]`
+fn by_batch<B: Backend>(rows: Tensor<B, 2>, batch: usize) -> Tensor<B, 3> {
+    let [all, width] = rows.dims();
+    rows.reshape([batch, all / batch.max(1), width])
 }

@@ -5,21 +5,21 @@ use burn::prelude::*;
 /// The cache of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerCache<B: Backend> {
-    /// Keys and values, `[batch, kv_heads, tokens, head_dim]` each.
-    seen: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    /// Keys and values, `[batch, tokens, kv_heads * head_dim]` each.
+    seen: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
 }
 
 impl<B: Backend> LayerCache<B> {
     /// Adds the keys and values of new tokens and returns those of all tokens.
     pub(super) fn extend(
         &mut self,
-        keys: Tensor<B, 4>,
-        values: Tensor<B, 4>,
-    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        keys: Tensor<B, 3>,
+        values: Tensor<B, 3>,
+    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let all = match self.seen.take() {
             Some((k, v)) => (
-                Tensor::cat(vec![k, keys], 2),
-                Tensor::cat(vec![v, values], 2),
+                Tensor::cat(vec![k, keys], 1),
+                Tensor::cat(vec![v, values], 1),
             ),
             None => (keys, values),
         };

@@ -29,7 +29,8 @@ mod mlp;
 mod rotary;
 mod sampling;
 
-pub use attention::{Attention, AttentionMask};
+pub use attention::Attention;
+pub use burn_lti::fused::AttentionMask;
 pub use cache::{KvCache, LayerCache};
 pub use generate::{Generation, GenerationError};
 pub use layer::{Block, LlamaLayer};

@@ -1,4 +1,4 @@
-//! Element-wise and row-wise work of a decoder in one pass, forwards and backwards.
+//! What lies between a decoder's projections, each in one pass, forwards and backwards.
 //!
 //! As tensor operations each of these keeps several tensors for the backward pass and walks over memory a
 //! dozen times. Here each is one operation with its gradient written out, which keeps its inputs or its
@@ -8,14 +8,18 @@
 //! |---|---|
 //! | [`gated_silu`] | between the projections of a gated feed-forward block |
 //! | [`rms_norm`] | in front of both blocks of a layer |
-//! | [`masked_softmax`] | scores of attention to weights |
+//! | [`grouped_attention`] | between the projections of an attention block |
+//! | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
 
+mod attention;
 mod gated_silu;
 mod lanes;
 mod operation;
+mod product;
 mod rms_norm;
 mod softmax;
 
+pub use attention::{AttentionMask, attention_weights, grouped_attention};
 pub use gated_silu::gated_silu;
 pub use rms_norm::rms_norm;
 pub use softmax::masked_softmax;

@@ -18,7 +18,7 @@ use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::FloatTensor;
 
 /// A function of `N` tensors.
-pub(super) trait Operation<const N: usize>: Copy + Debug + Send + Sync + 'static {
+pub(super) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'static {
     /// What the backward pass needs.
     type Kept<I: Backend>: Clone + Debug + Send + 'static;
 
@@ -54,7 +54,7 @@ pub(super) fn apply<B: Backend, O: Operation<N>, const N: usize>(
     macro_rules! try_backends {
         ($($feature:literal $backend:ident),*) => {$(
             #[cfg(feature = $feature)]
-            match on_graph::<B, crate::backend::$backend, O, N>(operation, inputs) {
+            match on_graph::<B, crate::backend::$backend, O, N>(&operation, inputs) {
                 Ok(output) => return output,
                 Err(given_back) => inputs = given_back,
             }
@@ -67,7 +67,7 @@ pub(super) fn apply<B: Backend, O: Operation<N>, const N: usize>(
 
 /// The operation on the graph of `Autodiff<I>`, if that is what `B` is; else its inputs.
 fn on_graph<B: Backend, I: Backend, O: Operation<N>, const N: usize>(
-    operation: O,
+    operation: &O,
     inputs: [FloatTensor<B>; N],
 ) -> Result<FloatTensor<B>, [FloatTensor<B>; N]> {
     if TypeId::of::<B>() != TypeId::of::<Autodiff<I>>() {
@@ -79,13 +79,13 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N>, const N: usize>(
     // look as if nobody needed them.
     let _alive = inputs.each_ref().map(|input| input.rc.clone());
     let inputs = inputs.map(|input| input.primitive);
-    let prepared = Backward::<I, N>::prepare::<NoCheckpointing>(OnGraph(operation), nodes);
+    let prepared = Backward::<I, N>::prepare::<NoCheckpointing>(OnGraph(operation.clone()), nodes);
     let output = match prepared.compute_bound().stateful() {
         OpsKind::Tracked(tracked) => {
-            let (output, kept) = operation.forward_keeping::<I>(inputs);
+            let (output, kept) = operation.clone().forward_keeping::<I>(inputs);
             tracked.finish(kept, output)
         }
-        OpsKind::UnTracked(untracked) => untracked.finish(operation.forward::<I>(inputs)),
+        OpsKind::UnTracked(untracked) => untracked.finish(operation.clone().forward::<I>(inputs)),
     };
     Ok(same(output))
 }

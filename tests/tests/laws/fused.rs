@@ -2,10 +2,14 @@
 //! gradient.
 
 use burn::prelude::*;
-use burn::tensor::DType;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::fused::{gated_silu, masked_softmax, rms_norm};
+use burn::tensor::{DType, TensorData};
+use burn_lti::decoder::AttentionGeometry;
+use burn_lti::dense::HeadGrid;
+use burn_lti::fused::{
+    AttentionMask, attention_weights, gated_silu, grouped_attention, masked_softmax, rms_norm,
+};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
 use burn_lti_tests::on_every_backend;
@@ -19,6 +23,10 @@ on_every_backend![
     the_norm_and_its_gradients_are_those_of_the_operations,
     the_softmax_and_its_gradient_are_those_of_the_operations,
     what_a_mask_hides_has_no_weight,
+    attention_and_its_gradients_are_those_of_the_operations,
+    attention_to_a_past_is_the_end_of_attention_to_all,
+    attention_weights_are_those_of_the_operations,
+    far_scores_stay_finite,
     half_precision_is_rounded_as_its_type_is,
 ];
 
@@ -204,7 +212,209 @@ fn what_a_mask_hides_has_no_weight<A: AutodiffBackend>(device: A::Device) {
     }
 }
 
-/// Each of the three, and its gradients, with inputs of the type, beside the operations in float32 on the
+/// Queries that are no multiple of what a thread takes at a time, and heads of no multiple of any
+/// processor's lanes.
+const BATCH: usize = 2;
+const TOKENS: usize = 75;
+
+fn geometry(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionGeometry {
+    let grid = |heads| HeadGrid { heads, head_dim };
+    AttentionGeometry {
+        d_model: 1,
+        query: grid(heads),
+        key_value: grid(kv_heads),
+    }
+}
+
+/// Documents of 30 and 45 tokens, and of one, 70 and 4.
+fn documents() -> Vec<i64> {
+    let row = |lengths: &[usize]| -> Vec<i64> {
+        let segments = lengths.iter().enumerate();
+        segments
+            .flat_map(|(index, length)| vec![index as i64 + 1; *length])
+            .collect()
+    };
+    [row(&[30, 45]), row(&[1, 70, 4])].concat()
+}
+
+/// Documents whose tokens lie between those of others.
+fn mixed_documents() -> Vec<i64> {
+    (0..BATCH * TOKENS).map(|token| token as i64 % 3).collect()
+}
+
+fn segments<B: Backend>(segments: &[i64], device: &B::Device) -> Tensor<B, 2, Int> {
+    let data = TensorData::new(segments.to_vec(), [BATCH, segments.len() / BATCH]);
+    Tensor::from_data(data, device)
+}
+
+/// Queries, keys, values, and weights of the output.
+fn attention_numbers(geometry: &AttentionGeometry) -> [Vec<f32>; 4] {
+    let mut numbers = Numbers::new(5);
+    let (query, kv) = (geometry.query.width(), geometry.key_value.width());
+    [query, kv, kv, query].map(|width| numbers.normal(BATCH * TOKENS * width))
+}
+
+/// The weights, with keys repeated for each of their query heads, and a mask of ones and zeros times a large
+/// number: `[batch, heads, queries, keys]`.
+fn plain_weights<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    geometry: &AttentionGeometry,
+    segments: &[i64],
+) -> Tensor<B, 4> {
+    let hidden: Vec<f32> = (0..BATCH * TOKENS * TOKENS)
+        .map(|at| (at / TOKENS / TOKENS, at / TOKENS % TOKENS, at % TOKENS))
+        .map(|(batch, query, key)| {
+            let of = |token: usize| segments[batch * TOKENS + token];
+            if key <= query && of(key) == of(query) {
+                0.0
+            } else {
+                -1e6
+            }
+        })
+        .collect();
+    let device = q.device();
+    let hidden = tensor::<B, 4>(&hidden, [BATCH, 1, TOKENS, TOKENS], &device).cast(q.dtype());
+    let scores = repeated(q, geometry.query, 1)
+        .matmul(repeated(k, geometry.key_value, group(geometry)).swap_dims(2, 3));
+    softmax(scores + hidden, 3)
+}
+
+fn group(geometry: &AttentionGeometry) -> usize {
+    geometry.query.heads / geometry.key_value.heads
+}
+
+/// `[batch, tokens, heads * head_dim] -> [batch, heads * times, tokens, head_dim]`
+fn repeated<B: Backend>(x: Tensor<B, 3>, grid: HeadGrid, times: usize) -> Tensor<B, 4> {
+    let [batch, tokens, _] = x.dims();
+    let heads = (0..grid.heads * times).map(|head| {
+        x.clone()
+            .narrow(2, head / times * grid.head_dim, grid.head_dim)
+            .reshape([batch, 1, tokens, grid.head_dim])
+    });
+    Tensor::cat(heads.collect(), 1)
+}
+
+fn plain_attention<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    geometry: &AttentionGeometry,
+    segments: &[i64],
+) -> Tensor<B, 3> {
+    let [batch, tokens, width] = q.dims();
+    plain_weights(q, k, geometry, segments)
+        .matmul(repeated(v, geometry.key_value, group(geometry)))
+        .swap_dims(1, 2)
+        .reshape([batch, tokens, width])
+}
+
+/// The output, and the gradients of `sum(output * weight)` with respect to queries, keys and values.
+fn attended<A: AutodiffBackend>(
+    attention: impl Fn(Tensor<A, 3>, Tensor<A, 3>, Tensor<A, 3>) -> Tensor<A, 3>,
+    numbers: &[Vec<f32>; 4],
+    dtype: DType,
+    device: &A::Device,
+) -> [Vec<f64>; 4] {
+    let [q, k, v, weight] = numbers.each_ref().map(|numbers| {
+        let width = numbers.len() / BATCH / TOKENS;
+        tensor::<A, 3>(numbers, [BATCH, TOKENS, width], device).cast(dtype)
+    });
+    let [q, k, v] = [q, k, v].map(Tensor::require_grad);
+    // Through an operation on each side, so that none of them is a leaf.
+    let output = attention(q.clone() * 0.5, k.clone() * 2.0, v.clone() + 1.0);
+    let mut gradients = (output.clone() * weight).sum().backward();
+    let [q, k, v] =
+        [q, k, v].map(|leaf| values(&leaf.grad_remove(&mut gradients).expect("a gradient")));
+    [values(&output), q, k, v]
+}
+
+fn attention_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
+    for [heads, kv_heads, head_dim] in [[4, 2, 8], [6, 2, 10], [3, 1, 64], [2, 2, 2]] {
+        let geometry = geometry(heads, kv_heads, head_dim);
+        let numbers = attention_numbers(&geometry);
+        for documents in [documents(), mixed_documents()] {
+            let fused = |q, k, v| {
+                let mask = AttentionMask::packed(&segments(&documents, &device));
+                grouped_attention(q, k, v, &geometry, &mask)
+            };
+            let plain = |q, k, v| plain_attention(q, k, v, &geometry, &documents);
+            let expected = attended::<A>(plain, &numbers, DType::F32, &device);
+            let found = attended::<A>(fused, &numbers, DType::F32, &device);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_close(found, expected, &sums(expected));
+            }
+            let mut other = documents.clone();
+            other[40] += 7;
+            let other = |q, k, v| plain_attention(q, k, v, &geometry, &other);
+            let other = attended::<A>(other, &numbers, DType::F32, &device);
+            for (found, other) in found.iter().zip(&other) {
+                assert_not_close(found, other, &sums(other));
+            }
+        }
+    }
+}
+
+/// Sums of a row's, or a column's, numbers, and scores of some ten whose error is that of exponentials,
+/// beside the dozen operations.
+fn sums(expected: &[f64]) -> Tolerance {
+    let Tolerance::Uniform(elements) = tolerance(expected) else {
+        unreachable!();
+    };
+    Tolerance::Uniform(8.0 * elements)
+}
+
+fn attention_to_a_past_is_the_end_of_attention_to_all<A: AutodiffBackend>(device: A::Device) {
+    let geometry = geometry(4, 2, 8);
+    let [q, k, v, _] = attention_numbers(&geometry).map(|numbers| {
+        let width = numbers.len() / BATCH / TOKENS;
+        tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
+    });
+    let one = AttentionMask::packed(&segments(&[1; BATCH * TOKENS], &device));
+    let all = grouped_attention(q.clone(), k.clone(), v.clone(), &geometry, &one);
+    for new in [1, 3, 40, TOKENS] {
+        let past = TOKENS - new;
+        let mask = AttentionMask::continuing(past, new, &device);
+        let q = q.clone().narrow(1, past, new);
+        let found = values(&grouped_attention(
+            q,
+            k.clone(),
+            v.clone(),
+            &geometry,
+            &mask,
+        ));
+        let expected = values(&all.clone().narrow(1, past, new));
+        assert_close(&found, &expected, &tolerance(&expected));
+    }
+}
+
+fn attention_weights_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
+    let (geometry, documents) = (geometry(6, 2, 10), documents());
+    let [q, k, ..] = attention_numbers(&geometry).map(|numbers| {
+        let width = numbers.len() / BATCH / TOKENS;
+        tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
+    });
+    let mask = AttentionMask::packed(&segments(&documents, &device));
+    let found = values(&attention_weights(q.clone(), k.clone(), &geometry, &mask));
+    let expected = values(&plain_weights(q, k, &geometry, &documents));
+    assert_close(&found, &expected, &sums(&expected));
+}
+
+/// Scores of some thousands: the largest gets all, as it should, and no exponential is infinite.
+fn far_scores_stay_finite<A: AutodiffBackend>(device: A::Device) {
+    let geometry = geometry(1, 1, 2);
+    let q = tensor::<A, 3>(&[60.0, 0.0, 60.0, 0.0], [1, 2, 2], &device);
+    let k = tensor::<A, 3>(&[-60.0, 0.0, 60.0, 0.0], [1, 2, 2], &device);
+    let v = tensor::<A, 3>(&[1.0, 2.0, 3.0, 4.0], [1, 2, 2], &device).require_grad();
+    let mask = AttentionMask::continuing(0, 2, &device);
+    let output = grouped_attention(q, k, v.clone(), &geometry, &mask);
+    assert_eq!(values(&output), [1.0, 2.0, 3.0, 4.0]);
+    let mut gradients = output.sum().backward();
+    let gradient = values(&v.grad_remove(&mut gradients).expect("a gradient"));
+    assert_eq!(gradient, [1.0; 4]);
+}
+
+/// Each of the four, and its gradients, with inputs of the type, beside the operations in float32 on the
 /// same inputs. The distance is that of all numbers together: small ones are differences of large ones.
 fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Device) {
     // A dozen roundings, and those of the operations around.
@@ -228,7 +438,12 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
         for number in &mut other[0] {
             *number *= 2.0;
         }
-        let all = |plain: bool, numbers: &[Vec<f32>; 3], dtype: DType| {
+        let exact_qkv = attention_numbers(&geometry(4, 2, 8)).map(of_type);
+        let mut other_qkv = exact_qkv.clone();
+        for number in &mut other_qkv[0] {
+            *number *= 2.0;
+        }
+        let all = |plain: bool, numbers: &[Vec<f32>; 3], qkv: &[Vec<f32>; 4], dtype: DType| {
             let gated: Gated<A> = match plain {
                 true => |gate, up| silu(gate) * up,
                 false => gated_silu,
@@ -244,16 +459,26 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
                 true => weighed::<A>(plain_softmax, numbers, [2, 1], dtype, &device),
                 false => weighed::<A>(masked_softmax, numbers, [2, 1], dtype, &device),
             };
+            let (geometry, documents) = (geometry(4, 2, 8), documents());
+            let attention = |q, k, v| match plain {
+                true => plain_attention(q, k, v, &geometry, &documents),
+                false => {
+                    let mask = AttentionMask::packed(&segments(&documents, &device));
+                    grouped_attention(q, k, v, &geometry, &mask)
+                }
+            };
+            let attended = attended::<A>(attention, qkv, dtype, &device);
             let gated = found::<A>(gated, numbers, dtype, &device);
             gated
                 .into_iter()
                 .chain(normed)
                 .chain(weighed)
+                .chain(attended)
                 .collect::<Vec<_>>()
         };
-        let expected = all(true, &exact, DType::F32);
-        let found = all(false, &exact, dtype);
-        let changed = all(false, &other, dtype);
+        let expected = all(true, &exact, &exact_qkv, DType::F32);
+        let found = all(false, &exact, &exact_qkv, dtype);
+        let changed = all(false, &other, &other_qkv, dtype);
         let share = rounding(ROUNDINGS) * unit / UNIT_ROUNDOFF;
         for (index, expected) in expected.iter().enumerate() {
             let (near, far) = (

@@ -1,0 +1,450 @@
+//! The loops of the CPU backends of Rust: a few queries of one head at a time against all keys they see.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Shape;
+use super::mask::Spans;
+use crate::fused::lanes::dot;
+use crate::fused::product::{Left, Rows, RowsMut, product};
+use crate::host::exp;
+
+/// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
+/// share each key between fewer.
+const QUERIES: usize = 32;
+
+/// The most lanes that a vector has, and a row of transposed keys more than it needs.
+const LANES: usize = 16;
+
+/// Outputs `[batch, queries, heads * head_dim]`, and the logarithms of the sums of the exponentials
+/// of scores, `[batch, queries, heads]`.
+pub(super) fn forward([q, k, v]: [&[f32]; 3], shape: Shape, spans: &Spans) -> (Vec<f32>, Vec<f32>) {
+    let Shape {
+        batch,
+        queries,
+        heads,
+        ..
+    } = shape;
+    let width = shape.width();
+    let mut output = vec![0.0; batch * queries * width];
+    let mut log_sums = vec![0.0; batch * queries * heads];
+    if output.is_empty() {
+        return (output, log_sums);
+    }
+    let turned = all_turned(k, shape);
+    output
+        .par_chunks_mut(queries * width)
+        .zip(log_sums.par_chunks_mut(queries * heads))
+        .enumerate()
+        .flat_map(|(batch, (output, log_sums))| {
+            output
+                .par_chunks_mut(QUERIES * width)
+                .zip(log_sums.par_chunks_mut(QUERIES * heads))
+                .enumerate()
+                .map(move |(piece, places)| (batch, piece, places))
+        })
+        .for_each_init(Vec::new, |scores, (batch, piece, (output, log_sums))| {
+            let first = piece * QUERIES;
+            let queries = first..first + output.len() / width;
+            Arch::new().dispatch(Forward {
+                q,
+                keys: &turned,
+                v,
+                shape,
+                spans,
+                batch,
+                queries,
+                scores,
+                output,
+                log_sums,
+            });
+        });
+    (output, log_sums)
+}
+
+/// Numbers from a feature of transposed keys to the next: whole vectors, and so many more that the same
+/// token of all features is not in the same set of the first cache.
+const fn step(keys: usize) -> usize {
+    keys.next_multiple_of(LANES) + LANES
+}
+
+/// Keys with tokens side by side: `[batch, kv_heads, head_dim, step]`, zeros behind the last.
+fn all_turned(k: &[f32], shape: Shape) -> Vec<f32> {
+    let head = shape.head_dim * step(shape.keys);
+    let mut turned = vec![0.0; shape.batch * shape.kv_heads * head];
+    turned
+        .par_chunks_mut(head)
+        .enumerate()
+        .for_each(|(index, turned)| {
+            let (batch, head) = (index / shape.kv_heads, index % shape.kv_heads);
+            turn(turned, kv_head(k, shape, batch, head), shape);
+        });
+    turned
+}
+
+/// From the first number of a head of keys or values of a batch.
+fn kv_head(kv: &[f32], shape: Shape, batch: usize, head: usize) -> &[f32] {
+    &kv[batch * shape.keys * shape.kv_width() + head * shape.head_dim..]
+}
+
+/// One head of keys or values to `[head_dim, step]`.
+fn turn(turned: &mut [f32], kv: &[f32], shape: Shape) {
+    let step = step(shape.keys);
+    // As many tokens as are a line of memory.
+    for from in (0..shape.keys).step_by(LANES) {
+        let tokens = from..(from + LANES).min(shape.keys);
+        for (feature, places) in turned.chunks_exact_mut(step).enumerate() {
+            for (token, place) in tokens.clone().zip(&mut places[tokens.clone()]) {
+                *place = kv[token * shape.kv_width() + feature];
+            }
+        }
+    }
+}
+
+/// The keys that any of these queries sees.
+fn seen(spans: &Spans, batch: usize, queries: Range<usize>) -> Range<usize> {
+    let mut seen = spans.of(batch, queries.start);
+    for query in queries {
+        let span = spans.of(batch, query);
+        seen = seen.start.min(span.start)..seen.end.max(span.end);
+    }
+    seen
+}
+
+/// All heads of some queries.
+struct Forward<'a> {
+    q: &'a [f32],
+    /// As of [`all_turned`].
+    keys: &'a [f32],
+    v: &'a [f32],
+    shape: Shape,
+    spans: &'a Spans,
+    batch: usize,
+    queries: Range<usize>,
+    scores: &'a mut Vec<f32>,
+    output: &'a mut [f32],
+    log_sums: &'a mut [f32],
+}
+
+impl WithSimd for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Shape {
+            heads, head_dim, ..
+        } = self.shape;
+        let (width, step) = (self.shape.width(), step(self.shape.keys));
+        let (batch, rows) = (self.batch, self.queries.len());
+        let seen = seen(self.spans, batch, self.queries.clone());
+        let wide = seen.len().next_multiple_of(S::F32_LANES);
+        self.scores.resize(rows * wide, 0.0);
+        let q = &self.q[(batch * self.shape.queries + self.queries.start) * width..];
+        for head in 0..heads {
+            let kv = self.shape.kv_of(head);
+            let keys = &self.keys[(batch * self.shape.kv_heads + kv) * head_dim * step..];
+            product::<S, false>(
+                simd,
+                &mut RowsMut {
+                    data: self.scores,
+                    step: wide,
+                },
+                Left::Rows(&q[head * head_dim..], width),
+                Rows {
+                    data: &keys[seen.start..],
+                    step,
+                },
+                [rows, wide, head_dim],
+            );
+            let mut scales = [0.0; QUERIES];
+            for row in 0..rows {
+                let span = self.spans.of(batch, self.queries.start + row);
+                let scores = &mut self.scores[row * wide..][..wide];
+                scores[..span.start - seen.start].fill(f32::NEG_INFINITY);
+                scores[span.end - seen.start..].fill(f32::NEG_INFINITY);
+                let (most, sum) = exponentials(simd, scores);
+                scales[row] = 1.0 / sum;
+                self.log_sums[row * heads + head] = most + sum.ln();
+            }
+            let values = kv_head(self.v, self.shape, batch, kv);
+            product::<S, false>(
+                simd,
+                &mut RowsMut {
+                    data: &mut self.output[head * head_dim..],
+                    step: width,
+                },
+                Left::Rows(self.scores, wide),
+                Rows {
+                    data: &values[seen.start * self.shape.kv_width()..],
+                    step: self.shape.kv_width(),
+                },
+                [rows, head_dim, seen.len()],
+            );
+            for (row, scale) in scales[..rows].iter().enumerate() {
+                for place in &mut self.output[row * width + head * head_dim..][..head_dim] {
+                    *place *= scale;
+                }
+            }
+        }
+    }
+}
+
+/// Leaves `exp(scores - most)` in the place of the scores, which are whole vectors, and returns the most and
+/// the sum.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> (f32, f32) {
+    let (scores, _) = S::as_mut_simd_f32s(scores);
+    let mut most = simd.splat_f32s(f32::NEG_INFINITY);
+    for score in &*scores {
+        most = simd.max_f32s(most, *score);
+    }
+    let most = simd.reduce_max_f32s(most);
+    let shift = simd.splat_f32s(most);
+    let mut sums = simd.splat_f32s(0.0);
+    for score in scores {
+        *score = exponential(simd, simd.sub_f32s(*score, shift));
+        sums = simd.add_f32s(sums, *score);
+    }
+    (most, simd.reduce_sum_f32s(sums))
+}
+
+/// `exp(x)` for `x <= 0`, nothing where that is less than 1.6e-38. NaN stays NaN.
+#[inline(always)]
+fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let far = simd.less_than_f32s(x, simd.splat_f32s(-87.0));
+    simd.select_f32s(far, simd.splat_f32s(0.0), exp(simd, x))
+}
+
+/// All that gradients are made of.
+pub(super) struct Backward<'a> {
+    /// Queries, keys and values.
+    pub(super) inputs: [&'a [f32]; 3],
+    pub(super) log_sums: &'a [f32],
+    /// Of the output.
+    pub(super) gradient: &'a [f32],
+    pub(super) shape: Shape,
+    pub(super) spans: &'a Spans,
+}
+
+impl Backward<'_> {
+    /// Those of queries, keys and values that are wanted.
+    pub(super) fn gradients(&self, wanted: [bool; 3]) -> [Option<Vec<f32>>; 3] {
+        let Shape {
+            batch,
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.shape;
+        let sizes = [queries, keys, keys].map(|tokens| tokens * head_dim);
+        if self.gradient.is_empty() {
+            return self.inputs.map(|input| Some(vec![0.0; input.len()]));
+        }
+        // Of each query head apart, so that each has a thread: `[batch, heads, tokens, head_dim]`.
+        let [mut of_q, mut of_k, mut of_v] = sizes.map(|size| vec![0.0; batch * heads * size]);
+        of_q.par_chunks_mut(sizes[0])
+            .zip(of_k.par_chunks_mut(sizes[1]))
+            .zip(of_v.par_chunks_mut(sizes[2]))
+            .enumerate()
+            .for_each_init(
+                Scratch::default,
+                |scratch, (index, ((of_q, of_k), of_v))| {
+                    Arch::new().dispatch(OfHead {
+                        all: self,
+                        batch: index / heads,
+                        head: index % heads,
+                        wanted,
+                        scratch,
+                        gradients: [of_q, of_k, of_v],
+                    });
+                },
+            );
+        let gather = |wanted: bool, of_heads: &[f32], into: usize, tokens: usize| {
+            wanted.then(|| gathered(of_heads, [batch, heads, into, tokens, head_dim]))
+        };
+        [
+            gather(wanted[0], &of_q, heads, queries),
+            gather(wanted[1], &of_k, kv_heads, keys),
+            gather(wanted[2], &of_v, kv_heads, keys),
+        ]
+    }
+}
+
+/// `[batch, heads, tokens, head_dim] -> [batch, tokens, into, head_dim]`, heads of one group added.
+fn gathered(of_heads: &[f32], [batch, heads, into, tokens, head_dim]: [usize; 5]) -> Vec<f32> {
+    let group = heads / into;
+    let width = into * head_dim;
+    let mut all = vec![0.0; batch * tokens * width];
+    all.par_chunks_mut(width)
+        .with_min_len(QUERIES)
+        .enumerate()
+        .for_each(|(row, places)| {
+            let (batch, token) = (row / tokens, row % tokens);
+            for (index, places) in places.chunks_exact_mut(head_dim).enumerate() {
+                for head in index * group..(index + 1) * group {
+                    let begins = ((batch * heads + head) * tokens + token) * head_dim;
+                    for (place, number) in places.iter_mut().zip(&of_heads[begins..]) {
+                        *place += number;
+                    }
+                }
+            }
+        });
+    all
+}
+
+/// Memory that a thread uses again.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    weights: Vec<f32>,
+    gradients: Vec<f32>,
+}
+
+/// The gradients of one query head: `[tokens, head_dim]` each.
+struct OfHead<'a> {
+    all: &'a Backward<'a>,
+    batch: usize,
+    head: usize,
+    wanted: [bool; 3],
+    scratch: &'a mut Scratch,
+    gradients: [&'a mut [f32]; 3],
+}
+
+impl WithSimd for OfHead<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Backward {
+            inputs: [q, k, v],
+            log_sums,
+            gradient,
+            shape,
+            spans,
+        } = *self.all;
+        let Shape {
+            queries,
+            heads,
+            head_dim,
+            ..
+        } = shape;
+        let (width, kv_width) = (shape.width(), shape.kv_width());
+        let (batch, head) = (self.batch, self.head);
+        let kv = shape.kv_of(head);
+        let [k, v] = [k, v].map(|of| kv_head(of, shape, batch, kv));
+        let of_head = batch * queries * width + head * head_dim;
+        let (q, gradient) = (&q[of_head..], &gradient[of_head..]);
+        let [of_q, of_k, of_v] = self.gradients;
+        let [q_wanted, k_wanted, v_wanted] = self.wanted;
+        let Scratch {
+            keys,
+            values,
+            weights,
+            gradients,
+        } = self.scratch;
+        let step = step(shape.keys);
+        for (turned, of) in [(&mut *keys, k), (&mut *values, v)] {
+            turned.resize(head_dim * step, 0.0);
+            turn(turned, of, shape);
+        }
+        for first in (0..queries).step_by(QUERIES) {
+            let rows = QUERIES.min(queries - first);
+            let seen = seen(spans, batch, first..first + rows);
+            let wide = seen.len().next_multiple_of(S::F32_LANES);
+            weights.resize(rows * wide, 0.0);
+            gradients.resize(rows * wide, 0.0);
+            let (q, gradient) = (&q[first * width..], &gradient[first * width..]);
+            for (scores, left, right) in [
+                (&mut *weights, q, &*keys),
+                (&mut *gradients, gradient, &*values),
+            ] {
+                product::<S, false>(
+                    simd,
+                    &mut RowsMut {
+                        data: scores,
+                        step: wide,
+                    },
+                    Left::Rows(left, width),
+                    Rows {
+                        data: &right[seen.start..],
+                        step,
+                    },
+                    [rows, wide, head_dim],
+                );
+            }
+            for row in 0..rows {
+                let span = spans.of(batch, first + row);
+                let weights = &mut weights[row * wide..][..wide];
+                weights[..span.start - seen.start].fill(f32::NEG_INFINITY);
+                weights[span.end - seen.start..].fill(f32::NEG_INFINITY);
+                let log_sum = log_sums[(batch * queries + first + row) * heads + head];
+                let gradients = &mut gradients[row * wide..][..wide];
+                of_scores(simd, weights, gradients, log_sum);
+            }
+            let of_seen = seen.start * head_dim..seen.end * head_dim;
+            if v_wanted {
+                product::<S, true>(
+                    simd,
+                    &mut RowsMut {
+                        data: &mut of_v[of_seen.clone()],
+                        step: head_dim,
+                    },
+                    Left::Columns(weights, wide),
+                    Rows {
+                        data: gradient,
+                        step: width,
+                    },
+                    [seen.len(), head_dim, rows],
+                );
+            }
+            if k_wanted {
+                product::<S, true>(
+                    simd,
+                    &mut RowsMut {
+                        data: &mut of_k[of_seen],
+                        step: head_dim,
+                    },
+                    Left::Columns(gradients, wide),
+                    Rows {
+                        data: q,
+                        step: width,
+                    },
+                    [seen.len(), head_dim, rows],
+                );
+            }
+            if q_wanted {
+                product::<S, false>(
+                    simd,
+                    &mut RowsMut {
+                        data: &mut of_q[first * head_dim..],
+                        step: head_dim,
+                    },
+                    Left::Rows(gradients, wide),
+                    Rows {
+                        data: &k[seen.start * kv_width..],
+                        step: kv_width,
+                    },
+                    [rows, head_dim, seen.len()],
+                );
+            }
+        }
+    }
+}
+
+/// Leaves weights in the place of the scores, and the gradients of the scores in that of the weights'.
+#[inline(always)]
+fn of_scores<S: Simd>(simd: S, scores: &mut [f32], gradients: &mut [f32], log_sum: f32) {
+    let shift = simd.splat_f32s(log_sum);
+    for score in S::as_mut_simd_f32s(scores).0 {
+        *score = exponential(simd, simd.sub_f32s(*score, shift));
+    }
+    let sum = simd.splat_f32s(dot(simd, scores, gradients));
+    let weights = S::as_simd_f32s(scores).0;
+    for (gradient, weight) in S::as_mut_simd_f32s(gradients).0.iter_mut().zip(weights) {
+        *gradient = simd.mul_f32s(*weight, simd.sub_f32s(*gradient, sum));
+    }
+}

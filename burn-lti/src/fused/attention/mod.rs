@@ -1,0 +1,230 @@
+//! Grouped-query attention: scores, softmax and the mixing of values.
+
+mod cpu;
+mod mask;
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use burn::tensor::ops::FloatTensor;
+
+pub use mask::AttentionMask;
+use mask::{Seen, Spans};
+
+use super::lanes::{self, floats};
+use super::masked_softmax;
+use super::operation::{Operation, apply, primitive, tensor};
+use crate::decoder::AttentionGeometry;
+
+/// `softmax(q k^T + mask) v` for each head (Vaswani et al. 2017; several query heads to one of keys and
+/// values by Ainslie et al. 2023). `q` is scaled already.
+///
+/// On the CPU backends of Rust scores are never in memory beyond a few rows of them, forwards or backwards
+/// (Dao et al. 2022), and those that no query sees are not computed.
+///
+/// # Shapes
+///
+/// `q` and the result: `[batch, queries, heads * head_dim]`; `k` and `v`:
+/// `[batch, keys, kv_heads * head_dim]`. The queries belong to the last keys.
+///
+/// # Panics
+///
+/// If they have other shapes than the geometry and each other ask for.
+pub fn grouped_attention<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    geometry: &AttentionGeometry,
+    mask: &AttentionMask<B>,
+) -> Tensor<B, 3> {
+    let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
+    let (query, kv) = (geometry.query, geometry.key_value);
+    assert!(
+        q.dims()[2] == query.width()
+            && k.dims() == [batch, keys, kv.width()]
+            && v.dims() == k.dims(),
+        "queries, keys and values are of the geometry"
+    );
+    match mask.seen() {
+        Seen::Spans(spans) if lanes::suit([&q, &k, &v]) => {
+            let device = q.device();
+            let attention = GroupedAttention {
+                shape: Shape {
+                    batch,
+                    queries,
+                    keys,
+                    heads: query.heads,
+                    kv_heads: kv.heads,
+                    head_dim: query.head_dim,
+                },
+                spans: spans.clone(),
+            };
+            let inputs = [primitive(q), primitive(k), primitive(v)];
+            tensor(apply::<B, _, 3>(attention, &device, inputs))
+        }
+        _ => {
+            let scores = mask.scores(&q.device());
+            in_tensor_operations(q, k, v, [query.heads, kv.heads], scores)
+        }
+    }
+}
+
+/// How much each query looks at each key: `softmax(q k^T + mask)`, `[batch, heads, queries, keys]`, rows
+/// summing to one. Shapes are those of [`grouped_attention`].
+pub fn attention_weights<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    geometry: &AttentionGeometry,
+    mask: &AttentionMask<B>,
+) -> Tensor<B, 4> {
+    let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
+    let heads = [geometry.query.heads, geometry.key_value.heads];
+    let scores = mask.scores(&q.device());
+    weights(by_head(q, heads[0]), by_head(k, heads[1]), scores)
+        .reshape([batch, heads[0], queries, keys])
+}
+
+fn in_tensor_operations<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    [heads, kv_heads]: [usize; 2],
+    mask: Tensor<B, 4>,
+) -> Tensor<B, 3> {
+    let [batch, queries, width] = q.dims();
+    weights(by_head(q, heads), by_head(k, kv_heads), mask)
+        .matmul(by_head(v, kv_heads))
+        .reshape([batch, heads, queries, width / heads])
+        .swap_dims(1, 2)
+        .reshape([batch, queries, width])
+}
+
+/// `q [batch, heads, queries, head_dim]` against `k [batch, kv_heads, keys, head_dim]`:
+/// `[batch, kv_heads, group * queries, keys]`. Query heads of one group are rows of one product with their
+/// shared key head, so keys and values are never repeated.
+fn weights<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, mask: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [batch, heads, queries, head_dim] = q.dims();
+    let [_, kv_heads, keys, _] = k.dims();
+    let rows = heads / kv_heads * queries;
+    let scores = q
+        .reshape([batch, kv_heads, rows, head_dim])
+        .matmul(k.swap_dims(2, 3))
+        .reshape([batch, heads, queries, keys]);
+    // In the default float type, as transformers does: half-precision exponentials of long rows would not
+    // sum to one.
+    let dtype = scores.dtype();
+    masked_softmax(scores.cast(mask.dtype()), mask)
+        .cast(dtype)
+        .reshape([batch, kv_heads, rows, keys])
+}
+
+/// `x [batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]`
+fn by_head<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+    let [batch, tokens, width] = x.dims();
+    x.reshape([batch, tokens, heads, width / heads])
+        .swap_dims(1, 2)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Shape {
+    const fn width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    const fn kv_width(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// The key/value head of a query head.
+    const fn kv_of(self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+}
+
+/// With `p` the weights of a head and `g` the gradient of its output: `d v = p^T g`,
+/// `d scores = p (g v^T - sum(p g v^T))`, `d q = d scores k`, `d k = d scores^T q`.
+#[derive(Clone, Debug)]
+struct GroupedAttention {
+    shape: Shape,
+    spans: Arc<Spans>,
+}
+
+/// What the backward pass needs: with the logarithms of the sums the weights are made again.
+#[derive(Debug)]
+struct Kept {
+    q: TensorData,
+    k: TensorData,
+    v: TensorData,
+    log_sums: Vec<f32>,
+}
+
+impl GroupedAttention {
+    fn output<I: Backend>(&self, inputs: [FloatTensor<I>; 3]) -> (FloatTensor<I>, Kept) {
+        let device = tensor::<I, 3>(inputs[0].clone()).device();
+        let [q, k, v] = inputs.map(|input| tensor::<I, 3>(input).into_data());
+        let (output, log_sums) = cpu::forward([&q, &k, &v].map(floats), self.shape, &self.spans);
+        let shape = [self.shape.batch, self.shape.queries, self.shape.width()];
+        let output = Tensor::<I, 3>::from_data(TensorData::new(output, shape), &device);
+        (primitive(output), Kept { q, k, v, log_sums })
+    }
+}
+
+impl Operation<3> for GroupedAttention {
+    type Kept<I: Backend> = Arc<Kept>;
+
+    fn forward<I: Backend>(self, inputs: [FloatTensor<I>; 3]) -> FloatTensor<I> {
+        self.output::<I>(inputs).0
+    }
+
+    fn forward_keeping<I: Backend>(
+        self,
+        inputs: [FloatTensor<I>; 3],
+    ) -> (FloatTensor<I>, Self::Kept<I>) {
+        let (output, kept) = self.output::<I>(inputs);
+        (output, Arc::new(kept))
+    }
+
+    fn backward<I: Backend>(
+        self,
+        kept: Self::Kept<I>,
+        gradient: FloatTensor<I>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<I>>; 3] {
+        let gradient = tensor::<I, 3>(gradient);
+        let device = gradient.device();
+        let gradient = gradient.into_data();
+        let inputs = [&kept.q, &kept.k, &kept.v];
+        let (shape, spans) = (self.shape, &self.spans);
+        let gradients = cpu::Backward {
+            inputs: inputs.map(floats),
+            log_sums: &kept.log_sums,
+            gradient: floats(&gradient),
+            shape,
+            spans,
+        }
+        .gradients(wanted);
+        let mut shapes = inputs.map(|input| input.shape.clone()).into_iter();
+        gradients.map(|gradient| {
+            let shape = shapes.next()?;
+            let data = TensorData::new(gradient?, shape);
+            Some(primitive(Tensor::<I, 3>::from_data(data, &device)))
+        })
+    }
+
+    fn plain<B: Backend>(self, [q, k, v]: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+        let [q, k, v] = [q, k, v].map(tensor::<B, 3>);
+        let mask = self.spans.scores(&q.device());
+        let heads = [self.shape.heads, self.shape.kv_heads];
+        primitive(in_tensor_operations(q, k, v, heads, mask))
+    }
+}
