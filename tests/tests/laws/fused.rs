@@ -440,7 +440,7 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
         }
         let exact_qkv = attention_numbers(&geometry(4, 2, 8)).map(of_type);
         let mut other_qkv = exact_qkv.clone();
-        for number in &mut other_qkv[0] {
+        for number in other_qkv.iter_mut().flatten() {
             *number *= 2.0;
         }
         let all = |plain: bool, numbers: &[Vec<f32>; 3], qkv: &[Vec<f32>; 4], dtype: DType| {
