@@ -146,9 +146,12 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
     }
 
     fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
-        let (query, key_value) = (self.config.query_grid(), self.config.kv_grid());
-        let theta = self.config.rope_theta;
-        Rotary::new(positions, query, key_value, theta, self.dtype())
+        let LlamaConfig {
+            head_dim,
+            rope_theta,
+            ..
+        } = self.config;
+        Rotary::new(positions, head_dim, rope_theta, self.dtype())
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {

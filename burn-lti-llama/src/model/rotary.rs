@@ -1,8 +1,8 @@
 //! Rotary positions in the half-split convention of Hugging Face's Llama.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
-use burn_lti::dense::HeadGrid;
+use burn::tensor::DType;
+use burn_lti::fused::{PairTurns, turn_pairs};
 
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
 ///
@@ -11,86 +11,47 @@ use burn_lti::dense::HeadGrid;
 /// `RotaryEncoding` pairs `2i` and `2i + 1` instead and would be silently wrong on these weights.
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
-    query: Tables<B>,
-    key: Tables<B>,
-    /// `[head_dim, head_dim]`: sends `(first, second)` to `(-second, first)`. A product with so
-    /// small a matrix is cheaper on every backend than cutting halves out and joining them again.
-    quarter_turn: Tensor<B, 2>,
-}
-
-/// Tables as wide as the projection they turn, so that turning it is plain element-wise work. Those of the
-/// queries have one over the root of the head size in them.
-#[derive(Clone, Debug)]
-struct Tables<B: Backend> {
-    /// `[batch * tokens, heads * head_dim]`
-    cos: Tensor<B, 2>,
-    /// `[batch * tokens, heads * head_dim]`
-    sin: Tensor<B, 2>,
+    /// With one over the root of the head size in them.
+    queries: PairTurns<B>,
+    keys: PairTurns<B>,
 }
 
 impl<B: Backend> Rotary<B> {
-    /// The tables for `positions [batch, tokens]` and these grids, which share their head size.
-    pub fn new(
-        positions: &Tensor<B, 2, Int>,
-        query: HeadGrid,
-        key_value: HeadGrid,
-        theta: f64,
-        dtype: DType,
-    ) -> Self {
+    /// The tables for `positions [batch, tokens]` and heads of this size.
+    pub fn new(positions: &Tensor<B, 2, Int>, head_dim: usize, theta: f64, dtype: DType) -> Self {
         let device = positions.device();
         let [batch, tokens] = positions.dims();
-        let size = query.head_dim;
-        let half = size / 2;
-        let frequencies: Vec<f32> = (0..size)
-            .map(|feature| theta.powf(-(2.0 * (feature % half) as f64) / size as f64) as f32)
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> = (0..head_dim)
+            .map(|feature| theta.powf(-(2.0 * (feature % half) as f64) / head_dim as f64) as f32)
             .collect();
         let frequencies = Tensor::<B, 1>::from_floats(frequencies.as_slice(), &device);
-        let angles =
-            positions.clone().float().reshape([batch * tokens, 1]) * frequencies.reshape([1, size]);
+        let angles = positions.clone().float().reshape([batch * tokens, 1])
+            * frequencies.reshape([1, head_dim]);
         // Angles of thousands of radians need float32, whatever their cosines become.
         let (cos, sin) = (angles.clone().cos(), angles.sin());
-        let tables = |grid: HeadGrid, scale: f64| Tables {
-            cos: (cos.clone() * scale).cast(dtype).repeat_dim(1, grid.heads),
-            sin: (sin.clone() * scale).cast(dtype).repeat_dim(1, grid.heads),
+        let turns = |scale: f64| {
+            PairTurns::new(
+                (cos.clone() * scale).cast(dtype),
+                (sin.clone() * scale).cast(dtype),
+            )
         };
         Self {
-            query: tables(query, 1.0 / (size as f64).sqrt()),
-            key: tables(key_value, 1.0),
-            quarter_turn: quarter_turn(size, &device).cast(dtype),
+            queries: turns(1.0 / (head_dim as f64).sqrt()),
+            keys: turns(1.0),
         }
     }
 
     /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions, and divides them by
     /// the root of the head size, so that their products with keys are scores.
     pub fn scaled_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.turn(x, &self.query)
+        turn_pairs(x, &self.queries)
     }
 
     /// Turns keys `[batch * tokens, kv_heads * head_dim]` by their tokens' positions.
     pub fn turn_keys(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.turn(x, &self.key)
+        turn_pairs(x, &self.keys)
     }
-
-    fn turn(&self, x: Tensor<B, 2>, tables: &Tables<B>) -> Tensor<B, 2> {
-        let [rows, width] = x.dims();
-        let [size, _] = self.quarter_turn.dims();
-        let turned = x
-            .clone()
-            .reshape([rows * width / size, size])
-            .matmul(self.quarter_turn.clone())
-            .reshape([rows, width]);
-        x * tables.cos.clone() + turned * tables.sin.clone()
-    }
-}
-
-fn quarter_turn<B: Backend>(size: usize, device: &B::Device) -> Tensor<B, 2> {
-    let half = size / 2;
-    let mut matrix = vec![0.0f32; size * size];
-    for feature in 0..half {
-        matrix[(feature + half) * size + feature] = -1.0;
-        matrix[feature * size + feature + half] = 1.0;
-    }
-    Tensor::from_data(TensorData::new(matrix, [size, size]), device)
 }
 
 /// For each feature of a head of `size` features, the feature of a head of `of` features that turns at the

@@ -8,7 +8,8 @@
 //! |---|---|
 //! | [`gated_silu`] | between the projections of a gated feed-forward block |
 //! | [`rms_norm`] | in front of both blocks of a layer |
-//! | [`grouped_attention`] | between the projections of an attention block |
+//! | [`turn_pairs`] | between the projections of an attention block: rotary positions |
+//! | [`grouped_attention`] | the same: scores, softmax and the mixing of values |
 //! | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
 
 mod attention;
@@ -17,9 +18,11 @@ mod lanes;
 mod operation;
 mod product;
 mod rms_norm;
+mod rotary;
 mod softmax;
 
 pub use attention::{AttentionMask, attention_weights, grouped_attention};
 pub use gated_silu::gated_silu;
 pub use rms_norm::rms_norm;
+pub use rotary::{PairTurns, turn_pairs};
 pub use softmax::masked_softmax;

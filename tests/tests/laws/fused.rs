@@ -8,7 +8,8 @@ use burn::tensor::{DType, TensorData};
 use burn_lti::decoder::AttentionGeometry;
 use burn_lti::dense::HeadGrid;
 use burn_lti::fused::{
-    AttentionMask, attention_weights, gated_silu, grouped_attention, masked_softmax, rms_norm,
+    AttentionMask, PairTurns, attention_weights, gated_silu, grouped_attention, masked_softmax,
+    rms_norm, turn_pairs,
 };
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
@@ -27,6 +28,7 @@ on_every_backend![
     attention_to_a_past_is_the_end_of_attention_to_all,
     attention_weights_are_those_of_the_operations,
     far_scores_stay_finite,
+    turned_pairs_and_their_gradients_are_complex_products,
     half_precision_is_rounded_as_its_type_is,
 ];
 
@@ -414,7 +416,73 @@ fn far_scores_stay_finite<A: AutodiffBackend>(device: A::Device) {
     assert_eq!(gradient, [1.0; 4]);
 }
 
-/// Each of the four, and its gradients, with inputs of the type, beside the operations in float32 on the
+/// Rows that are more than a thread takes at a time, and their heads.
+const TURNED: [usize; 2] = [700, 3];
+
+/// The turn of `2 x` by these cosines and sines, and the gradients of `sum(output * weight)`.
+fn turned<A: AutodiffBackend>(
+    [x, angles, weight]: &[Vec<f32>; 3],
+    size: usize,
+    dtype: DType,
+    device: &A::Device,
+) -> [Vec<f64>; 2] {
+    let [rows, heads] = TURNED;
+    let take = |numbers: &[f32], width: usize| {
+        tensor::<A, 2>(&numbers[..rows * width], [rows, width], device)
+    };
+    let angles = take(angles, size / 2).repeat_dim(1, 2);
+    let turns = PairTurns::new(angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
+    let x = take(x, heads * size).cast(dtype).require_grad();
+    let output = turn_pairs(x.clone() * 2.0, &turns);
+    let weight = take(weight, heads * size).cast(dtype);
+    let mut gradients = (output.clone() * weight).sum().backward();
+    let gradient = x.grad_remove(&mut gradients).expect("a gradient");
+    [values(&output), values(&gradient)]
+}
+
+/// In float64 and as complex numbers: `2 x e^(i angle)`, and the gradient `2 weight e^(-i angle)`.
+fn turned_in_float64([x, angles, weight]: &[Vec<f32>; 3], size: usize) -> [Vec<f64>; 2] {
+    let ([rows, heads], half) = (TURNED, size / 2);
+    let product = |numbers: &[f32], sign: f64| -> Vec<f64> {
+        let mut products = vec![0.0; rows * heads * size];
+        for at in 0..rows * heads * half {
+            let (row, head, pair) = (at / half / heads, at / half % heads, at % half);
+            let (sin, cos) = (sign * f64::from(angles[row * half + pair])).sin_cos();
+            let first = (row * heads + head) * size + pair;
+            let (a, b) = (f64::from(numbers[first]), f64::from(numbers[first + half]));
+            products[first] = 2.0 * (a * cos - b * sin);
+            products[first + half] = 2.0 * (b * cos + a * sin);
+        }
+        products
+    };
+    [product(x, 1.0), product(weight, -1.0)]
+}
+
+fn turn_numbers(size: usize) -> [Vec<f32>; 3] {
+    let mut numbers = Numbers::new(6);
+    std::array::from_fn(|_| numbers.normal(TURNED[0] * TURNED[1] * size))
+}
+
+fn turned_pairs_and_their_gradients_are_complex_products<A: AutodiffBackend>(device: A::Device) {
+    for size in [2, 8, 10, 64] {
+        let mut numbers = turn_numbers(size);
+        let expected = turned_in_float64(&numbers, size);
+        let found = turned::<A>(&numbers, size, DType::F32, &device);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(found, expected, &tolerance(expected));
+        }
+        numbers[1][size / 2] += 0.5;
+        let other = turned::<A>(&numbers, size, DType::F32, &device);
+        for (other, expected) in other.iter().zip(&expected) {
+            assert_not_close(other, expected, &tolerance(expected));
+        }
+    }
+}
+
+/// What the functions are tried on: those of three inputs, attention, and the turn of pairs.
+type Numberings = ([Vec<f32>; 3], [Vec<f32>; 4], [Vec<f32>; 3]);
+
+/// Each of the five, and its gradients, with inputs of the type, beside the operations in float32 on the
 /// same inputs. The distance is that of all numbers together: small ones are differences of large ones.
 fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Device) {
     // A dozen roundings, and those of the operations around.
@@ -439,11 +507,14 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
             *number *= 2.0;
         }
         let exact_qkv = attention_numbers(&geometry(4, 2, 8)).map(of_type);
-        let mut other_qkv = exact_qkv.clone();
-        for number in other_qkv.iter_mut().flatten() {
+        let exact_pairs = turn_numbers(8).map(of_type);
+        let (mut other_qkv, mut other_pairs) = (exact_qkv.clone(), exact_pairs.clone());
+        for number in other_qkv.iter_mut().chain(&mut other_pairs).flatten() {
             *number *= 2.0;
         }
-        let all = |plain: bool, numbers: &[Vec<f32>; 3], qkv: &[Vec<f32>; 4], dtype: DType| {
+        let exact = (exact, exact_qkv, exact_pairs);
+        let other = (other, other_qkv, other_pairs);
+        let all = |plain: bool, (numbers, qkv, pairs): &Numberings, dtype: DType| {
             let gated: Gated<A> = match plain {
                 true => |gate, up| silu(gate) * up,
                 false => gated_silu,
@@ -468,17 +539,22 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
                 }
             };
             let attended = attended::<A>(attention, qkv, dtype, &device);
+            let turned = match plain {
+                true => turned_in_float64(pairs, 8),
+                false => turned::<A>(pairs, 8, dtype, &device),
+            };
             let gated = found::<A>(gated, numbers, dtype, &device);
             gated
                 .into_iter()
                 .chain(normed)
                 .chain(weighed)
                 .chain(attended)
+                .chain(turned)
                 .collect::<Vec<_>>()
         };
-        let expected = all(true, &exact, &exact_qkv, DType::F32);
-        let found = all(false, &exact, &exact_qkv, dtype);
-        let changed = all(false, &other, &other_qkv, dtype);
+        let expected = all(true, &exact, DType::F32);
+        let found = all(false, &exact, dtype);
+        let changed = all(false, &other, dtype);
         let share = rounding(ROUNDINGS) * unit / UNIT_ROUNDOFF;
         for (index, expected) in expected.iter().enumerate() {
             let (near, far) = (
