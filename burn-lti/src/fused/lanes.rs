@@ -17,6 +17,15 @@ pub(super) fn suit<I: Backend, const D: usize, const N: usize>(
     host::is_rust(&device) && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
+/// Whether the numbers of these tensors are the host's, for loops that are better than libtorch's by more
+/// than a copy costs.
+pub(super) fn suit_copied<I: Backend, const D: usize, const N: usize>(
+    tensors: [&Tensor<I, D>; N],
+) -> bool {
+    let device = tensors[0].device();
+    host::is_host(&device) && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
 /// Elements that a thread takes at a time where they come in rows of `width`.
 pub(super) fn whole_rows(width: usize) -> usize {
     (PIECE / width.max(1)).max(1) * width.max(1)

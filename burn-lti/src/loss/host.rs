@@ -5,11 +5,10 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use rayon::prelude::*;
 
 use super::chunk::ChunkOutput;
 use super::row::{Row, RowLoss, RowTerms};
-use crate::host::{HostFloats, is_host};
+use crate::host::{HostFloats, Team, is_host};
 
 /// Logits, as [`Chunk`](super::chunk::Chunk) has them, and targets of `n` tokens, all float32 and on a device
 /// that is the host.
@@ -42,25 +41,27 @@ impl<B: Backend> HostChunk<B> {
             [self.student, self.teacher].map(|logits| unsafe { HostFloats::of_result(logits) });
 
         let work = if loss.needs_work() { vocab } else { 0 };
-        let evaluate = |work: &mut Vec<f32>, (at, (student, teacher)): (usize, _)| {
+        let mut terms = vec![RowTerms::default(); mask.len()];
+        let rows = student
+            .as_mut_slice()
+            .chunks_mut(vocab)
+            .zip(teacher.as_mut_slice().chunks_mut(vocab))
+            .zip(&mut terms)
+            .enumerate();
+        type OfToken<'a> = (usize, ((&'a mut [f32], &'a mut [f32]), &'a mut RowTerms));
+        let evaluate = |work: &mut Vec<f32>, (at, ((student, teacher), terms)): OfToken<'_>| {
             let row = Row {
                 student,
                 teacher,
                 work,
                 target: targets[at] as usize,
             };
-            match mask[at] {
+            *terms = match mask[at] {
                 0.0 => row.skip(),
                 _ => row.evaluate(loss, weight.as_ref().map(|weight| weight[at])),
             }
         };
-        let terms: Vec<RowTerms> = student
-            .as_mut_slice()
-            .par_chunks_mut(vocab)
-            .zip(teacher.as_mut_slice().par_chunks_mut(vocab))
-            .enumerate()
-            .map_init(|| vec![0.0; work], evaluate)
-            .collect();
+        Team::of(&device).share(rows.collect(), || vec![0.0; work], evaluate);
         // One after another, so that the sum does not depend on the threads.
         let sum = |term: fn(&RowTerms) -> f64| terms.iter().map(term).sum::<f64>() as f32;
         let sums = [

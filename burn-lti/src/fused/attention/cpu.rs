@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::Shape;
 use super::mask::Spans;
 use crate::fused::lanes::dot;
 use crate::fused::product::{Left, Rows, RowsMut, product};
-use crate::host::exp;
+use crate::host::{Team, exp};
 
 /// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
 /// share each key between fewer.
@@ -20,7 +19,12 @@ const LANES: usize = 16;
 
 /// Outputs `[batch, queries, heads * head_dim]`, and the logarithms of the sums of the exponentials
 /// of scores, `[batch, queries, heads]`.
-pub(super) fn forward([q, k, v]: [&[f32]; 3], shape: Shape, spans: &Spans) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn forward(
+    team: Team,
+    [q, k, v]: [&[f32]; 3],
+    shape: Shape,
+    spans: &Spans,
+) -> (Vec<f32>, Vec<f32>) {
     let Shape {
         batch,
         queries,
@@ -33,19 +37,22 @@ pub(super) fn forward([q, k, v]: [&[f32]; 3], shape: Shape, spans: &Spans) -> (V
     if output.is_empty() {
         return (output, log_sums);
     }
-    let turned = all_turned(k, shape);
-    output
-        .par_chunks_mut(queries * width)
-        .zip(log_sums.par_chunks_mut(queries * heads))
+    let turned = all_turned(team, k, shape);
+    let pieces = output
+        .chunks_mut(queries * width)
+        .zip(log_sums.chunks_mut(queries * heads))
         .enumerate()
         .flat_map(|(batch, (output, log_sums))| {
             output
-                .par_chunks_mut(QUERIES * width)
-                .zip(log_sums.par_chunks_mut(QUERIES * heads))
+                .chunks_mut(QUERIES * width)
+                .zip(log_sums.chunks_mut(QUERIES * heads))
                 .enumerate()
                 .map(move |(piece, places)| (batch, piece, places))
-        })
-        .for_each_init(Vec::new, |scores, (batch, piece, (output, log_sums))| {
+        });
+    team.share(
+        pieces.collect(),
+        Vec::new,
+        |scores, (batch, piece, (output, log_sums))| {
             let first = piece * QUERIES;
             let queries = first..first + output.len() / width;
             Arch::new().dispatch(Forward {
@@ -60,7 +67,8 @@ pub(super) fn forward([q, k, v]: [&[f32]; 3], shape: Shape, spans: &Spans) -> (V
                 output,
                 log_sums,
             });
-        });
+        },
+    );
     (output, log_sums)
 }
 
@@ -71,16 +79,18 @@ const fn step(keys: usize) -> usize {
 }
 
 /// Keys with tokens side by side: `[batch, kv_heads, head_dim, step]`, zeros behind the last.
-fn all_turned(k: &[f32], shape: Shape) -> Vec<f32> {
+fn all_turned(team: Team, k: &[f32], shape: Shape) -> Vec<f32> {
     let head = shape.head_dim * step(shape.keys);
     let mut turned = vec![0.0; shape.batch * shape.kv_heads * head];
-    turned
-        .par_chunks_mut(head)
-        .enumerate()
-        .for_each(|(index, turned)| {
+    let heads = turned.chunks_mut(head).enumerate().collect();
+    team.share(
+        heads,
+        || (),
+        |(), (index, turned)| {
             let (batch, head) = (index / shape.kv_heads, index % shape.kv_heads);
             turn(turned, kv_head(k, shape, batch, head), shape);
-        });
+        },
+    );
     turned
 }
 
@@ -219,6 +229,7 @@ fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 /// All that gradients are made of.
 pub(super) struct Backward<'a> {
+    pub(super) team: Team,
     /// Queries, keys and values.
     pub(super) inputs: [&'a [f32]; 3],
     pub(super) log_sums: &'a [f32],
@@ -245,25 +256,27 @@ impl Backward<'_> {
         }
         // Of each query head apart, so that each has a thread: `[batch, heads, tokens, head_dim]`.
         let [mut of_q, mut of_k, mut of_v] = sizes.map(|size| vec![0.0; batch * heads * size]);
-        of_q.par_chunks_mut(sizes[0])
-            .zip(of_k.par_chunks_mut(sizes[1]))
-            .zip(of_v.par_chunks_mut(sizes[2]))
-            .enumerate()
-            .for_each_init(
-                Scratch::default,
-                |scratch, (index, ((of_q, of_k), of_v))| {
-                    Arch::new().dispatch(OfHead {
-                        all: self,
-                        batch: index / heads,
-                        head: index % heads,
-                        wanted,
-                        scratch,
-                        gradients: [of_q, of_k, of_v],
-                    });
-                },
-            );
+        let of_heads = of_q
+            .chunks_mut(sizes[0])
+            .zip(of_k.chunks_mut(sizes[1]))
+            .zip(of_v.chunks_mut(sizes[2]))
+            .enumerate();
+        self.team.share(
+            of_heads.collect(),
+            Scratch::default,
+            |scratch, (index, ((of_q, of_k), of_v))| {
+                Arch::new().dispatch(OfHead {
+                    all: self,
+                    batch: index / heads,
+                    head: index % heads,
+                    wanted,
+                    scratch,
+                    gradients: [of_q, of_k, of_v],
+                });
+            },
+        );
         let gather = |wanted: bool, of_heads: &[f32], into: usize, tokens: usize| {
-            wanted.then(|| gathered(of_heads, [batch, heads, into, tokens, head_dim]))
+            wanted.then(|| gathered(self.team, of_heads, [batch, heads, into, tokens, head_dim]))
         };
         [
             gather(wanted[0], &of_q, heads, queries),
@@ -274,14 +287,17 @@ impl Backward<'_> {
 }
 
 /// `[batch, heads, tokens, head_dim] -> [batch, tokens, into, head_dim]`, heads of one group added.
-fn gathered(of_heads: &[f32], [batch, heads, into, tokens, head_dim]: [usize; 5]) -> Vec<f32> {
-    let group = heads / into;
-    let width = into * head_dim;
+fn gathered(
+    team: Team,
+    of_heads: &[f32],
+    [batch, heads, into, tokens, head_dim]: [usize; 5],
+) -> Vec<f32> {
+    let (group, width) = (heads / into, into * head_dim);
     let mut all = vec![0.0; batch * tokens * width];
-    all.par_chunks_mut(width)
-        .with_min_len(QUERIES)
-        .enumerate()
-        .for_each(|(row, places)| {
+    let pieces = all.chunks_mut(QUERIES * width).enumerate().collect();
+    let gather = |(piece, places): (usize, &mut [f32])| {
+        for (row, places) in places.chunks_exact_mut(width).enumerate() {
+            let row = piece * QUERIES + row;
             let (batch, token) = (row / tokens, row % tokens);
             for (index, places) in places.chunks_exact_mut(head_dim).enumerate() {
                 for head in index * group..(index + 1) * group {
@@ -291,7 +307,9 @@ fn gathered(of_heads: &[f32], [batch, heads, into, tokens, head_dim]: [usize; 5]
                     }
                 }
             }
-        });
+        }
+    };
+    team.share(pieces, || (), |(), piece| gather(piece));
     all
 }
 
@@ -325,6 +343,7 @@ impl WithSimd for OfHead<'_> {
             gradient,
             shape,
             spans,
+            ..
         } = *self.all;
         let Shape {
             queries,

@@ -25,7 +25,7 @@ pub(super) enum Seen<B: Backend> {
 impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
     pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
-        if host::is_rust(&segments.device())
+        if host::is_host(&segments.device())
             && let Some(spans) = Spans::packed(segments)
         {
             return Self {
@@ -51,7 +51,7 @@ impl<B: Backend> AttentionMask<B> {
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
     /// own.
     pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
-        let seen = match host::is_rust(device) {
+        let seen = match host::is_host(device) {
             true => Seen::Spans(Arc::new(Spans {
                 first: vec![0; tokens],
                 queries: tokens,

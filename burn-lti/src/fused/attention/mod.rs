@@ -16,6 +16,7 @@ use super::lanes::{self, floats};
 use super::masked_softmax;
 use super::operation::{Operation, apply, primitive, tensor};
 use crate::decoder::AttentionGeometry;
+use crate::host::Team;
 
 /// `softmax(q k^T + mask) v` for each head (Vaswani et al. 2017; several query heads to one of keys and
 /// values by Ainslie et al. 2023). `q` is scaled already.
@@ -47,7 +48,7 @@ pub fn grouped_attention<B: Backend>(
         "queries, keys and values are of the geometry"
     );
     match mask.seen() {
-        Seen::Spans(spans) if lanes::suit([&q, &k, &v]) => {
+        Seen::Spans(spans) if lanes::suit_copied([&q, &k, &v]) => {
             let device = q.device();
             let attention = GroupedAttention {
                 shape: Shape {
@@ -172,7 +173,12 @@ impl GroupedAttention {
     fn output<I: Backend>(&self, inputs: [FloatTensor<I>; 3]) -> (FloatTensor<I>, Kept) {
         let device = tensor::<I, 3>(inputs[0].clone()).device();
         let [q, k, v] = inputs.map(|input| tensor::<I, 3>(input).into_data());
-        let (output, log_sums) = cpu::forward([&q, &k, &v].map(floats), self.shape, &self.spans);
+        let (output, log_sums) = cpu::forward(
+            Team::of(&device),
+            [&q, &k, &v].map(floats),
+            self.shape,
+            &self.spans,
+        );
         let shape = [self.shape.batch, self.shape.queries, self.shape.width()];
         let output = Tensor::<I, 3>::from_data(TensorData::new(output, shape), &device);
         (primitive(output), Kept { q, k, v, log_sums })
@@ -206,6 +212,7 @@ impl Operation<3> for GroupedAttention {
         let inputs = [&kept.q, &kept.k, &kept.v];
         let (shape, spans) = (self.shape, &self.spans);
         let gradients = cpu::Backward {
+            team: Team::of(&device),
             inputs: inputs.map(floats),
             log_sums: &kept.log_sums,
             gradient: floats(&gradient),

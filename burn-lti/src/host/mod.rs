@@ -1,11 +1,15 @@
 //! Devices that compute in the host's memory, and what a loop over their numbers needs.
 
+mod team;
+
 use std::any::Any;
 
 use burn::prelude::*;
 #[cfg(feature = "tch")]
 use burn::tensor::TensorPrimitive;
 use pulp::Simd;
+
+pub(crate) use team::Team;
 
 /// Whether a device computes in the host's memory.
 pub(crate) fn is_host(device: &dyn Any) -> bool {

@@ -1,0 +1,154 @@
+//! The threads that a loop over the host's memory runs on.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+/// Those that the other operations of a device run on. Threads of another kind would share the cores with
+/// them: OpenMP's wait for their next loop with all their might.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Team {
+    Rayon,
+    /// libtorch's.
+    #[cfg(all(feature = "tch", target_os = "linux"))]
+    OpenMp(openmp::Parallel),
+}
+
+impl Team {
+    pub(crate) fn of(device: &dyn Any) -> Self {
+        #[cfg(all(feature = "tch", target_os = "linux"))]
+        if device.is::<burn::backend::libtorch::LibTorchDevice>()
+            && let Some(parallel) = openmp::Parallel::loaded()
+        {
+            return Self::OpenMp(parallel);
+        }
+        let _ = device; // a build may have no libtorch
+        Self::Rayon
+    }
+
+    /// Does `work` on each item, and gives what it needs besides to each thread.
+    pub(crate) fn share<T: Send, S>(
+        self,
+        items: Vec<T>,
+        state: impl Fn() -> S + Send + Sync,
+        work: impl Fn(&mut S, T) + Send + Sync,
+    ) {
+        match self {
+            Self::Rayon => items.into_par_iter().for_each_init(state, work),
+            #[cfg(all(feature = "tch", target_os = "linux"))]
+            Self::OpenMp(parallel) => parallel.share(items, state, work),
+        }
+    }
+}
+
+#[cfg(all(feature = "tch", target_os = "linux"))]
+mod openmp {
+    use std::ffi::{c_uint, c_void};
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::{LazyLock, Mutex, PoisonError};
+
+    use libloading::os::unix::Library;
+
+    /// `GOMP_parallel(function, data, num_threads, flags)` of GCC's OpenMP, which the compiler makes of a
+    /// parallel region: each thread of the team calls the function. With 0 threads the team is as large as it
+    /// was set to be.
+    type GompParallel =
+        unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Parallel(GompParallel);
+
+    impl Parallel {
+        /// That of the process. None where libtorch was built with another OpenMP.
+        pub(super) fn loaded() -> Option<Self> {
+            static LOADED: LazyLock<Option<Parallel>> = LazyLock::new(|| {
+                // SAFETY: the symbol's type is the one that GCC has documented since 4.9, and the library is
+                // never unloaded, since libtorch is linked to it.
+                let symbol = unsafe { Library::this().get::<GompParallel>("GOMP_parallel") };
+                symbol.ok().map(|function| Parallel(*function))
+            });
+            *LOADED
+        }
+
+        pub(super) fn share<T: Send, S>(
+            self,
+            items: Vec<T>,
+            state: impl Fn() -> S + Sync,
+            work: impl Fn(&mut S, T) + Sync,
+        ) {
+            let items = Mutex::new(items.into_iter());
+            let panicked = Mutex::new(None);
+            self.on_all(&|| {
+                let shared = catch_unwind(AssertUnwindSafe(|| {
+                    let mut state = state();
+                    loop {
+                        let item = items.lock().unwrap_or_else(PoisonError::into_inner).next();
+                        match item {
+                            Some(item) => work(&mut state, item),
+                            None => break,
+                        }
+                    }
+                }));
+                if let Err(panic) = shared {
+                    *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                }
+            });
+            let panicked = panicked.into_inner();
+            if let Some(panic) = panicked.unwrap_or_else(PoisonError::into_inner) {
+                resume_unwind(panic);
+            }
+        }
+
+        /// `work` must not panic.
+        fn on_all<F: Fn() + Sync>(self, work: &F) {
+            unsafe extern "C" fn enter<F: Fn()>(work: *mut c_void) {
+                // SAFETY: it is the reference that `on_all` has.
+                unsafe { (*work.cast::<F>().cast_const())() }
+            }
+            // SAFETY: all threads are back from `enter` when the function returns, so that what `work`
+            // borrows is still there, and it may be called by several of them.
+            unsafe { (self.0)(enter::<F>, std::ptr::from_ref(work).cast_mut().cast(), 0, 0) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::Team;
+
+    fn teams() -> Vec<Team> {
+        vec![
+            Team::Rayon,
+            #[cfg(all(feature = "tch", target_os = "linux"))]
+            Team::of(&burn::backend::libtorch::LibTorchDevice::Cpu),
+        ]
+    }
+
+    #[test]
+    fn each_item_is_done_once() {
+        for team in teams() {
+            let mut numbers = vec![0; 1000];
+            let items = numbers.iter_mut().enumerate().collect();
+            team.share(items, || 1, |one, (index, number)| *number += index + *one);
+            assert!(
+                numbers
+                    .iter()
+                    .enumerate()
+                    .all(|(index, number)| *number == index + 1)
+            );
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        for team in teams() {
+            let work = |_: &mut (), item: usize| assert_ne!(item, 7, "seven");
+            let shared = || team.share((0..10).collect(), || (), work);
+            let panic = catch_unwind(AssertUnwindSafe(shared)).expect_err("it panicked");
+            let message = panic.downcast_ref::<String>().expect("a message");
+            assert!(message.contains("seven"), "{message}");
+        }
+    }
+}
