@@ -81,7 +81,7 @@ pub struct StepMemory {
     pub kernels: f64,
     /// What the forward pass keeps for the backward pass: for each token of a layer
     /// `3 d + 2 q + 2 k + h t + 2 m` elements. Weights of attention, `h t`, are kept in float32 too where
-    /// the model has half of it.
+    /// the model has half of it; a CPU, in float32, makes them again instead, and keeps that much less.
     pub activations: f64,
     /// Logits of both models and their gradient, of a chunk of tokens.
     pub logits: f64,
