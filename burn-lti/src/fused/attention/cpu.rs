@@ -169,13 +169,13 @@ impl WithSimd for Forward<'_> {
                 [rows, wide, head_dim],
             );
             let mut scales = [0.0; QUERIES];
-            for row in 0..rows {
+            for (row, scale) in scales[..rows].iter_mut().enumerate() {
                 let span = self.spans.of(batch, self.queries.start + row);
                 let scores = &mut self.scores[row * wide..][..wide];
                 scores[..span.start - seen.start].fill(f32::NEG_INFINITY);
                 scores[span.end - seen.start..].fill(f32::NEG_INFINITY);
                 let (most, sum) = exponentials(simd, scores);
-                scales[row] = 1.0 / sum;
+                *scale = 1.0 / sum;
                 self.log_sums[row * heads + head] = most + sum.ln();
             }
             let values = kv_head(self.v, self.shape, batch, kv);
