@@ -82,8 +82,8 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         let [batch, tokens, d_model] = x.dims();
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
         let rows = x.reshape([batch * tokens, d_model]);
-        let (q, k) = self.turned(rows.clone(), rotary, batch);
-        let v = by_batch(self.v_proj.project(rows), batch);
+        let (q, k) = self.turned(rows.clone(), rotary, [batch, tokens]);
+        let v = by_batch(self.v_proj.project(rows), [batch, tokens]);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
@@ -102,16 +102,16 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> Tensor<B, 4> {
-        let [batch, ..] = x.dims();
-        let (q, k) = self.turned(x.flatten::<2>(0, 1), rotary, batch);
+        let [batch, tokens, _] = x.dims();
+        let (q, k) = self.turned(x.flatten::<2>(0, 1), rotary, [batch, tokens]);
         attention_weights(q, k, &self.geometry, mask)
     }
 
     /// The values of all key/value heads side by side: `x [batch, tokens, d_model] ->
     /// [batch, tokens, kv_heads * head_dim]`.
     pub(super) fn values(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [batch, ..] = x.dims();
-        by_batch(self.v_proj.project(x.flatten::<2>(0, 1)), batch)
+        let [batch, tokens, _] = x.dims();
+        by_batch(self.v_proj.project(x.flatten::<2>(0, 1)), [batch, tokens])
     }
 
     /// Queries, scaled, and keys, both turned by their positions, of `rows [batch * tokens, d_model]`:
@@ -120,16 +120,16 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         &self,
         rows: Tensor<B, 2>,
         rotary: &Rotary<B>,
-        batch: usize,
+        batch_tokens: [usize; 2],
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let q = rotary.scaled_queries(self.q_proj.project(rows.clone()));
         let k = rotary.turn_keys(self.k_proj.project(rows));
-        (by_batch(q, batch), by_batch(k, batch))
+        (by_batch(q, batch_tokens), by_batch(k, batch_tokens))
     }
 }
 
 /// `rows [batch * tokens, width] -> [batch, tokens, width]`
-fn by_batch<B: Backend>(rows: Tensor<B, 2>, batch: usize) -> Tensor<B, 3> {
-    let [all, width] = rows.dims();
-    rows.reshape([batch, all / batch.max(1), width])
+fn by_batch<B: Backend>(rows: Tensor<B, 2>, [batch, tokens]: [usize; 2]) -> Tensor<B, 3> {
+    let [_, width] = rows.dims();
+    rows.reshape([batch, tokens, width])
 }

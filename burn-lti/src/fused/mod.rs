@@ -2,7 +2,8 @@
 //!
 //! As tensor operations each of these keeps several tensors for the backward pass and walks over memory a
 //! dozen times. Here each is one operation with its gradient written out, which keeps its inputs or its
-//! output, and on the CPU backends of Rust both directions are a loop on all cores and lanes.
+//! output, and on the CPU backends of Rust both directions are a loop on all cores and lanes. Attention is one
+//! operation on a CPU, libtorch's too, and tensor operations elsewhere.
 //!
 //! | function | what it is |
 //! |---|---|

@@ -30,7 +30,7 @@ pub(super) struct RowsMut<'a> {
 /// each of these rows are in the first cache.
 const DEPTH: usize = 256;
 
-/// `output [m, n] = left [m, k] right [k, n]`, or with `ADD` that much more.
+/// `output [m, n] = left [m, k] right [k, n]`, or with `ADD` that much more. `k` is not 0.
 #[inline(always)]
 pub(super) fn product<S: Simd, const ADD: bool>(
     simd: S,
@@ -238,7 +238,14 @@ mod tests {
 
     #[test]
     fn a_product_is_the_sum_of_products_and_leaves_what_lies_beside() {
-        for shape in [[1, 1, 1], [4, 16, 8], [9, 35, 3], [13, 70, 5], [6, 8, 300]] {
+        for shape in [
+            [1, 1, 1],
+            [4, 16, 8],
+            [9, 35, 3],
+            [13, 70, 5],
+            [6, 8, 300],
+            [9, 35, 300],
+        ] {
             let [m, n, k] = shape;
             let step = n + 3;
             let (left, right) = (numbers(m * (k + 2), 1), numbers(k * step, 2));

@@ -24,8 +24,21 @@ pub struct PairTurns<B: Backend> {
 
 impl<B: Backend> PairTurns<B> {
     /// Turns by angles whose cosines and sines these are, `[rows, head_dim]` each.
+    ///
+    /// # Panics
+    ///
+    /// If they differ in shape or float type, or a head of this size has no pairs.
     pub fn new(cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Self {
         let [_, size] = cos.dims();
+        assert_eq!(
+            (cos.dims(), cos.dtype()),
+            (sin.dims(), sin.dtype()),
+            "there is a sine for each cosine"
+        );
+        assert!(
+            size > 0 && size.is_multiple_of(2),
+            "features of a head come in pairs"
+        );
         let half = size / 2;
         let mut quarter = vec![0.0f32; size * size];
         for feature in 0..half {
@@ -54,7 +67,7 @@ impl<B: Backend> PairTurns<B> {
 pub fn turn_pairs<B: Backend>(x: Tensor<B, 2>, turns: &PairTurns<B>) -> Tensor<B, 2> {
     let ([rows, width], [of, size]) = (x.dims(), turns.cos.dims());
     assert!(
-        rows == of && width.is_multiple_of(size.max(1)),
+        rows == of && width.is_multiple_of(size),
         "there is a turn for each row, and a head of its size"
     );
     let device = x.device();
@@ -115,6 +128,7 @@ impl Operation<4> for TurnPairs {
 
     fn plain<B: Backend>(self, inputs: [FloatTensor<B>; 4]) -> FloatTensor<B> {
         let [x, cos, sin, quarter] = inputs.map(tensor::<B, 2>);
+        let [cos, sin, quarter] = [cos, sin, quarter].map(Tensor::detach);
         let shape = x.dims();
         let [x, cos, sin] = by_head([x, cos, sin]);
         let turned = quarter_turned(x.clone(), quarter);
@@ -126,7 +140,7 @@ impl Operation<4> for TurnPairs {
 fn by_head<B: Backend>([x, cos, sin]: [Tensor<B, 2>; 3]) -> [Tensor<B, 3>; 3] {
     let ([rows, width], [_, size]) = (x.dims(), cos.dims());
     [
-        x.reshape([rows, width / size.max(1), size]),
+        x.reshape([rows, width / size, size]),
         cos.unsqueeze_dim(1),
         sin.unsqueeze_dim(1),
     ]

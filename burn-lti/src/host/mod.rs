@@ -156,8 +156,9 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         0.5,
     ];
     let splat = |value: f32| simd.splat_f32s(value);
-    // In this order: of a NaN and a number the processor gives the second.
-    let x = simd.max_f32s(splat(-87.0), x);
+    // No maximum, which on some processors of a NaN and a number gives the number.
+    let far = simd.less_than_f32s(x, splat(-87.0));
+    let x = simd.select_f32s(far, splat(-87.0), x);
     let shifted = simd.mul_add_e_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
     let n = simd.sub_f32s(shifted, splat(ROUND));
     let r = simd.mul_add_e_f32s(n, splat(-LN_2_HIGH), x);
@@ -170,4 +171,45 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let bits = simd.transmute_u32s_f32s(shifted);
     let power = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
     simd.mul_f32s(p, simd.transmute_f32s_u32s(power))
+}
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Arch, Scalar, Simd, WithSimd};
+
+    use super::exp;
+
+    struct Exponentials<'a>(&'a mut [f32]);
+
+    impl WithSimd for Exponentials<'_> {
+        type Output = ();
+
+        fn with_simd<S: Simd>(self, simd: S) {
+            for number in self.0 {
+                let one = exp(simd, simd.splat_f32s(*number));
+                *number = simd.reduce_max_f32s(one);
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_those_of_the_library_and_of_no_number_none() {
+        let exact = [0.0f32, -1e-6, -0.3, -1.0, -9.7, -86.9];
+        for scalar in [true, false] {
+            let mut found = [&exact[..], &[f32::NAN, f32::NEG_INFINITY]].concat();
+            match scalar {
+                true => Exponentials(&mut found).with_simd(Scalar::new()),
+                false => Arch::new().dispatch(Exponentials(&mut found)),
+            }
+            for (found, exact) in found.iter().zip(exact) {
+                let exact = exact.exp();
+                assert!(
+                    (found - exact).abs() <= 2.0 * f32::EPSILON * exact,
+                    "{exact}"
+                );
+            }
+            assert!(found[6].is_nan());
+            assert!(found[7] < 1.7e-38);
+        }
+    }
 }

@@ -26,7 +26,7 @@ impl Team {
         Self::Rayon
     }
 
-    /// Does `work` on each item, and gives what it needs besides to each thread.
+    /// Does `work` on each item, with a state that is used again for the next item of the same thread.
     pub(crate) fn share<T: Send, S>(
         self,
         items: Vec<T>,
@@ -47,11 +47,14 @@ mod openmp {
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::{LazyLock, Mutex, PoisonError};
 
-    use libloading::os::unix::Library;
+    use libloading::os::unix::{Library, RTLD_LAZY};
 
-    /// `GOMP_parallel(function, data, num_threads, flags)` of GCC's OpenMP, which the compiler makes of a
-    /// parallel region: each thread of the team calls the function. With 0 threads the team is as large as it
-    /// was set to be.
+    /// Do not load what is not there (`dlfcn.h` of Linux).
+    const RTLD_NOLOAD: i32 = 4;
+
+    /// `GOMP_parallel(function, data, num_threads, flags)` of GCC's OpenMP, which LLVM's and Intel's have too:
+    /// what the compiler makes of a parallel region. Each thread of the team calls the function. With 0 threads
+    /// the team is as large as libtorch has set it for the thread that asks.
     type GompParallel =
         unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
@@ -59,12 +62,17 @@ mod openmp {
     pub(crate) struct Parallel(GompParallel);
 
     impl Parallel {
-        /// That of the process. None where libtorch was built with another OpenMP.
+        /// That of libtorch. None where it was built without.
         pub(super) fn loaded() -> Option<Self> {
             static LOADED: LazyLock<Option<Parallel>> = LazyLock::new(|| {
+                // The symbol that libtorch itself uses: a process may have more than one OpenMP.
+                // SAFETY: the library is there already, so that nothing of it is run by opening it.
+                let libtorch =
+                    unsafe { Library::open(Some("libtorch_cpu.so"), RTLD_NOLOAD | RTLD_LAZY) };
+                let libtorch = libtorch.ok()?;
                 // SAFETY: the symbol's type is the one that GCC has documented since 4.9, and the library is
-                // never unloaded, since libtorch is linked to it.
-                let symbol = unsafe { Library::this().get::<GompParallel>("GOMP_parallel") };
+                // never unloaded, since this program is linked to it.
+                let symbol = unsafe { libtorch.get::<GompParallel>("GOMP_parallel") };
                 symbol.ok().map(|function| Parallel(*function))
             });
             *LOADED
@@ -124,6 +132,12 @@ mod tests {
             #[cfg(all(feature = "tch", target_os = "linux"))]
             Team::of(&burn::backend::libtorch::LibTorchDevice::Cpu),
         ]
+    }
+
+    #[cfg(all(feature = "tch", target_os = "linux"))]
+    #[test]
+    fn libtorch_has_a_team_of_its_own() {
+        assert!(matches!(teams()[1], Team::OpenMp(_)));
     }
 
     #[test]

@@ -26,9 +26,13 @@ on_every_backend![
     what_a_mask_hides_has_no_weight,
     attention_and_its_gradients_are_those_of_the_operations,
     attention_to_a_past_is_the_end_of_attention_to_all,
+    attention_gives_the_gradient_of_what_trains_alone,
+    attention_of_what_does_not_fit_is_refused,
     attention_weights_are_those_of_the_operations,
+    what_is_no_number_is_not_hidden,
+    turns_of_no_pairs_are_refused,
     far_scores_stay_finite,
-    turned_pairs_and_their_gradients_are_complex_products,
+    turned_pairs_and_their_gradients_are_the_sums_of_products,
     half_precision_is_rounded_as_its_type_is,
 ];
 
@@ -325,6 +329,8 @@ fn attended<A: AutodiffBackend>(
     let [q, k, v] = [q, k, v].map(Tensor::require_grad);
     // Through an operation on each side, so that none of them is a leaf.
     let output = attention(q.clone() * 0.5, k.clone() * 2.0, v.clone() + 1.0);
+    let [_, tokens, _] = output.dims();
+    let weight = weight.narrow(1, TOKENS - tokens, tokens);
     let mut gradients = (output.clone() * weight).sum().backward();
     let [q, k, v] =
         [q, k, v].map(|leaf| values(&leaf.grad_remove(&mut gradients).expect("a gradient")));
@@ -368,26 +374,117 @@ fn sums(expected: &[f64]) -> Tolerance {
 
 fn attention_to_a_past_is_the_end_of_attention_to_all<A: AutodiffBackend>(device: A::Device) {
     let geometry = geometry(4, 2, 8);
-    let [q, k, v, _] = attention_numbers(&geometry).map(|numbers| {
-        let width = numbers.len() / BATCH / TOKENS;
-        tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
-    });
+    let numbers = attention_numbers(&geometry);
     let one = AttentionMask::packed(&segments(&[1; BATCH * TOKENS], &device));
-    let all = grouped_attention(q.clone(), k.clone(), v.clone(), &geometry, &one);
-    for new in [1, 3, 40, TOKENS] {
+    for new in [1, 3, 8, 40, TOKENS] {
         let past = TOKENS - new;
+        let end = |x: Tensor<A, 3>| x.narrow(1, past, new);
+        let all = |q, k, v| end(grouped_attention(q, k, v, &geometry, &one));
         let mask = AttentionMask::continuing(past, new, &device);
-        let q = q.clone().narrow(1, past, new);
-        let found = values(&grouped_attention(
-            q,
-            k.clone(),
-            v.clone(),
-            &geometry,
-            &mask,
-        ));
-        let expected = values(&all.clone().narrow(1, past, new));
-        assert_close(&found, &expected, &tolerance(&expected));
+        let continued = |q, k, v| grouped_attention(end(q), k, v, &geometry, &mask);
+        let expected = attended::<A>(all, &numbers, DType::F32, &device);
+        let found = attended::<A>(continued, &numbers, DType::F32, &device);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(found, expected, &sums(expected));
+        }
     }
+}
+
+fn attention_gives_the_gradient_of_what_trains_alone<A: AutodiffBackend>(device: A::Device) {
+    let geometry = geometry(4, 2, 8);
+    let numbers = attention_numbers(&geometry);
+    let mask = AttentionMask::packed(&segments(&documents(), &device));
+    let attention = |q, k, v| grouped_attention(q, k, v, &geometry, &mask);
+    let expected = attended::<A>(attention, &numbers, DType::F32, &device);
+    for trains in 0..3 {
+        let mut inputs = [0, 1, 2].map(|index| {
+            let width = numbers[index].len() / BATCH / TOKENS;
+            tensor::<A, 3>(&numbers[index], [BATCH, TOKENS, width], &device)
+        });
+        inputs[trains] = inputs[trains].clone().require_grad();
+        let [q, k, v] = inputs.clone();
+        let weight = tensor::<A, 3>(&numbers[3], q.dims(), &device);
+        let output = attention(q * 0.5, k * 2.0, v + 1.0);
+        let mut gradients = (output * weight).sum().backward();
+        let found = inputs.map(|input| input.grad_remove(&mut gradients));
+        for (index, found) in found.into_iter().enumerate() {
+            match found {
+                Some(found) if index == trains => {
+                    let expected = &expected[index + 1];
+                    assert_close(&values(&found), expected, &sums(expected));
+                }
+                found => assert!(found.is_none() && index != trains, "{index}"),
+            }
+        }
+    }
+}
+
+/// What `call` says when it panics.
+fn panic_of<T>(call: impl FnOnce() -> T) -> String {
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    let panic = panic.err().expect("it panicked");
+    match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => (*panic.downcast::<&str>().expect("a message")).to_owned(),
+    }
+}
+
+fn attention_of_what_does_not_fit_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let zeros =
+        |tokens, width| Tensor::<A::InnerBackend, 3>::zeros([BATCH, tokens, width], &device);
+    let packed = AttentionMask::packed(&segments(&documents(), &device));
+    let attend = |queries, q_width, geometry, mask: &AttentionMask<A::InnerBackend>| {
+        let (q, k) = (zeros(queries, q_width), zeros(TOKENS, 16));
+        panic_of(|| grouped_attention(q, k.clone(), k, &geometry, mask))
+    };
+    let of_mask = "the mask is for these queries and keys";
+    let of_heads = "query heads come in equal groups, of the head size of their keys";
+    assert_eq!(attend(3, 32, geometry(4, 2, 8), &packed), of_mask);
+    let long = AttentionMask::continuing(TOKENS, 3, &device);
+    assert_eq!(attend(3, 32, geometry(4, 2, 8), &long), of_mask);
+    assert_eq!(attend(TOKENS, 24, geometry(3, 2, 8), &packed), of_heads);
+    let mut uneven = geometry(4, 1, 8);
+    uneven.key_value.head_dim = 16;
+    assert_eq!(attend(TOKENS, 32, uneven, &packed), of_heads);
+    let other = attend(TOKENS, 30, geometry(4, 2, 8), &packed);
+    assert!(
+        other.contains("queries and keys are of the geometry"),
+        "{other}"
+    );
+
+    let of_batch = AttentionMask::packed(&segments(&[1; BATCH * TOKENS], &device));
+    let (q, k) = (zeros(TOKENS, 32), zeros(TOKENS, 16));
+    let [q, k] = [q, k].map(|x| Tensor::cat(vec![x.clone(), x], 0));
+    let geometry = geometry(4, 2, 8);
+    let weights = panic_of(|| attention_weights(q, k, &geometry, &of_batch));
+    assert_eq!(weights, of_mask);
+}
+
+fn turns_of_no_pairs_are_refused<A: AutodiffBackend>(device: A::Device) {
+    let zeros = |rows, size| Tensor::<A::InnerBackend, 2>::zeros([rows, size], &device);
+    let odd = panic_of(|| PairTurns::new(zeros(4, 3), zeros(4, 3)));
+    assert_eq!(odd, "features of a head come in pairs");
+    let short = panic_of(|| PairTurns::new(zeros(4, 2), zeros(3, 2)));
+    assert!(short.contains("there is a sine for each cosine"), "{short}");
+    let turns = PairTurns::new(zeros(4, 2), zeros(4, 2));
+    for shape in [[5, 4], [4, 3]] {
+        let refused = panic_of(|| turn_pairs(zeros(shape[0], shape[1]), &turns));
+        assert_eq!(
+            refused,
+            "there is a turn for each row, and a head of its size"
+        );
+    }
+}
+
+fn what_is_no_number_is_not_hidden<A: AutodiffBackend>(device: A::Device) {
+    let geometry = geometry(1, 1, 2);
+    let numbers = [0.5, 1.0, f32::NAN, 1.0, 0.5, 1.0];
+    let q = tensor::<A, 3>(&numbers, [1, 3, 2], &device).inner();
+    let k = tensor::<A, 3>(&[1.0; 6], [1, 3, 2], &device).inner();
+    let mask = AttentionMask::continuing(0, 3, &device);
+    let found = values(&grouped_attention(q, k.clone(), k, &geometry, &mask));
+    let numbers: Vec<_> = found.iter().map(|number| number.is_nan()).collect();
+    assert_eq!(numbers, [false, false, true, true, false, false]);
 }
 
 fn attention_weights_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
@@ -402,18 +499,25 @@ fn attention_weights_are_those_of_the_operations<A: AutodiffBackend>(device: A::
     assert_close(&found, &expected, &sums(&expected));
 }
 
-/// Scores of some thousands: the largest gets all, as it should, and no exponential is infinite.
+/// Scores of some thousands: the largest gets all, or equal ones each a share, as they should, and no exponential
+/// is infinite.
 fn far_scores_stay_finite<A: AutodiffBackend>(device: A::Device) {
     let geometry = geometry(1, 1, 2);
-    let q = tensor::<A, 3>(&[60.0, 0.0, 60.0, 0.0], [1, 2, 2], &device);
-    let k = tensor::<A, 3>(&[-60.0, 0.0, 60.0, 0.0], [1, 2, 2], &device);
-    let v = tensor::<A, 3>(&[1.0, 2.0, 3.0, 4.0], [1, 2, 2], &device).require_grad();
     let mask = AttentionMask::continuing(0, 2, &device);
-    let output = grouped_attention(q, k, v.clone(), &geometry, &mask);
-    assert_eq!(values(&output), [1.0, 2.0, 3.0, 4.0]);
-    let mut gradients = output.sum().backward();
-    let gradient = values(&v.grad_remove(&mut gradients).expect("a gradient"));
-    assert_eq!(gradient, [1.0; 4]);
+    for (keys, expected, shares) in [
+        ([-60.0, 0.0, 60.0, 0.0], [1.0, 2.0, 3.0, 4.0], [1.0, 1.0]),
+        ([60.0, 0.0, 60.0, 0.0], [1.0, 2.0, 2.0, 3.0], [1.5, 0.5]),
+    ] {
+        let q = tensor::<A, 3>(&[120.1, 0.0, 120.1, 0.0], [1, 2, 2], &device);
+        let k = tensor::<A, 3>(&keys, [1, 2, 2], &device);
+        let v = tensor::<A, 3>(&[1.0, 2.0, 3.0, 4.0], [1, 2, 2], &device).require_grad();
+        let output = grouped_attention(q, k, v.clone(), &geometry, &mask);
+        assert_eq!(values(&output), expected);
+        let mut gradients = output.sum().backward();
+        let gradient = values(&v.grad_remove(&mut gradients).expect("a gradient"));
+        let [first, second] = shares;
+        assert_eq!(gradient, [first, first, second, second]);
+    }
 }
 
 /// Rows that are more than a thread takes at a time, and their heads.
@@ -430,7 +534,7 @@ fn turned<A: AutodiffBackend>(
     let take = |numbers: &[f32], width: usize| {
         tensor::<A, 2>(&numbers[..rows * width], [rows, width], device)
     };
-    let angles = take(angles, size / 2).repeat_dim(1, 2);
+    let angles = take(angles, size);
     let turns = PairTurns::new(angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
     let x = take(x, heads * size).cast(dtype).require_grad();
     let output = turn_pairs(x.clone() * 2.0, &turns);
@@ -440,22 +544,26 @@ fn turned<A: AutodiffBackend>(
     [values(&output), values(&gradient)]
 }
 
-/// In float64 and as complex numbers: `2 x e^(i angle)`, and the gradient `2 weight e^(-i angle)`.
+/// In float64: with angles `a` and `b` of a pair's features, `2 (x cos a - y sin a, y cos b + x sin b)`, and of
+/// the weights `v` and `w` of these the gradients `2 (v cos a + w sin b, w cos b - v sin a)`.
 fn turned_in_float64([x, angles, weight]: &[Vec<f32>; 3], size: usize) -> [Vec<f64>; 2] {
     let ([rows, heads], half) = (TURNED, size / 2);
-    let product = |numbers: &[f32], sign: f64| -> Vec<f64> {
-        let mut products = vec![0.0; rows * heads * size];
-        for at in 0..rows * heads * half {
-            let (row, head, pair) = (at / half / heads, at / half % heads, at % half);
-            let (sin, cos) = (sign * f64::from(angles[row * half + pair])).sin_cos();
-            let first = (row * heads + head) * size + pair;
-            let (a, b) = (f64::from(numbers[first]), f64::from(numbers[first + half]));
-            products[first] = 2.0 * (a * cos - b * sin);
-            products[first + half] = 2.0 * (b * cos + a * sin);
-        }
-        products
-    };
-    [product(x, 1.0), product(weight, -1.0)]
+    let mut outputs = vec![0.0; rows * heads * size];
+    let mut gradients = outputs.clone();
+    for at in 0..rows * heads * half {
+        let (row, head, pair) = (at / half / heads, at / half % heads, at % half);
+        let [(sin_a, cos_a), (sin_b, cos_b)] =
+            [pair, pair + half].map(|feature| f64::from(angles[row * size + feature]).sin_cos());
+        let first = (row * heads + head) * size + pair;
+        let second = first + half;
+        let of_pair = |numbers: &[f32]| (f64::from(numbers[first]), f64::from(numbers[second]));
+        let ((x, y), (v, w)) = (of_pair(x), of_pair(weight));
+        outputs[first] = 2.0 * (x * cos_a - y * sin_a);
+        outputs[second] = 2.0 * (y * cos_b + x * sin_b);
+        gradients[first] = 2.0 * (v * cos_a + w * sin_b);
+        gradients[second] = 2.0 * (w * cos_b - v * sin_a);
+    }
+    [outputs, gradients]
 }
 
 fn turn_numbers(size: usize) -> [Vec<f32>; 3] {
@@ -463,7 +571,9 @@ fn turn_numbers(size: usize) -> [Vec<f32>; 3] {
     std::array::from_fn(|_| numbers.normal(TURNED[0] * TURNED[1] * size))
 }
 
-fn turned_pairs_and_their_gradients_are_complex_products<A: AutodiffBackend>(device: A::Device) {
+fn turned_pairs_and_their_gradients_are_the_sums_of_products<A: AutodiffBackend>(
+    device: A::Device,
+) {
     for size in [2, 8, 10, 64] {
         let mut numbers = turn_numbers(size);
         let expected = turned_in_float64(&numbers, size);
@@ -471,7 +581,7 @@ fn turned_pairs_and_their_gradients_are_complex_products<A: AutodiffBackend>(dev
         for (found, expected) in found.iter().zip(&expected) {
             assert_close(found, expected, &tolerance(expected));
         }
-        numbers[1][size / 2] += 0.5;
+        numbers[1][size] += 0.5;
         let other = turned::<A>(&numbers, size, DType::F32, &device);
         for (other, expected) in other.iter().zip(&expected) {
             assert_not_close(other, expected, &tolerance(expected));

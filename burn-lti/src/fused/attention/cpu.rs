@@ -1,4 +1,5 @@
-//! The loops of the CPU backends of Rust: a few queries of one head at a time against all keys they see.
+//! The loops of a CPU: a few queries of one head at a time against the keys from the first that one of them
+//! sees to the last.
 
 use std::ops::Range;
 
@@ -17,14 +18,24 @@ const QUERIES: usize = 32;
 /// The most lanes that a vector has, and a row of transposed keys more than it needs.
 const LANES: usize = 16;
 
-/// Outputs `[batch, queries, heads * head_dim]`, and the logarithms of the sums of the exponentials
-/// of scores, `[batch, queries, heads]`.
+/// Fewer queries than these are not worth turned keys.
+const FEW: usize = 8;
+
+/// The softmax of a row of scores is `exp(score - most) * scale`. Apart, since far from zero the logarithm of the
+/// sum would be rounded to what matters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sum {
+    most: f32,
+    scale: f32,
+}
+
+/// Outputs `[batch, queries, heads * head_dim]`, and what makes weights of scores, `[batch, queries, heads]`.
 pub(super) fn forward(
     team: Team,
     [q, k, v]: [&[f32]; 3],
     shape: Shape,
     spans: &Spans,
-) -> (Vec<f32>, Vec<f32>) {
+) -> (Vec<f32>, Vec<Sum>) {
     let Shape {
         batch,
         queries,
@@ -33,31 +44,32 @@ pub(super) fn forward(
     } = shape;
     let width = shape.width();
     let mut output = vec![0.0; batch * queries * width];
-    let mut log_sums = vec![0.0; batch * queries * heads];
+    let mut sums = vec![Sum::default(); batch * queries * heads];
     if output.is_empty() {
-        return (output, log_sums);
+        return (output, sums);
     }
-    let turned = all_turned(team, k, shape);
+    let turned = (queries >= FEW).then(|| all_turned(team, k, shape));
     let pieces = output
         .chunks_mut(queries * width)
-        .zip(log_sums.chunks_mut(queries * heads))
+        .zip(sums.chunks_mut(queries * heads))
         .enumerate()
-        .flat_map(|(batch, (output, log_sums))| {
+        .flat_map(|(batch, (output, sums))| {
             output
                 .chunks_mut(QUERIES * width)
-                .zip(log_sums.chunks_mut(QUERIES * heads))
+                .zip(sums.chunks_mut(QUERIES * heads))
                 .enumerate()
                 .map(move |(piece, places)| (batch, piece, places))
         });
     team.share(
         pieces.collect(),
         Vec::new,
-        |scores, (batch, piece, (output, log_sums))| {
+        |scores, (batch, piece, (output, sums))| {
             let first = piece * QUERIES;
             let queries = first..first + output.len() / width;
             Arch::new().dispatch(Forward {
                 q,
-                keys: &turned,
+                k,
+                turned: turned.as_deref(),
                 v,
                 shape,
                 spans,
@@ -65,11 +77,11 @@ pub(super) fn forward(
                 queries,
                 scores,
                 output,
-                log_sums,
+                sums,
             });
         },
     );
-    (output, log_sums)
+    (output, sums)
 }
 
 /// Numbers from a feature of transposed keys to the next: whole vectors, and so many more that the same
@@ -126,8 +138,9 @@ fn seen(spans: &Spans, batch: usize, queries: Range<usize>) -> Range<usize> {
 /// All heads of some queries.
 struct Forward<'a> {
     q: &'a [f32],
+    k: &'a [f32],
     /// As of [`all_turned`].
-    keys: &'a [f32],
+    turned: Option<&'a [f32]>,
     v: &'a [f32],
     shape: Shape,
     spans: &'a Spans,
@@ -135,7 +148,7 @@ struct Forward<'a> {
     queries: Range<usize>,
     scores: &'a mut Vec<f32>,
     output: &'a mut [f32],
-    log_sums: &'a mut [f32],
+    sums: &'a mut [Sum],
 }
 
 impl WithSimd for Forward<'_> {
@@ -154,29 +167,43 @@ impl WithSimd for Forward<'_> {
         let q = &self.q[(batch * self.shape.queries + self.queries.start) * width..];
         for head in 0..heads {
             let kv = self.shape.kv_of(head);
-            let keys = &self.keys[(batch * self.shape.kv_heads + kv) * head_dim * step..];
-            product::<S, false>(
-                simd,
-                &mut RowsMut {
-                    data: self.scores,
-                    step: wide,
-                },
-                Left::Rows(&q[head * head_dim..], width),
-                Rows {
-                    data: &keys[seen.start..],
-                    step,
-                },
-                [rows, wide, head_dim],
-            );
-            let mut scales = [0.0; QUERIES];
-            for (row, scale) in scales[..rows].iter_mut().enumerate() {
+            let scores = &mut RowsMut {
+                data: self.scores,
+                step: wide,
+            };
+            let q = &q[head * head_dim..];
+            match self.turned {
+                Some(turned) => {
+                    let keys = &turned[(batch * self.shape.kv_heads + kv) * head_dim * step..];
+                    let keys = Rows {
+                        data: &keys[seen.start..],
+                        step,
+                    };
+                    let left = Left::Rows(q, width);
+                    product::<S, false>(simd, scores, left, keys, [rows, wide, head_dim]);
+                }
+                None => {
+                    let keys = kv_head(self.k, self.shape, batch, kv);
+                    let keys = &keys[seen.start * self.shape.kv_width()..];
+                    for (row, places) in scores.data.chunks_exact_mut(wide).enumerate() {
+                        let q = &q[row * width..][..head_dim];
+                        for (key, place) in places[..seen.len()].iter_mut().enumerate() {
+                            let k = &keys[key * self.shape.kv_width()..][..head_dim];
+                            *place = dot(simd, q, k);
+                        }
+                    }
+                }
+            }
+            for row in 0..rows {
                 let span = self.spans.of(batch, self.queries.start + row);
                 let scores = &mut self.scores[row * wide..][..wide];
                 scores[..span.start - seen.start].fill(f32::NEG_INFINITY);
                 scores[span.end - seen.start..].fill(f32::NEG_INFINITY);
                 let (most, sum) = exponentials(simd, scores);
-                *scale = 1.0 / sum;
-                self.log_sums[row * heads + head] = most + sum.ln();
+                self.sums[row * heads + head] = Sum {
+                    most,
+                    scale: 1.0 / sum,
+                };
             }
             let values = kv_head(self.v, self.shape, batch, kv);
             product::<S, false>(
@@ -192,7 +219,8 @@ impl WithSimd for Forward<'_> {
                 },
                 [rows, head_dim, seen.len()],
             );
-            for (row, scale) in scales[..rows].iter().enumerate() {
+            for row in 0..rows {
+                let scale = self.sums[row * heads + head].scale;
                 for place in &mut self.output[row * width + head * head_dim..][..head_dim] {
                     *place *= scale;
                 }
@@ -232,7 +260,7 @@ pub(super) struct Backward<'a> {
     pub(super) team: Team,
     /// Queries, keys and values.
     pub(super) inputs: [&'a [f32]; 3],
-    pub(super) log_sums: &'a [f32],
+    pub(super) sums: &'a [Sum],
     /// Of the output.
     pub(super) gradient: &'a [f32],
     pub(super) shape: Shape,
@@ -313,7 +341,7 @@ fn gathered(
     all
 }
 
-/// Memory that a thread uses again.
+/// Memory that is used again for the next head.
 #[derive(Default)]
 struct Scratch {
     keys: Vec<f32>,
@@ -339,7 +367,7 @@ impl WithSimd for OfHead<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Backward {
             inputs: [q, k, v],
-            log_sums,
+            sums,
             gradient,
             shape,
             spans,
@@ -400,9 +428,9 @@ impl WithSimd for OfHead<'_> {
                 let weights = &mut weights[row * wide..][..wide];
                 weights[..span.start - seen.start].fill(f32::NEG_INFINITY);
                 weights[span.end - seen.start..].fill(f32::NEG_INFINITY);
-                let log_sum = log_sums[(batch * queries + first + row) * heads + head];
+                let sum = sums[(batch * queries + first + row) * heads + head];
                 let gradients = &mut gradients[row * wide..][..wide];
-                of_scores(simd, weights, gradients, log_sum);
+                of_scores(simd, weights, gradients, sum);
             }
             let of_seen = seen.start * head_dim..seen.end * head_dim;
             if v_wanted {
@@ -456,10 +484,11 @@ impl WithSimd for OfHead<'_> {
 
 /// Leaves weights in the place of the scores, and the gradients of the scores in that of the weights'.
 #[inline(always)]
-fn of_scores<S: Simd>(simd: S, scores: &mut [f32], gradients: &mut [f32], log_sum: f32) {
-    let shift = simd.splat_f32s(log_sum);
+fn of_scores<S: Simd>(simd: S, scores: &mut [f32], gradients: &mut [f32], sum: Sum) {
+    let (shift, scale) = (simd.splat_f32s(sum.most), simd.splat_f32s(sum.scale));
     for score in S::as_mut_simd_f32s(scores).0 {
-        *score = exponential(simd, simd.sub_f32s(*score, shift));
+        let shifted = simd.sub_f32s(*score, shift);
+        *score = simd.mul_f32s(exponential(simd, shifted), scale);
     }
     let sum = simd.splat_f32s(dot(simd, scores, gradients));
     let weights = S::as_simd_f32s(scores).0;

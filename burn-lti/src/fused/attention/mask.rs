@@ -1,7 +1,7 @@
 //! Which tokens see which.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -16,8 +16,13 @@ pub struct AttentionMask<B: Backend> {
 
 /// In the form that the device's attention reads.
 #[derive(Clone, Debug)]
-pub(super) enum Seen<B: Backend> {
-    Spans(Arc<Spans>),
+enum Seen<B: Backend> {
+    /// Of a device that is the host, with the scores if anybody has asked for them.
+    Spans {
+        spans: Arc<Spans>,
+        device: B::Device,
+        scores: Arc<OnceLock<Tensor<B, 4>>>,
+    },
     /// `[batch or 1, 1, queries, keys]`: 0 where a query sees a key, minus infinity where not.
     Scores(Tensor<B, 4>),
 }
@@ -25,12 +30,11 @@ pub(super) enum Seen<B: Backend> {
 impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
     pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
-        if host::is_host(&segments.device())
+        let device = segments.device();
+        if host::is_host(&device)
             && let Some(spans) = Spans::packed(segments)
         {
-            return Self {
-                seen: Seen::Spans(Arc::new(spans)),
-            };
+            return Self::of_spans(spans, &device);
         }
         let [batch, tokens] = segments.dims();
         let segments = segments.clone().float();
@@ -39,10 +43,9 @@ impl<B: Backend> AttentionMask<B> {
         let other_document = queries
             .repeat_dim(2, tokens)
             .not_equal(keys.repeat_dim(1, tokens));
-        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &other_document.device())
+        let scores = Tensor::<B, 3>::zeros([batch, tokens, tokens], &device)
             .mask_fill(other_document, f32::NEG_INFINITY);
-        let causal = causal(0, tokens, &scores.device()).unsqueeze();
-        let scores = scores + causal;
+        let scores = scores + causal(0, tokens, &device).unsqueeze();
         Self {
             seen: Seen::Scores(scores.unsqueeze_dim(1)),
         }
@@ -51,27 +54,59 @@ impl<B: Backend> AttentionMask<B> {
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
     /// own.
     pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
-        let seen = match host::is_host(device) {
-            true => Seen::Spans(Arc::new(Spans {
+        if host::is_host(device) {
+            let spans = Spans {
                 first: vec![0; tokens],
+                batch: 1,
                 queries: tokens,
                 past,
-            })),
-            false => Seen::Scores(causal(past, tokens, device).unsqueeze()),
-        };
-        Self { seen }
+            };
+            return Self::of_spans(spans, device);
+        }
+        Self {
+            seen: Seen::Scores(causal(past, tokens, device).unsqueeze()),
+        }
     }
 
-    pub(super) const fn seen(&self) -> &Seen<B> {
-        &self.seen
+    fn of_spans(spans: Spans, device: &B::Device) -> Self {
+        Self {
+            seen: Seen::Spans {
+                spans: Arc::new(spans),
+                device: device.clone(),
+                scores: Arc::default(),
+            },
+        }
+    }
+
+    /// How many sequences, queries and keys it is for; one sequence is for all of a batch.
+    pub fn dims(&self) -> [usize; 3] {
+        match &self.seen {
+            Seen::Spans { spans, .. } => [spans.batch, spans.queries, spans.past + spans.queries],
+            Seen::Scores(scores) => {
+                let [batch, _, queries, keys] = scores.dims();
+                [batch, queries, keys]
+            }
+        }
     }
 
     /// A term added to scores: `[batch or 1, 1, queries, keys]`, 0 where a query sees a key, minus infinity
     /// where not.
-    pub fn scores(&self, device: &B::Device) -> Tensor<B, 4> {
+    pub fn scores(&self) -> Tensor<B, 4> {
         match &self.seen {
-            Seen::Spans(spans) => spans.scores(device),
+            Seen::Spans {
+                spans,
+                device,
+                scores,
+            } => scores.get_or_init(|| spans.scores(device)).clone(),
             Seen::Scores(scores) => scores.clone(),
+        }
+    }
+
+    /// On a device that is the host, where each document's tokens lie together.
+    pub(super) fn spans(&self) -> Option<&Arc<Spans>> {
+        match &self.seen {
+            Seen::Spans { spans, .. } => Some(spans),
+            Seen::Scores(_) => None,
         }
     }
 }
@@ -87,8 +122,10 @@ fn causal<B: Backend>(past: usize, tokens: usize, device: &B::Device) -> Tensor<
 /// A query sees the keys from the first of its document to its own, without a gap.
 #[derive(Debug)]
 pub(super) struct Spans {
-    /// The first key that each query sees: `[batch, queries]`, or `[queries]` for all of the batch.
+    /// The first key that each query sees: `[batch, queries]`.
     first: Vec<usize>,
+    /// 1 if all sequences see the same.
+    batch: usize,
     queries: usize,
     /// How many keys come before the first query's own.
     past: usize,
@@ -97,7 +134,7 @@ pub(super) struct Spans {
 impl Spans {
     /// None where a document's tokens do not lie together.
     fn packed<B: Backend>(segments: &Tensor<B, 2, Int>) -> Option<Self> {
-        let [_, queries] = segments.dims();
+        let [batch, queries] = segments.dims();
         let segments: Vec<i64> = segments.to_data().iter().collect();
         let mut first = Vec::with_capacity(segments.len());
         for row in segments.chunks_exact(queries.max(1)) {
@@ -114,6 +151,7 @@ impl Spans {
         }
         Some(Self {
             first,
+            batch,
             queries,
             past: 0,
         })
@@ -121,18 +159,16 @@ impl Spans {
 
     /// The keys that this query sees.
     pub(super) fn of(&self, batch: usize, query: usize) -> Range<usize> {
-        let index = (batch * self.queries + query) % self.first.len();
-        self.first[index]..self.past + query + 1
+        let batch = if self.batch == 1 { 0 } else { batch };
+        self.first[batch * self.queries + query]..self.past + query + 1
     }
 
     pub(super) fn scores<B: Backend>(&self, device: &B::Device) -> Tensor<B, 4> {
-        let (queries, keys) = (self.queries, self.past + self.queries);
-        let rows = self.first.len();
-        let mut scores = vec![f32::NEG_INFINITY; rows * keys];
-        for row in 0..rows {
+        let (batch, queries, keys) = (self.batch, self.queries, self.past + self.queries);
+        let mut scores = vec![f32::NEG_INFINITY; batch * queries * keys];
+        for row in 0..batch * queries {
             scores[row * keys..][self.of(row / queries, row % queries)].fill(0.0);
         }
-        let shape = [rows / queries.max(1), 1, queries, keys];
-        Tensor::from_data(TensorData::new(scores, shape), device)
+        Tensor::from_data(TensorData::new(scores, [batch, 1, queries, keys]), device)
     }
 }

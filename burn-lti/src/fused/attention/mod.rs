@@ -10,7 +10,7 @@ use burn::tensor::TensorData;
 use burn::tensor::ops::FloatTensor;
 
 pub use mask::AttentionMask;
-use mask::{Seen, Spans};
+use mask::Spans;
 
 use super::lanes::{self, floats};
 use super::masked_softmax;
@@ -21,8 +21,9 @@ use crate::host::Team;
 /// `softmax(q k^T + mask) v` for each head (Vaswani et al. 2017; several query heads to one of keys and
 /// values by Ainslie et al. 2023). `q` is scaled already.
 ///
-/// On the CPU backends of Rust scores are never in memory beyond a few rows of them, forwards or backwards
-/// (Dao et al. 2022), and those that no query sees are not computed.
+/// In float32 and on a CPU, if each document's tokens lie together, this is one operation, which has the scores
+/// of a few queries in memory at a time and makes them again for the gradient (Dao et al. 2022); keys that none
+/// of these queries sees are passed over. Else it is made of tensor operations, and the weights are kept.
 ///
 /// # Shapes
 ///
@@ -31,7 +32,8 @@ use crate::host::Team;
 ///
 /// # Panics
 ///
-/// If they have other shapes than the geometry and each other ask for.
+/// If they have other shapes than the geometry, the mask and each other ask for, or query heads do not come in
+/// equal groups of the keys' head size.
 pub fn grouped_attention<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
@@ -39,78 +41,77 @@ pub fn grouped_attention<B: Backend>(
     geometry: &AttentionGeometry,
     mask: &AttentionMask<B>,
 ) -> Tensor<B, 3> {
-    let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
-    let (query, kv) = (geometry.query, geometry.key_value);
-    assert!(
-        q.dims()[2] == query.width()
-            && k.dims() == [batch, keys, kv.width()]
-            && v.dims() == k.dims(),
-        "queries, keys and values are of the geometry"
-    );
-    match mask.seen() {
-        Seen::Spans(spans) if lanes::suit_copied([&q, &k, &v]) => {
+    let shape = Shape::of(&q, &k, geometry, mask);
+    assert_eq!(v.dims(), k.dims(), "there is a value for each key");
+    match mask.spans() {
+        Some(spans) if lanes::suit_copied([&q, &k, &v]) => {
             let device = q.device();
             let attention = GroupedAttention {
-                shape: Shape {
-                    batch,
-                    queries,
-                    keys,
-                    heads: query.heads,
-                    kv_heads: kv.heads,
-                    head_dim: query.head_dim,
-                },
+                shape,
                 spans: spans.clone(),
             };
             let inputs = [primitive(q), primitive(k), primitive(v)];
             tensor(apply::<B, _, 3>(attention, &device, inputs))
         }
-        _ => {
-            let scores = mask.scores(&q.device());
-            in_tensor_operations(q, k, v, [query.heads, kv.heads], scores)
-        }
+        _ => in_tensor_operations(q, k, v, shape, mask.scores()),
     }
 }
 
 /// How much each query looks at each key: `softmax(q k^T + mask)`, `[batch, heads, queries, keys]`, rows
 /// summing to one. Shapes are those of [`grouped_attention`].
+///
+/// # Panics
+///
+/// As [`grouped_attention`].
 pub fn attention_weights<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     geometry: &AttentionGeometry,
     mask: &AttentionMask<B>,
 ) -> Tensor<B, 4> {
-    let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
-    let heads = [geometry.query.heads, geometry.key_value.heads];
-    let scores = mask.scores(&q.device());
-    weights(by_head(q, heads[0]), by_head(k, heads[1]), scores)
-        .reshape([batch, heads[0], queries, keys])
+    let shape = Shape::of(&q, &k, geometry, mask);
+    weights(q, k, shape, mask.scores()).reshape([
+        shape.batch,
+        shape.heads,
+        shape.queries,
+        shape.keys,
+    ])
 }
 
 fn in_tensor_operations<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
-    [heads, kv_heads]: [usize; 2],
+    shape: Shape,
     mask: Tensor<B, 4>,
 ) -> Tensor<B, 3> {
-    let [batch, queries, width] = q.dims();
-    weights(by_head(q, heads), by_head(k, kv_heads), mask)
-        .matmul(by_head(v, kv_heads))
-        .reshape([batch, heads, queries, width / heads])
+    weights(q, k, shape, mask)
+        .matmul(by_head(v, shape.kv_heads))
+        .reshape([shape.batch, shape.heads, shape.queries, shape.head_dim])
         .swap_dims(1, 2)
-        .reshape([batch, queries, width])
+        .reshape([shape.batch, shape.queries, shape.width()])
 }
 
-/// `q [batch, heads, queries, head_dim]` against `k [batch, kv_heads, keys, head_dim]`:
-/// `[batch, kv_heads, group * queries, keys]`. Query heads of one group are rows of one product with their
-/// shared key head, so keys and values are never repeated.
-fn weights<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, mask: Tensor<B, 4>) -> Tensor<B, 4> {
-    let [batch, heads, queries, head_dim] = q.dims();
-    let [_, kv_heads, keys, _] = k.dims();
+/// `[batch, kv_heads, group * queries, keys]`: query heads of one group are rows of one product with their
+/// shared key head, so that keys and values are never repeated.
+fn weights<B: Backend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    shape: Shape,
+    mask: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    let Shape {
+        batch,
+        queries,
+        keys,
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
     let rows = heads / kv_heads * queries;
-    let scores = q
+    let scores = by_head(q, heads)
         .reshape([batch, kv_heads, rows, head_dim])
-        .matmul(k.swap_dims(2, 3))
+        .matmul(by_head(k, kv_heads).swap_dims(2, 3))
         .reshape([batch, heads, queries, keys]);
     // In the default float type, as transformers does: half-precision exponentials of long rows would not
     // sum to one.
@@ -138,6 +139,39 @@ struct Shape {
 }
 
 impl Shape {
+    /// Of what is asked of an attention.
+    fn of<B: Backend>(
+        q: &Tensor<B, 3>,
+        k: &Tensor<B, 3>,
+        geometry: &AttentionGeometry,
+        mask: &AttentionMask<B>,
+    ) -> Self {
+        let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());
+        let (query, kv) = (geometry.query, geometry.key_value);
+        assert!(
+            kv.heads > 0 && query.heads.is_multiple_of(kv.heads) && query.head_dim == kv.head_dim,
+            "query heads come in equal groups, of the head size of their keys"
+        );
+        assert_eq!(
+            (q.dims(), k.dims()),
+            ([batch, queries, query.width()], [batch, keys, kv.width()]),
+            "queries and keys are of the geometry"
+        );
+        let [of, ..] = mask.dims();
+        assert!(
+            mask.dims() == [of, queries, keys] && (of == 1 || of == batch),
+            "the mask is for these queries and keys"
+        );
+        Self {
+            batch,
+            queries,
+            keys,
+            heads: query.heads,
+            kv_heads: kv.heads,
+            head_dim: query.head_dim,
+        }
+    }
+
     const fn width(self) -> usize {
         self.heads * self.head_dim
     }
@@ -160,20 +194,20 @@ struct GroupedAttention {
     spans: Arc<Spans>,
 }
 
-/// What the backward pass needs: with the logarithms of the sums the weights are made again.
+/// What the backward pass needs to make the weights again.
 #[derive(Debug)]
 struct Kept {
     q: TensorData,
     k: TensorData,
     v: TensorData,
-    log_sums: Vec<f32>,
+    sums: Vec<cpu::Sum>,
 }
 
 impl GroupedAttention {
     fn output<I: Backend>(&self, inputs: [FloatTensor<I>; 3]) -> (FloatTensor<I>, Kept) {
         let device = tensor::<I, 3>(inputs[0].clone()).device();
         let [q, k, v] = inputs.map(|input| tensor::<I, 3>(input).into_data());
-        let (output, log_sums) = cpu::forward(
+        let (output, sums) = cpu::forward(
             Team::of(&device),
             [&q, &k, &v].map(floats),
             self.shape,
@@ -181,7 +215,7 @@ impl GroupedAttention {
         );
         let shape = [self.shape.batch, self.shape.queries, self.shape.width()];
         let output = Tensor::<I, 3>::from_data(TensorData::new(output, shape), &device);
-        (primitive(output), Kept { q, k, v, log_sums })
+        (primitive(output), Kept { q, k, v, sums })
     }
 }
 
@@ -214,7 +248,7 @@ impl Operation<3> for GroupedAttention {
         let gradients = cpu::Backward {
             team: Team::of(&device),
             inputs: inputs.map(floats),
-            log_sums: &kept.log_sums,
+            sums: &kept.sums,
             gradient: floats(&gradient),
             shape,
             spans,
@@ -231,7 +265,6 @@ impl Operation<3> for GroupedAttention {
     fn plain<B: Backend>(self, [q, k, v]: [FloatTensor<B>; 3]) -> FloatTensor<B> {
         let [q, k, v] = [q, k, v].map(tensor::<B, 3>);
         let mask = self.spans.scores(&q.device());
-        let heads = [self.shape.heads, self.shape.kv_heads];
-        primitive(in_tensor_operations(q, k, v, heads, mask))
+        primitive(in_tensor_operations(q, k, v, self.shape, mask))
     }
 }
