@@ -264,8 +264,17 @@ fn a_plateau_and_patience_end_a_phase_early() {
     );
     // The student is the best there was.
     assert_eq!(early["student_step"], 3);
-    let wild = ["train.learning_rate=2.0", "train.patience=2"];
-    let wild = ["--json", "--set", wild[0], "--set", wild[1]];
+    // A rate that grows from step to step: better at first, then worse and worse.
+    let rate = ["train.learning_rate=0.3", "train.warmup_fraction=1.0"];
+    let wild = [
+        "--json",
+        "--set",
+        rate[0],
+        "--set",
+        rate[1],
+        "--set",
+        "train.patience=2",
+    ];
     let early = workshop.json(&distill("wild", &wild));
     assert_eq!(early["ending"], "patience", "{early}");
     let best = workshop.json(&["collapse", "wild", "--best", "--out", "best", "--json"]);
