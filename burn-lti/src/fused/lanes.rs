@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use pulp::Simd;
 
-use crate::host;
+use crate::host::{self, exp};
 
 /// Elements that a thread takes at a time: three tensors' worth is in its second cache.
 pub(super) const PIECE: usize = 1 << 13;
@@ -43,6 +43,17 @@ pub(super) fn floats_mut(data: &mut TensorData) -> &mut [f32] {
         Ok(floats) => floats,
         Err(_) => unreachable!("`suit` has seen that it is float32"),
     }
+}
+
+/// Below it an exponential is taken to be zero: it is at most 1.6e-38 of the row's largest.
+pub(super) const LEAST: f32 = -87.0;
+
+/// `exp(x)` for `x <= 0`, zero below [`LEAST`]. NaN stays NaN.
+#[inline(always)]
+pub(super) fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // What is no number is not less than another one.
+    let far = simd.less_than_f32s(x, simd.splat_f32s(LEAST));
+    simd.select_f32s(far, simd.splat_f32s(0.0), exp(simd, x))
 }
 
 /// Sum of the products of equal places.

@@ -6,9 +6,8 @@ use burn::tensor::ops::FloatTensor;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::lanes::{self, dot, floats, floats_mut, whole_rows};
+use super::lanes::{self, LEAST, dot, exponential, floats, floats_mut, whole_rows};
 use super::operation::{Operation, apply, primitive, tensor};
-use crate::host::exp;
 
 /// The softmax of `scores + mask` over the last axis. `mask` has no gradient.
 ///
@@ -150,13 +149,9 @@ impl WithSimd for Forward<'_> {
         }
 
         let shift = simd.splat_f32s(most);
-        let least = simd.splat_f32s(LEAST);
         let mut sums = simd.splat_f32s(0.0);
         for score in scores.iter_mut() {
-            let shifted = simd.sub_f32s(*score, shift);
-            // What is no number is not less than another one, and stays.
-            let far = simd.less_than_f32s(shifted, least);
-            *score = simd.select_f32s(far, simd.splat_f32s(0.0), exp(simd, shifted));
+            *score = exponential(simd, simd.sub_f32s(*score, shift));
             sums = simd.add_f32s(sums, *score);
         }
         let mut sum = simd.reduce_sum_f32s(sums);
@@ -176,9 +171,6 @@ impl WithSimd for Forward<'_> {
         }
     }
 }
-
-/// Below it an exponential is taken to be zero: it is at most 1.6e-38 of the row's largest.
-const LEAST: f32 = -87.0;
 
 /// Leaves the gradient of the scores in the place of that of the output.
 struct Backward<'a> {

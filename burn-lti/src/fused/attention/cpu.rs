@@ -7,9 +7,9 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::Shape;
 use super::mask::Spans;
-use crate::fused::lanes::dot;
+use crate::fused::lanes::{dot, exponential};
 use crate::fused::product::{Left, Rows, RowsMut, product};
-use crate::host::{Team, exp};
+use crate::host::Team;
 
 /// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
 /// share each key between fewer.
@@ -246,13 +246,6 @@ fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> (f32, f32) {
         sums = simd.add_f32s(sums, *score);
     }
     (most, simd.reduce_sum_f32s(sums))
-}
-
-/// `exp(x)` for `x <= 0`, nothing where that is less than 1.6e-38. NaN stays NaN.
-#[inline(always)]
-fn exponential<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let far = simd.less_than_f32s(x, simd.splat_f32s(-87.0));
-    simd.select_f32s(far, simd.splat_f32s(0.0), exp(simd, x))
 }
 
 /// All that gradients are made of.
