@@ -7,7 +7,7 @@ mod allocator;
 
 /// Has the allocator treat tensors as it does in the command `burn-lti`. Call it first.
 pub fn as_in_the_command() {
-    allocator::keep_freed();
+    allocator::set_up();
 }
 
 /// The most memory that this process had at once since it began, or since [`forget_peak`], in MiB.

@@ -16,7 +16,7 @@ use clap::Parser;
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
-    memory::keep_freed();
+    memory::set_up();
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Plan(args) => command::plan::run(args),
