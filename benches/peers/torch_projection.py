@@ -9,16 +9,23 @@ from common import CASES, TOKENS, grouped, grouped_general, measure, threads, un
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--case", choices=CASES, required=True)
 parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda")
 arguments = parser.parse_args()
 torch.set_num_threads(threads())
 
 width, t_heads, s_heads, size, general, output = CASES[arguments.case]
 grid = (t_heads, size)
-c = torch.from_numpy(uniform(3, (*grid, width) if output else (width, *grid), 0.02))
-x = torch.from_numpy(uniform(4, (TOKENS, s_heads * size if output else width), 1.0)).requires_grad_()
+
+
+def tensor(values):
+    return torch.from_numpy(values).to(arguments.device)
+
+
+c = tensor(uniform(3, (*grid, width) if output else (width, *grid), 0.02))
+x = tensor(uniform(4, (TOKENS, s_heads * size if output else width), 1.0)).requires_grad_()
 make = grouped_general if general else grouped
 start = make(t_heads, s_heads, size, output)
-maps = [torch.from_numpy(values).requires_grad_() for values in ([start] if general else start)]
+maps = [tensor(values).requires_grad_() for values in ([start] if general else start)]
 
 
 def kernel():

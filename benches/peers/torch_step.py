@@ -23,6 +23,7 @@ parser.add_argument("--map", choices=["factored", "general"], default="factored"
 parser.add_argument("--batch-size", type=int, default=2)
 parser.add_argument("--seq-len", type=int, default=256)
 parser.add_argument("--steps", type=int, default=6)
+parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda")
 parser.add_argument("--compile", action="store_true", help="let torch.compile fuse it")
 arguments = parser.parse_args()
 torch.set_num_threads(threads())
@@ -83,11 +84,15 @@ def make_student(teacher):
 teacher = AutoModelForCausalLM.from_pretrained(arguments.teacher, dtype=torch.float32)
 teacher.eval().requires_grad_(False)
 student = make_student(teacher)
+teacher.to(arguments.device)
+student.to(arguments.device)
 parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
 shape = (arguments.batch_size, arguments.seq_len)
-text = torch.from_numpy(tokens(1, shape, teacher.config.vocab_size))
-targets = torch.from_numpy(tokens(2, shape, teacher.config.vocab_size)).flatten()
+text, targets = (
+    torch.from_numpy(tokens(seed, shape, teacher.config.vocab_size)).to(arguments.device) for seed in (1, 2)
+)
+targets = targets.flatten()
 
 
 def teacher_logits():

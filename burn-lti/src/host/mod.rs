@@ -1,5 +1,6 @@
 //! Devices that compute in the host's memory, and what a loop over their numbers needs.
 
+mod product;
 mod team;
 
 use std::any::Any;
@@ -9,6 +10,7 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use pulp::Simd;
 
+pub(crate) use product::head_product;
 pub(crate) use team::Team;
 
 /// Whether a device computes in the host's memory.
@@ -112,6 +114,11 @@ mod torch {
                 Some(primitive) => Err(primitive),
                 None => unreachable!("it was taken by a return"),
             }
+        }
+
+        /// Of what an operation has just made, contiguous, in the host's memory.
+        pub(super) fn of_new(made: TchTensor) -> Self {
+            Self(made)
         }
 
         pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {

@@ -8,6 +8,7 @@ use burn::tensor::activation::{log_softmax, softmax};
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::Head;
+use crate::host::head_product;
 
 /// What a teacher says of `n` tokens.
 #[derive(Clone, Debug)]
@@ -171,7 +172,8 @@ impl<B: Backend> TeacherTokens<B> {
         match self {
             Self::Hidden { hidden, head } => {
                 let states = hidden.clone().slice(range);
-                TeacherChunk::Logits(states.matmul(head.weight.clone()).cast(mask.dtype()))
+                let logits = head_product(states, head.weight.clone());
+                TeacherChunk::Logits(logits.cast(mask.dtype()))
             }
             Self::TopK(top) => TeacherChunk::TopK(TopK {
                 ids: top.ids.clone().slice(range.clone()),

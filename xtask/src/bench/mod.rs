@@ -25,7 +25,7 @@ use crate::setup::{Installed, peers, teachers};
 use crate::step::{Step, cargo};
 
 use contest::Contest;
-use program::{Program, Programs, Task, WARM_UP};
+use program::{Device, Program, Programs, Task, WARM_UP};
 
 /// Where results are committed.
 const RESULTS: &str = "benches/results";
@@ -60,6 +60,16 @@ pub(crate) struct BenchArgs {
         requires = "measurement"
     )]
     backends: Vec<Backend>,
+    /// Where the peers compute.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = Device::Cpu,
+        value_name = "DEVICE",
+        requires = "measurement",
+        conflicts_with = "growth"
+    )]
+    device: Device,
     /// How often every program runs.
     #[arg(
         long,
@@ -159,7 +169,14 @@ impl BenchArgs {
         let interpreter = self.peers.then(|| peers::find(cache)).transpose()?;
         let smollm2 = self.holds(Name::Smollm2).then(|| teachers::find(cache));
         let smollm2 = smollm2.transpose()?;
-        let programs = Programs::build(shell, &self.profile, &backends, interpreter, self.threads)?;
+        let programs = Programs::build(
+            shell,
+            &self.profile,
+            &backends,
+            interpreter,
+            self.device,
+            self.threads,
+        )?;
         match self.peers {
             true => self.hold_contests(shell, &programs, &backends, smollm2.as_deref()),
             false => self.measure_growth(shell, &programs, &backends),
@@ -178,7 +195,10 @@ impl BenchArgs {
         smollm2: Option<&Path>,
     ) -> Result<()> {
         let ours = backends.iter().copied().map(Program::Ours);
-        let against = |peers: &[Program]| ours.clone().chain(peers.iter().copied()).collect();
+        let against = |peers: &[Program]| {
+            let peers = peers.iter().copied().filter(|peer| self.device.has(*peer));
+            ours.clone().chain(peers).collect()
+        };
         let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
         let mut contests = Vec::new();
         if self.holds(Name::Projection) {
@@ -268,9 +288,14 @@ impl BenchArgs {
         let device = self.write.as_deref().unwrap_or("this device");
         let contests = self.contests.iter().map(|one| named("--contest", *one));
         let backends = self.backends.iter().map(|one| named("--backend", *one));
+        let peers_on = (self.device != Device::Cpu).then(|| named("--device", self.device));
         let values = self.values.map(|values| format!(" --values {values}"));
         let steps = (self.steps != STEPS).then(|| format!(" --steps {}", self.steps));
-        let chosen = contests.chain(backends).chain(values).chain(steps);
+        let chosen = contests
+            .chain(backends)
+            .chain(peers_on)
+            .chain(values)
+            .chain(steps);
         let chosen: String = chosen.collect();
         let (what, rounds) = match self.peers {
             true => ("peers", format!(", {} rounds", self.rounds)),

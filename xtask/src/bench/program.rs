@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xshell::{Shell, cmd};
@@ -92,6 +93,29 @@ impl Program {
     }
 }
 
+/// Where the peers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU: PyTorch alone, since the JAX that is set up has no CUDA.
+    Cuda,
+}
+
+impl Device {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+
+    /// Whether `peer` is there.
+    pub(crate) fn has(self, peer: Program) -> bool {
+        self == Self::Cpu || peer != Program::Jax
+    }
+}
+
 /// What is measured: the program of ours, and the scripts of the peers, that take the same arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -123,6 +147,8 @@ pub(crate) struct Programs<'a> {
     binaries: BTreeMap<String, PathBuf>,
     /// Python with the peers.
     interpreter: Option<PathBuf>,
+    /// Of the peers.
+    device: Device,
     threads: usize,
 }
 
@@ -133,6 +159,7 @@ impl<'a> Programs<'a> {
         profile: &str,
         backends: &[Backend],
         interpreter: Option<PathBuf>,
+        device: Device,
         threads: usize,
     ) -> Result<Self> {
         let messages = cargo(shell)
@@ -151,6 +178,7 @@ impl<'a> Programs<'a> {
             shell,
             binaries: executables(&messages),
             interpreter,
+            device,
             threads,
         })
     }
@@ -168,7 +196,12 @@ impl<'a> Programs<'a> {
                 command.args(["--backend", backend.name()]);
                 command
             }
-            peer => self.peer(task.script(peer))?,
+            Program::Jax => self.peer(task.script(program))?,
+            torch => {
+                let mut command = self.peer(task.script(torch))?;
+                command.args(["--device", self.device.name()]);
+                command
+            }
         };
         command.args(args);
         if program == Program::TorchCompiled {
