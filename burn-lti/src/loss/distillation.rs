@@ -248,12 +248,7 @@ impl DistillationLoss {
             true => (MAX_HOST_LOGITS / vocab).max(MIN_HOST_TOKENS),
             false => usize::MAX,
         };
-        // All of a size: the product of a few tokens reads the head as one of many does. Rather than make
-        // one chunk more, those on a CPU grow by up to a sixteenth.
-        let chunks = (tokens - tokens / 16)
-            .div_ceil(most)
-            .max(tokens.div_ceil(self.chunk_tokens));
-        let size = tokens.div_ceil(chunks.max(1)).max(1);
+        let size = chunk_size(tokens, self.chunk_tokens, most);
         (0..tokens)
             .step_by(size)
             .map(move |start| start..(start + size).min(tokens))
@@ -307,6 +302,16 @@ impl DistillationLoss {
     }
 }
 
+/// Tokens of a chunk, of at most `limit`, and on a CPU `most` and a sixteenth.
+///
+/// All are of a size, but for the last: the product of a few tokens reads the whole head as that of many
+/// does. For the same reason those on a CPU rather grow a little than become one more.
+fn chunk_size(tokens: usize, limit: usize, most: usize) -> usize {
+    let of_limit = tokens.div_ceil(limit);
+    let of_most = (tokens - tokens / 16).div_ceil(most);
+    tokens.div_ceil(of_limit.max(of_most).max(1)).max(1)
+}
+
 pub(super) fn check_alpha(alpha: f64) -> Result<(), LossError> {
     match (0.0..=1.0).contains(&alpha) {
         true => Ok(()),
@@ -318,5 +323,30 @@ pub(super) fn check_temperature(temperature: f64) -> Result<(), LossError> {
     match temperature.is_finite() && temperature > 0.0 {
         true => Ok(()),
         false => Err(LossError::Temperature { found: temperature }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chunk_size;
+
+    #[test]
+    fn chunks_are_of_a_size_and_within_their_limits() {
+        // SmolLM2's vocabulary on a CPU: three chunks, and not two tokens more.
+        assert_eq!(chunk_size(512, 512, 170), 171);
+        assert_eq!(chunk_size(520, 512, usize::MAX), 260);
+        assert_eq!(chunk_size(512, 100, usize::MAX), 86);
+        assert_eq!(chunk_size(3, 512, 170), 3);
+        assert_eq!(chunk_size(0, 512, 170), 1);
+        for tokens in 1..700 {
+            for most in [32, 170, usize::MAX] {
+                let size = chunk_size(tokens, 512, most);
+                assert!((1..=512).contains(&size), "{tokens} {most}");
+                assert!(
+                    size <= most.saturating_add(most.div_ceil(15)),
+                    "{tokens} {most}"
+                );
+            }
+        }
     }
 }

@@ -312,6 +312,14 @@ mod tests {
     }
 
     #[test]
+    fn on_a_gpu_pytorch_is_the_only_peer() {
+        let peers = [Program::Torch, Program::TorchCompiled, Program::Jax];
+        let on = |device: Device| peers.map(|peer| device.has(peer));
+        assert_eq!(on(Device::Cpu), [true; 3]);
+        assert_eq!(on(Device::Cuda), [true, true, false]);
+    }
+
+    #[test]
     fn cargo_says_where_programs_are() {
         let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"one_step\"},\
                         \"executable\":\"/t/one_step\"}\n\
