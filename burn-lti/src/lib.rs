@@ -26,6 +26,7 @@
 
 pub mod backend;
 pub mod cache;
+mod cast;
 pub mod collapse;
 mod compat;
 pub mod decoder;

@@ -138,9 +138,11 @@ fn check<A: AutodiffBackend>() {
     let loss = |tokens, vocab| a_loss::<A::InnerBackend>(tokens, vocab, &device);
     // As many logits as are read at a time, of a small vocabulary, of a large one, and of more tokens
     // of the large one.
-    let (small, large, longer) = (loss(8192, 1 << 10), loss(64, 1 << 17), loss(300, 1 << 17));
+    let (small, large, longer) = (loss(12288, 1 << 10), loss(96, 1 << 17), loss(300, 1 << 17));
     eprintln!("{}: loss {small}, {large}, {longer}", A::name(&device));
-    assert!(small > 8192 * (1 << 10) * 4, "{small} bytes are no logits");
+    assert!(small > 12288 * (1 << 10) * 4, "{small} bytes are no logits");
+    // No third array as large beside the logits of both models.
+    assert!(small < 5 * 12288 * (1 << 10) * 2, "{small} bytes");
     for other in [large, longer] {
         assert!(
             other * 5 <= small * 6,

@@ -5,7 +5,7 @@
 //! tries the autodiff backends that this build has, by their types; with another one the same function is
 //! made of tensor operations.
 
-use std::any::{Any, TypeId};
+use std::any::TypeId;
 use std::fmt::Debug;
 
 use burn::backend::Autodiff;
@@ -16,6 +16,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::FloatTensor;
+
+use crate::cast::cast;
 
 /// A function of `N` tensors.
 pub(super) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'static {
@@ -90,14 +92,9 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N>, const N: usize>(
     Ok(same(output))
 }
 
-/// A value by another name of its type.
-fn same<X: 'static, Y: 'static>(value: X) -> Y {
-    let mut value = Some(value);
-    let value: &mut dyn Any = &mut value;
-    match value.downcast_mut::<Option<Y>>().and_then(Option::take) {
-        Some(value) => value,
-        None => unreachable!("the type of the backend was compared before"),
-    }
+/// A primitive of a backend that was found to be another.
+fn same<X: 'static, Y: 'static>(primitive: X) -> Y {
+    cast(primitive).unwrap_or_else(|_| unreachable!("the type of the backend was compared before"))
 }
 
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Devices that compute in the host's memory, and what a loop over their numbers needs.
 
+mod matrix;
 mod product;
 mod team;
 
@@ -10,7 +11,7 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use pulp::Simd;
 
-pub(crate) use product::head_product;
+pub(crate) use product::{head_product, product_through_head};
 pub(crate) use team::Team;
 
 /// Whether a device computes in the host's memory.
@@ -85,10 +86,10 @@ impl<B: Backend> HostFloats<B> {
 
 #[cfg(feature = "tch")]
 mod torch {
-    use std::any::Any;
-
     use burn::backend::libtorch::TchTensor;
     use burn::tensor::{DType, TensorMetadata};
+
+    use crate::cast::cast;
 
     /// A tensor of libtorch's that is contiguous float32 in the host's memory, and no other tensor's.
     pub(crate) struct Owned(TchTensor);
@@ -97,23 +98,14 @@ mod torch {
         /// Of a tensor's primitive, which is in the host's memory and no view; back if it is none of
         /// libtorch's.
         pub(super) fn of<P: 'static>(primitive: P) -> Result<Self, P> {
-            let mut primitive = Some(primitive);
-            let any: &mut dyn Any = &mut primitive;
-            if let Some(torch) = any.downcast_mut::<Option<TchTensor>>()
-                && torch
-                    .as_ref()
-                    .is_some_and(|tensor| tensor.dtype() == DType::F32)
-                && let Some(torch) = torch.take()
-            {
-                return Ok(Self(match torch.storage.can_mut() {
-                    true if torch.tensor.is_contiguous() => torch,
-                    _ => TchTensor::new(torch.tensor.contiguous().copy()),
-                }));
+            let torch: TchTensor = cast(primitive)?;
+            if torch.dtype() != DType::F32 {
+                return Err(same(torch));
             }
-            match primitive {
-                Some(primitive) => Err(primitive),
-                None => unreachable!("it was taken by a return"),
-            }
+            Ok(Self(match torch.storage.can_mut() {
+                true if torch.tensor.is_contiguous() => torch,
+                _ => TchTensor::new(torch.tensor.contiguous().copy()),
+            }))
         }
 
         /// Of what an operation has just made, contiguous, in the host's memory.
@@ -135,13 +127,13 @@ mod torch {
         }
 
         pub(super) fn into_primitive<P: 'static>(self) -> P {
-            let mut primitive = Some(self.0);
-            let any: &mut dyn Any = &mut primitive;
-            match any.downcast_mut::<Option<P>>().and_then(Option::take) {
-                Some(primitive) => primitive,
-                None => unreachable!("it was made of this type"),
-            }
+            same(self.0)
         }
+    }
+
+    /// A tensor of libtorch's as the primitive of a backend that was found to be libtorch's.
+    fn same<P: 'static>(torch: TchTensor) -> P {
+        cast(torch).unwrap_or_else(|_| unreachable!("it was made of this type"))
     }
 }
 

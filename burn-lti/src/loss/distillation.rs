@@ -12,7 +12,7 @@ use super::{
 };
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
-use crate::host::{head_product, is_host};
+use crate::host::{head_product, is_host, product_through_head};
 
 /// `alpha T^2 D(teacher, student) + (1 - alpha) CE + beta F`, averaged over tokens with a target: a
 /// [`Divergence`] at temperature `T`, the cross-entropy, and a [`FeatureLoss`] if there is one.
@@ -36,9 +36,9 @@ pub struct DistillationLoss {
     pub(super) chunk_tokens: usize,
 }
 
-/// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 32 MiB of float32. With
-/// three times as many, the products with the head are at most a fifth faster.
-const MAX_HOST_LOGITS: usize = 1 << 23;
+/// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
+/// twice as many, the products with the head are at most a twentieth faster.
+const MAX_HOST_LOGITS: usize = 12 << 20;
 /// Smaller chunks would make these products slower, however large the vocabulary.
 const MIN_HOST_TOKENS: usize = 32;
 
@@ -212,7 +212,7 @@ impl DistillationLoss {
                 continue; // a chunk with weights has a gradient
             };
             let logits_grad = logits_grad.cast(head.dtype());
-            hidden.push(logits_grad.clone().matmul(head.clone()));
+            hidden.push(product_through_head(logits_grad.clone(), head.clone()));
             if input.student_head.trains {
                 let grad = states.transpose().matmul(logits_grad);
                 head_grad = Some(match head_grad {
