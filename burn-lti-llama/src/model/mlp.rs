@@ -2,7 +2,7 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::fused::gated_silu;
+use burn_lti::fused::{gated_silu, linear};
 
 use crate::config::LlamaConfig;
 
@@ -34,16 +34,14 @@ impl<B: Backend> Mlp<B> {
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
         let gated = self.gated(x.reshape([batch * tokens, d_model]));
-        self.down_proj
-            .forward(gated)
-            .reshape([batch, tokens, d_model])
+        linear(gated, &self.down_proj).reshape([batch, tokens, d_model])
     }
 
     /// What the last projection reads: `[rows, d_model] -> [rows, intermediate]`.
     pub(super) fn gated(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
         gated_silu(
-            self.gate_proj.forward(rows.clone()),
-            self.up_proj.forward(rows),
+            linear(rows.clone(), &self.gate_proj),
+            linear(rows, &self.up_proj),
         )
     }
 }

@@ -5,6 +5,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use crate::dense::LtiDense;
+use crate::fused::linear;
 
 /// A projection of a decoder: ordinary, or a learnable map of the teacher's.
 #[derive(Module, Debug)]
@@ -24,7 +25,7 @@ pub trait Project<B: Backend>: Module<B> + ModuleDisplay {
 
 impl<B: Backend> Project<B> for Linear<B> {
     fn project<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
-        self.forward(input)
+        linear(input, self)
     }
 }
 
@@ -37,7 +38,7 @@ impl<B: Backend> Project<B> for LtiDense<B> {
 impl<B: Backend> Project<B> for Projection<B> {
     fn project<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         match self {
-            Self::Linear(linear) => linear.forward(input),
+            Self::Linear(linear) => linear.project(input),
             Self::Lti(lti) => lti.forward(input),
         }
     }

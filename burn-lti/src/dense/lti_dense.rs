@@ -7,6 +7,7 @@ use burn::prelude::*;
 use super::contraction::{check_precision, contract};
 use super::{AttnMap, DenseError, HeadGrid, KernelPrecision, MapKind, ProjectionKind};
 use crate::compat;
+use crate::fused::projected;
 use crate::start::{MapSpec, Start};
 
 /// What an [`LtiDense`] is made from.
@@ -411,21 +412,8 @@ impl<B: Backend> LtiDense<B> {
     ///
     /// As any Burn layer, if the last axis of `input` is not `d_input`.
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
-        let weight = self.weight();
-        let [d_input, d_output] = weight.dims();
-        let mut shape = input.dims();
-        let rows = shape[..D - 1].iter().product::<usize>();
-        shape[D - 1] = d_output;
-        // Two axes: Burn's gradient of a product with more is batched and summed afterwards.
-        let output = input.reshape([rows, d_input]).matmul(weight);
-        let output = match &self.bias {
-            Some(bias) => {
-                let dtype = output.dtype();
-                output + bias.val().cast(dtype).unsqueeze()
-            }
-            None => output,
-        };
-        output.reshape(shape)
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        projected(input, self.weight(), bias)
     }
 
     /// The effective kernel: `[d_model, s_heads, s_head_dim]`, or `[s_heads, s_head_dim, d_model]`

@@ -55,6 +55,7 @@ impl Operation<2> for GatedSilu {
     fn forward_keeping<I: Backend>(
         self,
         inputs: [FloatTensor<I>; 2],
+        _: [bool; 2],
     ) -> (FloatTensor<I>, Self::Kept<I>) {
         (self.forward::<I>(inputs.clone()), inputs)
     }

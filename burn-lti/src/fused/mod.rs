@@ -1,12 +1,13 @@
-//! What lies between a decoder's projections, each in one pass, forwards and backwards.
+//! A decoder's projections and what lies between them, each in one pass, forwards and backwards.
 //!
-//! As tensor operations each of these keeps several tensors for the backward pass and walks over memory a
+//! As tensor operations each of what lies between keeps several tensors for the backward pass and walks over memory a
 //! dozen times. Here each is one operation with its gradient written out, which keeps its inputs or its
-//! output, and on the CPU backends of Rust both directions are a loop on all cores and lanes. Attention is one
-//! operation on a CPU, libtorch's too, and tensor operations elsewhere.
+//! output, and on the CPU backends of Rust both directions are a loop on all cores and lanes. Attention and
+//! projections are one operation on a CPU, libtorch's too, and tensor operations elsewhere.
 //!
 //! | function | what it is |
 //! |---|---|
+//! | [`linear`] | a projection |
 //! | [`gated_silu`] | between the projections of a gated feed-forward block |
 //! | [`rms_norm`] | in front of both blocks of a layer |
 //! | [`turn_pairs`] | between the projections of an attention block: rotary positions |
@@ -16,6 +17,7 @@
 mod attention;
 mod gated_silu;
 mod lanes;
+mod linear;
 mod operation;
 mod product;
 mod rms_norm;
@@ -24,6 +26,8 @@ mod softmax;
 
 pub use attention::{AttentionMask, attention_weights, grouped_attention};
 pub use gated_silu::gated_silu;
+pub use linear::linear;
+pub(crate) use linear::projected;
 pub use rms_norm::rms_norm;
 pub use rotary::{PairTurns, turn_pairs};
 pub use softmax::masked_softmax;

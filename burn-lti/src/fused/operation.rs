@@ -26,9 +26,11 @@ pub(super) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
 
     fn forward<I: Backend>(self, inputs: [FloatTensor<I>; N]) -> FloatTensor<I>;
 
+    /// The backward pass will want the gradients of the inputs that are `wanted`, and no others.
     fn forward_keeping<I: Backend>(
         self,
         inputs: [FloatTensor<I>; N],
+        wanted: [bool; N],
     ) -> (FloatTensor<I>, Self::Kept<I>);
 
     /// The gradients of the inputs out of that of the output; those that are not `wanted` may be `None`.
@@ -80,11 +82,12 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N>, const N: usize>(
     // Another thread may go backwards on this graph: until the operation is on it, its parents must not
     // look as if nobody needed them.
     let _alive = inputs.each_ref().map(|input| input.rc.clone());
+    let wanted = inputs.each_ref().map(|input| input.is_tracked());
     let inputs = inputs.map(|input| input.primitive);
     let prepared = Backward::<I, N>::prepare::<NoCheckpointing>(OnGraph(operation.clone()), nodes);
     let output = match prepared.compute_bound().stateful() {
         OpsKind::Tracked(tracked) => {
-            let (output, kept) = operation.clone().forward_keeping::<I>(inputs);
+            let (output, kept) = operation.clone().forward_keeping::<I>(inputs, wanted);
             tracked.finish(kept, output)
         }
         OpsKind::UnTracked(untracked) => untracked.finish(operation.clone().forward::<I>(inputs)),

@@ -99,6 +99,7 @@ impl Operation<4> for TurnPairs {
     fn forward_keeping<I: Backend>(
         self,
         inputs: [FloatTensor<I>; 4],
+        _: [bool; 4],
     ) -> (FloatTensor<I>, Self::Kept<I>) {
         let [_, kept @ ..] = inputs.clone();
         (self.forward::<I>(inputs), kept)

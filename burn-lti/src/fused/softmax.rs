@@ -75,6 +75,7 @@ impl Operation<2> for MaskedSoftmax {
     fn forward_keeping<I: Backend>(
         self,
         inputs: [FloatTensor<I>; 2],
+        _: [bool; 2],
     ) -> (FloatTensor<I>, Self::Kept<I>) {
         let output = self.forward::<I>(inputs);
         (output.clone(), output)

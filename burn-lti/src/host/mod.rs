@@ -11,7 +11,7 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use pulp::Simd;
 
-pub(crate) use product::{head_product, product_through_head};
+pub(crate) use product::{head_product, product, product_through_head};
 pub(crate) use team::Team;
 
 /// Whether a device computes in the host's memory.

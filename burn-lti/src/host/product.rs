@@ -1,9 +1,9 @@
-//! Products with a head, whose columns are a vocabulary.
+//! Products of matrices in the host's memory, by the crate `gemm`, whichever backend's they are.
 //!
-//! Of a few hundred tokens and a vocabulary, that is of shapes that libraries of matrix products make
-//! little of: they pack all of the head for few tokens, or share it out between threads by an axis that is
-//! short. Here the product is cut so that each piece is one for a core's caches, and pieces do not depend on
-//! how many threads there are, nor does the sum.
+//! Those with a head are of a few hundred tokens and a vocabulary, shapes that libraries make little of: they
+//! pack all of the head for few tokens, or share it out between threads by an axis that is short. Those are
+//! cut so that each piece is one for a core's caches, and pieces do not depend on how many threads there are,
+//! nor does the sum.
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -16,6 +16,14 @@ use super::matrix::{Matrix, Memory, Numbers};
 #[cfg(feature = "tch")]
 use super::torch::Owned;
 
+/// Additions below which a second thread would wait longer than it worked.
+const WORTH_SHARING: usize = 1 << 18;
+/// Additions of a piece beside which the packing of its factors is little.
+const WORTH_A_PIECE: usize = 1 << 21;
+/// The most lanes of a vector of float32.
+const LANES: usize = 16;
+/// Columns of a piece of any product, at most.
+const MOST_COLUMNS: usize = 1024;
 /// Rows of a piece: all tokens of most chunks, so that the head is packed once.
 const ROWS: usize = 512;
 /// Columns of a piece of logits, of which a core's cache holds the packed head.
@@ -36,6 +44,11 @@ pub(crate) fn product_through_head<B: Backend>(
     head: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     on_host(&gradient, &head, deep).unwrap_or_else(|| gradient.matmul(head))
+}
+
+/// `left [m, k]` times `right [k, n]`, of any shapes.
+pub(crate) fn product<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>) -> Tensor<B, 2> {
+    on_host(&left, &right, balanced).unwrap_or_else(|| left.matmul(right))
 }
 
 /// Writes a product of factors of these shapes, `[m, k]` and `[k, n]`, row by row.
@@ -108,19 +121,68 @@ impl Output {
 /// # Safety
 ///
 /// `left` and `right` must have `[m, k]` and `[k, n]` numbers, `output` room for `[m, n]`.
-unsafe fn wide(team: Team, [left, right]: [Numbers; 2], [m, k, n]: [usize; 3], output: Output) {
-    let rows = even(m, ROWS);
-    let pieces =
-        starts(n, COLUMNS).flat_map(|column| starts(m, rows).map(move |row| [row, column]));
+unsafe fn wide(team: Team, factors: [Numbers; 2], shape: [usize; 3], output: Output) {
+    let piece = [even(shape[0], ROWS), COLUMNS];
+    // SAFETY: the caller's promise.
+    unsafe { in_pieces(team, factors, shape, output, piece) }
+}
+
+/// In pieces for as many threads as there are.
+///
+/// # Safety
+///
+/// As of [`wide`].
+unsafe fn balanced(team: Team, factors: [Numbers; 2], shape: [usize; 3], output: Output) {
+    let piece = piece_for(team.threads(), shape);
+    // SAFETY: the caller's promise.
+    unsafe { in_pieces(team, factors, shape, output, piece) }
+}
+
+/// Rows and columns of pieces of a product `[m, n]` that sums over `k`: some for each thread, so that one that
+/// is held up leaves work to others, of the shape for which least of the factors has to be packed.
+fn piece_for(threads: usize, [m, k, n]: [usize; 3]) -> [usize; 2] {
+    let work = m * k * n;
+    if threads == 1 || work < WORTH_SHARING {
+        return [even(m, ROWS), even(n, MOST_COLUMNS)];
+    }
+    let pieces = threads * (work / (threads * WORTH_A_PIECE)).clamp(1, 4);
+    let grids = (1..=pieces).filter(|in_rows| pieces.is_multiple_of(*in_rows));
+    let piece = grids.map(|in_rows| {
+        let columns = n.div_ceil(pieces / in_rows).next_multiple_of(LANES);
+        [m.div_ceil(in_rows), columns]
+    });
+    match piece.min_by_key(|[rows, columns]| rows + columns) {
+        Some([rows, columns]) => [even(rows, ROWS), columns.min(MOST_COLUMNS)],
+        None => [m, n],
+    }
+}
+
+/// In pieces of so many rows and columns.
+///
+/// # Safety
+///
+/// As of [`wide`].
+unsafe fn in_pieces(
+    team: Team,
+    [left, right]: [Numbers; 2],
+    [m, k, n]: [usize; 3],
+    output: Output,
+    [rows, columns]: [usize; 2],
+) {
+    let columns_of = |row: usize| starts(n, columns).map(move |column| [row, column]);
     let piece = |[row, column]: [usize; 2]| {
-        let shape = [rows.min(m - row), k, COLUMNS.min(n - column)];
+        let shape = [rows.min(m - row), k, columns.min(n - column)];
         // SAFETY: the piece lies in all three.
         unsafe {
             let factors = [left.from([row, 0]), right.from([0, column])];
             multiply(factors, shape, output.at(row * n + column), n);
         }
     };
-    team.share(pieces.collect(), || (), |(), place| piece(place));
+    if rows >= m && columns >= n {
+        return piece([0, 0]); // no need to wake other threads
+    }
+    let pieces = starts(m, rows).flat_map(columns_of).collect();
+    team.share(pieces, || (), |(), place| piece(place));
 }
 
 /// In pieces of the axis that is summed over, which are added one after another.
@@ -207,7 +269,7 @@ unsafe fn multiply(
 mod tests {
     use burn::prelude::*;
 
-    use super::{DEPTH, head_product, on_host, product_through_head, wide};
+    use super::{DEPTH, head_product, on_host, piece_for, product, product_through_head, wide};
 
     /// Small whole numbers, whose sums of products are exact.
     fn numbers<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
@@ -250,8 +312,28 @@ mod tests {
                 assert!(on_host(&left, &right, wide).is_some(), "they are not seen");
                 let found = head_product(left.clone(), right.clone());
                 assert_eq!(values(found), expected, "{m} {k} {n}");
-                let found = product_through_head(left, right);
+                let found = product_through_head(left.clone(), right.clone());
                 assert_eq!(values(found), expected, "{m} {k} {n}");
+                let found = product(left, right);
+                assert_eq!(values(found), expected, "{m} {k} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_thread_has_work_and_little_is_packed_twice() {
+        // SmolLM2's feed-forward block, on two cores and on eight.
+        assert_eq!(piece_for(2, [512, 576, 1536]), [256, 384]);
+        assert_eq!(piece_for(2, [512, 1536, 576]), [256, 144]);
+        assert_eq!(piece_for(8, [512, 576, 1536]), [128, 192]);
+        assert_eq!(piece_for(1, [100, 576, 1536]), [100, 768]);
+        // A single token; a product that is not worth a second thread.
+        assert_eq!(piece_for(2, [1, 576, 1536]), [1, 768]);
+        assert_eq!(piece_for(2, [16, 64, 64]), [16, 64]);
+        for threads in 1..=64 {
+            for shape in [[1, 1 << 18, 1], [8192, 4096, 14336], [3, 1 << 20, 5]] {
+                let [rows, columns] = piece_for(threads, shape);
+                assert!((1..=512).contains(&rows) && (1..=1024).contains(&columns));
             }
         }
     }

@@ -26,6 +26,15 @@ impl Team {
         Self::Rayon
     }
 
+    /// How many threads there are.
+    pub(crate) fn threads(self) -> usize {
+        match self {
+            Self::Rayon => rayon::current_num_threads(),
+            #[cfg(all(feature = "tch", target_os = "linux"))]
+            Self::OpenMp(parallel) => parallel.threads(),
+        }
+    }
+
     /// Does `work` on each item, with a state that is used again for the next item of the same thread.
     pub(crate) fn share<T: Send, S>(
         self,
@@ -43,7 +52,7 @@ impl Team {
 
 #[cfg(all(feature = "tch", target_os = "linux"))]
 mod openmp {
-    use std::ffi::{c_uint, c_void};
+    use std::ffi::{c_int, c_uint, c_void};
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -58,8 +67,14 @@ mod openmp {
     type GompParallel =
         unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
+    /// `omp_get_max_threads()`: the threads of the next team.
+    type MaxThreads = unsafe extern "C" fn() -> c_int;
+
     #[derive(Clone, Copy, Debug)]
-    pub(crate) struct Parallel(GompParallel);
+    pub(crate) struct Parallel {
+        parallel: GompParallel,
+        max_threads: MaxThreads,
+    }
 
     impl Parallel {
         /// That of libtorch. None where it was built without.
@@ -72,10 +87,21 @@ mod openmp {
                 let libtorch = libtorch.ok()?;
                 // SAFETY: the symbol's type is the one that GCC has documented since 4.9, and the library is
                 // never unloaded, since this program is linked to it.
-                let symbol = unsafe { libtorch.get::<GompParallel>("GOMP_parallel") };
-                symbol.ok().map(|function| Parallel(*function))
+                let parallel = unsafe { libtorch.get::<GompParallel>("GOMP_parallel") };
+                // SAFETY: as above, and the type is that of OpenMP's own documents.
+                let max_threads = unsafe { libtorch.get::<MaxThreads>("omp_get_max_threads") };
+                Some(Parallel {
+                    parallel: *parallel.ok()?,
+                    max_threads: *max_threads.ok()?,
+                })
             });
             *LOADED
+        }
+
+        pub(super) fn threads(self) -> usize {
+            // SAFETY: it may be called at any time.
+            let threads = unsafe { (self.max_threads)() };
+            usize::try_from(threads).unwrap_or(1).max(1)
         }
 
         pub(super) fn share<T: Send, S>(
@@ -115,7 +141,7 @@ mod openmp {
             }
             // SAFETY: all threads are back from `enter` when the function returns, so that what `work`
             // borrows is still there, and it may be called by several of them.
-            unsafe { (self.0)(enter::<F>, std::ptr::from_ref(work).cast_mut().cast(), 0, 0) }
+            unsafe { (self.parallel)(enter::<F>, std::ptr::from_ref(work).cast_mut().cast(), 0, 0) }
         }
     }
 }
@@ -138,6 +164,13 @@ mod tests {
     #[test]
     fn libtorch_has_a_team_of_its_own() {
         assert!(matches!(teams()[1], Team::OpenMp(_)));
+    }
+
+    #[test]
+    fn a_team_has_a_thread() {
+        for team in teams() {
+            assert!((1..=1024).contains(&team.threads()), "{team:?}");
+        }
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Operation<3> for GroupedAttention {
     fn forward_keeping<I: Backend>(
         self,
         inputs: [FloatTensor<I>; 3],
+        _: [bool; 3],
     ) -> (FloatTensor<I>, Self::Kept<I>) {
         let (output, kept) = self.output::<I>(inputs);
         (output, Arc::new(kept))
