@@ -1,6 +1,6 @@
 //! A decoder's projections and what lies between them, each in one pass, forwards and backwards.
 //!
-//! As tensor operations each of what lies between keeps several tensors for the backward pass and walks over memory a
+//! As tensor operations most of these keep several tensors for the backward pass and walk over memory a
 //! dozen times. Here each is one operation with its gradient written out, which keeps its inputs or its
 //! output, and on the CPU backends of Rust both directions are a loop on all cores and lanes. Attention and
 //! projections are one operation on a CPU, libtorch's too, and tensor operations elsewhere.

@@ -10,7 +10,7 @@ use crate::cast::cast;
 
 /// A matrix of float32 in the host's memory, which stays there while this is kept.
 pub(super) struct Matrix {
-    memory: Memory,
+    pub(super) memory: Memory,
     /// Rows and columns.
     pub(super) shape: [usize; 2],
     pub(super) numbers: Numbers,
@@ -78,10 +78,6 @@ impl Matrix {
         };
         drop(primitive); // of a device of the host's, but on a graph
         None
-    }
-
-    pub(super) fn memory(&self) -> &Memory {
-        &self.memory
     }
 }
 

@@ -24,7 +24,7 @@ const WORTH_A_PIECE: usize = 1 << 21;
 const LANES: usize = 16;
 /// Columns of a piece of any product, at most.
 const MOST_COLUMNS: usize = 1024;
-/// Rows of a piece: all tokens of most chunks, so that the head is packed once.
+/// Rows of a piece, at most: all tokens of most chunks, so that the head is packed once.
 const ROWS: usize = 512;
 /// Columns of a piece of logits, of which a core's cache holds the packed head.
 const COLUMNS: usize = 512;
@@ -71,7 +71,7 @@ fn on_host<B: Backend>(
         return Some(Tensor::zeros([m, n], (&device, DType::F32)));
     }
     let factors = [left.numbers, right.numbers];
-    match left.memory() {
+    match &left.memory {
         Memory::Rust { .. } => {
             let mut product: Vec<f32> = Vec::with_capacity(m * n);
             let output = Output(product.spare_capacity_mut().as_mut_ptr().cast());

@@ -37,7 +37,7 @@ pub struct DistillationLoss {
 }
 
 /// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
-/// twice as many, the products with the head are at most a twentieth faster.
+/// twice as many, the products with the head are at most a tenth faster.
 const MAX_HOST_LOGITS: usize = 12 << 20;
 /// Smaller chunks would make these products slower, however large the vocabulary.
 const MIN_HOST_TOKENS: usize = 32;
