@@ -95,3 +95,56 @@ impl Operation<2> for Product {
         primitive(tensor::<B, 2>(left).matmul(tensor(right)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn::prelude::*;
+
+    use super::multiplied;
+
+    /// Small whole numbers, whose sums of products are exact, of which a gradient is wanted or not.
+    fn numbers<I: Backend>(shape: [usize; 2], wanted: bool) -> Tensor<Autodiff<I>, 2> {
+        let [rows, columns] = shape;
+        let values = (0..rows * columns).map(|at| (at * 7 % 11) as f32 - 5.0);
+        let data = TensorData::new(values.collect::<Vec<f32>>(), shape);
+        Tensor::from_data(data, &Default::default()).set_require_grad(wanted)
+    }
+
+    /// The product, and the gradients of both factors where the product's is itself.
+    fn found<I: Backend>(
+        wanted: [bool; 2],
+        product: impl Fn(Tensor<Autodiff<I>, 2>, Tensor<Autodiff<I>, 2>) -> Tensor<Autodiff<I>, 2>,
+    ) -> [Option<Vec<f32>>; 3] {
+        let left = numbers::<I>([70, 33], wanted[0]);
+        let right = numbers::<I>([40, 33], wanted[1]);
+        let output = product(left.clone(), right.clone().transpose());
+        let weight = output.clone().detach();
+        let gradients = (output.clone() * weight).sum().backward();
+        let values = |tensor: Tensor<I, 2>| tensor.into_data().iter().collect();
+        [
+            Some(values(output.inner())),
+            left.grad(&gradients).map(values),
+            right.grad(&gradients).map(values),
+        ]
+    }
+
+    fn gradients_are_those_of_burns_product<I: Backend>() {
+        for wanted in [[true, true], [true, false], [false, true]] {
+            let found_here = found::<I>(wanted, multiplied);
+            let gradients = [&found_here[1], &found_here[2]].map(Option::is_some);
+            assert_eq!(gradients, wanted);
+            assert_eq!(found_here, found::<I>(wanted, Tensor::matmul));
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_burns_product_on_every_backend_of_the_host() {
+        #[cfg(feature = "flex")]
+        gradients_are_those_of_burns_product::<crate::backend::Flex>();
+        #[cfg(feature = "ndarray")]
+        gradients_are_those_of_burns_product::<crate::backend::NdArray>();
+        #[cfg(feature = "tch")]
+        gradients_are_those_of_burns_product::<crate::backend::LibTorch>();
+    }
+}
