@@ -10,8 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::decoder::AttentionGeometry;
-use burn_lti::dense::{HeadGrid, Slot};
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -290,19 +289,20 @@ impl LlamaConfig {
     }
 
     /// The attention grids of every layer.
-    pub const fn geometry(&self) -> AttentionGeometry {
-        AttentionGeometry {
+    pub const fn geometry(&self) -> Axes {
+        Axes {
             d_model: self.hidden_size,
             query: self.query_grid(),
             key_value: self.kv_grid(),
+            hidden: self.intermediate_size,
         }
     }
 
-    /// The heads on the attention's side of the projection in `slot`.
-    pub const fn grid(&self, slot: Slot) -> HeadGrid {
-        match slot {
-            Slot::Query | Slot::Out => self.query_grid(),
-            Slot::Key | Slot::Value => self.kv_grid(),
+    /// The heads on the attention's side of the projection in `role`.
+    pub const fn grid(&self, role: Role) -> HeadGrid {
+        match role {
+            Role::Query | Role::Out => self.query_grid(),
+            Role::Key | Role::Value => self.kv_grid(),
         }
     }
 
@@ -315,11 +315,11 @@ impl LlamaConfig {
             vec![self.vocab_size, d_model],
         )];
         for layer in 0..self.num_hidden_layers {
-            for slot in Slot::ALL {
-                let (width, name) = (self.grid(slot).width(), projection_name(layer, slot));
-                let [rows, columns] = match slot {
-                    Slot::Query | Slot::Key | Slot::Value => [width, d_model],
-                    Slot::Out => [d_model, width],
+            for role in Role::ATTENTION {
+                let (width, name) = (self.grid(role).width(), projection_name(layer, role));
+                let [rows, columns] = match role {
+                    Role::Query | Role::Key | Role::Value => [width, d_model],
+                    Role::Out => [d_model, width],
                 };
                 push_linear(&mut tensors, &name, rows, columns, self.attention_bias);
             }
@@ -395,12 +395,12 @@ impl Serialize for LlamaConfig {
 }
 
 /// The Hugging Face name of an attention projection, without `.weight` or `.bias`.
-pub fn projection_name(layer: usize, slot: Slot) -> String {
-    let letter = match slot {
-        Slot::Query => 'q',
-        Slot::Key => 'k',
-        Slot::Value => 'v',
-        Slot::Out => 'o',
+pub fn projection_name(layer: usize, role: Role) -> String {
+    let letter = match role {
+        Role::Query => 'q',
+        Role::Key => 'k',
+        Role::Value => 'v',
+        Role::Out => 'o',
     };
     format!("model.layers.{layer}.self_attn.{letter}_proj")
 }

@@ -25,10 +25,11 @@ use burn::tensor::activation::softmax;
 use burn::train::{Learner, SupervisedTraining};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
-    AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer,
-    LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
+    AttentionBlock, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project,
+    Projection, TokenBatch, Watch, learn_to_init,
 };
-use burn_lti::dense::{HeadGrid, KernelPrecision, Slot};
+use burn_lti::dense::KernelPrecision;
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::tensors::TensorSet;
@@ -68,23 +69,19 @@ impl<B: Backend> Block<B, Linear<B>> {
 impl<B: Backend> AttentionBlock<B> for Block<B, Linear<B>> {
     type Learning = Block<B, Projection<B>>;
 
-    fn geometry(&self) -> AttentionGeometry {
-        AttentionGeometry {
-            d_model: D_MODEL,
-            query: self.heads,
-            key_value: self.heads,
-        }
+    fn geometry(&self) -> Axes {
+        Axes::of_attention(D_MODEL, self.heads, self.heads)
     }
 
     fn swap_projections<E>(
         self,
-        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
         Ok(Block {
-            query: swap(Slot::Query, self.query)?,
-            key: swap(Slot::Key, self.key)?,
-            value: swap(Slot::Value, self.value)?,
-            out: swap(Slot::Out, self.out)?,
+            query: swap(Role::Query, self.query)?,
+            key: swap(Role::Key, self.key)?,
+            value: swap(Role::Value, self.value)?,
+            out: swap(Role::Out, self.out)?,
             norm: self.norm,
             heads: self.heads,
         })

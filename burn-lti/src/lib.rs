@@ -9,6 +9,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`geometry`] | head grids, axes, and the sites of weights |
 //! | [`start`] | where a map begins |
 //! | [`dense`] | [`LtiDense`](dense::LtiDense): the learnable projection and its contraction |
 //! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
@@ -33,6 +34,7 @@ pub mod decoder;
 pub mod dense;
 pub mod files;
 pub mod fused;
+pub mod geometry;
 mod host;
 pub mod inject;
 pub mod loss;

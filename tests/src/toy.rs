@@ -8,11 +8,10 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::decoder::{
-    AttentionBlock, AttentionGeometry, AwaitingTeacher, CausalLm, DecoderError, Head,
-    LayeredDecoder, LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch,
-    learn_to_init,
+    AttentionBlock, AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder,
+    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
 };
-use burn_lti::dense::{HeadGrid, Slot};
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::tensors::TensorSet;
 
 use crate::numbers::{Numbers, int_tensor, tensor};
@@ -22,7 +21,7 @@ use crate::params::fill_random;
 #[derive(Clone, Copy, Debug)]
 pub struct ToyConfig {
     /// Attention.
-    pub geometry: AttentionGeometry,
+    pub geometry: Axes,
     /// Number of layers.
     pub layers: usize,
     /// Number of tokens.
@@ -35,11 +34,7 @@ impl ToyConfig {
     /// Three layers of width 12 with `heads` query and `kv_heads` key/value heads of 4 features.
     pub const fn new(heads: usize, kv_heads: usize) -> Self {
         Self {
-            geometry: AttentionGeometry {
-                d_model: 12,
-                query: HeadGrid::new(heads, 4),
-                key_value: HeadGrid::new(kv_heads, 4),
-            },
+            geometry: Axes::of_attention(12, HeadGrid::new(heads, 4), HeadGrid::new(kv_heads, 4)),
             layers: 3,
             vocab: 23,
             positions: 16,
@@ -233,12 +228,12 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Toy<B, L> {
         (0..head_dim).map(Some).collect()
     }
 
-    fn projection_name(&self, layer: usize, slot: Slot) -> String {
-        let name = match slot {
-            Slot::Query => "query",
-            Slot::Key => "key",
-            Slot::Value => "value",
-            Slot::Out => "output",
+    fn projection_name(&self, layer: usize, role: Role) -> String {
+        let name = match role {
+            Role::Query => "query",
+            Role::Key => "key",
+            Role::Value => "value",
+            Role::Out => "output",
         };
         format!("blocks.{layer}.attention.{name}")
     }
@@ -313,7 +308,7 @@ pub struct ToyBlock<B: Backend, P: Module<B>> {
 
 impl<B: Backend> ToyBlock<B, Linear<B>> {
     /// A block with biases in every projection, not yet allocated.
-    pub fn init(geometry: &AttentionGeometry, device: &B::Device) -> Self {
+    pub fn init(geometry: &Axes, device: &B::Device) -> Self {
         let d_model = geometry.d_model;
         let norm = LayerNormConfig::new(d_model);
         Self {
@@ -355,21 +350,21 @@ impl<B: Backend, P: Project<B>> Block<B> for ToyBlock<B, P> {
 impl<B: Backend> AttentionBlock<B> for ToyBlock<B, Linear<B>> {
     type Learning = ToyBlock<B, Projection<B>>;
 
-    fn geometry(&self) -> AttentionGeometry {
+    fn geometry(&self) -> Axes {
         self.attention.geometry
     }
 
     fn swap_projections<E>(
         self,
-        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
         let plain = self.attention;
         Ok(ToyBlock {
             attention: ToyAttention {
-                query: swap(Slot::Query, plain.query)?,
-                key: swap(Slot::Key, plain.key)?,
-                value: swap(Slot::Value, plain.value)?,
-                output: swap(Slot::Out, plain.output)?,
+                query: swap(Role::Query, plain.query)?,
+                key: swap(Role::Key, plain.key)?,
+                value: swap(Role::Value, plain.value)?,
+                output: swap(Role::Out, plain.output)?,
                 geometry: plain.geometry,
                 _backend: PhantomData,
             },
@@ -389,19 +384,19 @@ pub struct ToyAttention<B: Backend, P: Module<B>> {
     value: P,
     output: P,
     #[module(skip)]
-    geometry: AttentionGeometry,
+    geometry: Axes,
     #[module(skip)]
     _backend: PhantomData<B>,
 }
 
 impl<B: Backend> ToyAttention<B, Linear<B>> {
-    fn init(geometry: &AttentionGeometry, device: &B::Device) -> Self {
+    fn init(geometry: &Axes, device: &B::Device) -> Self {
         let into =
-            |slot| LinearConfig::new(geometry.d_model, geometry.grid(slot).width()).init(device);
+            |role| LinearConfig::new(geometry.d_model, geometry.grid(role).width()).init(device);
         Self {
-            query: into(Slot::Query),
-            key: into(Slot::Key),
-            value: into(Slot::Value),
+            query: into(Role::Query),
+            key: into(Role::Key),
+            value: into(Role::Value),
             output: LinearConfig::new(geometry.query.width(), geometry.d_model).init(device),
             geometry: *geometry,
             _backend: PhantomData,

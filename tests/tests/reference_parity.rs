@@ -32,9 +32,10 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::Head;
 use burn_lti::dense::{
-    AttnMap, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind,
-    StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+    AttnMap, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind, StackedAttnMap,
+    calculate_attn_weight, calculate_stacked_attn_weight,
 };
+use burn_lti::geometry::HeadGrid;
 use burn_lti::loss::{
     Curve, DistillationLoss, FeatureDistance, FeatureLoss, FeaturePair, LossInput, LossSchedule,
     LossSums, Schedule, SparseForm, TeacherTokens, TopK,

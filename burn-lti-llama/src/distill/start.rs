@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::{AttentionGeometry, LayerSelection, LtiSpec, SlotMaps};
-use burn_lti::dense::Slot;
+use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
+use burn_lti::geometry::{Axes, Role};
 use burn_lti::start::Start;
 use burn_lti::start::calibrated::{CalibratedStart, Calibration, LayerReport, calibrate};
 use burn_lti::tensors::TensorSet;
@@ -167,11 +167,11 @@ pub(super) fn lti_spec(recipe: &Recipe, plan: &Plan) -> LtiSpec {
     LtiSpec {
         teacher: plan.teacher.geometry(),
         layers: LayerSelection::Only(plan.layers.clone()),
-        maps: SlotMaps {
-            query: plan.map.kind(Slot::Query),
-            key: plan.map.kind(Slot::Key),
-            value: plan.map.kind(Slot::Value),
-            out: plan.map.kind(Slot::Out),
+        maps: RoleMaps {
+            query: plan.map.kind(Role::Query),
+            key: plan.map.kind(Role::Key),
+            value: plan.map.kind(Role::Value),
+            out: plan.map.kind(Role::Out),
         },
         start: plan.start,
         precision: recipe.lti.precision,
@@ -179,7 +179,7 @@ pub(super) fn lti_spec(recipe: &Recipe, plan: &Plan) -> LtiSpec {
     }
 }
 
-fn student_geometry(plan: &Plan) -> AttentionGeometry {
+fn student_geometry(plan: &Plan) -> Axes {
     plan.student.geometry()
 }
 

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::CausalLm;
-use burn_lti::dense::Slot;
+use burn_lti::geometry::Role;
 use burn_lti::inject::{InjectError, ShareRule, set_trainable};
 use burn_lti::tensors::TensorSet;
 
@@ -116,11 +116,11 @@ pub(super) fn learning<B: Backend>(
 /// The name of a tensor of the student, given without maps, in the model that has them.
 fn learning_name(plan: &Plan, name: &str) -> String {
     let is_learned = |module: &&str| {
-        let slots = |layer: &usize| Slot::ALL.map(|slot| projection_name(*layer, slot));
+        let roles = |layer: &usize| Role::ATTENTION.map(|role| projection_name(*layer, role));
         plan.layers
             .iter()
-            .flat_map(slots)
-            .any(|slot| slot == **module)
+            .flat_map(roles)
+            .any(|role| role == **module)
     };
     match name.strip_suffix(".weight").filter(is_learned) {
         Some(module) => format!("{module}.c"),

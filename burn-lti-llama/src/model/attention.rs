@@ -2,9 +2,9 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{AttentionGeometry, Project, Projection};
-use burn_lti::dense::Slot;
+use burn_lti::decoder::{Project, Projection};
 use burn_lti::fused::{AttentionMask, attention_weights, grouped_attention};
+use burn_lti::geometry::{Axes, Role};
 
 use super::{LayerCache, Rotary};
 use crate::config::LlamaConfig;
@@ -17,7 +17,7 @@ pub struct Attention<B: Backend, P: Module<B>> {
     v_proj: P,
     o_proj: P,
     #[module(skip)]
-    geometry: AttentionGeometry,
+    geometry: Axes,
     #[module(skip)]
     _backend: std::marker::PhantomData<B>,
 }
@@ -26,10 +26,10 @@ impl<B: Backend> Attention<B, Linear<B>> {
     /// Projections of the configured widths, not yet allocated.
     pub fn init(config: &LlamaConfig, device: &B::Device) -> Self {
         let geometry = config.geometry();
-        let linear = |slot| {
-            let width = geometry.grid(slot).width();
-            let (d_input, d_output) = match slot {
-                Slot::Out => (width, geometry.d_model),
+        let linear = |role| {
+            let width = geometry.grid(role).width();
+            let (d_input, d_output) = match role {
+                Role::Out => (width, geometry.d_model),
                 _ => (geometry.d_model, width),
             };
             LinearConfig::new(d_input, d_output)
@@ -37,10 +37,10 @@ impl<B: Backend> Attention<B, Linear<B>> {
                 .init(device)
         };
         Self {
-            q_proj: linear(Slot::Query),
-            k_proj: linear(Slot::Key),
-            v_proj: linear(Slot::Value),
-            o_proj: linear(Slot::Out),
+            q_proj: linear(Role::Query),
+            k_proj: linear(Role::Key),
+            v_proj: linear(Role::Value),
+            o_proj: linear(Role::Out),
             geometry,
             _backend: std::marker::PhantomData,
         }
@@ -49,13 +49,13 @@ impl<B: Backend> Attention<B, Linear<B>> {
     /// The block with each projection replaced by what `swap` makes of it.
     pub(super) fn swap_projections<E>(
         self,
-        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Attention<B, Projection<B>>, E> {
         Ok(Attention {
-            q_proj: swap(Slot::Query, self.q_proj)?,
-            k_proj: swap(Slot::Key, self.k_proj)?,
-            v_proj: swap(Slot::Value, self.v_proj)?,
-            o_proj: swap(Slot::Out, self.o_proj)?,
+            q_proj: swap(Role::Query, self.q_proj)?,
+            k_proj: swap(Role::Key, self.k_proj)?,
+            v_proj: swap(Role::Value, self.v_proj)?,
+            o_proj: swap(Role::Out, self.o_proj)?,
             geometry: self.geometry,
             _backend: self._backend,
         })
@@ -64,7 +64,7 @@ impl<B: Backend> Attention<B, Linear<B>> {
 
 impl<B: Backend, P: Module<B>> Attention<B, P> {
     /// The block's grids.
-    pub const fn geometry(&self) -> AttentionGeometry {
+    pub const fn geometry(&self) -> Axes {
         self.geometry
     }
 }

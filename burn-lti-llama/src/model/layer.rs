@@ -3,11 +3,9 @@
 use burn::module::ModuleDisplay;
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{
-    AttentionBlock, AttentionGeometry, LearnToInitDecoderLayer, Project, Projection, Watch,
-};
-use burn_lti::dense::Slot;
+use burn_lti::decoder::{AttentionBlock, LearnToInitDecoderLayer, Project, Projection, Watch};
 use burn_lti::fused::rms_norm;
+use burn_lti::geometry::{Axes, Role};
 
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;
@@ -165,13 +163,13 @@ impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
 impl<B: Backend> AttentionBlock<B> for LlamaLayer<B, Linear<B>> {
     type Learning = LlamaLayer<B, Projection<B>>;
 
-    fn geometry(&self) -> AttentionGeometry {
+    fn geometry(&self) -> Axes {
         self.self_attn.geometry()
     }
 
     fn swap_projections<E>(
         self,
-        swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
         Ok(LlamaLayer {
             self_attn: self.self_attn.swap_projections(swap)?,

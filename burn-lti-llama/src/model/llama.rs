@@ -7,7 +7,7 @@ use burn_lti::decoder::{
     AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer,
     LtiSpec, Projection, TokenBatch, Watch, learn_to_init,
 };
-use burn_lti::dense::Slot;
+use burn_lti::geometry::Role;
 
 use super::layer::normed;
 use super::rotary::rotary_features;
@@ -247,8 +247,8 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
         rotary_features(self.config.head_dim, head_dim)
     }
 
-    fn projection_name(&self, layer: usize, slot: Slot) -> String {
-        projection_name(layer, slot)
+    fn projection_name(&self, layer: usize, role: Role) -> String {
+        projection_name(layer, role)
     }
 
     fn feed_forward_name(&self, layer: usize) -> String {

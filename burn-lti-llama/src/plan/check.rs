@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use burn_lti::dense::{MapKind, Slot};
+use burn_lti::dense::MapKind;
+use burn_lti::geometry::Role;
 use burn_lti::start::Start;
 use burn_lti::train::LayerPair;
 
@@ -118,12 +119,12 @@ pub(super) fn check_ranks(
     student: &LlamaConfig,
     teacher: &LlamaConfig,
 ) -> Result<(), PlanError> {
-    for slot in Slot::ALL {
-        let largest = MapKind::largest_rank(teacher.grid(slot), student.grid(slot));
-        match map.kind(slot) {
+    for role in Role::ATTENTION {
+        let largest = MapKind::largest_rank(teacher.grid(role), student.grid(role));
+        match map.kind(role) {
             MapKind::Kronecker(rank) if rank > largest => {
                 return Err(PlanError::KroneckerRank {
-                    slot,
+                    role,
                     rank,
                     largest,
                 });

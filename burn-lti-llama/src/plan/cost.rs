@@ -24,7 +24,8 @@
 //! subtract, exponential, add, four operations each; the gradient takes six more. Scores of attention need
 //! not leave the chip, so that they cost no bytes. Norms, rotary embeddings and activations are left out.
 
-use burn_lti::dense::{HeadGrid, MapKind, Slot, contraction_cost};
+use burn_lti::dense::{MapKind, contraction_cost};
+use burn_lti::geometry::{HeadGrid, Role};
 use serde::Serialize;
 
 use super::planner::Planner;
@@ -222,9 +223,9 @@ impl<'a> Costs<'a> {
     /// All products of the layers with a kernel.
     fn linears(&self, config: &LlamaConfig) -> Cost {
         let (d_model, wide) = (config.hidden_size, config.intermediate_size);
-        let slots = Slot::ALL.map(|slot| self.product(d_model, config.grid(slot).width()));
+        let roles = Role::ATTENTION.map(|role| self.product(d_model, config.grid(role).width()));
         let feed_forward = self.product(d_model, wide).times(3.0);
-        let layer = slots.into_iter().sum::<Cost>() + feed_forward;
+        let layer = roles.into_iter().sum::<Cost>() + feed_forward;
         layer.times(config.num_hidden_layers as f64)
     }
 
@@ -270,9 +271,9 @@ impl<'a> Costs<'a> {
             Trained::Maps => self.planner.layers.len(),
             Trained::Projections | Trained::All => 0,
         };
-        let slots =
-            Slot::ALL.map(|slot| self.product(config.hidden_size, config.grid(slot).width()));
-        let made = slots.into_iter().sum::<Cost>().times(made as f64);
+        let roles =
+            Role::ATTENTION.map(|role| self.product(config.hidden_size, config.grid(role).width()));
+        let made = roles.into_iter().sum::<Cost>().times(made as f64);
         let own = self
             .tensors
             .iter()
@@ -313,10 +314,10 @@ impl<'a> Costs<'a> {
             Trained::Maps => planner.layers.len(),
             Trained::Projections | Trained::All => 0,
         };
-        let maps = Slot::ALL.map(|slot| {
-            let (teacher, student) = (planner.teacher.grid(slot), planner.student.grid(slot));
+        let maps = Role::ATTENTION.map(|role| {
+            let (teacher, student) = (planner.teacher.grid(role), planner.student.grid(role));
             MapElements::new(
-                planner.recipe.lti.map.kind(slot),
+                planner.recipe.lti.map.kind(role),
                 planner.teacher.hidden_size,
                 teacher,
                 student,

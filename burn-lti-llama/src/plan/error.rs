@@ -1,6 +1,6 @@
 //! Why a recipe does not suit its teacher.
 
-use burn_lti::dense::Slot;
+use burn_lti::geometry::Role;
 use thiserror::Error;
 
 use super::WeightsError;
@@ -74,12 +74,12 @@ pub enum PlanError {
     },
     /// A sum of more pairs of factors than there is anything for.
     #[error(
-        "lti.map asks for kronecker rank {rank} in the {slot} projection, whose largest is {largest}, which \
-         makes every general map: set {slot} = {{ kronecker = {largest} }} or less, or {slot} = \"general\""
+        "lti.map asks for kronecker rank {rank} in the {role} projection, whose largest is {largest}, which \
+         makes every general map: set {role} = {{ kronecker = {largest} }} or less, or {role} = \"general\""
     )]
     KroneckerRank {
         /// The projection.
-        slot: Slot,
+        role: Role,
         /// The rank asked for.
         rank: usize,
         /// The largest that there is.

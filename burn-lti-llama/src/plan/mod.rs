@@ -364,7 +364,8 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
 mod tests {
     use std::path::Path;
 
-    use burn_lti::dense::{HeadGrid, MapKind, Slot};
+    use burn_lti::dense::MapKind;
+    use burn_lti::geometry::{HeadGrid, Role};
 
     use super::planner::contraction_with_gradients;
     use super::report::{count, runs, thousands};
@@ -459,9 +460,9 @@ mod tests {
                 shape
             );
         }
-        let maps = Slot::ALL.map(|slot| {
-            let (teacher, student) = (plan.teacher.grid(slot), plan.student.grid(slot));
-            plan.map.kind(slot).num_params(teacher, student)
+        let maps = Role::ATTENTION.map(|role| {
+            let (teacher, student) = (plan.teacher.grid(role), plan.student.grid(role));
+            plan.map.kind(role).num_params(teacher, student)
         });
         assert_eq!(plan.totals.map_parameters, 5 * maps.iter().sum::<usize>());
     }
@@ -621,10 +622,10 @@ mod tests {
         // 4 heads to 2: no more than 8 places in A.
         let refused = Plan::new(&recipe(&["lti.map={ kronecker = 9 }"]), &teacher());
         let error = refused.unwrap_err();
-        let expected = (Slot::Key, 9, 8);
+        let expected = (Role::Key, 9, 8);
         assert!(
-            matches!(error, PlanError::KroneckerRank { slot, rank, largest }
-            if (slot, rank, largest) == expected),
+            matches!(error, PlanError::KroneckerRank { role, rank, largest }
+            if (role, rank, largest) == expected),
             "{error}"
         );
         assert!(

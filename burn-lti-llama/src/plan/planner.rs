@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use burn_lti::dense::{ContractionCost, HeadGrid, MapKind, Slot, contraction_cost, kernel_shape};
+use burn_lti::dense::{ContractionCost, MapKind, ProjectionKind, contraction_cost, kernel_shape};
+use burn_lti::geometry::{HeadGrid, Role};
 use burn_lti::start::calibrated::FeedForward;
 use burn_lti::start::{MapSpec, Start};
 use regex::Regex;
@@ -40,16 +41,16 @@ pub(super) struct Planner<'a> {
 impl Planner<'_> {
     /// Each tensor of the student; the weights of learned projections turn into their maps.
     pub(super) fn tensors(&self) -> Vec<PlannedTensor> {
-        let slots = projections(self.student);
+        let roles = projections(self.student);
         let mut tensors = Vec::new();
         for (name, shape) in self.student.tensors() {
             let (module, leaf) = name.rsplit_once('.').unwrap_or(("", &name));
-            match slots.get(module) {
-                Some((layer, slot)) if self.layers.contains(layer) => {
-                    self.plan_learned(module, leaf, shape, *slot, &mut tensors);
+            match roles.get(module) {
+                Some((layer, role)) if self.layers.contains(layer) => {
+                    self.plan_learned(module, leaf, shape, *role, &mut tensors);
                 }
-                Some((_, slot)) if leaf == "weight" || *slot != Slot::Out => {
-                    tensors.push(self.plan_kept(name, shape, *slot));
+                Some((_, role)) if leaf == "weight" || *role != Role::Out => {
+                    tensors.push(self.plan_kept(name, shape, *role));
                 }
                 _ => tensors.push(self.copied(name, shape, self.trained == Trained::All)),
             }
@@ -129,12 +130,12 @@ impl Planner<'_> {
         module: &str,
         leaf: &str,
         shape: Vec<usize>,
-        slot: Slot,
+        role: Role,
         tensors: &mut Vec<PlannedTensor>,
     ) {
         let name = format!("{module}.{leaf}");
         let keeps_map = self.trained == Trained::Maps;
-        if leaf == "bias" && slot == Slot::Out {
+        if leaf == "bias" && role == Role::Out {
             // It is as wide as the residual stream, which the student shares with the teacher.
             tensors.push(self.copied(name, shape, true));
         } else if !keeps_map {
@@ -155,10 +156,10 @@ impl Planner<'_> {
             });
         } else {
             let spec = MapSpec {
-                kind: slot.kind(),
-                map: self.recipe.lti.map.kind(slot),
-                teacher: self.teacher.grid(slot),
-                student: self.student.grid(slot),
+                kind: ProjectionKind::of(role),
+                map: self.recipe.lti.map.kind(role),
+                teacher: self.teacher.grid(role),
+                student: self.student.grid(role),
             };
             tensors.push(PlannedTensor {
                 name: format!("{module}.c"),
@@ -184,8 +185,8 @@ impl Planner<'_> {
     /// A tensor of a projection in a layer without maps: the teacher's, if its heads fit.
     ///
     /// Heads are compared, not shapes: 4 heads of 16 are as wide as 8 of 8, and something else.
-    fn plan_kept(&self, name: String, shape: Vec<usize>, slot: Slot) -> PlannedTensor {
-        if self.student.grid(slot) == self.teacher.grid(slot) {
+    fn plan_kept(&self, name: String, shape: Vec<usize>, role: Role) -> PlannedTensor {
+        if self.student.grid(role) == self.teacher.grid(role) {
             self.copied(name, shape, self.trained == Trained::All)
         } else {
             PlannedTensor {
@@ -290,8 +291,8 @@ impl Planner<'_> {
             .map(PlannedTensor::num_elements)
             .sum();
         let made: usize = match self.trained {
-            Trained::Maps => Slot::ALL
-                .map(|slot| self.student.grid(slot).width())
+            Trained::Maps => Role::ATTENTION
+                .map(|role| self.student.grid(role).width())
                 .iter()
                 .sum(),
             Trained::Projections | Trained::All => 0,
@@ -318,10 +319,10 @@ impl Planner<'_> {
         if self.trained != Trained::Maps {
             return 0.0;
         }
-        let layer: f64 = Slot::ALL
-            .map(|slot| {
-                let (teacher, student) = (self.teacher.grid(slot), self.student.grid(slot));
-                let map = self.recipe.lti.map.kind(slot);
+        let layer: f64 = Role::ATTENTION
+            .map(|role| {
+                let (teacher, student) = (self.teacher.grid(role), self.student.grid(role));
+                let map = self.recipe.lti.map.kind(role);
                 contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
             })
             .iter()

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn_lti::dense::{HeadGrid, MapKind, ProjectionKind, Slot};
+use burn_lti::dense::{MapKind, ProjectionKind};
+use burn_lti::geometry::{HeadGrid, Role};
 use burn_lti::inject::{CopyRule, InjectError};
 use serde::Serialize;
 use thiserror::Error;
@@ -105,21 +106,21 @@ const fn map_letters(map: Option<MapKind>) -> &'static [&'static str] {
 impl Models<'_> {
     /// Every tensor of the student without maps, and what it is.
     fn forms(&self) -> BTreeMap<String, Form> {
-        let slots = projections(self.student);
+        let roles = projections(self.student);
         let form = |name: &str, shape| {
             let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-            match slots.get(module) {
+            match roles.get(module) {
                 // The bias of the output projection is as wide as the residual stream.
-                Some(&(layer, slot)) if leaf == "weight" || slot != Slot::Out => {
+                Some(&(layer, role)) if leaf == "weight" || role != Role::Out => {
                     let learned = self.layers.contains(&layer);
                     let maps = self.maps.filter(|_| learned && leaf == "weight");
                     Form::Projection {
                         leaf: leaf.to_owned(),
-                        kind: slot.kind(),
-                        teacher: self.teacher.grid(slot),
-                        student: self.student.grid(slot),
+                        kind: ProjectionKind::of(role),
+                        teacher: self.teacher.grid(role),
+                        student: self.student.grid(role),
                         learned,
-                        map: maps.map(|maps| maps.kind(slot)),
+                        map: maps.map(|maps| maps.kind(role)),
                     }
                 }
                 _ => Form::Plain { shape },
@@ -136,9 +137,9 @@ impl Models<'_> {
 }
 
 /// The attention projections of a model: their layer and place, by name.
-pub(super) fn projections(model: &LlamaConfig) -> HashMap<String, (usize, Slot)> {
+pub(super) fn projections(model: &LlamaConfig) -> HashMap<String, (usize, Role)> {
     (0..model.num_hidden_layers)
-        .flat_map(|layer| Slot::ALL.map(|slot| (projection_name(layer, slot), (layer, slot))))
+        .flat_map(|layer| Role::ATTENTION.map(|role| (projection_name(layer, role), (layer, role))))
         .collect()
 }
 

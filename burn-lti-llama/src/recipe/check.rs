@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use burn_lti::dense::Slot;
+use burn_lti::geometry::Role;
 use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::start::Start;
 use burn_lti::start::calibrated::FeedForward;
@@ -70,7 +70,7 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn maps(&self, lti: &LtiSection, steps: usize) -> Result<(), RecipeError> {
-        let ranks = Slot::ALL.map(|slot| lti.map.kind(slot).pairs());
+        let ranks = Role::ATTENTION.map(|role| lti.map.kind(role).pairs());
         self.value(
             "lti.map",
             &format_args!("{}", lti.map),

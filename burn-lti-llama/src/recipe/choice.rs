@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use burn_lti::dense::{MapKind, Slot};
+use burn_lti::dense::MapKind;
+use burn_lti::geometry::Role;
 use burn_lti::train::LayerPair;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
@@ -205,13 +206,13 @@ impl MapChoice {
         }
     }
 
-    /// The form of the map in `slot`.
-    pub const fn kind(&self, slot: Slot) -> MapKind {
-        match slot {
-            Slot::Query => self.query,
-            Slot::Key => self.key,
-            Slot::Value => self.value,
-            Slot::Out => self.out,
+    /// The form of the map in `role`.
+    pub const fn kind(&self, role: Role) -> MapKind {
+        match role {
+            Role::Query => self.query,
+            Role::Key => self.key,
+            Role::Value => self.value,
+            Role::Out => self.out,
         }
     }
 }
@@ -255,7 +256,7 @@ impl fmt::Display for MapChoice {
         if *self == Self::uniform(self.query) {
             return self.query.fmt(f);
         }
-        let kinds = Slot::ALL.map(|slot| format!("{slot} {}", self.kind(slot)));
+        let kinds = Role::ATTENTION.map(|role| format!("{role} {}", self.kind(role)));
         f.write_str(&kinds.join(", "))
     }
 }
@@ -265,7 +266,7 @@ impl Serialize for MapChoice {
         if *self == Self::uniform(self.query) {
             return self.query.serialize(serializer);
         }
-        serializer.collect_map(Slot::ALL.map(|slot| (slot, self.kind(slot))))
+        serializer.collect_map(Role::ATTENTION.map(|role| (role, self.kind(role))))
     }
 }
 
@@ -431,7 +432,7 @@ mod tests {
     fn names_the_form_of_each_projection() {
         let choice = MapChoice::default();
         assert_eq!(
-            Slot::ALL.map(|slot| choice.kind(slot) == MapKind::General),
+            Role::ATTENTION.map(|role| choice.kind(role) == MapKind::General),
             [false, false, true, true]
         );
         let text = "query factored, key factored, value general, out general";

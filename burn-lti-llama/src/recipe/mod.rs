@@ -138,7 +138,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
 
-    use burn_lti::dense::{KernelPrecision, MapKind, Slot};
+    use burn_lti::dense::{KernelPrecision, MapKind};
+    use burn_lti::geometry::Role;
     use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
     use burn_lti::start::Start;
     use burn_lti::start::calibrated::FeedForward;
@@ -264,7 +265,7 @@ mod tests {
         let recipe = parse(LEAST, &[]).unwrap();
         assert_eq!(recipe.student.head_dim, None);
         assert_eq!(recipe.lti.start, Start::Calibrated);
-        let forms = Slot::ALL.map(|slot| recipe.lti.map.kind(slot));
+        let forms = Role::ATTENTION.map(|role| recipe.lti.map.kind(role));
         let (factored, general) = (MapKind::Factored, MapKind::General);
         assert_eq!(forms, [factored, factored, general, general]);
         let all = parse(LEAST, &["lti.map=factored"]).unwrap();
@@ -349,8 +350,8 @@ mod tests {
     fn reads_every_key() {
         let recipe = parse(FULL, &[]).unwrap();
         assert_eq!(recipe.student.head_dim, Some(6));
-        assert_eq!(recipe.lti.map.kind(Slot::Query), MapKind::Factored);
-        assert_eq!(recipe.lti.map.kind(Slot::Out), MapKind::General);
+        assert_eq!(recipe.lti.map.kind(Role::Query), MapKind::Factored);
+        assert_eq!(recipe.lti.map.kind(Role::Out), MapKind::General);
         assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
         assert_eq!(recipe.lti.train, Trained::Projections);
         assert_eq!(recipe.lti.precision, KernelPrecision::High);

@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-use crate::dense::{DenseError, Slot};
+use crate::dense::DenseError;
+use crate::geometry::Role;
 
 /// A swap that cannot be done.
 #[derive(Debug, Error)]
@@ -23,12 +24,12 @@ pub enum DecoderError {
         layers: usize,
     },
     /// One projection cannot be swapped.
-    #[error("the {slot} projection of layer {layer} cannot become a map")]
+    #[error("the {role} projection of layer {layer} cannot become a map")]
     Projection {
         /// The layer.
         layer: usize,
         /// Which of its projections.
-        slot: Slot,
+        role: Role,
         /// Why not.
         source: DenseError,
     },

@@ -7,29 +7,9 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::dense::{HeadGrid, KernelPrecision, LtiDenseConfig, MapKind, Slot};
+use crate::dense::{KernelPrecision, LtiDenseConfig, MapKind, ProjectionKind};
+use crate::geometry::{Axes, Role, Site};
 use crate::start::Start;
-
-/// The attention grids of a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionGeometry {
-    /// Width of the model.
-    pub d_model: usize,
-    /// Heads of query and out.
-    pub query: HeadGrid,
-    /// Heads of key and value.
-    pub key_value: HeadGrid,
-}
-
-impl AttentionGeometry {
-    /// The grid of the projection in `slot`.
-    pub const fn grid(&self, slot: Slot) -> HeadGrid {
-        match slot {
-            Slot::Query | Slot::Out => self.query,
-            Slot::Key | Slot::Value => self.key_value,
-        }
-    }
-}
 
 /// A plain decoder layer that can hand over its attention projections.
 pub trait AttentionBlock<B: Backend>: Module<B> {
@@ -37,23 +17,23 @@ pub trait AttentionBlock<B: Backend>: Module<B> {
     type Learning: Module<B>;
 
     /// The layer's own grids.
-    fn geometry(&self) -> AttentionGeometry;
+    fn geometry(&self) -> Axes;
 
     /// The layer with each of its four projections replaced by what `swap` makes of it. `swap` must
-    /// be called exactly once for each slot.
+    /// be called exactly once for each role.
     ///
     /// # Errors
     ///
     /// The first error of `swap`.
     fn swap_projections<E>(
         self,
-        swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each slot.
+/// The form of the map in each role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotMaps {
+pub struct RoleMaps {
     /// Of the query projection.
     pub query: MapKind,
     /// Of the key projection.
@@ -64,8 +44,8 @@ pub struct SlotMaps {
     pub out: MapKind,
 }
 
-impl SlotMaps {
-    /// The same form in all slots.
+impl RoleMaps {
+    /// The same form in all roles.
     pub const fn all(map: MapKind) -> Self {
         Self {
             query: map,
@@ -75,13 +55,13 @@ impl SlotMaps {
         }
     }
 
-    /// The form in `slot`.
-    pub const fn get(&self, slot: Slot) -> MapKind {
-        match slot {
-            Slot::Query => self.query,
-            Slot::Key => self.key,
-            Slot::Value => self.value,
-            Slot::Out => self.out,
+    /// The form in `role`.
+    pub const fn get(&self, role: Role) -> MapKind {
+        match role {
+            Role::Query => self.query,
+            Role::Key => self.key,
+            Role::Value => self.value,
+            _ => self.out,
         }
     }
 }
@@ -99,11 +79,11 @@ pub enum LayerSelection {
 #[derive(Clone, Debug)]
 pub struct LtiSpec {
     /// The teacher's grids.
-    pub teacher: AttentionGeometry,
+    pub teacher: Axes,
     /// Which layers learn.
     pub layers: LayerSelection,
     /// The form of the maps.
-    pub maps: SlotMaps,
+    pub maps: RoleMaps,
     /// Where the maps begin.
     pub start: Start,
     /// Precision of the kernels' contraction.
@@ -115,11 +95,11 @@ pub struct LtiSpec {
 impl LtiSpec {
     /// Factored maps on all layers, started from groups of teacher heads, which needs no text. (Recipes
     /// begin with [`Start::Calibrated`].)
-    pub const fn new(teacher: AttentionGeometry) -> Self {
+    pub const fn new(teacher: Axes) -> Self {
         Self {
             teacher,
             layers: LayerSelection::All,
-            maps: SlotMaps::all(MapKind::Factored),
+            maps: RoleMaps::all(MapKind::Factored),
             start: Start::Grouped,
             precision: KernelPrecision::Default,
             seed: 0,
@@ -154,31 +134,21 @@ impl LtiSpec {
     }
 
     /// The seed of what is random in one projection's map.
-    pub(crate) const fn seed_of(&self, layer: usize, slot: Slot) -> u64 {
-        slot_seed(self.seed, layer, slot)
+    pub(crate) const fn seed_of(&self, layer: usize, role: Role) -> u64 {
+        Site::new(layer, role).seed(self.seed)
     }
 
-    fn dense(&self, student: &AttentionGeometry, layer: usize, slot: Slot) -> LtiDenseConfig {
+    fn dense(&self, student: &Axes, layer: usize, role: Role) -> LtiDenseConfig {
         LtiDenseConfig::new(
-            slot.kind(),
+            ProjectionKind::of(role),
             student.d_model,
-            self.teacher.grid(slot),
-            student.grid(slot),
+            self.teacher.grid(role),
+            student.grid(role),
         )
-        .with_map(self.maps.get(slot))
-        .with_start(self.start, self.seed_of(layer, slot))
+        .with_map(self.maps.get(role))
+        .with_start(self.start, self.seed_of(layer, role))
         .with_precision(self.precision)
     }
-}
-
-/// A seed of its own for every projection, so that no two begin with the same numbers.
-const fn slot_seed(seed: u64, layer: usize, slot: Slot) -> u64 {
-    // SplitMix64 (Steele, Lea and Flood 2014): neighbouring inputs give unrelated outputs.
-    let mut z =
-        seed.wrapping_add((layer as u64 * 4 + slot as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// A decoder layer whose projections are [`Projection`]s: maps of the teacher's where the layer
@@ -198,15 +168,15 @@ impl<B: Backend, L: Module<B>> LearnToInitDecoderLayer<B, L> {
     ///
     /// # Errors
     ///
-    /// [`DecoderError::Projection`] naming the slot that cannot be swapped.
+    /// [`DecoderError::Projection`] naming the role that cannot be swapped.
     fn swap<P>(layer: P, index: usize, spec: &LtiSpec) -> Result<Self, DecoderError>
     where
         P: AttentionBlock<B, Learning = L>,
     {
         let student = layer.geometry();
-        let swapped = layer.swap_projections(|slot, linear: Linear<B>| {
+        let swapped = layer.swap_projections(|role, linear: Linear<B>| {
             let config = spec
-                .dense(&student, index, slot)
+                .dense(&student, index, role)
                 .with_bias(linear.bias.is_some());
             config
                 .check_replaces(&linear)
@@ -214,7 +184,7 @@ impl<B: Backend, L: Module<B>> LearnToInitDecoderLayer<B, L> {
                 .map(Projection::Lti)
                 .map_err(|source| DecoderError::Projection {
                     layer: index,
-                    slot,
+                    role,
                     source,
                 })
         })?;

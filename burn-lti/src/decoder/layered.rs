@@ -3,7 +3,7 @@
 use burn::prelude::*;
 
 use super::{CausalLm, TokenBatch};
-use crate::dense::Slot;
+use crate::geometry::Role;
 
 /// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
 ///
@@ -50,9 +50,9 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// stay together, at the nearest frequency.
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>>;
 
-    /// The dotted name of the projection in `slot` of `layer`, as its tensors are named:
+    /// The dotted name of the projection in `role` of `layer`, as its tensors are named:
     /// `model.layers.0.self_attn.q_proj`.
-    fn projection_name(&self, layer: usize, slot: Slot) -> String;
+    fn projection_name(&self, layer: usize, role: Role) -> String;
 
     /// The dotted name of the last projection of the feed-forward block of `layer`:
     /// `model.layers.0.mlp.down_proj`.

@@ -13,8 +13,7 @@ mod watch;
 
 pub use error::DecoderError;
 pub use layer::{
-    AttentionBlock, AttentionGeometry, LayerSelection, LearnToInitDecoderLayer, LtiSpec, SlotMaps,
-    learn_to_init,
+    AttentionBlock, LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init,
 };
 pub use layered::LayeredDecoder;
 pub use model::{AwaitingTeacher, CausalLm, Head, TokenBatch};

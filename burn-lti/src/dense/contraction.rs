@@ -8,7 +8,8 @@
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::{ContractionError, HeadGrid, KernelPrecision, MapKind, ProjectionKind};
+use super::{ContractionError, KernelPrecision, MapKind, ProjectionKind};
+use crate::geometry::HeadGrid;
 
 /// The learnable map of one projection.
 #[derive(Clone, Debug)]

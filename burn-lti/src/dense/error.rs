@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-use super::{HeadGrid, ProjectionKind};
+use super::ProjectionKind;
+use crate::geometry::HeadGrid;
 use crate::start::StartError;
 
 /// Tensors handed to the contraction whose axes do not fit one another.

@@ -1,35 +1,10 @@
-//! The names of a projection's sides: head grids, kinds of projection, kinds of map.
+//! Kinds of projection, kinds of map, precisions of a contraction.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The heads of one side of a projection: how many, and how wide each is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct HeadGrid {
-    /// Number of heads.
-    pub heads: usize,
-    /// Features of one head.
-    pub head_dim: usize,
-}
-
-impl HeadGrid {
-    /// A grid of `heads` heads of `head_dim` features each.
-    pub const fn new(heads: usize, head_dim: usize) -> Self {
-        Self { heads, head_dim }
-    }
-
-    /// Features of all heads together: `heads * head_dim`.
-    pub const fn width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-}
-
-impl fmt::Display for HeadGrid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} heads x {}", self.heads, self.head_dim)
-    }
-}
+use crate::geometry::{Axis, HeadGrid, Role};
 
 /// Which way a projection goes: from the model's width to the heads, or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,41 +16,13 @@ pub enum ProjectionKind {
     Output,
 }
 
-/// The four projections of an attention block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Slot {
-    /// Query projection.
-    Query,
-    /// Key projection.
-    Key,
-    /// Value projection.
-    Value,
-    /// Output projection.
-    Out,
-}
-
-impl Slot {
-    /// All four, in the order in which attention uses them.
-    pub const ALL: [Slot; 4] = [Slot::Query, Slot::Key, Slot::Value, Slot::Out];
-
-    /// The kind of projection that sits in this slot.
-    pub const fn kind(self) -> ProjectionKind {
-        match self {
-            Slot::Query | Slot::Key | Slot::Value => ProjectionKind::Qkv,
-            Slot::Out => ProjectionKind::Output,
+impl ProjectionKind {
+    /// The kind of an attention projection: which side of it has heads.
+    pub const fn of(role: Role) -> Self {
+        match role.axes() {
+            [Axis::Width, _] => Self::Qkv,
+            [_, _] => Self::Output,
         }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Slot::Query => "query",
-            Slot::Key => "key",
-            Slot::Value => "value",
-            Slot::Out => "out",
-        })
     }
 }
 

@@ -5,9 +5,10 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::contraction::{check_precision, contract};
-use super::{AttnMap, DenseError, HeadGrid, KernelPrecision, MapKind, ProjectionKind};
+use super::{AttnMap, DenseError, KernelPrecision, MapKind, ProjectionKind};
 use crate::compat;
 use crate::fused::projected;
+use crate::geometry::HeadGrid;
 use crate::start::{MapSpec, Start};
 
 /// What an [`LtiDense`] is made from.

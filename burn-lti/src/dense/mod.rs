@@ -16,7 +16,8 @@
 //! ```
 //! use burn::backend::Flex;
 //! use burn::tensor::{Distribution, Tensor};
-//! use burn_lti::dense::{HeadGrid, LtiDenseConfig, ProjectionKind};
+//! use burn_lti::dense::{LtiDenseConfig, ProjectionKind};
+//! use burn_lti::geometry::HeadGrid;
 //!
 //! # fn main() -> Result<(), burn_lti::dense::DenseError> {
 //! let device = Default::default();
@@ -43,5 +44,5 @@ pub use contraction::{
     contraction_cost,
 };
 pub use error::{ContractionError, DenseError};
-pub use geometry::{HeadGrid, KernelPrecision, MapKind, ProjectionKind, Slot};
+pub use geometry::{KernelPrecision, MapKind, ProjectionKind};
 pub use lti_dense::{LtiDense, LtiDenseConfig, TeacherKernel, kernel_shape};

@@ -124,7 +124,7 @@ pub enum InjectError {
         "`{from}` is {found} and `{to}` {expected}: they cannot be one variable; \
          share each with its like"
     )]
-    ShareRole {
+    SharePart {
         /// The source.
         from: String,
         /// What it is.

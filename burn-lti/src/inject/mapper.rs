@@ -6,7 +6,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
 use super::InjectError;
-use super::rules::{InjectRules, Role, Slot, Slots};
+use super::rules::{Entries, Entry, InjectRules, Part};
 use super::share::Shares;
 use crate::collapse::{LtiParts, lti_parts};
 use crate::compat;
@@ -44,25 +44,25 @@ pub fn inject<B: Backend, M: Module<B>>(
     teacher: &TensorSet<B>,
     rules: &InjectRules,
 ) -> Result<(M, Injection), InjectError> {
-    let slots = Slots::of(&student);
-    let (shares, targets) = rules.resolve(&slots, teacher)?;
-    let student = with_calculated_maps(student, &slots, &shares, &targets, teacher)?;
+    let entries = Entries::of(&student);
+    let (shares, targets) = rules.resolve(&entries, teacher)?;
+    let student = with_calculated_maps(student, &entries, &shares, &targets, teacher)?;
     let maps = lti_parts(&student);
 
     let (mut filled, mut values) = (BTreeMap::new(), BTreeMap::new());
     for (target, source) in &targets {
-        let slot = &slots.0[target];
+        let entry = &entries.0[target];
         let Some(named) = teacher.get(source) else {
             continue; // `resolve` only names tensors of the teacher
         };
-        let value = match mapped_bias(target, slot, &maps, source, &named.tensor)? {
+        let value = match mapped_bias(target, entry, &maps, source, &named.tensor)? {
             Some(bias) => bias,
             None => {
-                check_shape(target, slot, source, &named.tensor)?;
+                check_shape(target, entry, source, &named.tensor)?;
                 named.tensor.clone()
             }
         };
-        let value = in_trained_type(target, slot, &maps, value);
+        let value = in_trained_type(target, entry, &maps, value);
         for name in shares.names(shares.variable(target)) {
             filled.insert(name.to_owned(), source.clone());
             values.insert(name.to_owned(), value.clone());
@@ -91,16 +91,16 @@ pub fn inject<B: Backend, M: Module<B>>(
 /// Maps that wait for their values come first: biases go through them.
 fn with_calculated_maps<B: Backend, M: Module<B>>(
     student: M,
-    slots: &Slots,
+    entries: &Entries,
     shares: &Shares,
     targets: &BTreeMap<String, String>,
     teacher: &TensorSet<B>,
 ) -> Result<M, InjectError> {
     let mut values = BTreeMap::new();
     for (target, source) in targets {
-        let slot = &slots.0[target];
-        if let (Role::Map, Some(named)) = (slot.role, teacher.get(source)) {
-            check_shape(target, slot, source, &named.tensor)?;
+        let entry = &entries.0[target];
+        if let (Part::Map, Some(named)) = (entry.part, teacher.get(source)) {
+            check_shape(target, entry, source, &named.tensor)?;
             for name in shares.names(shares.variable(target)) {
                 values.insert(name.to_owned(), named.tensor.clone());
             }
@@ -118,13 +118,13 @@ fn with_calculated_maps<B: Backend, M: Module<B>>(
 /// teacher's own shape.
 fn mapped_bias<B: Backend>(
     name: &str,
-    slot: &Slot,
+    entry: &Entry,
     maps: &BTreeMap<String, LtiParts<B>>,
     source: &str,
     teacher_bias: &AnyTensor<B>,
 ) -> Result<Option<AnyTensor<B>>, InjectError> {
     let (prefix, _) = split_name(name);
-    if slot.role != Role::MapBias {
+    if entry.part != Part::MapBias {
         return Ok(None);
     }
     let Some((ProjectionKind::Qkv, (heads, head_dim), map)) = maps
@@ -156,13 +156,13 @@ fn mapped_bias<B: Backend>(
 /// teacher's.
 fn in_trained_type<B: Backend>(
     name: &str,
-    slot: &Slot,
+    entry: &Entry,
     maps: &BTreeMap<String, LtiParts<B>>,
     value: AnyTensor<B>,
 ) -> AnyTensor<B> {
     let (prefix, _) = split_name(name);
     match maps.get(prefix).and_then(LtiParts::map) {
-        Some(map) if slot.role == Role::MapBias => value.cast(map.dtype()),
+        Some(map) if entry.part == Part::MapBias => value.cast(map.dtype()),
         _ => value,
     }
 }
@@ -170,19 +170,19 @@ fn in_trained_type<B: Backend>(
 /// The shapes must be equal up to splitting or joining axes in order.
 fn check_shape<B: Backend>(
     student: &str,
-    slot: &Slot,
+    entry: &Entry,
     teacher: &str,
     tensor: &AnyTensor<B>,
 ) -> Result<(), InjectError> {
     let found = tensor.shape();
-    if refines(&found, &slot.shape) || refines(&slot.shape, &found) {
+    if refines(&found, &entry.shape) || refines(&entry.shape, &found) {
         return Ok(());
     }
     Err(InjectError::Shape {
         teacher: teacher.to_owned(),
         found,
         student: student.to_owned(),
-        expected: slot.shape.clone(),
+        expected: entry.shape.clone(),
     })
 }
 

@@ -107,16 +107,16 @@ impl InjectRules {
         new: impl IntoIterator<Item = String>,
     ) -> Result<Self, InjectError> {
         let new: BTreeSet<String> = new.into_iter().collect();
-        let slots = Slots::of(student);
-        check_new(&new, &slots)?;
+        let entries = Entries::of(student);
+        check_new(&new, &entries)?;
         let mut by_name = BTreeMap::new();
-        for (name, slot) in slots.0.iter().filter(|(name, _)| !new.contains(*name)) {
+        for (name, entry) in entries.0.iter().filter(|(name, _)| !new.contains(*name)) {
             let (prefix, _) = split_name(name);
-            let teacher = match slot.role {
-                Role::Map if slot.dtype.is_some() => continue, // it stands at its start
-                Role::Map => name,
-                Role::TeacherKernel => &join_name(prefix, "weight"),
-                Role::MapBias | Role::Plain => name,
+            let teacher = match entry.part {
+                Part::Map if entry.dtype.is_some() => continue, // it stands at its start
+                Part::Map => name,
+                Part::TeacherKernel => &join_name(prefix, "weight"),
+                Part::MapBias | Part::Plain => name,
             };
             by_name.insert(name.clone(), CopyRule::exact(teacher, name)?);
         }
@@ -155,11 +155,11 @@ impl InjectRules {
     /// Which student tensors are one, and for each that a rule names the teacher tensor that fills it.
     pub(super) fn resolve<B: Backend>(
         &self,
-        slots: &Slots,
+        entries: &Entries,
         teacher: &TensorSet<B>,
     ) -> Result<(Shares, BTreeMap<String, String>), InjectError> {
-        check_new(&self.new, slots)?;
-        let shares = Shares::resolve(&self.shares, slots)?;
+        check_new(&self.new, entries)?;
+        let shares = Shares::resolve(&self.shares, entries)?;
         let by_name = self
             .by_name
             .iter()
@@ -174,7 +174,7 @@ impl InjectRules {
                 .filter_map(|name| Some((name, rule.apply(name)?)))
             {
                 matched = true;
-                self.check_target(rule, slots, name, &student)?;
+                self.check_target(rule, entries, name, &student)?;
                 let variable = shares.variable(&student).to_owned();
                 if let Some(first) = sources.insert(variable, name.to_owned()) {
                     return Err(InjectError::FilledTwice {
@@ -192,11 +192,11 @@ impl InjectRules {
                 });
             }
         }
-        let unfilled: Vec<String> = slots
+        let unfilled: Vec<String> = entries
             .0
             .iter()
-            .filter(|(name, slot)| {
-                (slot.role != Role::Map || slot.dtype.is_none())
+            .filter(|(name, entry)| {
+                (entry.part != Part::Map || entry.dtype.is_none())
                     && shares.variable(name) == name.as_str()
                     && !sources.contains_key(*name)
                     && !self.new.contains(*name)
@@ -213,36 +213,36 @@ impl InjectRules {
     fn check_target(
         &self,
         rule: &CopyRule,
-        slots: &Slots,
+        entries: &Entries,
         teacher: &str,
         student: &str,
     ) -> Result<(), InjectError> {
-        if slots.0.contains_key(student) {
+        if entries.0.contains_key(student) {
             return Ok(());
         }
         Err(InjectError::UnknownTarget {
             pattern: rule.pattern.clone(),
             teacher: teacher.to_owned(),
             student: student.to_owned(),
-            suggestion: nearest_name(student, slots.names()),
+            suggestion: nearest_name(student, entries.names()),
         })
     }
 }
 
 /// Every tensor declared new must be one of the student's.
-fn check_new(new: &BTreeSet<String>, slots: &Slots) -> Result<(), InjectError> {
-    match new.iter().find(|name| !slots.0.contains_key(*name)) {
+fn check_new(new: &BTreeSet<String>, entries: &Entries) -> Result<(), InjectError> {
+    match new.iter().find(|name| !entries.0.contains_key(*name)) {
         None => Ok(()),
         Some(name) => Err(InjectError::UnknownNew {
             name: name.clone(),
-            suggestion: nearest_name(name, slots.names()),
+            suggestion: nearest_name(name, entries.names()),
         }),
     }
 }
 
 /// What a student tensor is to an injection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum Part {
     /// `A`, `B` or `W`: begins at its start, or waits for values that were calculated.
     Map,
     /// `C` of an `LtiDense`.
@@ -253,7 +253,7 @@ pub(super) enum Role {
     Plain,
 }
 
-impl Role {
+impl Part {
     pub(super) const fn describe(self) -> &'static str {
         match self {
             Self::Map => "a map (`A`, `B` or `W`)",
@@ -266,8 +266,8 @@ impl Role {
 
 /// One student tensor before it is filled.
 #[derive(Clone, Debug)]
-pub(super) struct Slot {
-    pub(super) role: Role,
+pub(super) struct Entry {
+    pub(super) part: Part,
     pub(super) shape: Vec<usize>,
     /// Unknown until it is allocated.
     pub(super) dtype: Option<DType>,
@@ -276,13 +276,13 @@ pub(super) struct Slot {
 
 /// All float tensors of a student by name, found without allocating any.
 #[derive(Debug, Default)]
-pub(super) struct Slots(pub(super) BTreeMap<String, Slot>);
+pub(super) struct Entries(pub(super) BTreeMap<String, Entry>);
 
-impl Slots {
+impl Entries {
     pub(super) fn of<B: Backend, M: Module<B>>(module: &M) -> Self {
-        let mut finder = SlotFinder::default();
+        let mut finder = EntryFinder::default();
         module.visit(&mut finder);
-        finder.slots
+        finder.entries
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -291,12 +291,12 @@ impl Slots {
 }
 
 #[derive(Default)]
-struct SlotFinder {
+struct EntryFinder {
     path: ModulePath,
-    slots: Slots,
+    entries: Entries,
 }
 
-impl<B: Backend> ModuleVisitor<B> for SlotFinder {
+impl<B: Backend> ModuleVisitor<B> for EntryFinder {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -307,18 +307,18 @@ impl<B: Backend> ModuleVisitor<B> for SlotFinder {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let name = self.path.name();
-        let role = match (self.path.owner(), split_name(&name).1) {
-            ("LtiDense", "a" | "b" | "w") => Role::Map,
-            ("LtiDense", "c") => Role::TeacherKernel,
-            ("LtiDense", "bias") => Role::MapBias,
-            _ => Role::Plain,
+        let part = match (self.path.owner(), split_name(&name).1) {
+            ("LtiDense", "a" | "b" | "w") => Part::Map,
+            ("LtiDense", "c") => Part::TeacherKernel,
+            ("LtiDense", "bias") => Part::MapBias,
+            _ => Part::Plain,
         };
-        let slot = Slot {
-            role,
+        let entry = Entry {
+            part,
             shape: param.lazy_shape().to_vec(),
             dtype: param.is_initialized().then(|| param.val().dtype()),
             id: param.id,
         };
-        self.slots.0.insert(name, slot);
+        self.entries.0.insert(name, entry);
     }
 }

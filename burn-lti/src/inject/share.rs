@@ -8,7 +8,7 @@ use burn::tensor::container::TensorContainer;
 
 use super::InjectError;
 use super::error::nearest_name;
-use super::rules::{CopyRule, Slot, Slots};
+use super::rules::{CopyRule, Entries, Entry};
 use crate::tensors::ModulePath;
 
 /// A regular expression over student names and the student name that becomes one variable with each
@@ -50,20 +50,20 @@ impl ShareRule {
     }
 
     /// Whether `source` and `destination` can be one variable.
-    fn check(&self, slots: &Slots, source: &str, destination: &str) -> Result<(), InjectError> {
+    fn check(&self, entries: &Entries, source: &str, destination: &str) -> Result<(), InjectError> {
         if source == destination {
             return Err(InjectError::SharedWithItself {
                 pattern: self.0.pattern().to_owned(),
                 name: source.to_owned(),
             });
         }
-        match (slots.0.get(source), slots.0.get(destination)) {
+        match (entries.0.get(source), entries.0.get(destination)) {
             (Some(from), Some(to)) => check_alike((source, from), (destination, to)),
             _ => Err(InjectError::UnknownDestination {
                 pattern: self.0.pattern().to_owned(),
                 from: source.to_owned(),
                 to: destination.to_owned(),
-                suggestion: nearest_name(destination, slots.names()),
+                suggestion: nearest_name(destination, entries.names()),
             }),
         }
     }
@@ -74,16 +74,16 @@ impl ShareRule {
 pub(super) struct Shares(pub(super) BTreeMap<String, String>);
 
 impl Shares {
-    pub(super) fn resolve(rules: &[ShareRule], slots: &Slots) -> Result<Self, InjectError> {
+    pub(super) fn resolve(rules: &[ShareRule], entries: &Entries) -> Result<Self, InjectError> {
         let mut sources: BTreeMap<String, String> = BTreeMap::new();
         for rule in rules {
             let mut matched = false;
-            for (source, destination) in slots
+            for (source, destination) in entries
                 .names()
                 .filter_map(|name| Some((name, rule.0.apply(name)?)))
             {
                 matched = true;
-                rule.check(slots, source, &destination)?;
+                rule.check(entries, source, &destination)?;
                 if let Some(first) = sources.insert(destination.clone(), source.to_owned()) {
                     return Err(InjectError::SharedTwice {
                         to: destination,
@@ -95,7 +95,7 @@ impl Shares {
             if !matched {
                 return Err(InjectError::NoSource {
                     pattern: rule.0.pattern().to_owned(),
-                    suggestion: nearest_name(rule.0.pattern(), slots.names()),
+                    suggestion: nearest_name(rule.0.pattern(), entries.names()),
                 });
             }
         }
@@ -104,7 +104,7 @@ impl Shares {
             .map(|destination| Ok((destination.clone(), end_of_chain(destination, &sources)?)))
             .collect::<Result<_, InjectError>>()?;
         let shares = Self(ends);
-        shares.check_ids(slots)?;
+        shares.check_ids(entries)?;
         Ok(shares)
     }
 
@@ -141,10 +141,10 @@ impl Shares {
 
     /// Burn knows a parameter by its id: two of one id that no rule shares would be trained as one,
     /// though each was filled on its own.
-    fn check_ids(&self, slots: &Slots) -> Result<(), InjectError> {
+    fn check_ids(&self, entries: &Entries) -> Result<(), InjectError> {
         let mut first_names = HashMap::new();
-        for (name, slot) in &slots.0 {
-            let first = *first_names.entry(slot.id).or_insert(name);
+        for (name, entry) in &entries.0 {
+            let first = *first_names.entry(entry.id).or_insert(name);
             if self.variable(first) != self.variable(name) {
                 return Err(InjectError::OneId {
                     first: first.clone(),
@@ -157,16 +157,16 @@ impl Shares {
 }
 
 fn check_alike(
-    (from, source): (&str, &Slot),
-    (to, destination): (&str, &Slot),
+    (from, source): (&str, &Entry),
+    (to, destination): (&str, &Entry),
 ) -> Result<(), InjectError> {
     let (from, to) = (from.to_owned(), to.to_owned());
-    if source.role != destination.role {
-        return Err(InjectError::ShareRole {
+    if source.part != destination.part {
+        return Err(InjectError::SharePart {
             from,
-            found: source.role.describe(),
+            found: source.part.describe(),
             to,
-            expected: destination.role.describe(),
+            expected: destination.part.describe(),
         });
     }
     if source.shape != destination.shape {
@@ -264,43 +264,43 @@ impl<B: Backend> ModuleMapper<B> for Sharer<'_> {
 mod tests {
     use burn::tensor::DType;
 
-    use super::super::rules::Role;
+    use super::super::rules::Part;
     use super::*;
 
-    fn slot(role: Role, shape: &[usize]) -> Slot {
-        Slot {
-            role,
+    fn entry(part: Part, shape: &[usize]) -> Entry {
+        Entry {
+            part,
             shape: shape.to_vec(),
             dtype: Some(DType::F32),
             id: ParamId::new(),
         }
     }
 
-    fn slots() -> Slots {
-        let plain = |name: &str| (name.to_owned(), slot(Role::Plain, &[2, 3]));
-        let mut slots = Slots(["a", "b", "c", "d"].map(plain).into());
-        let half = Slot {
+    fn entries() -> Entries {
+        let plain = |name: &str| (name.to_owned(), entry(Part::Plain, &[2, 3]));
+        let mut entries = Entries(["a", "b", "c", "d"].map(plain).into());
+        let half = Entry {
             dtype: Some(DType::F16),
-            ..slot(Role::Plain, &[2, 3])
+            ..entry(Part::Plain, &[2, 3])
         };
-        let lazy = Slot {
+        let lazy = Entry {
             dtype: None,
-            ..slot(Role::Plain, &[2, 3])
+            ..entry(Part::Plain, &[2, 3])
         };
-        for (name, slot) in [
+        for (name, entry) in [
             ("half", half),
             ("lazy", lazy),
-            ("turned", slot(Role::Plain, &[3, 2])),
-            ("kernel", slot(Role::TeacherKernel, &[2, 2, 2])),
-            ("twin", slot(Role::TeacherKernel, &[2, 2, 2])),
-            ("narrow", slot(Role::TeacherKernel, &[2, 2, 1])),
-            ("cube", slot(Role::Plain, &[2, 2, 2])),
-            ("map", slot(Role::Map, &[2, 3])),
-            ("bias", slot(Role::MapBias, &[2, 3])),
+            ("turned", entry(Part::Plain, &[3, 2])),
+            ("kernel", entry(Part::TeacherKernel, &[2, 2, 2])),
+            ("twin", entry(Part::TeacherKernel, &[2, 2, 2])),
+            ("narrow", entry(Part::TeacherKernel, &[2, 2, 1])),
+            ("cube", entry(Part::Plain, &[2, 2, 2])),
+            ("map", entry(Part::Map, &[2, 3])),
+            ("bias", entry(Part::MapBias, &[2, 3])),
         ] {
-            slots.0.insert(name.to_owned(), slot);
+            entries.0.insert(name.to_owned(), entry);
         }
-        slots
+        entries
     }
 
     fn resolve(pairs: &[(&str, &str)]) -> Result<Shares, InjectError> {
@@ -308,7 +308,7 @@ mod tests {
             .iter()
             .map(|(pattern, template)| ShareRule::new(pattern, template).expect("a pattern"))
             .collect();
-        Shares::resolve(&rules, &slots())
+        Shares::resolve(&rules, &entries())
     }
 
     fn refusal(pairs: &[(&str, &str)]) -> (InjectError, String) {
@@ -425,25 +425,25 @@ mod tests {
             ("b", "bias", "`bias` the bias beside a map"),
         ] {
             let (error, message) = refusal(&[(from, to)]);
-            assert!(matches!(error, InjectError::ShareRole { .. }), "{message}");
+            assert!(matches!(error, InjectError::SharePart { .. }), "{message}");
             assert!(message.contains(words), "{message}");
         }
     }
 
     #[test]
     fn one_id_without_a_rule_is_refused() {
-        let mut slots = slots();
-        let id = slots.0["a"].id;
-        if let Some(slot) = slots.0.get_mut("b") {
-            slot.id = id;
+        let mut entries = entries();
+        let id = entries.0["a"].id;
+        if let Some(entry) = entries.0.get_mut("b") {
+            entry.id = id;
         }
-        let error = Shares::resolve(&[], &slots).expect_err("one id");
+        let error = Shares::resolve(&[], &entries).expect_err("one id");
         assert!(
             matches!(&error, InjectError::OneId { first, second }
                 if first == "a" && second == "b"),
             "{error}"
         );
         let rule = ShareRule::new("a", "b").expect("a pattern");
-        Shares::resolve(&[rule], &slots).expect("shared by a rule");
+        Shares::resolve(&[rule], &entries).expect("shared by a rule");
     }
 }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::dense::HeadGrid;
+use crate::geometry::HeadGrid;
 
 /// A start that cannot be made for the grids given.
 #[derive(Debug, Error, PartialEq, Eq)]

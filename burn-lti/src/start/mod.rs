@@ -22,7 +22,8 @@ use rand::rngs::StdRng;
 pub use error::StartError;
 pub use kind::Start;
 
-use crate::dense::{AttnMap, HeadGrid, MapKind, ProjectionKind};
+use crate::dense::{AttnMap, MapKind, ProjectionKind};
+use crate::geometry::HeadGrid;
 
 /// The map of one projection before it exists as tensors.
 #[derive(Clone, Copy, Debug)]

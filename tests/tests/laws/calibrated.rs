@@ -6,10 +6,9 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::{
-    AttentionGeometry, CausalLm, LayeredDecoder, LtiSpec, SlotMaps, TokenBatch,
-};
-use burn_lti::dense::{HeadGrid, MapKind, Slot};
+use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
+use burn_lti::dense::MapKind;
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::InjectError;
 use burn_lti::start::calibrated::{
     CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
@@ -61,7 +60,7 @@ fn batches<B: Backend>(count: usize, vocab: usize, seed: u64, device: &B::Device
     loader(sequences, 16, None, device)
 }
 
-fn spec(teacher: AttentionGeometry, maps: SlotMaps) -> LtiSpec {
+fn spec(teacher: Axes, maps: RoleMaps) -> LtiSpec {
     LtiSpec {
         maps,
         start: Start::Calibrated,
@@ -103,7 +102,7 @@ type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 fn calibrated_llama<A: AutodiffBackend>(
     teacher: &PlainLlama<Inner<A>>,
     config: &LlamaConfig,
-    maps: SlotMaps,
+    maps: RoleMaps,
     feed_forward: FeedForward,
     device: &A::Device,
 ) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
@@ -115,7 +114,7 @@ fn calibrated_llama<A: AutodiffBackend>(
 fn calibrated_with<A: AutodiffBackend>(
     teacher: &PlainLlama<Inner<A>>,
     config: &LlamaConfig,
-    maps: SlotMaps,
+    maps: RoleMaps,
     set: impl Fn(&mut Calibration<'_>),
     device: &A::Device,
 ) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
@@ -134,19 +133,19 @@ fn calibrated_with<A: AutodiffBackend>(
     (student.expect("a student"), start)
 }
 
-fn out_general() -> SlotMaps {
-    SlotMaps {
+fn out_general() -> RoleMaps {
+    RoleMaps {
         out: MapKind::General,
-        ..SlotMaps::all(MapKind::Factored)
+        ..RoleMaps::all(MapKind::Factored)
     }
 }
 
-fn all_maps() -> [SlotMaps; 4] {
+fn all_maps() -> [RoleMaps; 4] {
     [
-        SlotMaps::all(MapKind::Factored),
-        SlotMaps::all(MapKind::General),
+        RoleMaps::all(MapKind::Factored),
+        RoleMaps::all(MapKind::General),
         out_general(),
-        SlotMaps::all(MapKind::Kronecker(2)),
+        RoleMaps::all(MapKind::Kronecker(2)),
     ]
 }
 
@@ -335,7 +334,7 @@ fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::
     let (student, _) = calibrated_llama::<A>(
         &teacher,
         &config,
-        SlotMaps::all(MapKind::General),
+        RoleMaps::all(MapKind::General),
         FeedForward::Keep,
         &device,
     );
@@ -366,9 +365,9 @@ fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::De
         let random = llama_student(&config, &random, &tensors, &device).expect("a student");
         let random = kl(&random, &teacher, &device);
         for maps in [
-            SlotMaps::all(MapKind::Factored),
-            SlotMaps::all(MapKind::General),
-            SlotMaps::all(MapKind::Kronecker(2)),
+            RoleMaps::all(MapKind::Factored),
+            RoleMaps::all(MapKind::General),
+            RoleMaps::all(MapKind::Kronecker(2)),
         ] {
             let (student, _) =
                 calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
@@ -395,12 +394,12 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
         let found = values(&logits(&student, &batch));
         (found, residuals.collect::<Vec<_>>(), student)
     };
-    let (factored, ..) = calibrated(SlotMaps::all(MapKind::Factored));
-    let (one, ..) = calibrated(SlotMaps::all(MapKind::Kronecker(1)));
+    let (factored, ..) = calibrated(RoleMaps::all(MapKind::Factored));
+    let (one, ..) = calibrated(RoleMaps::all(MapKind::Kronecker(1)));
     assert_eq!(one, factored);
 
     // Query and key need one pair. The second adds nothing, and can learn.
-    let (.., two) = calibrated(SlotMaps::all(MapKind::Kronecker(2)));
+    let (.., two) = calibrated(RoleMaps::all(MapKind::Kronecker(2)));
     for projection in ["q_proj", "k_proj"] {
         let name = |leaf| format!("model.layers.1.self_attn.{projection}.{leaf}");
         let second = |leaf| {
@@ -413,14 +412,14 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
     }
 
     let (teacher, student) = (teacher.config().geometry(), config.geometry());
-    let rank = |slot| MapKind::largest_rank(teacher.grid(slot), student.grid(slot));
-    let all = SlotMaps {
-        query: MapKind::Kronecker(rank(Slot::Query)),
-        key: MapKind::Kronecker(rank(Slot::Key)),
-        value: MapKind::Kronecker(rank(Slot::Value)),
-        out: MapKind::Kronecker(rank(Slot::Out)),
+    let rank = |role| MapKind::largest_rank(teacher.grid(role), student.grid(role));
+    let all = RoleMaps {
+        query: MapKind::Kronecker(rank(Role::Query)),
+        key: MapKind::Kronecker(rank(Role::Key)),
+        value: MapKind::Kronecker(rank(Role::Value)),
+        out: MapKind::Kronecker(rank(Role::Out)),
     };
-    let (general, general_left, _) = calibrated(SlotMaps::all(MapKind::General));
+    let (general, general_left, _) = calibrated(RoleMaps::all(MapKind::General));
     let (all, all_left, of_pairs) = calibrated(all);
     // The second layer is fitted to what rounded maps put out in the first.
     for (all, general) in all_left.iter().zip(&general_left) {
@@ -437,7 +436,7 @@ fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
     let config = with_heads(teacher.config(), 1, 1, 8);
     let start = |steps| {
         let set = |calibration: &mut Calibration<'_>| calibration.refinement.steps = steps;
-        let maps = SlotMaps::all(MapKind::General);
+        let maps = RoleMaps::all(MapKind::General);
         calibrated_with::<A>(&teacher, &config, maps, set, &device).1
     };
     let (fitted, refined) = (start(0), start(24));
@@ -510,7 +509,7 @@ fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::D
     let grouped = distance(&student_of(&to, &grouped, &nothing).expect("a student"));
     for (config, maps) in [
         (&from, out_general()),
-        (&to, SlotMaps::all(MapKind::General)),
+        (&to, RoleMaps::all(MapKind::General)),
     ] {
         let spec = spec(from.geometry, maps);
         let calibration = Calibration::new(&spec, config.geometry);
@@ -538,7 +537,7 @@ fn the_same_text_gives_the_same_start<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
     let start = || {
-        let maps = SlotMaps::all(MapKind::General);
+        let maps = RoleMaps::all(MapKind::General);
         let (_, start) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
         let tensors = start.tensors.iter();
         let tensors = tensors.map(|(name, named)| (name.to_owned(), named.tensor.to_f32()));
@@ -562,7 +561,7 @@ fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
     let tensors = TensorSet::collect(&teacher);
-    let maps = SlotMaps {
+    let maps = RoleMaps {
         query: MapKind::Factored,
         key: MapKind::Factored,
         value: MapKind::Factored,
@@ -597,7 +596,7 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
     let config = with_heads(teacher.config(), 2, 1, 8);
     let spec = spec(
         teacher.config().geometry(),
-        SlotMaps::all(MapKind::Kronecker(3)),
+        RoleMaps::all(MapKind::Kronecker(3)),
     );
     let calibration = Calibration::new(&spec, config.geometry());
     let student_with = |start: &TensorSet<A::InnerBackend>| {

@@ -6,13 +6,14 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::{CollapseError, collapse};
 use burn_lti::decoder::{
-    AttentionBlock, AttentionGeometry, CausalLm, DecoderError, LayerSelection, LtiSpec, Projection,
-    SlotMaps, TokenBatch, learn_to_init,
+    AttentionBlock, CausalLm, DecoderError, LayerSelection, LtiSpec, Projection, RoleMaps,
+    TokenBatch, learn_to_init,
 };
 use burn_lti::dense::{
-    ContractionError, DenseError, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
-    ProjectionKind, Slot,
+    ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
+    ProjectionKind,
 };
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::{CopyRule, InjectError, InjectRules, inject};
 use burn_lti::start::{Start, StartError};
 use burn_lti::tensors::TensorSet;
@@ -65,9 +66,9 @@ fn toy_tolerance(expected: &[f64]) -> Tolerance {
 /// A change that shows in every logit's neighbourhood but is far beyond rounding.
 const CHANGE: f32 = 0.02;
 
-fn spec(teacher: AttentionGeometry, map: MapKind, start: Start) -> LtiSpec {
+fn spec(teacher: Axes, map: MapKind, start: Start) -> LtiSpec {
     LtiSpec {
-        maps: SlotMaps::all(map),
+        maps: RoleMaps::all(map),
         start,
         seed: 11,
         ..LtiSpec::new(teacher)
@@ -342,10 +343,10 @@ fn maps_of_each_slot_have_the_form_asked_for<A: AutodiffBackend>(device: A::Devi
     let config = ToyConfig::new(6, 3);
     let teacher: PlainToy<A::InnerBackend> = config.random(1, &device);
     let spec = LtiSpec {
-        maps: SlotMaps {
+        maps: RoleMaps {
             key: MapKind::General,
             out: MapKind::General,
-            ..SlotMaps::all(MapKind::Factored)
+            ..RoleMaps::all(MapKind::Factored)
         },
         start: Start::Lecun,
         ..LtiSpec::new(config.geometry)
@@ -376,7 +377,7 @@ fn maps_of_each_slot_have_the_form_asked_for<A: AutodiffBackend>(device: A::Devi
 struct LyingBlock<B: Backend, P: Module<B>> {
     projections: Vec<P>,
     #[module(skip)]
-    geometry: AttentionGeometry,
+    geometry: Axes,
     #[module(skip)]
     _backend: std::marker::PhantomData<B>,
 }
@@ -384,18 +385,18 @@ struct LyingBlock<B: Backend, P: Module<B>> {
 impl<B: Backend> AttentionBlock<B> for LyingBlock<B, Linear<B>> {
     type Learning = LyingBlock<B, Projection<B>>;
 
-    fn geometry(&self) -> AttentionGeometry {
+    fn geometry(&self) -> Axes {
         self.geometry
     }
 
     fn swap_projections<E>(
         self,
-        mut swap: impl FnMut(Slot, Linear<B>) -> Result<Projection<B>, E>,
+        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
-        let swapped = Slot::ALL.into_iter().zip(self.projections);
+        let swapped = Role::ATTENTION.into_iter().zip(self.projections);
         Ok(LyingBlock {
             projections: swapped
-                .map(|(slot, linear)| swap(slot, linear))
+                .map(|(role, linear)| swap(role, linear))
                 .collect::<Result<_, _>>()?,
             geometry: self.geometry,
             _backend: self._backend,
@@ -435,13 +436,13 @@ fn swaps_that_cannot_be_done_are_refused<A: AutodiffBackend>(device: A::Device) 
     let error = refused(ToyConfig::new(4, 2), LtiSpec::new(teacher));
     let DecoderError::Projection {
         layer,
-        slot,
+        role,
         source,
     } = &error
     else {
         panic!("{error}");
     };
-    assert_eq!((*layer, *slot), (0, Slot::Query));
+    assert_eq!((*layer, *role), (0, Role::Query));
     assert!(matches!(
         source,
         DenseError::Start(StartError::HeadsDoNotDivide { .. })
@@ -473,7 +474,7 @@ fn a_block_of_another_width_is_refused<A: AutodiffBackend>(device: &A::Device) {
         matches!(
             error,
             DecoderError::Projection {
-                slot: Slot::Value,
+                role: Role::Value,
                 source: DenseError::Width {
                     expected_out: 12,
                     found_out: 10,

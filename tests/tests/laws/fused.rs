@@ -5,12 +5,11 @@ use burn::prelude::*;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
-use burn_lti::decoder::AttentionGeometry;
-use burn_lti::dense::HeadGrid;
 use burn_lti::fused::{
     AttentionMask, PairTurns, attention_weights, gated_silu, grouped_attention, masked_softmax,
     rms_norm, turn_pairs,
 };
+use burn_lti::geometry::{Axes, HeadGrid};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
 use burn_lti_tests::on_every_backend;
@@ -223,13 +222,9 @@ fn what_a_mask_hides_has_no_weight<A: AutodiffBackend>(device: A::Device) {
 const BATCH: usize = 2;
 const TOKENS: usize = 75;
 
-fn geometry(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionGeometry {
+fn geometry(heads: usize, kv_heads: usize, head_dim: usize) -> Axes {
     let grid = |heads| HeadGrid { heads, head_dim };
-    AttentionGeometry {
-        d_model: 1,
-        query: grid(heads),
-        key_value: grid(kv_heads),
-    }
+    Axes::of_attention(1, grid(heads), grid(kv_heads))
 }
 
 /// Documents of 30 and 45 tokens, and of one, 70 and 4.
@@ -254,7 +249,7 @@ fn segments<B: Backend>(segments: &[i64], device: &B::Device) -> Tensor<B, 2, In
 }
 
 /// Queries, keys, values, and weights of the output.
-fn attention_numbers(geometry: &AttentionGeometry) -> [Vec<f32>; 4] {
+fn attention_numbers(geometry: &Axes) -> [Vec<f32>; 4] {
     let mut numbers = Numbers::new(5);
     let (query, kv) = (geometry.query.width(), geometry.key_value.width());
     [query, kv, kv, query].map(|width| numbers.normal(BATCH * TOKENS * width))
@@ -265,7 +260,7 @@ fn attention_numbers(geometry: &AttentionGeometry) -> [Vec<f32>; 4] {
 fn plain_weights<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
-    geometry: &AttentionGeometry,
+    geometry: &Axes,
     segments: &[i64],
 ) -> Tensor<B, 4> {
     let hidden: Vec<f32> = (0..BATCH * TOKENS * TOKENS)
@@ -286,7 +281,7 @@ fn plain_weights<B: Backend>(
     softmax(scores + hidden, 3)
 }
 
-fn group(geometry: &AttentionGeometry) -> usize {
+fn group(geometry: &Axes) -> usize {
     geometry.query.heads / geometry.key_value.heads
 }
 
@@ -305,7 +300,7 @@ fn plain_attention<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
-    geometry: &AttentionGeometry,
+    geometry: &Axes,
     segments: &[i64],
 ) -> Tensor<B, 3> {
     let [batch, tokens, width] = q.dims();

@@ -5,10 +5,11 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::dense::{
-    AttnMap, ContractionError, DenseError, HeadGrid, KernelPrecision, LtiDense, LtiDenseConfig,
-    MapKind, ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
+    AttnMap, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
+    ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
     contraction_cost,
 };
+use burn_lti::geometry::HeadGrid;
 use burn_lti::start::{MapSpec, Start, StartError};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};

@@ -282,7 +282,7 @@ fn shares_that_cannot_be_are_refused<A: AutodiffBackend>(device: A::Device) {
         assert!(error.to_string().contains(name), "{error}");
     }
     let error = refused("blocks.0.expand.weight", query);
-    assert!(matches!(error, InjectError::ShareRole { .. }), "{error}");
+    assert!(matches!(error, InjectError::SharePart { .. }), "{error}");
     let error = refused(query, "blocks.2.attention.quary.c");
     assert!(
         error

@@ -15,7 +15,7 @@ use mask::Spans;
 use super::lanes::{self, floats};
 use super::masked_softmax;
 use super::operation::{Operation, apply, primitive, tensor};
-use crate::decoder::AttentionGeometry;
+use crate::geometry::Axes;
 use crate::host::Team;
 
 /// `softmax(q k^T + mask) v` for each head (Vaswani et al. 2017; several query heads to one of keys and
@@ -38,7 +38,7 @@ pub fn grouped_attention<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     v: Tensor<B, 3>,
-    geometry: &AttentionGeometry,
+    geometry: &Axes,
     mask: &AttentionMask<B>,
 ) -> Tensor<B, 3> {
     let shape = Shape::of(&q, &k, geometry, mask);
@@ -66,7 +66,7 @@ pub fn grouped_attention<B: Backend>(
 pub fn attention_weights<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
-    geometry: &AttentionGeometry,
+    geometry: &Axes,
     mask: &AttentionMask<B>,
 ) -> Tensor<B, 4> {
     let shape = Shape::of(&q, &k, geometry, mask);
@@ -143,7 +143,7 @@ impl Shape {
     fn of<B: Backend>(
         q: &Tensor<B, 3>,
         k: &Tensor<B, 3>,
-        geometry: &AttentionGeometry,
+        geometry: &Axes,
         mask: &AttentionMask<B>,
     ) -> Self {
         let ([batch, queries, _], [_, keys, _]) = (q.dims(), k.dims());

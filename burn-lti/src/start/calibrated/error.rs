@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::dense::HeadGrid;
+use crate::geometry::HeadGrid;
 use crate::start::StartError;
 
 /// A calibration that failed.

@@ -2,7 +2,7 @@
 
 use super::CalibrationError;
 use super::select::HeadChoice;
-use crate::decoder::AttentionGeometry;
+use crate::geometry::Axes;
 
 /// The heads of teacher and student.
 ///
@@ -18,12 +18,9 @@ pub(super) struct HeadCounts {
 
 impl HeadCounts {
     /// Of both sides' grids, once they can be calibrated.
-    pub(super) fn of(
-        teacher: &AttentionGeometry,
-        student: &AttentionGeometry,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn of(teacher: &Axes, student: &Axes) -> Result<Self, CalibrationError> {
         for geometry in [teacher, student] {
-            let AttentionGeometry {
+            let Axes {
                 query, key_value, ..
             } = *geometry;
             for grid in [query, key_value] {
@@ -194,7 +191,7 @@ fn binomial(n: usize, k: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dense::HeadGrid;
+    use crate::geometry::HeadGrid;
 
     #[test]
     fn choices_are_counted_as_they_are_listed() {
@@ -229,15 +226,11 @@ mod tests {
 
     #[test]
     fn grids_that_cannot_be_calibrated_are_refused() {
-        let geometry = |d_model, query, key_value| AttentionGeometry {
-            d_model,
-            query,
-            key_value,
-        };
+        let geometry = Axes::of_attention;
         let grid = HeadGrid::new;
         let good = geometry(16, grid(4, 8), grid(2, 8));
         assert!(HeadCounts::of(&good, &geometry(16, grid(2, 4), grid(1, 4))).is_ok());
-        let refused = |student: &AttentionGeometry| HeadCounts::of(&good, student).unwrap_err();
+        let refused = |student: &Axes| HeadCounts::of(&good, student).unwrap_err();
         let empty = refused(&geometry(16, grid(2, 8), grid(0, 8)));
         assert!(matches!(empty, CalibrationError::Empty { grid } if grid.heads == 0));
         for (query, key_value) in [(grid(3, 8), grid(2, 8)), (grid(2, 8), grid(1, 4))] {

@@ -52,8 +52,9 @@ pub use file::StartFileError;
 pub use refine::Refinement;
 pub use select::HeadChoice;
 
-use crate::decoder::{AttentionGeometry, LayeredDecoder, LtiSpec, TokenBatch};
-use crate::dense::{MapKind, ProjectionKind, Slot};
+use crate::decoder::{LayeredDecoder, LtiSpec, TokenBatch};
+use crate::dense::{MapKind, ProjectionKind};
+use crate::geometry::{Axes, Role};
 use crate::start::{MapSpec, pairs as start_pairs};
 use crate::tensors::{TensorSet, join_name};
 use fit::{Fitted, LayerFit, Span, ValueMap};
@@ -72,7 +73,7 @@ pub struct Calibration<'a> {
     /// The teacher's grids, the layers that have maps, and the maps' forms.
     pub spec: &'a LtiSpec,
     /// The student's grids.
-    pub student: AttentionGeometry,
+    pub student: Axes,
     /// The most rounds in which value and output are fitted in turn. Fewer are taken where held-out
     /// tokens show no gain.
     pub rounds: usize,
@@ -91,7 +92,7 @@ pub struct Calibration<'a> {
 
 impl<'a> Calibration<'a> {
     /// Two rounds, feed-forward blocks as they are, at most 4,096 value features.
-    pub fn new(spec: &'a LtiSpec, student: AttentionGeometry) -> Self {
+    pub fn new(spec: &'a LtiSpec, student: Axes) -> Self {
         Self {
             spec,
             student,
@@ -300,16 +301,16 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             tensors: TensorSet::new(),
         };
         for layer in walk.layers() {
-            for slot in Slot::ALL {
-                let spec = walk.map_spec(slot);
+            for role in Role::ATTENTION {
+                let spec = walk.map_spec(role);
                 spec.check_rank()?;
                 let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
                 match spec.map {
                     MapKind::Factored | MapKind::Kronecker(_) => {
                         let (a, b) = (zeros(&spec.a_shape()), zeros(&spec.b_shape()));
-                        walk.set_factors(layer, slot, a, b);
+                        walk.set_factors(layer, role, a, b);
                     }
-                    MapKind::General => walk.set_general(layer, slot, zeros(&spec.w_shape())),
+                    MapKind::General => walk.set_general(layer, role, zeros(&spec.w_shape())),
                 }
             }
         }
@@ -322,24 +323,24 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             .collect()
     }
 
-    fn map_spec(&self, slot: Slot) -> MapSpec {
+    fn map_spec(&self, role: Role) -> MapSpec {
         MapSpec {
-            kind: slot.kind(),
-            map: self.calibration.spec.maps.get(slot),
-            teacher: self.calibration.spec.teacher.grid(slot),
-            student: self.calibration.student.grid(slot),
+            kind: ProjectionKind::of(role),
+            map: self.calibration.spec.maps.get(role),
+            teacher: self.calibration.spec.teacher.grid(role),
+            student: self.calibration.student.grid(role),
         }
     }
 
     /// The form that is fitted: as many pairs as there can be make every general map, and are taken out
     /// of that in the end.
-    fn fitted_form(&self, slot: Slot) -> MapKind {
+    fn fitted_form(&self, role: Role) -> MapKind {
         let MapSpec {
             map,
             teacher,
             student,
             ..
-        } = self.map_spec(slot);
+        } = self.map_spec(role);
         match map {
             MapKind::Kronecker(1) => MapKind::Factored,
             MapKind::Kronecker(rank) if rank == MapKind::largest_rank(teacher, student) => {
@@ -456,10 +457,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 rows.weigh(rows.drift.clone()),
             )?;
         }
-        let name = self.teacher.projection_name(layer, Slot::Out);
+        let name = self.teacher.projection_name(layer, Role::Out);
         let kernel = self.teacher_weight(&name, geometry.query.width())?;
         let head_dims = [geometry.query.head_dim, grid.head_dim];
-        let form = self.fitted_form(Slot::Out);
+        let form = self.fitted_form(Role::Out);
         let out = OutMap::new(form, self.counts, head_dims, &heads.query, kernel)?;
         LayerFit {
             heads: self.counts,
@@ -467,7 +468,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             t_head_dim: geometry.key_value.head_dim,
             s_head_dim: grid.head_dim,
             span,
-            value: self.fitted_form(Slot::Value),
+            value: self.fitted_form(Role::Value),
             out: &out,
             fitted: &both.fitted,
             held_out: &both.held_out,
@@ -551,14 +552,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let features = self
             .teacher
             .query_key_features(self.calibration.student.query.head_dim);
-        let spec = self.map_spec(Slot::Query);
+        let spec = self.map_spec(Role::Query);
         // Scores are divided by the root of the head size.
         let ratio = spec.student.head_dim as f64 / spec.teacher.head_dim as f64;
-        for (slot, chosen, scale) in [
-            (Slot::Query, &heads.query, ratio.sqrt()),
-            (Slot::Key, &heads.key_value, 1.0),
+        for (role, chosen, scale) in [
+            (Role::Query, &heads.query, ratio.sqrt()),
+            (Role::Key, &heads.key_value, 1.0),
         ] {
-            let spec = self.map_spec(slot);
+            let spec = self.map_spec(role);
             let s_heads = spec.student.heads;
             let mut a = vec![0.0; spec.teacher.heads * s_heads];
             for (student, teacher) in chosen.iter().enumerate() {
@@ -569,14 +570,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             for (student, teacher) in features.iter().enumerate() {
                 // Where a larger head has no feature to begin as, its query has none, which leaves the
                 // scores alone, and its key has one, so that the query can learn to use it.
-                let nothing = (slot == Slot::Key).then_some(student % y);
+                let nothing = (role == Role::Key).then_some(student % y);
                 if let Some(teacher) = teacher.or(nothing) {
                     b[teacher * v + student] = 1.0;
                 }
             }
             match spec.map {
-                MapKind::Factored | MapKind::Kronecker(_) => self.set_factors(layer, slot, a, b),
-                MapKind::General => self.set_general(layer, slot, outer_product(&spec, &a, &b)),
+                MapKind::Factored | MapKind::Kronecker(_) => self.set_factors(layer, role, a, b),
+                MapKind::General => self.set_general(layer, role, outer_product(&spec, &a, &b)),
             }
         }
     }
@@ -587,7 +588,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         heads: &HeadChoice,
         fitted: &Fitted,
     ) -> Result<(), CalibrationError> {
-        let spec = self.map_spec(Slot::Value);
+        let spec = self.map_spec(Role::Value);
         let (t_heads, y) = (spec.teacher.heads, spec.teacher.head_dim);
         let s_heads = spec.student.heads;
         match &fitted.value {
@@ -604,7 +605,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                     }),
                     false => joined,
                 };
-                self.set_map(layer, Slot::Value, &whole)?;
+                self.set_map(layer, Role::Value, &whole)?;
             }
             ValueMap::Factored { a, b } => {
                 let own_alone = a.nrows() == 1;
@@ -619,62 +620,62 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                         whole[teacher * s_heads + head] = a[(row, head)] as f32;
                     }
                 }
-                self.set_factors(layer, Slot::Value, whole, row_major(b));
+                self.set_factors(layer, Role::Value, whole, row_major(b));
             }
             ValueMap::Pairs(pairs) => {
                 let pairs = match pairs.heads() == t_heads {
                     true => pairs.clone(),
                     false => pairs.placed(t_heads, &heads.key_value),
                 };
-                self.set_pairs(layer, Slot::Value, &pairs);
+                self.set_pairs(layer, Role::Value, &pairs);
             }
         }
         match &fitted.out.values {
-            OutValues::General(w) => self.set_map(layer, Slot::Out, w)?,
+            OutValues::General(w) => self.set_map(layer, Role::Out, w)?,
             OutValues::Factored { a, b } => {
-                self.set_factors(layer, Slot::Out, row_major(a), row_major(b));
+                self.set_factors(layer, Role::Out, row_major(a), row_major(b));
             }
-            OutValues::Pairs(pairs) => self.set_pairs(layer, Slot::Out, pairs),
+            OutValues::Pairs(pairs) => self.set_pairs(layer, Role::Out, pairs),
         }
         Ok(())
     }
 
     /// `w [t_heads * t_head_dim, s_heads * s_head_dim]` in the map's own form, which can express it.
-    fn set_map(&mut self, layer: usize, slot: Slot, w: &Mat<f64>) -> Result<(), CalibrationError> {
-        let spec = self.map_spec(slot);
+    fn set_map(&mut self, layer: usize, role: Role, w: &Mat<f64>) -> Result<(), CalibrationError> {
+        let spec = self.map_spec(role);
         match spec.map.pairs() {
-            None => self.set_general(layer, slot, row_major(w)),
+            None => self.set_general(layer, role, row_major(w)),
             Some(rank) => {
                 let head_sizes = [spec.teacher.head_dim, spec.student.head_dim];
-                self.set_pairs(layer, slot, &Pairs::nearest(w, head_sizes, rank)?);
+                self.set_pairs(layer, role, &Pairs::nearest(w, head_sizes, rank)?);
             }
         }
         Ok(())
     }
 
-    fn set_pairs(&mut self, layer: usize, slot: Slot, pairs: &Pairs) {
-        let (a, b) = pairs.host(slot.kind());
-        self.set_factors(layer, slot, a, b);
+    fn set_pairs(&mut self, layer: usize, role: Role, pairs: &Pairs) {
+        let (a, b) = pairs.host(ProjectionKind::of(role));
+        self.set_factors(layer, role, a, b);
     }
 
     /// `a` and `b` of one or more pairs. Those that the map has beyond them add nothing yet.
-    fn set_factors(&mut self, layer: usize, slot: Slot, mut a: Vec<f32>, mut b: Vec<f32>) {
-        let spec = self.map_spec(slot);
-        let seed = self.calibration.spec.seed_of(layer, slot);
+    fn set_factors(&mut self, layer: usize, role: Role, mut a: Vec<f32>, mut b: Vec<f32>) {
+        let spec = self.map_spec(role);
+        let seed = self.calibration.spec.seed_of(layer, role);
         start_pairs::fill_up(&spec, &mut a, &mut b, &mut StdRng::seed_from_u64(seed));
-        self.set(layer, slot, "a", TensorData::new(a, spec.a_shape()));
-        self.set(layer, slot, "b", TensorData::new(b, spec.b_shape()));
+        self.set(layer, role, "a", TensorData::new(a, spec.a_shape()));
+        self.set(layer, role, "b", TensorData::new(b, spec.b_shape()));
     }
 
-    fn set_general(&mut self, layer: usize, slot: Slot, w: Vec<f32>) {
-        let name = join_name(&self.teacher.projection_name(layer, slot), "w");
-        let data = TensorData::new(w, self.map_spec(slot).w_shape());
+    fn set_general(&mut self, layer: usize, role: Role, w: Vec<f32>) {
+        let name = join_name(&self.teacher.projection_name(layer, role), "w");
+        let data = TensorData::new(w, self.map_spec(role).w_shape());
         let tensor = Tensor::<B, 4>::from_data(data, (&self.device, DType::F32));
         self.tensors.insert(&name, "LtiDense", tensor);
     }
 
-    fn set(&mut self, layer: usize, slot: Slot, leaf: &str, data: TensorData) {
-        let name = join_name(&self.teacher.projection_name(layer, slot), leaf);
+    fn set(&mut self, layer: usize, role: Role, leaf: &str, data: TensorData) {
+        let name = join_name(&self.teacher.projection_name(layer, role), leaf);
         let tensor = Tensor::<B, 2>::from_data(data, (&self.device, DType::F32));
         self.tensors.insert(&name, "LtiDense", tensor);
     }
@@ -719,7 +720,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             .spill
             .read::<B>(index, Stream::Attention, &self.device)?;
         let attention = float(attention);
-        let bias = self.teacher.projection_name(layer, Slot::Out);
+        let bias = self.teacher.projection_name(layer, Role::Out);
         let bias = self.teacher_tensors.get(&join_name(&bias, "bias"));
         let [rows, _] = teacher.dims();
         let size = (teacher.clone() + attention.clone())

@@ -14,7 +14,7 @@ use burn::tensor::backend::AutodiffBackend;
 use super::{CalibrationError, HELD_OUT, Rows, Walk};
 use crate::compat;
 use crate::decoder::{LayeredDecoder, TokenBatch};
-use crate::dense::Slot;
+use crate::geometry::Role;
 use crate::inject::set_trainable;
 use crate::tensors::{TensorSet, split_name};
 
@@ -42,7 +42,7 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
         let refinement = self.calibration.refinement;
-        let projections = Slot::ALL.map(|slot| self.teacher.projection_name(layer, slot));
+        let projections = Role::ATTENTION.map(|role| self.teacher.projection_name(layer, role));
         let is_map = |name: &str| {
             let (module, leaf) = split_name(name);
             leaf != "bias" && projections.iter().any(|projection| projection == module)

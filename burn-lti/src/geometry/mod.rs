@@ -1,0 +1,12 @@
+//! The numbers and names of a decoder: head grids, axes, and the sites of its weights.
+//!
+//! A weight of `[d_input, d_output]` stands at a [`Site`], a layer and a [`Role`]. Its role says along
+//! which [`Axis`] of the model each of its sides lies, and [`Axes`] how long that is.
+
+mod axes;
+mod grid;
+mod site;
+
+pub use axes::{Axes, Axis};
+pub use grid::HeadGrid;
+pub use site::{Role, Site};
