@@ -9,7 +9,7 @@ use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
-use burn_lti::dense::{KernelPrecision, MapKind};
+use burn_lti::map::{KernelPrecision, MapKind};
 use burn_lti_benches::distillation::{Lesson, Shape};
 use burn_lti_benches::random_teacher::{self, SMOLLM2_135M};
 use burn_lti_benches::{for_each_backend, synchronised};

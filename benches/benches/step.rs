@@ -6,7 +6,7 @@
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::CausalLm;
-use burn_lti::dense::MapKind;
+use burn_lti::map::MapKind;
 use burn_lti_benches::distillation::{Lesson, Shape};
 use burn_lti_benches::random_teacher::{self, SMOLLM2_135M, STORIES_260K};
 use burn_lti_benches::{for_each_backend, synchronised};

@@ -4,8 +4,8 @@
 use anyhow::Result;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::dense::{LtiDense, LtiDenseConfig, MapKind, ProjectionKind};
 use burn_lti::geometry::HeadGrid;
+use burn_lti::map::{LtiDense, LtiDenseConfig, MapKind, ProjectionKind};
 
 use crate::numbers::uniform;
 

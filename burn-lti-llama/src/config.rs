@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::geometry::{Axes, HeadGrid, Role};
+use burn_lti::geometry::{Axes, Axis, HeadGrid, Role, Site};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -288,21 +288,13 @@ impl LlamaConfig {
         HeadGrid::new(self.num_key_value_heads, self.head_dim)
     }
 
-    /// The attention grids of every layer.
-    pub const fn geometry(&self) -> Axes {
+    /// The axes of every layer.
+    pub const fn axes(&self) -> Axes {
         Axes {
             d_model: self.hidden_size,
             query: self.query_grid(),
             key_value: self.kv_grid(),
             hidden: self.intermediate_size,
-        }
-    }
-
-    /// The heads on the attention's side of the projection in `role`.
-    pub const fn grid(&self, role: Role) -> HeadGrid {
-        match role {
-            Role::Query | Role::Out => self.query_grid(),
-            Role::Key | Role::Value => self.kv_grid(),
         }
     }
 
@@ -315,23 +307,17 @@ impl LlamaConfig {
             vec![self.vocab_size, d_model],
         )];
         for layer in 0..self.num_hidden_layers {
-            for role in Role::ATTENTION {
-                let (width, name) = (self.grid(role).width(), projection_name(layer, role));
-                let [rows, columns] = match role {
-                    Role::Query | Role::Key | Role::Value => [width, d_model],
-                    Role::Out => [d_model, width],
+            let weights = Role::ATTENTION.map(|role| (role, self.attention_bias));
+            let feed_forward = [Role::Gate, Role::Up, Role::Down].map(|role| (role, self.mlp_bias));
+            for (role, bias) in weights.into_iter().chain(feed_forward) {
+                let name = site_name(Site::new(layer, role));
+                let [rows, columns] = match role.axes() {
+                    [Axis::Width, _] => [self.axes().grid(role).width(), d_model],
+                    [_, _] => [d_model, self.axes().grid(role).width()],
                 };
-                push_linear(&mut tensors, &name, rows, columns, self.attention_bias);
+                push_linear(&mut tensors, &name, rows, columns, bias);
             }
             let prefix = format!("model.layers.{layer}");
-            for (name, rows, columns) in [
-                ("gate_proj", self.intermediate_size, d_model),
-                ("up_proj", self.intermediate_size, d_model),
-                ("down_proj", d_model, self.intermediate_size),
-            ] {
-                let name = format!("{prefix}.mlp.{name}");
-                push_linear(&mut tensors, &name, rows, columns, self.mlp_bias);
-            }
             for name in ["input_layernorm", "post_attention_layernorm"] {
                 tensors.push((format!("{prefix}.{name}.weight"), vec![d_model]));
             }
@@ -394,20 +380,21 @@ impl Serialize for LlamaConfig {
     }
 }
 
-/// The Hugging Face name of an attention projection, without `.weight` or `.bias`.
-pub fn projection_name(layer: usize, role: Role) -> String {
-    let letter = match role {
-        Role::Query => 'q',
-        Role::Key => 'k',
-        Role::Value => 'v',
-        Role::Out => 'o',
+/// The Hugging Face name of the weight at `site`, without `.weight` or `.bias`.
+pub fn site_name(site: Site) -> String {
+    let name = match site.role {
+        Role::Query => "self_attn.q_proj",
+        Role::Key => "self_attn.k_proj",
+        Role::Value => "self_attn.v_proj",
+        Role::Out => "self_attn.o_proj",
+        Role::Gate => "mlp.gate_proj",
+        Role::Up => "mlp.up_proj",
+        Role::Down => "mlp.down_proj",
+        Role::Embedding => return "model.embed_tokens".to_owned(),
+        Role::Head => return "lm_head".to_owned(),
+        other => unreachable!("a Llama has no {other}"),
     };
-    format!("model.layers.{layer}.self_attn.{letter}_proj")
-}
-
-/// The name of a layer's last projection behind its attention, without `.weight`.
-pub fn feed_forward_name(layer: usize) -> String {
-    format!("model.layers.{layer}.mlp.down_proj")
+    format!("model.layers.{}.{name}", site.layer)
 }
 
 /// Why a `config.json` is refused.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::config::LlamaConfig;
 use crate::data::is_blank;
-use crate::model::{Block, Generation, GenerationError, Llama, Sampling};
+use crate::model::{Generation, GenerationError, Llama, Sampling};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// What a model is to write.
@@ -216,8 +216,8 @@ pub enum CorpusError {
 /// - [`CorpusError::Generation`]: the model computes no numbers.
 /// - [`CorpusError::NoText`]: document after document ends without a text.
 /// - [`CorpusError::Tokenizer`]: the tokenizer failed on a document.
-pub fn sample_corpus<B: Backend, L: Block<B>>(
-    model: &Llama<B, L>,
+pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
+    model: &Llama<B, P, E>,
     tokenizer: &Tokenizer,
     order: &CorpusOrder,
     mut done: impl FnMut(usize, usize),

@@ -28,10 +28,10 @@ use burn_lti::decoder::{
     AttentionBlock, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project,
     Projection, TokenBatch, Watch, learn_to_init,
 };
-use burn_lti::dense::KernelPrecision;
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
+use burn_lti::map::KernelPrecision;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Distiller, TokenMean};
 

@@ -19,6 +19,21 @@ pub(crate) fn trainable<B: Backend, const D: usize>(value: Tensor<B, D>) -> Para
     Param::from_tensor(detached(value))
 }
 
+/// A parameter that is no more than a shape until it is filled.
+pub(crate) fn uninitialized<B: Backend, const D: usize>(
+    shape: [usize; D],
+    trains: bool,
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, _| Tensor::zeros(shape, device),
+        device.clone(),
+        trains,
+        shape.into(),
+    )
+}
+
 /// The value alone, on no graph.
 ///
 /// `set_require_grad(false)` comes first, because `detach` keeps the flag of a leaf.

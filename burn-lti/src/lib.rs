@@ -10,10 +10,12 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`geometry`] | head grids, axes, and the sites of weights |
-//! | [`start`] | where a map begins |
-//! | [`dense`] | [`LtiDense`](dense::LtiDense): the learnable projection and its contraction |
-//! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
-//! | [`inject`] | the teacher's tensors come in; what trains |
+//! | [`start`] | maps calculated from text |
+//! | [`map`] | [`LtiDense`](map::LtiDense): the learnable weight, the law that it follows, where it begins |
+//! | [`blueprint`] | what becomes of every tensor of a student |
+//! | [`decoder`] | the traits a decoder implements, and the swap of its weights |
+//! | [`parameters`] | which parameters train, and which are one variable |
+//! | [`inject`] | the teacher's tensors come in |
 //! | [`loss`] | the distillation loss in chunks of tokens |
 //! | [`fused`] | what lies between a decoder's projections, in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
@@ -26,18 +28,20 @@
 //! the Llama family, Hugging Face folders and the `burn-lti` command see the crate `burn-lti-llama`.
 
 pub mod backend;
+pub mod blueprint;
 pub mod cache;
 mod cast;
 pub mod collapse;
 mod compat;
 pub mod decoder;
-pub mod dense;
 pub mod files;
 pub mod fused;
 pub mod geometry;
 mod host;
 pub mod inject;
 pub mod loss;
+pub mod map;
+pub mod parameters;
 pub mod start;
 pub mod tensors;
 pub mod train;

@@ -11,10 +11,8 @@ use crate::compat;
 
 /// Where a visitor or mapper stands in the module tree.
 ///
-/// Burn tells both each field it enters and the type that holds it. Two kinds of frame are not part
-/// of a tensor's name, so that a learning model and its plain twin name the same tensor alike:
-/// enum variants, and the [`LearnToInitDecoderLayer`](crate::decoder::LearnToInitDecoderLayer)
-/// wrapper.
+/// Burn tells both each field it enters and the type that holds it. Enum variants are no part of a tensor's
+/// name, so that a learning model and its plain twin name the same tensor alike.
 #[derive(Debug, Default)]
 pub(crate) struct ModulePath {
     frames: Vec<Frame>,
@@ -28,7 +26,7 @@ struct Frame {
 
 impl Frame {
     fn is_transparent(&self) -> bool {
-        self.container.starts_with("Enum:") || self.container == "Struct:LearnToInitDecoderLayer"
+        self.container.starts_with("Enum:")
     }
 }
 
@@ -46,13 +44,7 @@ impl ModulePath {
 
     /// The dotted name of the tensor that is being visited.
     pub(crate) fn name(&self) -> String {
-        let names: Vec<&str> = self
-            .frames
-            .iter()
-            .filter(|frame| !frame.is_transparent())
-            .map(|frame| frame.name.as_str())
-            .collect();
-        names.join(".")
+        joined(&self.frames)
     }
 
     /// The struct that holds the tensor: `Linear`, `LtiDense`, ...
@@ -64,12 +56,20 @@ impl ModulePath {
             .unwrap_or_default()
     }
 
-    /// The enum variant the tensor is the payload of, with the enum's name.
-    pub(crate) fn variant(&self) -> Option<(&str, &str)> {
-        let frame = self.frames.last()?;
-        let name = frame.container.strip_prefix("Enum:")?;
-        Some((name, &frame.name))
+    /// The innermost struct of that type around the tensor, by its name, and the tensor's name in it.
+    pub(crate) fn inside(&self, container: &str) -> Option<(String, String)> {
+        let is_it = |frame: &Frame| frame.container.strip_prefix("Struct:") == Some(container);
+        let field = self.frames.iter().rposition(is_it)?;
+        let (around, within) = self.frames.split_at(field);
+        Some((joined(around), joined(within)))
     }
+}
+
+/// The names of frames that are part of a tensor's name, joined by dots.
+fn joined(frames: &[Frame]) -> String {
+    let named = frames.iter().filter(|frame| !frame.is_transparent());
+    let names: Vec<&str> = named.map(|frame| frame.name.as_str()).collect();
+    names.join(".")
 }
 
 /// A name split at its last dot: what holds the tensor, and the field it is.
@@ -178,6 +178,14 @@ impl<B: Backend> TensorSet<B> {
         };
         module.visit(&mut collector);
         collector.set
+    }
+
+    /// The axes of every tensor, by name.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shapes = self.tensors.iter();
+        shapes
+            .map(|(name, named)| (name.clone(), named.tensor.shape()))
+            .collect()
     }
 
     /// Adds a tensor, or replaces the one of that name.

@@ -13,7 +13,7 @@
 //! and passes on the error `e` of the stage before through what multiplies it, `sum (w e)^2`:
 //! errors of different roundings are independent (Higham and Mary 2019).
 
-use burn_lti::dense::ProjectionKind;
+use burn_lti::map::ProjectionKind;
 
 use crate::close::rounding;
 

@@ -31,14 +31,14 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::Head;
-use burn_lti::dense::{
-    AttnMap, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind, StackedAttnMap,
-    calculate_attn_weight, calculate_stacked_attn_weight,
-};
 use burn_lti::geometry::HeadGrid;
 use burn_lti::loss::{
     Curve, DistillationLoss, FeatureDistance, FeatureLoss, FeaturePair, LossInput, LossSchedule,
     LossSums, Schedule, SparseForm, TeacherTokens, TopK,
+};
+use burn_lti::map::{
+    AttnMap, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind, StackedAttnMap,
+    calculate_attn_weight, calculate_stacked_attn_weight,
 };
 use burn_lti::start::Start;
 use burn_lti_tests::close::{

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::dense::MapKind;
+use burn_lti::map::MapKind;
 use burn_lti_benches::backend::BackendName;
 use burn_lti_benches::distillation::{Lesson, Shape};
 use burn_lti_benches::measurement::Measurement;

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, TokenBatch};
-use burn_lti::dense::KernelPrecision;
+use burn_lti::map::KernelPrecision;
 
 use super::DistillError;
 use crate::config::LlamaConfig;

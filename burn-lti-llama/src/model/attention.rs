@@ -17,7 +17,7 @@ pub struct Attention<B: Backend, P: Module<B>> {
     v_proj: P,
     o_proj: P,
     #[module(skip)]
-    geometry: Axes,
+    axes: Axes,
     #[module(skip)]
     _backend: std::marker::PhantomData<B>,
 }
@@ -25,12 +25,12 @@ pub struct Attention<B: Backend, P: Module<B>> {
 impl<B: Backend> Attention<B, Linear<B>> {
     /// Projections of the configured widths, not yet allocated.
     pub fn init(config: &LlamaConfig, device: &B::Device) -> Self {
-        let geometry = config.geometry();
+        let axes = config.axes();
         let linear = |role| {
-            let width = geometry.grid(role).width();
+            let width = axes.grid(role).width();
             let (d_input, d_output) = match role {
-                Role::Out => (width, geometry.d_model),
-                _ => (geometry.d_model, width),
+                Role::Out => (width, axes.d_model),
+                _ => (axes.d_model, width),
             };
             LinearConfig::new(d_input, d_output)
                 .with_bias(config.attention_bias)
@@ -41,31 +41,31 @@ impl<B: Backend> Attention<B, Linear<B>> {
             k_proj: linear(Role::Key),
             v_proj: linear(Role::Value),
             o_proj: linear(Role::Out),
-            geometry,
+            axes,
             _backend: std::marker::PhantomData,
         }
     }
 
     /// The block with each projection replaced by what `swap` makes of it.
-    pub(super) fn swap_projections<E>(
+    pub(super) fn swap_weights<E>(
         self,
-        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
+        swap: &mut impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Attention<B, Projection<B>>, E> {
         Ok(Attention {
             q_proj: swap(Role::Query, self.q_proj)?,
             k_proj: swap(Role::Key, self.k_proj)?,
             v_proj: swap(Role::Value, self.v_proj)?,
             o_proj: swap(Role::Out, self.o_proj)?,
-            geometry: self.geometry,
+            axes: self.axes,
             _backend: self._backend,
         })
     }
 }
 
 impl<B: Backend, P: Module<B>> Attention<B, P> {
-    /// The block's grids.
-    pub const fn geometry(&self) -> Axes {
-        self.geometry
+    /// The axes of its layer.
+    pub const fn axes(&self) -> Axes {
+        self.axes
     }
 }
 
@@ -88,7 +88,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let mixed = grouped_attention(q, k, v, &self.geometry, mask);
+        let mixed = grouped_attention(q, k, v, &self.axes, mask);
         self.o_proj
             .project(mixed.flatten::<2>(0, 1))
             .reshape([batch, tokens, d_model])
@@ -104,7 +104,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
     ) -> Tensor<B, 4> {
         let [batch, tokens, _] = x.dims();
         let (q, k) = self.turned(x.flatten::<2>(0, 1), rotary, [batch, tokens]);
-        attention_weights(q, k, &self.geometry, mask)
+        attention_weights(q, k, &self.axes, mask)
     }
 
     /// The values of all key/value heads side by side: `x [batch, tokens, d_model] ->

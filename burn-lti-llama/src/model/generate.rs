@@ -4,7 +4,7 @@ use burn::prelude::*;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 
-use super::{Block, KvCache, Llama, Sampling};
+use super::{KvCache, Llama, Sampling};
 
 /// Why a text could not be generated.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +77,9 @@ impl Generation {
     /// # Errors
     ///
     /// [`GenerationError::NotFinite`]: the model computes no numbers.
-    pub fn run<B: Backend, L: Block<B>>(
+    pub fn run<B: Backend, P: Project<B>, E: Project<B>>(
         &self,
-        model: &Llama<B, L>,
+        model: &Llama<B, P, E>,
         prompt: &[u32],
         mut go_on: impl FnMut(u32) -> bool,
     ) -> Result<Vec<u32>, GenerationError> {
@@ -100,10 +100,10 @@ impl Generation {
     ///
     /// - [`GenerationError::PromptLength`]: the prompts are not of one length.
     /// - [`GenerationError::NotFinite`]: the model computes no numbers.
-    pub fn run_batch<B: Backend, L: Block<B>, P: AsRef<[u32]>>(
+    pub fn run_batch<B: Backend, P: Project<B>, E: Project<B>, T: AsRef<[u32]>>(
         &self,
-        model: &Llama<B, L>,
-        prompts: &[P],
+        model: &Llama<B, P, E>,
+        prompts: &[T],
         first_row: u64,
         mut go_on: impl FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Vec<u32>>, GenerationError> {

@@ -1,65 +1,20 @@
 //! One decoder layer.
 
-use burn::module::ModuleDisplay;
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{AttentionBlock, LearnToInitDecoderLayer, Project, Projection, Watch};
+use burn_lti::decoder::{LearnToInitDecoderLayer, Project, Projection, Watch};
 use burn_lti::fused::rms_norm;
 use burn_lti::geometry::{Axes, Role};
 
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;
 
-/// A decoder layer as the model sees it, whatever its projections are. `h` is the residual stream,
+/// Attention and feed-forward, each behind a norm and around a residual. `h` is the residual stream,
 /// `[batch, tokens, d_model]`.
-pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
-    /// What the attention adds to `h`.
-    fn attention(
-        &self,
-        h: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 3>;
-
-    /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
-    fn attention_weights(
-        &self,
-        h: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-    ) -> Tensor<B, 4>;
-
-    /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
-    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
-
-    /// What the feed-forward block adds to `h`, the stream behind the attention.
-    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
-
-    /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
-    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
-
-    /// The stream behind the layer. Shows `watch` what the attention puts out.
-    fn forward(
-        &self,
-        h: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
-        watch: &mut Watch<'_, B>,
-    ) -> Tensor<B, 3> {
-        let attention = self.attention(h.clone(), rotary, mask, cache);
-        watch.attention(&attention);
-        let h = h + attention;
-        h.clone() + self.feed_forward(h)
-    }
-}
-
-/// Attention and feed-forward, each behind a norm and around a residual.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend, P: Module<B>> {
     self_attn: Attention<B, P>,
-    mlp: Mlp<B>,
+    mlp: Mlp<B, P>,
     input_layernorm: RmsNorm<B>,
     post_attention_layernorm: RmsNorm<B>,
 }
@@ -77,8 +32,9 @@ impl<B: Backend> LlamaLayer<B, Linear<B>> {
     }
 }
 
-impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
-    fn attention(
+impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
+    /// What the attention adds to `h`.
+    pub fn attention(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
@@ -89,7 +45,8 @@ impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
         self.self_attn.forward(normed, rotary, mask, cache)
     }
 
-    fn attention_weights(
+    /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
+    pub fn attention_weights(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
@@ -99,20 +56,38 @@ impl<B: Backend, P: Project<B>> Block<B> for LlamaLayer<B, P> {
         self.self_attn.weights(normed, rotary, mask)
     }
 
-    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
+    pub fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.self_attn.values(normed(&self.input_layernorm, h))
     }
 
-    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What the feed-forward block adds to `h`, the stream that the attention has added to.
+    pub fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.mlp.forward(normed(&self.post_attention_layernorm, h))
     }
 
-    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
+    pub fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = h.dims();
         let normed = normed(&self.post_attention_layernorm, h);
         let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
         let width = gated.dims()[1];
         gated.reshape([batch, tokens, width])
+    }
+
+    /// The layer's output. Shows `watch` what the attention puts out.
+    pub fn forward(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+        cache: Option<&mut LayerCache<B>>,
+        watch: &mut Watch<'_, B>,
+    ) -> Tensor<B, 3> {
+        let attention = self.attention(h.clone(), rotary, mask, cache);
+        watch.attention(&attention);
+        let h = h + attention;
+        h.clone() + self.feed_forward(h)
     }
 }
 
@@ -127,53 +102,20 @@ pub(super) fn normed<B: Backend>(norm: &RmsNorm<B>, h: Tensor<B, 3>) -> Tensor<B
     .reshape([batch, tokens, d_model])
 }
 
-impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
-    fn attention(
-        &self,
-        h: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 3> {
-        (**self).attention(h, rotary, mask, cache)
-    }
-
-    fn attention_weights(
-        &self,
-        h: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-    ) -> Tensor<B, 4> {
-        (**self).attention_weights(h, rotary, mask)
-    }
-
-    fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).values(h)
-    }
-
-    fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).feed_forward(h)
-    }
-
-    fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).feed_forward_features(h)
-    }
-}
-
-impl<B: Backend> AttentionBlock<B> for LlamaLayer<B, Linear<B>> {
+impl<B: Backend> LearnToInitDecoderLayer<B> for LlamaLayer<B, Linear<B>> {
     type Learning = LlamaLayer<B, Projection<B>>;
 
-    fn geometry(&self) -> Axes {
-        self.self_attn.geometry()
+    fn axes(&self) -> Axes {
+        self.self_attn.axes()
     }
 
-    fn swap_projections<E>(
+    fn swap_weights<E>(
         self,
-        swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
+        mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
         Ok(LlamaLayer {
-            self_attn: self.self_attn.swap_projections(swap)?,
-            mlp: self.mlp,
+            self_attn: self.self_attn.swap_weights(&mut swap)?,
+            mlp: self.mlp.swap_weights(&mut swap)?,
             input_layernorm: self.input_layernorm,
             post_attention_layernorm: self.post_attention_layernorm,
         })

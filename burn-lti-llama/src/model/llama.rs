@@ -4,37 +4,38 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer,
-    LtiSpec, Projection, TokenBatch, Watch, learn_to_init,
+    CausalLm, DecoderError, Head, LayeredDecoder, LtiSpec, Project, Projection, TokenBatch, Watch,
+    learn_to_init,
 };
-use burn_lti::geometry::Role;
+use burn_lti::geometry::Site;
+use burn_lti::inject::AwaitingTeacher;
 
 use super::layer::normed;
 use super::rotary::rotary_features;
-use super::{AttentionMask, Block, KvCache, LlamaLayer, Rotary};
-use crate::config::{LlamaConfig, feed_forward_name, projection_name};
+use super::{AttentionMask, KvCache, LlamaLayer, Rotary};
+use crate::config::{LlamaConfig, site_name};
 
 /// A Llama with ordinary projections: what is imported and exported.
-pub type PlainLlama<B> = Llama<B, LlamaLayer<B, Linear<B>>>;
+pub type PlainLlama<B> = Llama<B, Linear<B>, Embedding<B>>;
 
-/// A Llama whose projections may be maps of a teacher's.
-pub type LearningLlama<B> = Llama<B, LearnToInitDecoderLayer<B, LlamaLayer<B, Projection<B>>>>;
+/// A Llama whose weights may be maps of a teacher's.
+pub type LearningLlama<B> = Llama<B, Projection<B>, Projection<B>>;
 
-/// A Llama over layers of type `L`.
+/// A Llama of projections of type `P`, with an embedding of type `E`.
 #[derive(Module, Debug)]
-pub struct Llama<B: Backend, L: Module<B>> {
-    model: Body<B, L>,
+pub struct Llama<B: Backend, P: Module<B>, E: Module<B>> {
+    model: Body<B, P, E>,
     /// Absent where the head is the embedding transposed.
-    lm_head: Option<Linear<B>>,
+    lm_head: Option<P>,
     #[module(skip)]
     config: LlamaConfig,
 }
 
 /// Everything below the head. A module of its own because Hugging Face names it `model`.
 #[derive(Module, Debug)]
-struct Body<B: Backend, L: Module<B>> {
-    embed_tokens: Embedding<B>,
-    layers: Vec<L>,
+struct Body<B: Backend, P: Module<B>, E: Module<B>> {
+    embed_tokens: E,
+    layers: Vec<LlamaLayer<B, P>>,
     norm: RmsNorm<B>,
 }
 
@@ -67,35 +68,42 @@ impl<B: Backend> PlainLlama<B> {
         }
     }
 
-    /// Swaps the projections of the chosen layers for maps of a teacher's, which is still to come.
+    /// Swaps the weights that `spec` names for maps of a teacher's, which is still to come.
     ///
     /// # Errors
     ///
-    /// As [`learn_to_init`].
+    /// As [`learn_to_init`] and [`LtiSpec::swap`].
     pub fn learn_to_init(
         self,
         spec: &LtiSpec,
     ) -> Result<AwaitingTeacher<LearningLlama<B>>, DecoderError> {
+        let axes = self.config.axes();
+        let table = Linear {
+            weight: self.model.embed_tokens.weight,
+            bias: None,
+        };
+        let head = self.lm_head;
+        let head = head.map(|head| spec.swap(&axes, Site::HEAD, head));
         Ok(AwaitingTeacher::new(Llama {
             model: Body {
-                embed_tokens: self.model.embed_tokens,
+                embed_tokens: spec.swap(&axes, Site::EMBEDDING, table)?,
                 layers: learn_to_init(self.model.layers, spec)?,
                 norm: self.model.norm,
             },
-            lm_head: self.lm_head,
+            lm_head: head.transpose()?,
             config: self.config,
         }))
     }
 }
 
-impl<B: Backend, L: Module<B>> Llama<B, L> {
+impl<B: Backend, P: Module<B>, E: Module<B>> Llama<B, P, E> {
     /// The model's configuration.
     pub const fn config(&self) -> &LlamaConfig {
         &self.config
     }
 }
 
-impl<B: Backend, L: Block<B>> Llama<B, L> {
+impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
     /// Logits of a batch, `[batch, tokens, vocab]`. For comparisons and short texts: the loss never
     /// makes these.
     pub fn logits(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
@@ -132,7 +140,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
         let rotary = self.rotary(&positions.unsqueeze::<2>().repeat_dim(0, batch));
         let mask = AttentionMask::continuing(past, new, &device);
-        let mut h = self.model.embed_tokens.forward(tokens);
+        let mut h = self.model.embed_tokens.lookup(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
             h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
         }
@@ -142,7 +150,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 
     /// The float type of the weights, and so of what the layers compute.
     pub fn dtype(&self) -> DType {
-        self.model.embed_tokens.weight.val().dtype()
+        self.model.embed_tokens.weight().dtype()
     }
 
     fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
@@ -156,8 +164,8 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 
     fn head_weight(&self) -> Tensor<B, 2> {
         match &self.lm_head {
-            Some(linear) => linear.weight.val(),
-            None => self.model.embed_tokens.weight.val().transpose(),
+            Some(head) => head.weight(),
+            None => self.model.embed_tokens.weight().transpose(),
         }
     }
 
@@ -171,7 +179,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
     }
 }
 
-impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
+impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
     fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let LlamaContext { rotary, mask } = self.context(batch);
         let mut h = self.embed(batch);
@@ -187,8 +195,8 @@ impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
 
     fn head(&self) -> Head<B> {
         let trains = match &self.lm_head {
-            Some(linear) => linear.weight.is_require_grad(),
-            None => self.model.embed_tokens.weight.is_require_grad(),
+            Some(head) => head.trains(),
+            None => self.model.embed_tokens.trains(),
         };
         Head {
             weight: self.head_weight(),
@@ -204,7 +212,7 @@ pub struct LlamaContext<B: Backend> {
     mask: AttentionMask<B>,
 }
 
-impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
+impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P, E> {
     type Context = LlamaContext<B>;
 
     fn context(&self, batch: &TokenBatch<B>) -> LlamaContext<B> {
@@ -215,7 +223,7 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
     }
 
     fn embed(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
-        self.model.embed_tokens.forward(batch.tokens.clone())
+        self.model.embed_tokens.lookup(batch.tokens.clone())
     }
 
     fn attention_weights(
@@ -247,11 +255,8 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Llama<B, L> {
         rotary_features(self.config.head_dim, head_dim)
     }
 
-    fn projection_name(&self, layer: usize, role: Role) -> String {
-        projection_name(layer, role)
-    }
-
-    fn feed_forward_name(&self, layer: usize) -> String {
-        feed_forward_name(layer)
+    fn site_name(&self, site: Site) -> Option<String> {
+        let is_there = site != Site::HEAD || self.lm_head.is_some();
+        is_there.then(|| site_name(site))
     }
 }

@@ -1,20 +1,26 @@
 //! The gated feed-forward block (SwiGLU).
 
+use std::marker::PhantomData;
+
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::fused::{gated_silu, linear};
+use burn_lti::decoder::{Project, Projection};
+use burn_lti::fused::gated_silu;
+use burn_lti::geometry::Role;
 
 use crate::config::LlamaConfig;
 
 /// `down(silu(gate(x)) * up(x))`
 #[derive(Module, Debug)]
-pub struct Mlp<B: Backend> {
-    gate_proj: Linear<B>,
-    up_proj: Linear<B>,
-    down_proj: Linear<B>,
+pub struct Mlp<B: Backend, P: Module<B>> {
+    gate_proj: P,
+    up_proj: P,
+    down_proj: P,
+    #[module(skip)]
+    _backend: PhantomData<B>,
 }
 
-impl<B: Backend> Mlp<B> {
+impl<B: Backend> Mlp<B, Linear<B>> {
     /// Projections of the configured widths, not yet allocated.
     pub fn init(config: &LlamaConfig, device: &B::Device) -> Self {
         let linear = |d_input, d_output| {
@@ -27,21 +33,38 @@ impl<B: Backend> Mlp<B> {
             gate_proj: linear(narrow, wide),
             up_proj: linear(narrow, wide),
             down_proj: linear(wide, narrow),
+            _backend: PhantomData,
         }
     }
 
+    /// The block with each projection replaced by what `swap` makes of it.
+    pub(super) fn swap_weights<E>(
+        self,
+        swap: &mut impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
+    ) -> Result<Mlp<B, Projection<B>>, E> {
+        Ok(Mlp {
+            gate_proj: swap(Role::Gate, self.gate_proj)?,
+            up_proj: swap(Role::Up, self.up_proj)?,
+            down_proj: swap(Role::Down, self.down_proj)?,
+            _backend: PhantomData,
+        })
+    }
+}
+
+impl<B: Backend, P: Project<B>> Mlp<B, P> {
     /// `x [batch, tokens, d_model] -> [batch, tokens, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
         let gated = self.gated(x.reshape([batch * tokens, d_model]));
-        linear(gated, &self.down_proj).reshape([batch, tokens, d_model])
+        let output = self.down_proj.project(gated);
+        output.reshape([batch, tokens, d_model])
     }
 
     /// What the last projection reads: `[rows, d_model] -> [rows, intermediate]`.
     pub(super) fn gated(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
         gated_silu(
-            linear(rows.clone(), &self.gate_proj),
-            linear(rows, &self.up_proj),
+            self.gate_proj.project(rows.clone()),
+            self.up_proj.project(rows),
         )
     }
 }

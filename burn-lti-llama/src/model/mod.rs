@@ -33,7 +33,7 @@ pub use attention::Attention;
 pub use burn_lti::fused::AttentionMask;
 pub use cache::{KvCache, LayerCache};
 pub use generate::{Generation, GenerationError};
-pub use layer::{Block, LlamaLayer};
+pub use layer::LlamaLayer;
 pub use llama::{LearningLlama, Llama, LlamaContext, PlainLlama};
 pub use mlp::Mlp;
 pub use rotary::Rotary;

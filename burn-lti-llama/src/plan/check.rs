@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use burn_lti::dense::MapKind;
 use burn_lti::geometry::Role;
+use burn_lti::map::MapKind;
 use burn_lti::start::Start;
 use burn_lti::train::LayerPair;
 

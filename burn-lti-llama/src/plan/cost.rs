@@ -24,8 +24,8 @@
 //! subtract, exponential, add, four operations each; the gradient takes six more. Scores of attention need
 //! not leave the chip, so that they cost no bytes. Norms, rotary embeddings and activations are left out.
 
-use burn_lti::dense::{MapKind, contraction_cost};
 use burn_lti::geometry::{HeadGrid, Role};
+use burn_lti::map::{MapKind, contraction_cost};
 use serde::Serialize;
 
 use super::planner::Planner;

@@ -364,8 +364,8 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
 mod tests {
     use std::path::Path;
 
-    use burn_lti::dense::MapKind;
     use burn_lti::geometry::{HeadGrid, Role};
+    use burn_lti::map::MapKind;
 
     use super::planner::contraction_with_gradients;
     use super::report::{count, runs, thousands};

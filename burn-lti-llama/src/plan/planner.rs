@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use burn_lti::dense::{ContractionCost, MapKind, ProjectionKind, contraction_cost, kernel_shape};
 use burn_lti::geometry::{HeadGrid, Role};
+use burn_lti::map::{ContractionCost, MapKind, ProjectionKind, contraction_cost, kernel_shape};
 use burn_lti::start::calibrated::FeedForward;
 use burn_lti::start::{MapSpec, Start};
 use regex::Regex;

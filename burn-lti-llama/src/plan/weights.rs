@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn_lti::dense::{MapKind, ProjectionKind};
 use burn_lti::geometry::{HeadGrid, Role};
 use burn_lti::inject::{CopyRule, InjectError};
+use burn_lti::map::{MapKind, ProjectionKind};
 use serde::Serialize;
 use thiserror::Error;
 

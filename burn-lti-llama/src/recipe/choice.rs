@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use burn_lti::dense::MapKind;
 use burn_lti::geometry::Role;
+use burn_lti::map::MapKind;
 use burn_lti::train::LayerPair;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};

@@ -138,9 +138,9 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
 
-    use burn_lti::dense::{KernelPrecision, MapKind};
     use burn_lti::geometry::Role;
     use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
+    use burn_lti::map::{KernelPrecision, MapKind};
     use burn_lti::start::Start;
     use burn_lti::start::calibrated::FeedForward;
 

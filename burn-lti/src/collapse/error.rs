@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-use crate::dense::ContractionError;
 use crate::inject::InjectError;
+use crate::map::ContractionError;
 
 /// A collapse that would have left something out.
 #[derive(Debug, Error)]
@@ -17,8 +17,7 @@ pub enum CollapseError {
     },
     /// A struct that calls itself `LtiDense` but does not hold what one holds.
     #[error(
-        "`{name}` looks like an LtiDense but holds neither A and B nor W; \
-         only burn_lti::dense::LtiDense may have that name"
+        "`{name}` looks like an LtiDense but holds no map; only burn_lti::map::LtiDense may have that name"
     )]
     NotAMap {
         /// The projection.

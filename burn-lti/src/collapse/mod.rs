@@ -1,26 +1,25 @@
 //! A learning model becomes an ordinary one.
 //!
 //! A Burn [`ModuleVisitor`](burn::module::ModuleVisitor) walks the model, finds every
-//! [`LtiDense`](crate::dense::LtiDense) by what Burn tells of its fields, and yields the tensors of
+//! [`LtiDense`](crate::map::LtiDense) by what Burn tells of its fields, and yields the tensors of
 //! the standard model: `weight` and `bias` where a `Linear` keeps them, everything else as it is.
 //! The visitor knows no model: any module that holds an `LtiDense` somewhere can be collapsed.
 
 mod error;
-mod visitor;
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::LinearRecord;
 use burn::prelude::*;
 
 pub use error::CollapseError;
-pub(crate) use visitor::{LtiParts, lti_parts};
 
+use crate::blueprint::Rules;
 use crate::compat;
-use crate::dense::{KernelPrecision, ProjectionKind};
-use crate::inject::{InjectRules, inject};
-use crate::tensors::{TensorSet, join_name};
+use crate::inject::inject;
+use crate::map::{KernelPrecision, NoKernel, Part, lti_parts};
+use crate::tensors::{ModulePath, TensorSet, join_name};
 
 /// The tensors of the standard model that a learning model stands for.
 #[derive(Clone, Debug)]
@@ -40,21 +39,25 @@ pub fn collapse<B: Backend, M: Module<B>>(
     model: &M,
     precision: KernelPrecision,
 ) -> Result<Collapsed<B>, CollapseError> {
-    let (mut tensors, maps) = visitor::visit(model);
+    let mut plain = PlainTensors {
+        path: ModulePath::default(),
+        found: TensorSet::new(),
+    };
+    model.visit(&mut plain);
+    let mut tensors = plain.found;
     let mut projections = Vec::new();
-    for (name, parts) in maps {
-        let kernel = parts.kernel(&name, precision)?;
-        let [first, second, third] = kernel.dims();
+    for (name, parts) in lti_parts(model) {
+        let kernel = parts.kernel(precision).map_err(|reason| {
+            let name = name.clone();
+            match reason {
+                NoKernel::MissingTeacher => CollapseError::MissingTeacher { name },
+                NoKernel::NotAMap => CollapseError::NotAMap { name },
+                NoKernel::Misfit(source) => CollapseError::Contraction { name, source },
+            }
+        })?;
         let dtype = kernel.dtype();
-        let weight = match parts.kind() {
-            Some(ProjectionKind::Output) => kernel.reshape([first * second, third]),
-            _ => kernel.reshape([first, second * third]),
-        };
-        tensors.insert(
-            &join_name(&name, "weight"),
-            "Linear",
-            compat::detached(weight),
-        );
+        let weight = compat::detached(kernel);
+        tensors.insert(&join_name(&name, "weight"), "Linear", weight);
         if let Some(bias) = parts.bias {
             // Of one float type with the weight, as a `Linear` needs it.
             tensors.insert(&join_name(&name, "bias"), "Linear", bias.cast(dtype));
@@ -104,13 +107,36 @@ impl<B: Backend> Collapsed<B> {
     /// [`CollapseError::Plain`] if a tensor of the plain model is missing or has another shape,
     /// [`CollapseError::Leftover`] if the plain model has no place for one.
     pub fn into_plain<P: Module<B>>(self, skeleton: P) -> Result<P, CollapseError> {
-        let rules = InjectRules::by_name(&skeleton, [])?;
-        let (plain, injection) = inject(skeleton, &self.tensors, &rules)?;
-        match injection.unused.is_empty() {
+        let (plain, blueprint) = inject(skeleton, &self.tensors, &Rules::by_name())?;
+        match blueprint.unused.is_empty() {
             true => Ok(plain),
             false => Err(CollapseError::Leftover {
-                names: injection.unused,
+                names: blueprint.unused,
             }),
+        }
+    }
+}
+
+/// Takes every tensor that belongs to no map.
+struct PlainTensors<B: Backend> {
+    path: ModulePath,
+    found: TensorSet<B>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for PlainTensors<B> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if Part::at(&self.path) == Part::Plain {
+            let value = compat::detached(param.val());
+            self.found
+                .insert(&self.path.name(), self.path.owner(), value);
         }
     }
 }

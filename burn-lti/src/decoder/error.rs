@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-use crate::dense::DenseError;
-use crate::geometry::Role;
+use crate::geometry::Site;
+use crate::map::DenseError;
 
 /// A swap that cannot be done.
 #[derive(Debug, Error)]
@@ -23,13 +23,11 @@ pub enum DecoderError {
         /// How many layers the decoder has.
         layers: usize,
     },
-    /// One projection cannot be swapped.
-    #[error("the {role} projection of layer {layer} cannot become a map")]
-    Projection {
-        /// The layer.
-        layer: usize,
-        /// Which of its projections.
-        role: Role,
+    /// One weight cannot be swapped.
+    #[error("{site} cannot become a map")]
+    Weight {
+        /// Where it stands.
+        site: Site,
         /// Why not.
         source: DenseError,
     },

@@ -1,68 +1,58 @@
-//! [`LearnToInitDecoderLayer`]: any decoder layer, its projections swapped for maps.
+//! [`LearnToInitDecoderLayer`]: any decoder layer, its weights swapped for maps.
 
-use std::marker::PhantomData;
-use std::ops::Deref;
+use std::collections::BTreeMap;
 
 use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::dense::{KernelPrecision, LtiDenseConfig, MapKind, ProjectionKind};
 use crate::geometry::{Axes, Role, Site};
-use crate::start::Start;
+use crate::map::{KernelPrecision, LtiDenseConfig, MapKind, Start};
 
-/// A plain decoder layer that can hand over its attention projections.
-pub trait AttentionBlock<B: Backend>: Module<B> {
+/// A plain decoder layer that can hand over its weights.
+pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     /// The same layer with [`Projection`]s in the place of `Linear`s.
     type Learning: Module<B>;
 
-    /// The layer's own grids.
-    fn geometry(&self) -> Axes;
+    /// The layer's own axes.
+    fn axes(&self) -> Axes;
 
-    /// The layer with each of its four projections replaced by what `swap` makes of it. `swap` must
-    /// be called exactly once for each role.
+    /// The layer with each of its weights replaced by what `swap` makes of it. `swap` must be called
+    /// exactly once for each role that the layer has.
     ///
     /// # Errors
     ///
     /// The first error of `swap`.
-    fn swap_projections<E>(
+    fn swap_weights<E>(
         self,
         swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RoleMaps {
-    /// Of the query projection.
-    pub query: MapKind,
-    /// Of the key projection.
-    pub key: MapKind,
-    /// Of the value projection.
-    pub value: MapKind,
-    /// Of the output projection.
-    pub out: MapKind,
-}
+/// The form of the map in each role that has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleMaps(BTreeMap<Role, MapKind>);
 
 impl RoleMaps {
-    /// The same form in all roles.
-    pub const fn all(map: MapKind) -> Self {
-        Self {
-            query: map,
-            key: map,
-            value: map,
-            out: map,
-        }
+    /// The same form in all four projections of the attention.
+    pub fn attention(map: MapKind) -> Self {
+        Self(Role::ATTENTION.map(|role| (role, map)).into())
     }
 
-    /// The form in `role`.
-    pub const fn get(&self, role: Role) -> MapKind {
-        match role {
-            Role::Query => self.query,
-            Role::Key => self.key,
-            Role::Value => self.value,
-            _ => self.out,
-        }
+    /// The same with another form in `role`.
+    pub fn with(mut self, role: Role, map: MapKind) -> Self {
+        self.0.insert(role, map);
+        self
+    }
+
+    /// The form in `role`; `None` where weights stay as they are.
+    pub fn get(&self, role: Role) -> Option<MapKind> {
+        self.0.get(&role).copied()
+    }
+
+    /// The roles that have maps.
+    pub fn roles(&self) -> impl Iterator<Item = Role> {
+        self.0.keys().copied()
     }
 }
 
@@ -78,7 +68,7 @@ pub enum LayerSelection {
 /// How a decoder is made to learn.
 #[derive(Clone, Debug)]
 pub struct LtiSpec {
-    /// The teacher's grids.
+    /// The teacher's axes.
     pub teacher: Axes,
     /// Which layers learn.
     pub layers: LayerSelection,
@@ -93,13 +83,13 @@ pub struct LtiSpec {
 }
 
 impl LtiSpec {
-    /// Factored maps on all layers, started from groups of teacher heads, which needs no text. (Recipes
-    /// begin with [`Start::Calibrated`].)
-    pub const fn new(teacher: Axes) -> Self {
+    /// Factored maps of the attention on all layers, started from groups of teacher heads, which needs no
+    /// text. (Recipes begin with [`Start::Calibrated`].)
+    pub fn new(teacher: Axes) -> Self {
         Self {
             teacher,
             layers: LayerSelection::All,
-            maps: RoleMaps::all(MapKind::Factored),
+            maps: RoleMaps::attention(MapKind::Factored),
             start: Start::Grouped,
             precision: KernelPrecision::Default,
             seed: 0,
@@ -112,6 +102,41 @@ impl LtiSpec {
             LayerSelection::All => true,
             LayerSelection::Only(indices) => indices.contains(&layer),
         }
+    }
+
+    /// The map in the place of the weight at `site` of a student of these axes; `None` where the weight
+    /// stays as it is.
+    pub fn config(&self, student: &Axes, site: Site) -> Option<LtiDenseConfig> {
+        let map = self
+            .maps
+            .get(site.role)
+            .filter(|_| self.selects(site.layer))?;
+        let config = LtiDenseConfig::new(site.role, &self.teacher, student, map);
+        let config = config.with_start(self.start, site.seed(self.seed));
+        Some(config.with_precision(self.precision))
+    }
+
+    /// What stands in the place of `linear` at `site` of a student of these axes: a map whose teacher is
+    /// still to come, or `linear` itself.
+    ///
+    /// # Errors
+    ///
+    /// [`DecoderError::Weight`] if the map that is asked for cannot stand there.
+    pub fn swap<B: Backend>(
+        &self,
+        student: &Axes,
+        site: Site,
+        linear: Linear<B>,
+    ) -> Result<Projection<B>, DecoderError> {
+        let Some(config) = self.config(student, site) else {
+            return Ok(Projection::Linear(linear));
+        };
+        let config = config.with_bias(linear.bias.is_some());
+        config
+            .check_replaces(&linear)
+            .and_then(|()| config.init_awaiting_teacher(&linear.weight.lazy_device()))
+            .map(Projection::Lti)
+            .map_err(|source| DecoderError::Weight { site, source })
     }
 
     fn check(&self, layers: usize) -> Result<(), DecoderError> {
@@ -132,111 +157,23 @@ impl LtiSpec {
             false => Ok(()),
         }
     }
-
-    /// The seed of what is random in one projection's map.
-    pub(crate) const fn seed_of(&self, layer: usize, role: Role) -> u64 {
-        Site::new(layer, role).seed(self.seed)
-    }
-
-    fn dense(&self, student: &Axes, layer: usize, role: Role) -> LtiDenseConfig {
-        LtiDenseConfig::new(
-            ProjectionKind::of(role),
-            student.d_model,
-            self.teacher.grid(role),
-            student.grid(role),
-        )
-        .with_map(self.maps.get(role))
-        .with_start(self.start, self.seed_of(layer, role))
-        .with_precision(self.precision)
-    }
-}
-
-/// A decoder layer whose projections are [`Projection`]s: maps of the teacher's where the layer
-/// learns, the layer's own `Linear`s where it does not.
-///
-/// It is used like the layer it wraps (it derefs to it), and adds nothing to the names of its
-/// tensors.
-#[derive(Module, Debug)]
-pub struct LearnToInitDecoderLayer<B: Backend, L: Module<B>> {
-    layer: L,
-    #[module(skip)]
-    _backend: PhantomData<B>,
-}
-
-impl<B: Backend, L: Module<B>> LearnToInitDecoderLayer<B, L> {
-    /// Swaps query, key, value and out of `layer` for maps; their teacher kernels are still to come.
-    ///
-    /// # Errors
-    ///
-    /// [`DecoderError::Projection`] naming the role that cannot be swapped.
-    fn swap<P>(layer: P, index: usize, spec: &LtiSpec) -> Result<Self, DecoderError>
-    where
-        P: AttentionBlock<B, Learning = L>,
-    {
-        let student = layer.geometry();
-        let swapped = layer.swap_projections(|role, linear: Linear<B>| {
-            let config = spec
-                .dense(&student, index, role)
-                .with_bias(linear.bias.is_some());
-            config
-                .check_replaces(&linear)
-                .and_then(|()| config.init_awaiting_teacher(&linear.weight.lazy_device()))
-                .map(Projection::Lti)
-                .map_err(|source| DecoderError::Projection {
-                    layer: index,
-                    role,
-                    source,
-                })
-        })?;
-        Ok(Self::around(swapped))
-    }
-
-    /// A layer that does not learn to start: its projections stay as they are.
-    fn keep<P>(layer: P) -> Self
-    where
-        P: AttentionBlock<B, Learning = L>,
-    {
-        let kept = layer.swap_projections(|_, linear| {
-            Ok::<_, std::convert::Infallible>(Projection::Linear(linear))
-        });
-        match kept {
-            Ok(layer) => Self::around(layer),
-        }
-    }
-
-    fn around(layer: L) -> Self {
-        Self {
-            layer,
-            _backend: PhantomData,
-        }
-    }
-}
-
-impl<B: Backend, L: Module<B>> Deref for LearnToInitDecoderLayer<B, L> {
-    type Target = L;
-
-    fn deref(&self) -> &L {
-        &self.layer
-    }
 }
 
 /// Makes a decoder's layers learn as `spec` says.
 ///
 /// # Errors
 ///
-/// [`DecoderError`] if a chosen layer does not exist, none is chosen, or a projection cannot be
-/// swapped.
-pub fn learn_to_init<B: Backend, P: AttentionBlock<B>>(
-    layers: Vec<P>,
+/// [`DecoderError`] if a chosen layer does not exist, none is chosen, or a weight cannot be swapped.
+pub fn learn_to_init<B: Backend, L: LearnToInitDecoderLayer<B>>(
+    layers: Vec<L>,
     spec: &LtiSpec,
-) -> Result<Vec<LearnToInitDecoderLayer<B, P::Learning>>, DecoderError> {
+) -> Result<Vec<L::Learning>, DecoderError> {
     spec.check(layers.len())?;
+    let layers = layers.into_iter().enumerate();
     layers
-        .into_iter()
-        .enumerate()
-        .map(|(index, layer)| match spec.selects(index) {
-            true => LearnToInitDecoderLayer::swap(layer, index, spec),
-            false => Ok(LearnToInitDecoderLayer::keep(layer)),
+        .map(|(index, layer)| {
+            let student = layer.axes();
+            layer.swap_weights(|role, linear| spec.swap(&student, Site::new(index, role), linear))
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 
 use super::{CausalLm, TokenBatch};
-use crate::geometry::Role;
+use crate::geometry::Site;
 
 /// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
 ///
@@ -50,11 +50,7 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// stay together, at the nearest frequency.
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>>;
 
-    /// The dotted name of the projection in `role` of `layer`, as its tensors are named:
-    /// `model.layers.0.self_attn.q_proj`.
-    fn projection_name(&self, layer: usize, role: Role) -> String;
-
-    /// The dotted name of the last projection of the feed-forward block of `layer`:
-    /// `model.layers.0.mlp.down_proj`.
-    fn feed_forward_name(&self, layer: usize) -> String;
+    /// The dotted name of the weight at `site`, without its leaf, as its tensors are named:
+    /// `model.layers.0.self_attn.q_proj`. `None` if the decoder has no such weight.
+    fn site_name(&self, site: Site) -> Option<String>;
 }

@@ -1,8 +1,8 @@
 //! What a decoder must offer to learn, and the surgery that makes it learn.
 //!
-//! A model implements [`AttentionBlock`] for its plain layer, which hands over its four projections,
-//! and [`CausalLm`] for itself, which hands out hidden states. [`LearnToInitDecoderLayer`] does the
-//! rest: building one swaps the projections for maps of the teacher's.
+//! A model implements [`LearnToInitDecoderLayer`] for its plain layer, which hands over its weights, and
+//! [`CausalLm`] for itself, which hands out hidden states. [`learn_to_init`] does the rest: it swaps the
+//! weights that a [`LtiSpec`] names for maps of the teacher's.
 
 mod error;
 mod layer;
@@ -12,10 +12,8 @@ mod projection;
 mod watch;
 
 pub use error::DecoderError;
-pub use layer::{
-    AttentionBlock, LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init,
-};
+pub use layer::{LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init};
 pub use layered::LayeredDecoder;
-pub use model::{AwaitingTeacher, CausalLm, Head, TokenBatch};
+pub use model::{CausalLm, Head, TokenBatch};
 pub use projection::{Project, Projection};
 pub use watch::Watch;

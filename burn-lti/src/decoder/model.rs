@@ -5,8 +5,6 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::Watch;
-use crate::inject::{InjectError, InjectRules, Injection, inject};
-use crate::tensors::TensorSet;
 
 /// Packed token sequences, one row a window.
 ///
@@ -81,52 +79,5 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// The final hidden states alone, `[batch, tokens, d_model]`.
     fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
         self.forward(batch, &mut Watch::nothing())
-    }
-}
-
-/// A learning model whose teacher kernels and copied weights have not arrived.
-///
-/// Its maps exist, everything else is a promise of a shape. The only way on is
-/// [`inject`](Self::inject), so no model without a teacher is ever run.
-#[derive(Debug)]
-pub struct AwaitingTeacher<M> {
-    model: M,
-}
-
-impl<M> AwaitingTeacher<M> {
-    /// Wraps a learning model made by [`learn_to_init`](crate::decoder::learn_to_init).
-    pub const fn new(model: M) -> Self {
-        Self { model }
-    }
-
-    /// The rules that follow from the model's own names. See [`InjectRules::by_name`].
-    ///
-    /// # Errors
-    ///
-    /// As [`InjectRules::by_name`].
-    pub fn rules_by_name<B: Backend>(
-        &self,
-        new: impl IntoIterator<Item = String>,
-    ) -> Result<InjectRules, InjectError>
-    where
-        M: Module<B>,
-    {
-        InjectRules::by_name(&self.model, new)
-    }
-
-    /// Brings the teacher in. See [`inject`].
-    ///
-    /// # Errors
-    ///
-    /// As [`inject`].
-    pub fn inject<B: Backend>(
-        self,
-        teacher: &TensorSet<B>,
-        rules: &InjectRules,
-    ) -> Result<(M, Injection), InjectError>
-    where
-        M: Module<B>,
-    {
-        inject(self.model, teacher, rules)
     }
 }

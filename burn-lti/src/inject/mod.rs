@@ -1,28 +1,198 @@
 //! The teacher's tensors come into the student.
 //!
-//! A student begins as a skeleton: its maps exist, its `C` and copied weights do not. Rules say
+//! A student begins as a skeleton: its maps exist, its `C` and copied weights do not. A [`Blueprint`] says
 //! which teacher tensor fills which student tensor; a Burn [`ModuleMapper`](burn::module::ModuleMapper)
-//! carries them in, and knows nothing of any model. Nothing is skipped in silence: a rule without a
-//! match, two rules for one tensor, a tensor nobody fills, a shape that does not fit are errors.
-//!
-//! Rules have the semantics of MaxText's `distill_weights_copy_map`: a regular expression that must
-//! match a whole teacher name, and a template for the student's name with `$1` or `${name}` for the
-//! groups. [`ShareRule`]s make student tensors one variable, as `distill_student_weights_share_map`
-//! does, and [`FreezeRules`] say what trains, as `student_params_to_update` does, or the other way
-//! round.
+//! carries them in, and knows nothing of any model.
 
-mod error;
-mod freeze;
-mod mapper;
-mod rules;
-mod share;
-mod train;
-mod variable;
+mod awaiting;
+mod injector;
 
-pub use error::InjectError;
-pub use freeze::{Fate, FreezeReport, FreezeRules, ParameterFate};
-pub use mapper::{Injection, inject};
-pub use rules::{CopyRule, InjectRules};
-pub use share::ShareRule;
-pub use train::{TrainableParameter, set_trainable};
-pub use variable::tie;
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use thiserror::Error;
+
+pub use awaiting::AwaitingTeacher;
+pub(crate) use injector::with_values;
+
+use crate::blueprint::{Blueprint, BlueprintError, Listed, Rules, Source, StudentTensor};
+use crate::map::{LtiParts, Part, lti_parts};
+use crate::parameters::set_trainable;
+use crate::tensors::{AnyTensor, TensorSet};
+use injector::shared;
+
+/// An injection that would have left the student wrong.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InjectError {
+    /// The rules do not make a student.
+    #[error(transparent)]
+    Blueprint(#[from] BlueprintError),
+    /// The blueprint is of another student.
+    #[error(
+        "the blueprint has `{name}` as {expected}, the student as {found}: make the blueprint of this student"
+    )]
+    OtherStudent {
+        /// The tensor.
+        name: String,
+        /// What the blueprint says of it.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor of the blueprint that nobody brought.
+    #[error("{} for `{student}` is missing: bring it with the teacher", what(.source_name))]
+    Missing {
+        /// The student tensor.
+        student: String,
+        /// The teacher's tensor; `None` for what the start should have calculated.
+        source_name: Option<String>,
+    },
+}
+
+fn what(source: &Option<String>) -> String {
+    match source {
+        Some(name) => format!("the teacher's `{name}`"),
+        None => "the value that the start calculates".to_owned(),
+    }
+}
+
+/// Fills `student` with the teacher's tensors as `rules` say: [`Blueprint::of`], then [`fill`].
+///
+/// # Errors
+///
+/// [`InjectError`], before anything is changed.
+pub fn inject<B: Backend, M: Module<B>>(
+    student: M,
+    teacher: &TensorSet<B>,
+    rules: &Rules,
+) -> Result<(M, Blueprint), InjectError> {
+    let blueprint = Blueprint::of(&student, &teacher.shapes(), rules)?;
+    let student = fill(student, teacher, &blueprint)?;
+    Ok((student, blueprint))
+}
+
+/// Fills `student` by its blueprint. `teacher` holds the teacher's tensors and, by the student's own names,
+/// what a start calculated. Whether a parameter trains is left as it was: see [`trained`].
+///
+/// The bias beside a map of outputs begins as the teacher's sent through the map, as the kernel is. What the
+/// blueprint shares becomes one variable before any is filled: it has the id and value of its source and
+/// trains if that does. For what keeps it one see [`tie`](crate::parameters::tie). A filled parameter has
+/// the teacher's float type, except the bias beside a map, which has the map's.
+///
+/// # Errors
+///
+/// [`InjectError`], before anything is changed.
+pub fn fill<B: Backend, M: Module<B>>(
+    student: M,
+    teacher: &TensorSet<B>,
+    blueprint: &Blueprint,
+) -> Result<M, InjectError> {
+    check_same(&Listed::all(&student), blueprint)?;
+    let mut values = BTreeMap::new();
+    for tensor in of_part(blueprint, |part| part == Part::Map) {
+        if let Some(named) = teacher.get(variable(tensor)) {
+            values.insert(tensor.name.clone(), named.tensor.clone());
+        }
+    }
+    // Maps come first: biases go through them.
+    let student = with_values(student, values);
+    check_started(&student)?;
+    let maps = lti_parts(&student);
+    let mut values = BTreeMap::new();
+    for tensor in of_part(blueprint, |part| part != Part::Map) {
+        if let Source::Teacher(source) = &tensor.source {
+            let named = teacher.get(source).ok_or_else(|| InjectError::Missing {
+                student: tensor.name.clone(),
+                source_name: Some(source.clone()),
+            })?;
+            let value = filling(tensor, source, &maps, &named.tensor)?;
+            values.insert(tensor.name.clone(), value);
+        }
+    }
+    Ok(shared(with_values(student, values), blueprint))
+}
+
+/// `student` with exactly those parameters training that its blueprint says.
+pub fn trained<B: Backend, M: Module<B>>(student: M, blueprint: &Blueprint) -> M {
+    let trained: std::collections::BTreeSet<&str> = blueprint.trained().collect();
+    set_trainable(student, |parameter| trained.contains(parameter.name))
+}
+
+/// The name under which the values of a tensor are brought.
+fn variable(tensor: &StudentTensor) -> &str {
+    tensor.shared_with.as_ref().unwrap_or(&tensor.name)
+}
+
+fn of_part(
+    blueprint: &Blueprint,
+    wanted: impl Fn(Part) -> bool,
+) -> impl Iterator<Item = &StudentTensor> {
+    let tensors = blueprint.tensors.iter();
+    tensors.filter(move |tensor| wanted(tensor.part))
+}
+
+/// What a teacher's tensor becomes in the place of the student's.
+fn filling<B: Backend>(
+    tensor: &StudentTensor,
+    source: &str,
+    maps: &BTreeMap<String, LtiParts<B>>,
+    value: &AnyTensor<B>,
+) -> Result<AnyTensor<B>, InjectError> {
+    let projection = tensor.name.strip_suffix(".bias").unwrap_or(&tensor.name);
+    let parts = maps.get(projection).filter(|_| tensor.part == Part::Bias);
+    let misfit = || BlueprintError::Shape {
+        teacher: source.to_owned(),
+        found: value.shape(),
+        student: tensor.name.clone(),
+        expected: tensor.shape.clone(),
+    };
+    match parts {
+        Some(parts) => {
+            let bias = parts.mapped_bias(value).and_then(AnyTensor::erase);
+            let bias = bias.ok_or_else(misfit)?;
+            // It trains as the maps do.
+            Ok(match parts.trained_dtype() {
+                Some(dtype) => bias.cast(dtype),
+                None => bias,
+            })
+        }
+        None if value.shape() == tensor.shape => Ok(value.clone()),
+        None => Err(misfit().into()),
+    }
+}
+
+/// The blueprint must be of this student, by every name and shape.
+fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), InjectError> {
+    let describe = |shape: Option<&Vec<usize>>| match shape {
+        Some(shape) => format!("{shape:?}"),
+        None => "no tensor".to_owned(),
+    };
+    let found: BTreeMap<_, _> = student.iter().map(|it| (&it.name, &it.shape)).collect();
+    let tensors = blueprint.tensors.iter();
+    let expected: BTreeMap<_, _> = tensors.map(|it| (&it.name, &it.shape)).collect();
+    let names = found.keys().chain(expected.keys());
+    match names
+        .copied()
+        .find(|name| found.get(name) != expected.get(name))
+    {
+        None => Ok(()),
+        Some(name) => Err(InjectError::OtherStudent {
+            name: name.clone(),
+            expected: describe(expected.get(name).copied()),
+            found: describe(found.get(name).copied()),
+        }),
+    }
+}
+
+/// Every map must stand at values by now.
+fn check_started<B: Backend, M: Module<B>>(student: &M) -> Result<(), InjectError> {
+    let waits = |tensor: &Listed| tensor.part == Part::Map && tensor.dtype.is_none();
+    match Listed::all(student).into_iter().find(waits) {
+        None => Ok(()),
+        Some(tensor) => Err(InjectError::Missing {
+            student: tensor.name,
+            source_name: None,
+        }),
+    }
+}

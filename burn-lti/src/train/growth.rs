@@ -17,10 +17,10 @@ use burn::tensor::backend::AutodiffBackend;
 
 use super::StepClock;
 use super::optimizer::sum_of_devices;
-use crate::collapse::{LtiParts, lti_parts};
-use crate::tensors::{ModulePath, split_name};
+use crate::map::{LtiParts, MapTensor, lti_parts};
+use crate::tensors::ModulePath;
 
-/// When the pairs of a [`MapKind::Kronecker`](crate::dense::MapKind::Kronecker) map begin to learn.
+/// When the pairs of a [`MapKind::Kronecker`](crate::map::MapKind::Kronecker) map begin to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Growth {
     /// Pairs that learn from the first step.
@@ -50,17 +50,18 @@ impl Growth {
 /// use burn::backend::{Autodiff, Flex};
 /// use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 /// use burn::tensor::{Distribution, Tensor};
-/// use burn_lti::dense::{AttnMap, HeadGrid, LtiDense, LtiDenseConfig, MapKind, ProjectionKind};
+/// use burn_lti::geometry::{Axes, HeadGrid, Role};
+/// use burn_lti::map::{LtiDense, LtiDenseConfig, MapKind, Side};
 /// use burn_lti::train::{Growing, Growth, StepClock};
 ///
 /// type B = Autodiff<Flex>;
-/// # fn main() -> Result<(), burn_lti::dense::DenseError> {
+/// # fn main() -> Result<(), burn_lti::map::DenseError> {
 /// let device = Default::default();
-/// let c = Tensor::<B, 3>::random([16, 4, 4], Distribution::Default, &device);
-/// let (teacher, student) = (HeadGrid::new(4, 4), HeadGrid::new(2, 4));
-/// let query = LtiDenseConfig::new(ProjectionKind::Qkv, 16, teacher, student)
-///     .with_map(MapKind::Kronecker(2))
-///     .init(c)?;
+/// let c = Tensor::<B, 2>::random([16, 4 * 4], Distribution::Default, &device);
+/// let axes = |heads| Axes::of_attention(16, HeadGrid::new(heads, 4), HeadGrid::new(heads, 4));
+/// let (teacher, student) = (axes(4), axes(2));
+/// let map = MapKind::Kronecker(2);
+/// let query = LtiDenseConfig::new(Role::Query, &teacher, &student, map).init(c)?;
 ///
 /// let adamw = AdamWConfig::new().init::<B, LtiDense<B>>();
 /// let two = NonZeroUsize::MIN.saturating_add(1);
@@ -70,8 +71,8 @@ impl Growth {
 /// let loss = query.kernel().powi_scalar(2).sum();
 /// let gradients = GradientsParams::from_grads(loss.backward(), &query);
 /// let query = optimizer.step(1e-2, query, gradients);
-/// let AttnMap::Kronecker { b, .. } = query.map_values() else { unreachable!() };
-/// assert_eq!(b.slice_dim(0, 1..2).abs().sum().into_scalar(), 0.0); // has not joined yet
+/// let b = query.map_on(Side::Right).and_then(|map| map.b()).unwrap();
+/// assert_eq!(b.slice_dim(0, 4..8).abs().sum().into_scalar(), 0.0); // has not joined yet
 /// # Ok(())
 /// # }
 /// ```
@@ -147,12 +148,14 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Mask<'_, B> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let name = self.path.name();
-        let (projection, leaf) = split_name(&name);
-        if self.path.owner() != "LtiDense" || !matches!(leaf, "a" | "b") {
+        let Some(tensor) = MapTensor::at(&self.path) else {
             return;
-        }
-        let pairs = self.maps.get(projection).map_or(1, LtiParts::pairs);
+        };
+        let Some((side, "a" | "b")) = tensor.factor() else {
+            return;
+        };
+        let parts = self.maps.get(&tensor.projection);
+        let pairs = parts.map_or(1, |parts| parts.pairs(side));
         if pairs <= self.joined {
             return;
         }

@@ -9,7 +9,7 @@ use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::inject::tie;
+use crate::parameters::tie;
 
 /// An optimizer after whose step parameters of one id are [tied](tie): the first of them in the module
 /// is updated, with the one gradient and the one state of its id, and the others take its value.
@@ -22,7 +22,7 @@ use crate::inject::tie;
 /// use burn::nn::{Linear, LinearConfig};
 /// use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 /// use burn::tensor::{Distribution, Tensor};
-/// use burn_lti::inject::tie;
+/// use burn_lti::parameters::tie;
 /// use burn_lti::train::Tied;
 ///
 /// type B = Autodiff<Flex>;

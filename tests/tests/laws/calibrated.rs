@@ -7,9 +7,9 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
-use burn_lti::dense::MapKind;
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::InjectError;
+use burn_lti::map::MapKind;
 use burn_lti::start::calibrated::{
     CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
 };

@@ -9,12 +9,12 @@ use burn_lti::decoder::{
     AttentionBlock, CausalLm, DecoderError, LayerSelection, LtiSpec, Projection, RoleMaps,
     TokenBatch, learn_to_init,
 };
-use burn_lti::dense::{
+use burn_lti::geometry::{Axes, HeadGrid, Role};
+use burn_lti::inject::{CopyRule, InjectError, InjectRules, inject};
+use burn_lti::map::{
     ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
     ProjectionKind,
 };
-use burn_lti::geometry::{Axes, HeadGrid, Role};
-use burn_lti::inject::{CopyRule, InjectError, InjectRules, inject};
 use burn_lti::start::{Start, StartError};
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;

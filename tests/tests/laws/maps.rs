@@ -4,12 +4,12 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::dense::{
+use burn_lti::geometry::HeadGrid;
+use burn_lti::map::{
     AttnMap, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
     ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
     contraction_cost,
 };
-use burn_lti::geometry::HeadGrid;
 use burn_lti::start::{MapSpec, Start, StartError};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
@@ -498,7 +498,7 @@ fn random_layer<B: Backend>(
     kind: ProjectionKind,
     map: MapKind,
     device: &B::Device,
-) -> burn_lti::dense::LtiDense<B> {
+) -> burn_lti::map::LtiDense<B> {
     let config = LtiDenseConfig::new(kind, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 5))
         .with_map(map)
         .with_start(Start::Lecun, 0)
@@ -507,7 +507,7 @@ fn random_layer<B: Backend>(
     fill_random(config.init(c).expect("a layer"), 6)
 }
 
-fn layer_oracle<B: Backend>(layer: &burn_lti::dense::LtiDense<B>) -> Projection {
+fn layer_oracle<B: Backend>(layer: &burn_lti::map::LtiDense<B>) -> Projection {
     let all = parameters(layer);
     let read = |name: &str| -> Vec<f64> {
         let floats = all[name].bits.iter().map(|bits| f32::from_bits(*bits));

@@ -13,11 +13,11 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{LtiSpec, TokenBatch};
-use burn_lti::dense::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::inject::{
     Fate, FreezeRules, InjectError, InjectRules, Injection, ShareRule, inject, set_trainable, tie,
 };
 use burn_lti::loss::DistillationLoss;
+use burn_lti::map::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Distiller, GlobalNormClip, GradNorm, Tied, collect_gradients};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};

@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::geometry::HeadGrid;
-use crate::start::StartError;
+use crate::map::StartError;
 
 /// A calibration that failed.
 #[derive(Debug, Error)]

@@ -150,14 +150,9 @@ impl<B: Backend> CalibratedStart<B> {
                 [rows, columns] => {
                     let data = data(vec![rows, columns]);
                     let tensor = Tensor::<B, 2>::from_data(data, (device, DType::F32));
-                    tensors.insert(name, "LtiDense", tensor);
+                    tensors.insert(name, "AxisMap", tensor);
                 }
-                [x, y, u, v] => {
-                    let data = data(vec![x, y, u, v]);
-                    let tensor = Tensor::<B, 4>::from_data(data, (device, DType::F32));
-                    tensors.insert(name, "LtiDense", tensor);
-                }
-                _ => return Err(damaged("a tensor has neither two nor four axes")),
+                _ => return Err(damaged("a tensor has not two axes")),
             }
         }
         Ok(Self {
@@ -188,9 +183,9 @@ mod tests {
         let mut tensors = TensorSet::new();
         let random = Distribution::Default;
         let a = Tensor::<Flex, 2>::random([4, 2], random, &device);
-        tensors.insert("layers.0.q.a", "LtiDense", a);
-        let w = Tensor::<Flex, 4>::random([2, 3, 2, 1], random, &device);
-        tensors.insert("layers.0.v.w", "LtiDense", w);
+        tensors.insert("layers.0.q.right.a", "AxisMap", a);
+        let w = Tensor::<Flex, 2>::random([6, 2], random, &device);
+        tensors.insert("layers.0.v.right.w", "AxisMap", w);
         let weight = Tensor::<Flex, 2>::random([5, 3], random, &device);
         tensors.insert("layers.0.mlp.weight", "Linear", weight);
         CalibratedStart {

@@ -13,7 +13,7 @@ use super::out::{OutFit, OutMap};
 use super::pairs::{self, Pairs, Quadratic};
 use super::solve::{Kronecker, by_diagonal, conjugate_gradients, mean_diagonal, ridge};
 use super::{CalibrationError, HeadCounts};
-use crate::dense::MapKind;
+use crate::map::MapKind;
 
 /// What a layer's value features are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,9 +53,8 @@ pub use refine::Refinement;
 pub use select::HeadChoice;
 
 use crate::decoder::{LayeredDecoder, LtiSpec, TokenBatch};
-use crate::dense::{MapKind, ProjectionKind};
-use crate::geometry::{Axes, Role};
-use crate::start::{MapSpec, pairs as start_pairs};
+use crate::geometry::{Axes, Role, Site};
+use crate::map::{AxisSpec, MapKind, Side, fill_up};
 use crate::tensors::{TensorSet, join_name};
 use fit::{Fitted, LayerFit, Span, ValueMap};
 use heads::HeadCounts;
@@ -305,7 +304,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 let spec = walk.map_spec(role);
                 spec.check_rank()?;
                 let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
-                match spec.map {
+                match walk.form(role) {
                     MapKind::Factored | MapKind::Kronecker(_) => {
                         let (a, b) = (zeros(&spec.a_shape()), zeros(&spec.b_shape()));
                         walk.set_factors(layer, role, a, b);
@@ -323,25 +322,23 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             .collect()
     }
 
-    fn map_spec(&self, role: Role) -> MapSpec {
-        MapSpec {
-            kind: ProjectionKind::of(role),
-            map: self.calibration.spec.maps.get(role),
-            teacher: self.calibration.spec.teacher.grid(role),
-            student: self.calibration.student.grid(role),
-        }
+    /// The map along the heads of the projection in `role`.
+    fn map_spec(&self, role: Role) -> AxisSpec {
+        let (teacher, student) = (&self.calibration.spec.teacher, &self.calibration.student);
+        AxisSpec::mapped(self.form(role), teacher.grid(role), student.grid(role))
+    }
+
+    fn form(&self, role: Role) -> MapKind {
+        self.calibration.spec.maps.get(role).unwrap_or_default()
     }
 
     /// The form that is fitted: as many pairs as there can be make every general map, and are taken out
     /// of that in the end.
     fn fitted_form(&self, role: Role) -> MapKind {
-        let MapSpec {
-            map,
-            teacher,
-            student,
-            ..
+        let AxisSpec {
+            teacher, student, ..
         } = self.map_spec(role);
-        match map {
+        match self.form(role) {
             MapKind::Kronecker(1) => MapKind::Factored,
             MapKind::Kronecker(rank) if rank == MapKind::largest_rank(teacher, student) => {
                 MapKind::General
@@ -457,7 +454,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 rows.weigh(rows.drift.clone()),
             )?;
         }
-        let name = self.teacher.projection_name(layer, Role::Out);
+        let name = self.site_name(layer, Role::Out);
         let kernel = self.teacher_weight(&name, geometry.query.width())?;
         let head_dims = [geometry.query.head_dim, grid.head_dim];
         let form = self.fitted_form(Role::Out);
@@ -504,7 +501,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 )?;
         }
         let both = both.ok_or(CalibrationError::NoTokens)?;
-        let name = self.teacher.feed_forward_name(layer);
+        let name = self.site_name(layer, Role::Down);
         let (residual, ridge) = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
             .into_iter()
             // A ridge too little for the rounding of the sums is passed over.
@@ -575,7 +572,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                     b[teacher * v + student] = 1.0;
                 }
             }
-            match spec.map {
+            match self.form(role) {
                 MapKind::Factored | MapKind::Kronecker(_) => self.set_factors(layer, role, a, b),
                 MapKind::General => self.set_general(layer, role, outer_product(&spec, &a, &b)),
             }
@@ -633,7 +630,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         match &fitted.out.values {
             OutValues::General(w) => self.set_map(layer, Role::Out, w)?,
             OutValues::Factored { a, b } => {
-                self.set_factors(layer, Role::Out, row_major(a), row_major(b));
+                let turned = b.transpose().to_owned();
+                self.set_factors(layer, Role::Out, row_major(a), row_major(&turned));
             }
             OutValues::Pairs(pairs) => self.set_pairs(layer, Role::Out, pairs),
         }
@@ -643,7 +641,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     /// `w [t_heads * t_head_dim, s_heads * s_head_dim]` in the map's own form, which can express it.
     fn set_map(&mut self, layer: usize, role: Role, w: &Mat<f64>) -> Result<(), CalibrationError> {
         let spec = self.map_spec(role);
-        match spec.map.pairs() {
+        match self.form(role).pairs() {
             None => self.set_general(layer, role, row_major(w)),
             Some(rank) => {
                 let head_sizes = [spec.teacher.head_dim, spec.student.head_dim];
@@ -654,30 +652,38 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     }
 
     fn set_pairs(&mut self, layer: usize, role: Role, pairs: &Pairs) {
-        let (a, b) = pairs.host(ProjectionKind::of(role));
+        let (a, b) = pairs.host();
         self.set_factors(layer, role, a, b);
     }
 
     /// `a` and `b` of one or more pairs. Those that the map has beyond them add nothing yet.
     fn set_factors(&mut self, layer: usize, role: Role, mut a: Vec<f32>, mut b: Vec<f32>) {
         let spec = self.map_spec(role);
-        let seed = self.calibration.spec.seed_of(layer, role);
-        start_pairs::fill_up(&spec, &mut a, &mut b, &mut StdRng::seed_from_u64(seed));
+        let seed = Site::new(layer, role).seed(self.calibration.spec.seed);
+        fill_up(&spec, &mut a, &mut b, &mut StdRng::seed_from_u64(seed));
         self.set(layer, role, "a", TensorData::new(a, spec.a_shape()));
         self.set(layer, role, "b", TensorData::new(b, spec.b_shape()));
     }
 
+    /// The name of the weight at that site; empty where the decoder has none.
+    fn site_name(&self, layer: usize, role: Role) -> String {
+        let name = self.teacher.site_name(Site::new(layer, role));
+        name.unwrap_or_default()
+    }
+
     fn set_general(&mut self, layer: usize, role: Role, w: Vec<f32>) {
-        let name = join_name(&self.teacher.projection_name(layer, role), "w");
-        let data = TensorData::new(w, self.map_spec(role).w_shape());
-        let tensor = Tensor::<B, 4>::from_data(data, (&self.device, DType::F32));
-        self.tensors.insert(&name, "LtiDense", tensor);
+        let shape = self.map_spec(role).w_shape();
+        self.set(layer, role, "w", TensorData::new(w, shape));
     }
 
     fn set(&mut self, layer: usize, role: Role, leaf: &str, data: TensorData) {
-        let name = join_name(&self.teacher.projection_name(layer, role), leaf);
+        let side = match role {
+            Role::Out => Side::Left,
+            _ => Side::Right,
+        };
+        let name = format!("{}.{}.{leaf}", self.site_name(layer, role), side.name());
         let tensor = Tensor::<B, 2>::from_data(data, (&self.device, DType::F32));
-        self.tensors.insert(&name, "LtiDense", tensor);
+        self.tensors.insert(&name, "AxisMap", tensor);
     }
 
     /// The weight of a `Linear` of the teacher's, as Burn keeps it, with `rows` inputs.
@@ -720,7 +726,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             .spill
             .read::<B>(index, Stream::Attention, &self.device)?;
         let attention = float(attention);
-        let bias = self.teacher.projection_name(layer, Role::Out);
+        let bias = self.site_name(layer, Role::Out);
         let bias = self.teacher_tensors.get(&join_name(&bias, "bias"));
         let [rows, _] = teacher.dims();
         let size = (teacher.clone() + attention.clone())
@@ -828,11 +834,14 @@ fn row_major(matrix: &Mat<f64>) -> Vec<f32> {
         .collect()
 }
 
-/// `W[x,y,u,v] = A[x,u] B[y,v]`, of a query, key or value map.
-fn outer_product(spec: &MapSpec, a: &[f32], b: &[f32]) -> Vec<f32> {
-    debug_assert_eq!(spec.kind, ProjectionKind::Qkv);
-    let [x, y, u, v] = spec.w_shape();
-    let mut w = vec![0.0; x * y * u * v];
+/// `W[xy,uv] = A[x,u] B[y,v]`
+fn outer_product(spec: &AxisSpec, a: &[f32], b: &[f32]) -> Vec<f32> {
+    let (y, u, v) = (
+        spec.teacher.head_dim,
+        spec.student.heads,
+        spec.student.head_dim,
+    );
+    let mut w = vec![0.0; spec.teacher.width() * u * v];
     for (index, value) in w.iter_mut().enumerate() {
         let (column, rest) = (index % v, index / v);
         let (student, rest) = (rest % u, rest / u);

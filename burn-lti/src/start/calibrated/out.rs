@@ -9,7 +9,7 @@ use super::pairs::{Pairs, Quadratic};
 use super::solve::{self, by_diagonal, conjugate_gradients, dot, ridge, ridged};
 use super::spectrum::Spectrum;
 use super::{CalibrationError, HeadCounts};
-use crate::dense::MapKind;
+use crate::map::MapKind;
 
 /// The teacher's output kernel and what can be made of it.
 #[derive(Debug)]

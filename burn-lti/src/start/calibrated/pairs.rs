@@ -9,7 +9,6 @@ use faer::Mat;
 
 use super::CalibrationError;
 use super::solve::{by_diagonal, conjugate_gradients};
-use crate::dense::ProjectionKind;
 
 /// `W[(x,y),(u,v)] = sum_r a[(x,u),r] b[(y,v),r]`
 #[derive(Clone, Debug)]
@@ -130,25 +129,15 @@ impl Pairs {
         }
     }
 
-    /// `A` and `B` of all pairs that are something in float32, one below the other and row-major, `B` as
-    /// a projection of `kind` has it.
-    pub(super) fn host(&self, kind: ProjectionKind) -> (Vec<f32>, Vec<f32>) {
-        let [_, y, _, v] = self.sizes;
+    /// `A` and `B` of all pairs that are something in float32, one below the other and row-major.
+    pub(super) fn host(&self) -> (Vec<f32>, Vec<f32>) {
         let size = |pair: usize| self.a.col(pair).norm_l2() * self.b.col(pair).norm_l2();
         let pairs = 0..self.a.ncols();
         let largest = pairs.clone().map(size).fold(0.0, f64::max);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for pair in pairs.filter(|pair| size(*pair) > f64::from(f32::EPSILON) * largest) {
             a.extend((0..self.a.nrows()).map(|place| self.a[(place, pair)] as f32));
-            let at = |row: usize, column: usize| self.b[(row * v + column, pair)] as f32;
-            match kind {
-                ProjectionKind::Qkv => {
-                    b.extend((0..y).flat_map(|row| (0..v).map(move |column| at(row, column))));
-                }
-                ProjectionKind::Output => {
-                    b.extend((0..v).flat_map(|column| (0..y).map(move |row| at(row, column))));
-                }
-            }
+            b.extend((0..self.b.nrows()).map(|place| self.b[(place, pair)] as f32));
         }
         (a, b)
     }
@@ -270,17 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn pairs_of_nothing_are_left_out_and_b_is_turned_for_out() {
+    fn pairs_of_nothing_are_left_out() {
         let one = Pairs {
             sizes: SIZES,
             a: numbers(8, 1, 5),
             b: numbers(15, 1, 6),
         };
         let found = Pairs::nearest(&one.sum(), [3, 5], 8).unwrap();
-        let (a, b) = found.host(ProjectionKind::Qkv);
+        let (a, b) = found.host();
         assert_eq!((a.len(), b.len()), (8, 15));
-        let (_, turned) = found.host(ProjectionKind::Output);
-        let back: Vec<f32> = (0..15).map(|i| turned[i % 5 * 3 + i / 5]).collect();
-        assert_eq!(back, b);
     }
 }

@@ -15,7 +15,7 @@ use super::{CalibrationError, HELD_OUT, Rows, Walk};
 use crate::compat;
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::Role;
-use crate::inject::set_trainable;
+use crate::parameters::set_trainable;
 use crate::tensors::{TensorSet, split_name};
 
 /// How long the maps of a layer are moved, and how fast.
@@ -42,9 +42,10 @@ impl<B: Backend, T: LayeredDecoder<B>> Walk<'_, B, T> {
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
         let refinement = self.calibration.refinement;
-        let projections = Role::ATTENTION.map(|role| self.teacher.projection_name(layer, role));
+        let projections = Role::ATTENTION.map(|role| self.site_name(layer, role));
         let is_map = |name: &str| {
             let (module, leaf) = split_name(name);
+            let (module, _) = split_name(module);
             leaf != "bias" && projections.iter().any(|projection| projection == module)
         };
         let mut moved = set_trainable(student.clone(), |parameter| {

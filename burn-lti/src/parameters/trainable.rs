@@ -4,7 +4,8 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
 use super::tie;
-use crate::tensors::{ModulePath, split_name};
+use crate::map::Part;
+use crate::tensors::ModulePath;
 
 /// A parameter as seen by the rule that decides whether it trains.
 #[derive(Clone, Debug)]
@@ -47,12 +48,11 @@ impl<B: Backend, F: FnMut(&TrainableParameter<'_>) -> bool> ModuleMapper<B> for 
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let name = self.path.name();
-        let owned_by_map = self.path.owner() == "LtiDense";
-        let is_teacher_kernel = owned_by_map && split_name(&name).1 == "c";
-        let trains = !is_teacher_kernel
+        let part = Part::at(&self.path);
+        let trains = part != Part::TeacherKernel
             && (self.trains)(&TrainableParameter {
                 name: &name,
-                in_map: owned_by_map,
+                in_map: part != Part::Plain,
             });
         // The value exists from here on: a lazy parameter would forget the flag.
         param.map(|value| value.set_require_grad(trains))

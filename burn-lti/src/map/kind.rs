@@ -1,32 +1,12 @@
-//! Kinds of projection, kinds of map, precisions of a contraction.
+//! The forms of a map along one axis, and the precision of a kernel's contraction.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::geometry::{Axis, HeadGrid, Role};
+use crate::geometry::HeadGrid;
 
-/// Which way a projection goes: from the model's width to the heads, or back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProjectionKind {
-    /// Query, key or value: `[d_model] -> [heads, head_dim]`.
-    Qkv,
-    /// The attention's output: `[heads, head_dim] -> [d_model]`.
-    Output,
-}
-
-impl ProjectionKind {
-    /// The kind of an attention projection: which side of it has heads.
-    pub const fn of(role: Role) -> Self {
-        match role.axes() {
-            [Axis::Width, _] => Self::Qkv,
-            [_, _] => Self::Output,
-        }
-    }
-}
-
-/// The forms of the learnable map from a teacher kernel to a student kernel.
+/// The forms of a learnable map from the teacher's features along an axis to the student's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MapKind {
@@ -81,7 +61,7 @@ impl fmt::Display for MapKind {
     }
 }
 
-/// In which precision a kernel is contracted out of `C` and its map.
+/// In which precision a kernel is contracted out of `C` and its maps.
 ///
 /// The reference hands `default`, `high` or `highest` to its compiler. Here the setting is the
 /// floating-point type of the contraction; the kernel comes back in the type of `C`.

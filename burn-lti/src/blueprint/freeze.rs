@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
-use burn::module::{ModuleVisitor, Param, ParamId};
+use burn::module::ParamId;
 use burn::prelude::*;
 use regex::Regex;
 
 use super::error::nearest_part;
-use super::{InjectError, set_trainable};
-use crate::tensors::{ModulePath, split_name};
+use super::{BlueprintError, Listed};
+use crate::map::Part;
+use crate::parameters::set_trainable;
 
 /// Regular expressions that say which parameters train. A pattern is looked for anywhere in a dotted
 /// name, as by Python's `re.search`.
@@ -20,7 +21,7 @@ use crate::tensors::{ModulePath, split_name};
 /// ```
 /// use burn::backend::{Autodiff, Flex};
 /// use burn::nn::{Linear, LinearConfig};
-/// use burn_lti::inject::FreezeRules;
+/// use burn_lti::blueprint::FreezeRules;
 ///
 /// type B = Autodiff<Flex>;
 /// let layers: Vec<Linear<B>> = (0..2)
@@ -32,7 +33,7 @@ use crate::tensors::{ModulePath, split_name};
 ///     report.to_string(),
 ///     "0.weight [4, 4] is frozen by `^0\\.`\n1.weight [4, 4] trains\n"
 /// );
-/// # Ok::<(), burn_lti::inject::InjectError>(())
+/// # Ok::<(), burn_lti::blueprint::BlueprintError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct FreezeRules {
@@ -52,8 +53,8 @@ impl FreezeRules {
     ///
     /// # Errors
     ///
-    /// [`InjectError::Pattern`] for the first pattern that cannot be parsed.
-    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, InjectError> {
+    /// [`BlueprintError::Pattern`] for the first pattern that cannot be parsed.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, BlueprintError> {
         Ok(Self {
             patterns: parse(patterns)?,
             found: Found::Freezes,
@@ -66,8 +67,10 @@ impl FreezeRules {
     ///
     /// # Errors
     ///
-    /// [`InjectError::Pattern`] for the first pattern that cannot be parsed.
-    pub fn training<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, InjectError> {
+    /// [`BlueprintError::Pattern`] for the first pattern that cannot be parsed.
+    pub fn training<'a>(
+        patterns: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, BlueprintError> {
         let patterns = parse(patterns)?;
         let found = match patterns.is_empty() {
             true => Found::Freezes,
@@ -81,21 +84,19 @@ impl FreezeRules {
     ///
     /// # Errors
     ///
-    /// [`InjectError::NoParameter`] for the first pattern that is found in no name.
+    /// [`BlueprintError::NoParameter`] for the first pattern that is found in no name.
     pub fn report<B: Backend, M: Module<B>>(
         &self,
         module: &M,
-    ) -> Result<FreezeReport, InjectError> {
-        let mut lister = Lister::default();
-        module.visit(&mut lister);
-        let listed = lister.parameters;
+    ) -> Result<FreezeReport, BlueprintError> {
+        let listed = Listed::all(module);
         let names = || listed.iter().map(|parameter| parameter.name.as_str());
         if let Some(pattern) = self
             .patterns
             .iter()
             .find(|pattern| !names().any(|name| pattern.is_match(name)))
         {
-            return Err(InjectError::NoParameter {
+            return Err(BlueprintError::NoParameter {
                 pattern: pattern.to_string(),
                 suggestion: nearest_part(pattern.as_str(), names()),
             });
@@ -114,9 +115,9 @@ impl FreezeRules {
             ParameterFate {
                 name: parameter.name.clone(),
                 shape: parameter.shape.clone(),
-                fate: match parameter.is_teacher_kernel {
-                    true => Fate::TeacherKernel,
-                    false => self.fate(variable.pattern),
+                fate: match parameter.part {
+                    Part::TeacherKernel => Fate::TeacherKernel,
+                    _ => self.fate(variable.pattern),
                 },
                 shared_with: (variable.first_name != parameter.name)
                     .then(|| variable.first_name.to_owned()),
@@ -135,7 +136,7 @@ impl FreezeRules {
     pub fn apply<B: Backend, M: Module<B>>(
         &self,
         module: M,
-    ) -> Result<(M, FreezeReport), InjectError> {
+    ) -> Result<(M, FreezeReport), BlueprintError> {
         let report = self.report(&module)?;
         let trained: BTreeSet<&str> = report.trained().collect();
         let module = set_trainable(module, |parameter| trained.contains(parameter.name));
@@ -233,9 +234,9 @@ impl fmt::Display for Fate {
     }
 }
 
-fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Vec<Regex>, InjectError> {
+fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Vec<Regex>, BlueprintError> {
     let parsed = patterns.into_iter().map(|pattern| {
-        Regex::new(pattern).map_err(|source| InjectError::Pattern {
+        Regex::new(pattern).map_err(|source| BlueprintError::Pattern {
             pattern: pattern.to_owned(),
             source: Box::new(source),
         })
@@ -247,38 +248,4 @@ fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Vec<Regex>, 
 struct Variable<'a> {
     first_name: &'a str,
     pattern: Option<&'a Regex>,
-}
-
-struct Listed {
-    name: String,
-    shape: Vec<usize>,
-    id: ParamId,
-    is_teacher_kernel: bool,
-}
-
-/// The float parameters of a module in its order.
-#[derive(Default)]
-struct Lister {
-    path: ModulePath,
-    parameters: Vec<Listed>,
-}
-
-impl<B: Backend> ModuleVisitor<B> for Lister {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let name = self.path.name();
-        self.parameters.push(Listed {
-            is_teacher_kernel: self.path.owner() == "LtiDense" && split_name(&name).1 == "c",
-            name,
-            shape: param.lazy_shape().to_vec(),
-            id: param.id,
-        });
-    }
 }

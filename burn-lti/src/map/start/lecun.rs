@@ -12,29 +12,36 @@
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::{HostMap, MapSpec};
-use crate::dense::MapKind;
+use super::super::axis_map::FirstValues;
+use super::super::{AxisSpec, MapKind, Side};
 
 /// Standard deviation of a unit normal truncated to [-2, 2] (`jax.nn.initializers` uses the same).
 const TRUNCATED_STD: f64 = 0.879_625_661_034_239_8;
 
-pub(super) fn map(spec: &MapSpec, rng: &mut StdRng) -> HostMap {
-    match spec.map {
-        MapKind::Factored | MapKind::Kronecker(_) => {
-            let [rows, columns] = spec.of_one_pair().b_shape();
-            HostMap::Pairs {
-                a: sample(&spec.a_shape(), rng),
-                b: (0..spec.rank())
-                    .flat_map(|_| sample(&[rows, columns], rng))
-                    .collect(),
-                spec: *spec,
-            }
-        }
-        MapKind::General => HostMap::General {
-            w: sample(&spec.w_shape(), rng),
-            spec: *spec,
-        },
+pub(super) fn values(spec: &AxisSpec, side: Side, rng: &mut StdRng) -> FirstValues {
+    let (teacher, student) = (spec.teacher, spec.student);
+    if spec.map == Some(MapKind::General) {
+        let shape = [
+            teacher.heads,
+            teacher.head_dim,
+            student.heads,
+            student.head_dim,
+        ];
+        return FirstValues::Dense {
+            w: sample(&shape, rng),
+        };
     }
+    let a = sample(&spec.a_shape(), rng);
+    let [y, v] = spec.of_one_pair().b_shape();
+    let b = (0..spec.rank()).flat_map(|_| match side {
+        Side::Right => sample(&[y, v], rng),
+        // The reference's `B[v,y]`, turned.
+        Side::Left => {
+            let drawn = sample(&[v, y], rng);
+            (0..y * v).map(|at| drawn[at % v * y + at / v]).collect()
+        }
+    });
+    FirstValues::Factors { b: b.collect(), a }
 }
 
 /// `fan_in` of JAX's default axes for a tensor of this shape.

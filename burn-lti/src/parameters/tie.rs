@@ -10,8 +10,8 @@ use burn::tensor::container::TensorContainer;
 /// on the same node of the autodiff graph.
 ///
 /// Burn knows a parameter by its id, but keeps a value beside each use of it, and moves, loads,
-/// freezes and trains these one by one. [`inject`](super::inject) ties what
-/// [`ShareRule`](super::ShareRule)s share. What keeps the tie, and what needs this function after it:
+/// freezes and trains these one by one. [`inject`](mod@crate::inject) ties what
+/// [`ShareRule`](crate::blueprint::ShareRule)s share. What keeps the tie, and what needs this function after it:
 ///
 /// | operation | ids | values | one node, so that gradients add up |
 /// |---|---|---|---|

@@ -1,12 +1,11 @@
-//! What can go wrong on the teacher's way into the student.
+//! What can be wrong with the rules by which a student is filled.
 
-use burn::tensor::DType;
 use thiserror::Error;
 
-/// An injection that would have left the student wrong, or a rule about what trains that says nothing.
+/// Rules that would leave a student wrong, or say nothing.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum InjectError {
+pub enum BlueprintError {
     /// The pattern of a rule is not a regular expression.
     #[error("rule `{pattern}` is not a valid regular expression")]
     Pattern {
@@ -15,29 +14,31 @@ pub enum InjectError {
         /// What the parser says.
         source: Box<regex::Error>,
     },
-    /// A rule that matched no teacher tensor.
+    /// A rule that matched no tensor.
     #[error(
-        "rule `{pattern}` matches no tensor of the teacher{}; a pattern must match the whole name",
+        "rule `{pattern}` matches no tensor of the {of}{}; a pattern must match the whole name",
         nearest(.suggestion)
     )]
     NoMatch {
         /// The pattern as given.
         pattern: String,
-        /// The teacher tensor whose name is nearest.
+        /// Whose tensors it was matched with.
+        of: &'static str,
+        /// The tensor whose name is nearest.
         suggestion: Option<String>,
     },
     /// A rule's template names a tensor that the student does not have.
     #[error(
-        "rule `{pattern}` sends `{teacher}` to `{student}`, which the student does not have{}",
+        "rule `{pattern}` sends `{from}` to `{to}`, which the student does not have{}",
         nearest(.suggestion)
     )]
     UnknownTarget {
         /// The pattern as given.
         pattern: String,
-        /// The teacher tensor matched.
-        teacher: String,
+        /// The tensor matched.
+        from: String,
         /// The name its template gave.
-        student: String,
+        to: String,
         /// The student tensor whose name is nearest.
         suggestion: Option<String>,
     },
@@ -68,10 +69,9 @@ pub enum InjectError {
         /// The student tensor whose name is nearest.
         suggestion: Option<String>,
     },
-    /// The teacher's tensor cannot become the student's by splitting or joining axes.
+    /// The teacher's tensor has another shape than the student's.
     #[error(
-        "`{teacher}` {found:?} does not fit `{student}` {expected:?}: the same elements are needed, \
-         with axes split or joined but not rearranged"
+        "the teacher's `{teacher}` {found:?} does not fit the student's `{student}` {expected:?}"
     )]
     Shape {
         /// The teacher tensor.
@@ -83,32 +83,6 @@ pub enum InjectError {
         /// Its shape.
         expected: Vec<usize>,
     },
-    /// A share rule that matched no student tensor.
-    #[error(
-        "share rule `{pattern}` matches no tensor of the student{}; a pattern must match the whole name",
-        nearest(.suggestion)
-    )]
-    NoSource {
-        /// The pattern as given.
-        pattern: String,
-        /// The student tensor whose name is nearest.
-        suggestion: Option<String>,
-    },
-    /// A share rule's template names a tensor that the student does not have.
-    #[error(
-        "share rule `{pattern}` shares `{from}` with `{to}`, which the student does not have{}",
-        nearest(.suggestion)
-    )]
-    UnknownDestination {
-        /// The pattern as given.
-        pattern: String,
-        /// The student tensor matched.
-        from: String,
-        /// The name its template gave.
-        to: String,
-        /// The student tensor whose name is nearest.
-        suggestion: Option<String>,
-    },
     /// A share rule's template gives the name it matched.
     #[error(
         "share rule `{pattern}` shares `{name}` with itself; make the pattern match only what others share"
@@ -119,48 +93,19 @@ pub enum InjectError {
         /// The student tensor.
         name: String,
     },
-    /// Two tensors of different roles cannot be one variable.
+    /// Two tensors of different kinds, shapes or float types cannot be one variable.
     #[error(
-        "`{from}` is {found} and `{to}` {expected}: they cannot be one variable; \
-         share each with its like"
+        "`{from}` is {found} and `{to}` {expected}: they cannot be one variable; share each with its like"
     )]
-    SharePart {
+    Unlike {
         /// The source.
         from: String,
         /// What it is.
-        found: &'static str,
+        found: String,
         /// The destination.
         to: String,
         /// What it is.
-        expected: &'static str,
-    },
-    /// Two tensors of different shapes cannot be one variable.
-    #[error(
-        "`{from}` {found:?} and `{to}` {expected:?} cannot be one variable: drop the share rule, or make them of one shape"
-    )]
-    ShareShape {
-        /// The source.
-        from: String,
-        /// Its shape.
-        found: Vec<usize>,
-        /// The destination.
-        to: String,
-        /// Its shape.
-        expected: Vec<usize>,
-    },
-    /// Two tensors of different float types cannot be one variable.
-    #[error(
-        "`{from}` in {found:?} and `{to}` in {expected:?} cannot be one variable: cast one of them first"
-    )]
-    ShareType {
-        /// The source.
-        from: String,
-        /// Its float type.
-        found: DType,
-        /// The destination.
-        to: String,
-        /// Its float type.
-        expected: DType,
+        expected: String,
     },
     /// Two sources for one destination.
     #[error(

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 pub enum Start {
     /// The reference's random start. Keeps nothing of the teacher's function; for parity.
     Lecun,
-    /// Each student head begins as its group of teacher heads: their mean for query, key and
-    /// value, their sum for the output projection.
+    /// Each student head begins as its group of teacher heads: their mean for the outputs of query, key
+    /// and value, their sum for the inputs of the output projection.
     Grouped,
     /// The maps are calculated from text, so that the student begins close to the teacher. See
-    /// [`calibrated`](super::calibrated).
+    /// [`calibrated`](crate::start::calibrated).
     Calibrated,
 }
 

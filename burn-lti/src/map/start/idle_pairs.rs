@@ -6,10 +6,11 @@
 
 use rand::rngs::StdRng;
 
-use super::{MapSpec, lecun};
+use super::super::AxisSpec;
+use super::lecun;
 
 /// Appends as many pairs to `a` and `b`, row-major, as `spec` has more.
-pub(crate) fn fill_up(spec: &MapSpec, a: &mut Vec<f32>, b: &mut Vec<f32>, rng: &mut StdRng) {
+pub(crate) fn fill_up(spec: &AxisSpec, a: &mut Vec<f32>, b: &mut Vec<f32>, rng: &mut StdRng) {
     let one = spec.of_one_pair();
     let (of_a, of_b) = (one.a_shape(), one.b_shape());
     for _ in a.len() / (of_a[0] * of_a[1]).max(1)..spec.rank() {

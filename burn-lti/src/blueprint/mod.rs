@@ -1,0 +1,246 @@
+//! What becomes of every tensor of a student: where it comes from, what it shares, whether it trains.
+//!
+//! A [`Blueprint`] is made from the student's tensors, which need not be allocated, the names and shapes
+//! of the teacher's, and [`Rules`]. What plans a student prints it, [`inject`](mod@crate::inject) fills a module by
+//! it. Nothing is skipped in silence: a rule without a match, two rules for one tensor, a tensor nobody
+//! fills, a shape that does not fit are errors, before anything is made.
+//!
+//! Rules have the semantics of MaxText's `distill_weights_copy_map`: a regular expression that must
+//! match a whole teacher name, and a template for the student's name with `$1` or `${name}` for the
+//! groups. [`ShareRule`]s make student tensors one variable, as `distill_student_weights_share_map`
+//! does, and [`FreezeRules`] say what trains, as `student_params_to_update` does, or the other way
+//! round.
+
+mod error;
+mod freeze;
+mod listing;
+mod rules;
+mod share;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::prelude::*;
+
+pub use error::BlueprintError;
+pub use freeze::{Fate, FreezeReport, FreezeRules, ParameterFate};
+pub use listing::Listed;
+pub use rules::{CopyRule, Rules, ShareRule};
+
+use crate::map::Part;
+use crate::tensors::join_name;
+use error::nearest_name;
+use share::Shares;
+
+/// What becomes of every tensor of a student.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blueprint {
+    /// The student's tensors, in the order of its module.
+    pub tensors: Vec<StudentTensor>,
+    /// Teacher tensors that nothing asks for.
+    pub unused: Vec<String>,
+}
+
+/// What becomes of one tensor of a student.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StudentTensor {
+    /// Dotted name.
+    pub name: String,
+    /// What it is to its module.
+    pub part: Part,
+    /// Its axes.
+    pub shape: Vec<usize>,
+    /// Where its first values come from.
+    pub source: Source,
+    /// The student tensor that it is one variable with, by which it is filled.
+    pub shared_with: Option<String>,
+    /// Whether training changes it.
+    pub trains: bool,
+}
+
+impl StudentTensor {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Where the first values of a tensor come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The start: what was calculated under the tensor's own name, else what it stands at.
+    Start,
+    /// The teacher's tensor of that name; a bias beside a map of outputs goes through it.
+    Teacher(String),
+    /// What it stands at when the student is made.
+    New,
+}
+
+impl Blueprint {
+    /// What becomes of `student` with a teacher of these tensors, as `rules` say. The axis maps and the
+    /// biases beside them train, until [`train`](Self::train) says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`BlueprintError`], by the name of the rule or tensor.
+    pub fn new(
+        student: &[Listed],
+        teacher: &BTreeMap<String, Vec<usize>>,
+        rules: &Rules,
+    ) -> Result<Self, BlueprintError> {
+        let listing = Listing::new(student);
+        if let Some(name) = rules.new.iter().find(|name| listing.get(name).is_none()) {
+            return Err(BlueprintError::UnknownNew {
+                name: name.clone(),
+                suggestion: nearest_name(name, listing.names()),
+            });
+        }
+        let shares = Shares::resolve(&rules.share, &listing)?;
+        let sources = rules.sources(&listing, &shares, teacher)?;
+        let mut tensors = Vec::new();
+        for tensor in student {
+            let variable = shares.variable(&tensor.name);
+            let source = match sources.get(variable) {
+                Some(source) => Source::Teacher((*source).to_owned()),
+                None if tensor.part == Part::Map => Source::Start,
+                None => Source::New,
+            };
+            if let Source::Teacher(source) = &source {
+                listing.check_shape(tensor, source, &teacher[source])?;
+            }
+            tensors.push(StudentTensor {
+                name: tensor.name.clone(),
+                part: tensor.part,
+                shape: tensor.shape.clone(),
+                source,
+                shared_with: (variable != tensor.name).then(|| variable.to_owned()),
+                trains: matches!(tensor.part, Part::Map | Part::Bias),
+            });
+        }
+        let used: BTreeSet<&str> = sources.values().copied().collect();
+        let unused = teacher.keys().filter(|name| !used.contains(name.as_str()));
+        Ok(Self {
+            unused: unused.cloned().collect(),
+            tensors,
+        })
+    }
+
+    /// Of `student` as it stands.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn of<B: Backend, M: Module<B>>(
+        student: &M,
+        teacher: &BTreeMap<String, Vec<usize>>,
+        rules: &Rules,
+    ) -> Result<Self, BlueprintError> {
+        Self::new(&Listed::all(student), teacher, rules)
+    }
+
+    /// Has exactly those tensors train of which `trains` says so. `C` never does, and what is one variable
+    /// trains as the tensor does that it shares.
+    pub fn train(&mut self, trains: impl Fn(&StudentTensor) -> bool) {
+        let says = |tensor: &StudentTensor| tensor.part != Part::TeacherKernel && trains(tensor);
+        let trained: BTreeSet<String> = self
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.shared_with.is_none() && says(tensor))
+            .map(|tensor| tensor.name.clone())
+            .collect();
+        for tensor in &mut self.tensors {
+            let variable = tensor.shared_with.as_ref().unwrap_or(&tensor.name);
+            tensor.trains = trained.contains(variable);
+        }
+    }
+
+    /// The same student by other names.
+    pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
+        let source = |source: &Source| match source {
+            Source::Teacher(name) => Source::Teacher(rename(name)),
+            other => other.clone(),
+        };
+        let tensors = self.tensors.iter().map(|tensor| StudentTensor {
+            name: rename(&tensor.name),
+            source: source(&tensor.source),
+            shared_with: tensor.shared_with.as_deref().map(&rename),
+            ..tensor.clone()
+        });
+        Self {
+            tensors: tensors.collect(),
+            unused: self.unused.iter().map(|name| rename(name)).collect(),
+        }
+    }
+
+    /// The names of the tensors that train.
+    pub fn trained(&self) -> impl Iterator<Item = &str> {
+        let trained = self.tensors.iter().filter(|tensor| tensor.trains);
+        trained.map(|tensor| tensor.name.as_str())
+    }
+}
+
+/// The tensors of a student by name.
+struct Listing<'a>(BTreeMap<&'a str, &'a Listed>);
+
+impl<'a> Listing<'a> {
+    fn new(tensors: &'a [Listed]) -> Self {
+        let named = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
+        Self(named.collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Listed> {
+        self.0.get(name).copied()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.0.keys().copied()
+    }
+
+    /// The names of the weights in whose place a map stands.
+    fn mapped_weights(&self) -> impl Iterator<Item = String> {
+        let kernels = self
+            .0
+            .values()
+            .filter(|tensor| tensor.part == Part::TeacherKernel);
+        kernels.filter_map(|tensor| Some(join_name(tensor.projection.as_ref()?, "weight")))
+    }
+
+    /// The parts of the map that stands in the place of the weight `name`, if one does.
+    fn parts_of_weight(&self, name: &str) -> Vec<&'a Listed> {
+        let Some(projection) = name.strip_suffix(".weight") else {
+            return Vec::new();
+        };
+        let of_projection = |tensor: &&&Listed| {
+            matches!(tensor.part, Part::TeacherKernel | Part::Map)
+                && tensor.projection.as_deref() == Some(projection)
+        };
+        self.0.values().filter(of_projection).copied().collect()
+    }
+
+    fn check_shape(
+        &self,
+        tensor: &Listed,
+        source: &str,
+        found: &[usize],
+    ) -> Result<(), BlueprintError> {
+        // A bias beside a map has the teacher's length before it goes through.
+        let kernel = match (tensor.part, &tensor.projection) {
+            (Part::Bias, Some(projection)) => self.0.values().find(|other| {
+                other.part == Part::TeacherKernel && other.projection.as_ref() == Some(projection)
+            }),
+            _ => None,
+        };
+        let expected = match kernel.map(|kernel| kernel.shape.as_slice()) {
+            Some(&[_, features]) => vec![features],
+            _ => tensor.shape.clone(),
+        };
+        match found == expected {
+            true => Ok(()),
+            false => Err(BlueprintError::Shape {
+                teacher: source.to_owned(),
+                found: found.to_vec(),
+                student: tensor.name.clone(),
+                expected,
+            }),
+        }
+    }
+}

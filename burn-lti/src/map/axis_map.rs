@@ -1,0 +1,255 @@
+//! [`AxisMap`]: how the teacher's features along one axis become the student's.
+
+use burn::module::{Param, ParamId};
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+
+use super::contraction::AxisFactors;
+use super::{MapKind, StartError};
+use crate::compat;
+use crate::geometry::HeadGrid;
+
+/// The side of a weight `[d_input, d_output]` that a map stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Its inputs: `L` in `L^T C R`.
+    Left,
+    /// Its outputs: `R`.
+    Right,
+}
+
+impl Side {
+    /// The field of an [`LtiDense`](super::LtiDense) that holds the map on this side.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Right => "right",
+        }
+    }
+}
+
+/// One side of a weight: its features in teacher and student, and the form of the map between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AxisSpec {
+    /// The teacher's features.
+    pub teacher: HeadGrid,
+    /// The student's features.
+    pub student: HeadGrid,
+    /// The form of the map; `None` where the axis is kept.
+    pub map: Option<MapKind>,
+}
+
+impl AxisSpec {
+    /// An axis that is mapped.
+    pub const fn mapped(map: MapKind, teacher: HeadGrid, student: HeadGrid) -> Self {
+        Self {
+            teacher,
+            student,
+            map: Some(map),
+        }
+    }
+
+    /// Shape of `A`, the factors of all pairs one below the other: `[rank * t_heads, s_heads]`.
+    pub const fn a_shape(&self) -> [usize; 2] {
+        [self.rank() * self.teacher.heads, self.student.heads]
+    }
+
+    /// Shape of `B`, the factors of all pairs one below the other: `[rank * t_head_dim, s_head_dim]`.
+    pub const fn b_shape(&self) -> [usize; 2] {
+        [self.rank() * self.teacher.head_dim, self.student.head_dim]
+    }
+
+    /// Shape of `W`: `[t_heads * t_head_dim, s_heads * s_head_dim]`.
+    pub const fn w_shape(&self) -> [usize; 2] {
+        [self.teacher.width(), self.student.width()]
+    }
+
+    /// Pairs of factors; one where there is none, so that `A` and `B` have a shape.
+    pub(super) const fn rank(&self) -> usize {
+        match self.map {
+            Some(MapKind::Kronecker(rank)) => rank,
+            _ => 1,
+        }
+    }
+
+    /// The same with one pair.
+    pub(super) const fn of_one_pair(mut self) -> Self {
+        self.map = Some(MapKind::Factored);
+        self
+    }
+
+    /// Refuses a sum of no pair, and one of more than there can be.
+    pub(crate) fn check_rank(&self) -> Result<(), StartError> {
+        let largest = MapKind::largest_rank(self.teacher, self.student);
+        match self.map {
+            Some(MapKind::Kronecker(rank)) if !(1..=largest).contains(&rank) => {
+                Err(StartError::Rank {
+                    rank,
+                    largest,
+                    teacher: self.teacher,
+                    student: self.student,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The first values of a map, row-major.
+pub(crate) enum FirstValues {
+    /// `A` and `B` of all pairs.
+    Factors { a: Vec<f32>, b: Vec<f32> },
+    /// `W`.
+    Dense { w: Vec<f32> },
+}
+
+/// A map along one axis, which learns. (But for picked features: their list does not.)
+///
+/// Which form it has follows from the tensors that it holds, and how many pairs of factors from their
+/// shapes. So a visitor, which sees nothing else, knows as much as whoever made it.
+#[derive(Module, Debug)]
+pub struct AxisMap<B: Backend> {
+    /// `A`: mixes heads, `[rank * t_heads, s_heads]`. The pairs of a sum stand one below the other: with an
+    /// axis of its own for them, one pair would not be the same tensor as a factored map's in records,
+    /// checkpoints and files.
+    a: Option<Param<Tensor<B, 2>>>,
+    /// `B`: mixes the features of a head, `[rank * t_head_dim, s_head_dim]`.
+    b: Option<Param<Tensor<B, 2>>>,
+    /// `W`: `[t_features, s_features]`.
+    w: Option<Param<Tensor<B, 2>>>,
+    /// The teacher's features that the student's are, `[s_features]`.
+    pick: Option<Param<Tensor<B, 1, Int>>>,
+}
+
+impl<B: Backend> AxisMap<B> {
+    /// The sum of pairs of factors, as [`AxisSpec::a_shape`] and [`AxisSpec::b_shape`] lay them out.
+    pub fn factors(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Self {
+        Self {
+            a: Some(compat::trainable(a)),
+            b: Some(compat::trainable(b)),
+            w: None,
+            pick: None,
+        }
+    }
+
+    /// Any linear map, `w [t_features, s_features]`.
+    pub fn dense(w: Tensor<B, 2>) -> Self {
+        Self {
+            a: None,
+            b: None,
+            w: Some(compat::trainable(w)),
+            pick: None,
+        }
+    }
+
+    /// The teacher's features `of` as they are.
+    pub fn pick(of: &[usize], device: &B::Device) -> Self {
+        let of: Vec<i64> = of.iter().map(|feature| *feature as i64).collect();
+        let length = of.len();
+        let of = Tensor::from_data(TensorData::new(of, [length]), device);
+        Self {
+            a: None,
+            b: None,
+            w: None,
+            pick: Some(Param::initialized(ParamId::new(), of)),
+        }
+    }
+
+    /// A map of these first values.
+    pub(super) fn of_values(spec: &AxisSpec, values: FirstValues, device: &B::Device) -> Self {
+        let tensor =
+            |values, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), device);
+        match values {
+            FirstValues::Factors { a, b } => {
+                Self::factors(tensor(a, spec.a_shape()), tensor(b, spec.b_shape()))
+            }
+            FirstValues::Dense { w } => Self::dense(tensor(w, spec.w_shape())),
+        }
+    }
+
+    /// A map that is no more than shapes until it is filled.
+    pub(super) fn uninitialized(spec: &AxisSpec, map: MapKind, device: &B::Device) -> Self {
+        let promised = |shape| Some(compat::uninitialized(shape, true, device));
+        let (a, b, w) = match map {
+            MapKind::Factored | MapKind::Kronecker(_) => {
+                (promised(spec.a_shape()), promised(spec.b_shape()), None)
+            }
+            MapKind::General => (None, None, promised(spec.w_shape())),
+        };
+        Self {
+            a,
+            b,
+            w,
+            pick: None,
+        }
+    }
+
+    /// `A` of all pairs, on the graph; `None` where the map has none.
+    pub fn a(&self) -> Option<Tensor<B, 2>> {
+        self.a.as_ref().map(|a| a.val())
+    }
+
+    /// `B` of all pairs, on the graph.
+    pub fn b(&self) -> Option<Tensor<B, 2>> {
+        self.b.as_ref().map(|b| b.val())
+    }
+
+    /// `W`, on the graph.
+    pub fn w(&self) -> Option<Tensor<B, 2>> {
+        self.w.as_ref().map(|w| w.val())
+    }
+
+    /// The map's values on the graph, for a teacher of `features` along this axis.
+    pub(super) fn values(&self, features: usize) -> AxisFactors<B> {
+        let pick = self.pick.as_ref().map(|pick| pick.val());
+        AxisFactors::of_tensors(features, self.a(), self.b(), self.w(), pick)
+            .unwrap_or_else(|| unreachable!("its constructors make whole maps alone"))
+    }
+
+    /// The form of a map from `features` of the teacher; `None` for picked features.
+    pub fn kind(&self, features: usize) -> Option<MapKind> {
+        let rows = |param: &Param<Tensor<B, 2>>| param.lazy_shape()[0];
+        match (&self.a, &self.b, &self.w) {
+            (Some(a), Some(b), _) => Some(match pairs(features, rows(a), rows(b)) {
+                Some(rank) if rank > 1 => MapKind::Kronecker(rank),
+                _ => MapKind::Factored,
+            }),
+            (_, _, Some(_)) => Some(MapKind::General),
+            _ => None,
+        }
+    }
+
+    /// The float type of its values; `None` for picked features.
+    pub fn dtype(&self) -> Option<DType> {
+        let param = self.a.as_ref().or(self.w.as_ref())?;
+        Some(param.val().dtype())
+    }
+}
+
+/// How many pairs of factors stand one below the other in `A` and `B` of so many rows: with `rank * x`
+/// and `rank * y` rows over `x y` features, the root of `rows_of_a * rows_of_b / features`. `None` where
+/// there is no such number.
+pub(super) fn pairs(features: usize, rows_of_a: usize, rows_of_b: usize) -> Option<usize> {
+    let square = (rows_of_a * rows_of_b).checked_div(features)?;
+    let rank = square.isqrt();
+    let fits = rank > 0
+        && rank * rank * features == rows_of_a * rows_of_b
+        && rows_of_a.is_multiple_of(rank)
+        && rows_of_b.is_multiple_of(rank);
+    fits.then_some(rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pairs;
+
+    #[test]
+    fn the_number_of_pairs_follows_from_the_shapes() {
+        assert_eq!(pairs(4 * 8, 4, 8), Some(1));
+        assert_eq!(pairs(4 * 8, 3 * 4, 3 * 8), Some(3));
+        assert_eq!(pairs(4 * 8, 5, 8), None);
+        assert_eq!(pairs(4 * 8, 2 * 4, 8), None);
+        assert_eq!(pairs(0, 0, 0), None);
+        assert_eq!(pairs(1, 6, 6), Some(6));
+    }
+}

@@ -1,0 +1,303 @@
+//! The law `K = L^T C R`: the contraction of a teacher's kernel with maps on its sides, and its cost.
+//!
+//! Where both sides are mapped, that comes first after which less is left to do. The order of the two
+//! products of a factored map is chosen by cost as well. (The reference always takes heads first.)
+
+use burn::prelude::*;
+use burn::tensor::DType;
+
+use super::axis_map::pairs;
+use super::{ContractionError, KernelPrecision, MapKind};
+use crate::geometry::HeadGrid;
+
+/// Multiply-adds of a map's products, for each row of what it is applied to: of `C`, on the right, for
+/// each of its inputs; on the left for each of its outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContractionCost {
+    /// Of the product with `C`.
+    pub first: usize,
+    /// Of the product with what the first gave; 0 for one with `W`.
+    pub second: usize,
+    /// Of summing pairs of factors up to `W` beforehand, once and not for each feature; 0 where they
+    /// are contracted as they are.
+    pub once: usize,
+    /// Elements that the first product leaves for the second.
+    pub between: usize,
+}
+
+/// What it costs to apply a map, in the cheaper order.
+///
+/// With `x, y` the teacher's and `u, v` the student's grid, a pair of factors costs, heads first,
+/// `x y u` and `u y v`, head size first `x y v` and `x v u`; `W` costs `x y u v`. Where that is less
+/// than all pairs of a sum, they are summed up to `W` first, which costs `rank x y u v` once.
+pub const fn contraction_cost(
+    map: MapKind,
+    teacher: HeadGrid,
+    student: HeadGrid,
+) -> ContractionCost {
+    let (x, y, u, v) = (
+        teacher.heads,
+        teacher.head_dim,
+        student.heads,
+        student.head_dim,
+    );
+    let (first, second, once, between) = match map.pairs() {
+        None => (x * y * u * v, 0, 0, 0),
+        Some(rank) => match Order::of(rank, [x, y, u, v]) {
+            Order::Heads => (rank * x * y * u, rank * u * y * v, 0, rank * u * y),
+            Order::HeadSize => (rank * x * y * v, rank * x * v * u, 0, rank * x * v),
+            Order::Sum => (x * y * u * v, 0, rank * x * y * u * v, 0),
+        },
+    };
+    ContractionCost {
+        first,
+        second,
+        once,
+        between,
+    }
+}
+
+/// What is summed over first when pairs of factors are contracted with `C`: heads, head features, or the
+/// pairs themselves.
+#[derive(Clone, Copy)]
+enum Order {
+    Heads,
+    HeadSize,
+    Sum,
+}
+
+impl Order {
+    /// The cheapest for `rank` pairs between grids `x, y` and `u, v`. One pair is always contracted as
+    /// it is.
+    const fn of(rank: usize, [x, y, u, v]: [usize; 4]) -> Self {
+        let (heads_first, head_size_first) = (u * y * (x + v), x * v * (y + u));
+        if heads_first <= head_size_first {
+            match rank > 1 && x * y * u * v < rank * heads_first {
+                true => Self::Sum,
+                false => Self::Heads,
+            }
+        } else {
+            match rank > 1 && x * y * u * v < rank * head_size_first {
+                true => Self::Sum,
+                false => Self::HeadSize,
+            }
+        }
+    }
+}
+
+/// The values of an axis map, layers in front, where a batched matrix product wants them.
+#[derive(Clone, Debug)]
+pub(crate) enum AxisFactors<B: Backend> {
+    /// `sum_r A_r (x) B_r`.
+    Heads {
+        /// `[layers, rank, x, u]`
+        a: Tensor<B, 4>,
+        /// `[layers, rank, y, v]`
+        b: Tensor<B, 4>,
+    },
+    /// `W [layers, t_features, s_features]`
+    Dense(Tensor<B, 3>),
+    /// The teacher's features that are taken, the same in all layers.
+    Pick(Tensor<B, 1, Int>),
+}
+
+impl<B: Backend> AxisFactors<B> {
+    /// The map of one layer from the tensors that hold it, over `features` of the teacher; `None` if
+    /// they make no map of that many.
+    pub(super) fn of_tensors(
+        features: usize,
+        a: Option<Tensor<B, 2>>,
+        b: Option<Tensor<B, 2>>,
+        w: Option<Tensor<B, 2>>,
+        pick: Option<Tensor<B, 1, Int>>,
+    ) -> Option<Self> {
+        match (a, b, w, pick) {
+            (Some(a), Some(b), None, None) => {
+                let ([in_a, u], [in_b, v]) = (a.dims(), b.dims());
+                let rank = pairs(features, in_a, in_b)?;
+                Some(Self::Heads {
+                    a: a.reshape([1, rank, in_a / rank, u]),
+                    b: b.reshape([1, rank, in_b / rank, v]),
+                })
+            }
+            (None, None, Some(w), None) => {
+                (w.dims()[0] == features).then(|| Self::Dense(w.unsqueeze()))
+            }
+            (None, None, None, Some(pick)) => Some(Self::Pick(pick)),
+            _ => None,
+        }
+    }
+
+    /// The student's features.
+    fn features(&self) -> usize {
+        match self {
+            Self::Heads { a, b } => a.dims()[3] * b.dims()[3],
+            Self::Dense(w) => w.dims()[2],
+            Self::Pick(of) => of.dims()[0],
+        }
+    }
+
+    /// Multiply-adds for each row that the map is applied to.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Heads { a, b } => {
+                let ([_, rank, x, u], [_, _, y, v]) = (a.dims(), b.dims());
+                let map = MapKind::Kronecker(rank);
+                let cost = contraction_cost(map, HeadGrid::new(x, y), HeadGrid::new(u, v));
+                cost.first + cost.second
+            }
+            Self::Dense(w) => w.dims()[1] * w.dims()[2],
+            Self::Pick(_) => 0,
+        }
+    }
+
+    fn cast(self, dtype: DType) -> Self {
+        match self {
+            Self::Heads { a, b } => Self::Heads {
+                a: a.cast(dtype),
+                b: b.cast(dtype),
+            },
+            Self::Dense(w) => Self::Dense(w.cast(dtype)),
+            Self::Pick(of) => Self::Pick(of),
+        }
+    }
+
+    /// `M R`, `m [layers, rows, t_features] -> [layers, rows, s_features]`.
+    fn on_the_right(self, m: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [l, rows, _] = m.dims();
+        let (a, b) = match self {
+            Self::Heads { a, b } => (a, b),
+            Self::Dense(w) => return m.matmul(w),
+            Self::Pick(of) => return m.select(2, of),
+        };
+        let ([_, r, x, u], [_, _, y, v]) = (a.dims(), b.dims());
+        // The pairs go through two matrix products together: the first has all pairs' factors one beside
+        // the other, the second has the pairs in the axis that it sums over.
+        match Order::of(r, [x, y, u, v]) {
+            Order::Heads => {
+                let a = a.permute([0, 3, 1, 2]).reshape([l, 1, u * r, x]);
+                a.matmul(m.reshape([l, rows, x, y]))
+                    .reshape([l, rows * u, r * y])
+                    .matmul(b.reshape([l, r * y, v]))
+                    .reshape([l, rows, u * v])
+            }
+            Order::HeadSize => {
+                let b = b.swap_dims(1, 2).reshape([l, y, r * v]);
+                let mixed = m.reshape([l, rows * x, y]).matmul(b);
+                let a = a.permute([0, 3, 2, 1]).reshape([l, 1, u, x * r]);
+                a.matmul(mixed.reshape([l, rows, x * r, v]))
+                    .reshape([l, rows, u * v])
+            }
+            Order::Sum => m.matmul(sum_of_pairs(a, b)),
+        }
+    }
+
+    /// `L^T M`, `m [layers, t_features, columns] -> [layers, s_features, columns]`.
+    fn on_the_left(self, m: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [l, _, columns] = m.dims();
+        let (a, b) = match self {
+            Self::Heads { a, b } => (a, b),
+            Self::Dense(w) => return w.swap_dims(1, 2).matmul(m),
+            Self::Pick(of) => return m.select(1, of),
+        };
+        let ([_, r, x, u], [_, _, y, v]) = (a.dims(), b.dims());
+        match Order::of(r, [x, y, u, v]) {
+            Order::Heads => {
+                let a = a.permute([0, 3, 1, 2]).reshape([l, u * r, x]);
+                let mixed = a.matmul(m.reshape([l, x, y * columns]));
+                let b = b.permute([0, 3, 1, 2]).reshape([l, 1, v, r * y]);
+                b.matmul(mixed.reshape([l, u, r * y, columns]))
+                    .reshape([l, u * v, columns])
+            }
+            Order::HeadSize => {
+                let b = b.swap_dims(2, 3).reshape([l, 1, r * v, y]);
+                let mixed = b.matmul(m.reshape([l, x, y, columns]));
+                let a = a.permute([0, 3, 2, 1]).reshape([l, u, x * r]);
+                a.matmul(mixed.reshape([l, x * r, v * columns]))
+                    .reshape([l, u * v, columns])
+            }
+            Order::Sum => sum_of_pairs(a, b).swap_dims(1, 2).matmul(m),
+        }
+    }
+}
+
+/// `K = L^T C R`, `c [t_in, t_out] -> [s_in, s_out]`, without checks, for callers that made them at
+/// construction. An axis without a map is kept. The kernel has the float type of `c`.
+pub(crate) fn contract<B: Backend>(
+    c: Tensor<B, 2>,
+    left: Option<AxisFactors<B>>,
+    right: Option<AxisFactors<B>>,
+    precision: KernelPrecision,
+) -> Tensor<B, 2> {
+    contract_layers(c.unsqueeze(), left, right, precision).squeeze_dim(0)
+}
+
+/// The same for several layers: `c [layers, t_in, t_out] -> [layers, s_in, s_out]`.
+pub(super) fn contract_layers<B: Backend>(
+    c: Tensor<B, 3>,
+    left: Option<AxisFactors<B>>,
+    right: Option<AxisFactors<B>>,
+    precision: KernelPrecision,
+) -> Tensor<B, 3> {
+    let stored = c.dtype();
+    let working = working_dtype(precision, stored);
+    // A map's own type may be another: one that trains is float32 beside a teacher of any type.
+    let [left, right] = [left, right].map(|map| map.map(|map| map.cast(working)));
+    let c = c.cast(working);
+    let [_, t_in, t_out] = c.dims();
+    let kernel = match (left, right) {
+        (None, None) => c,
+        (Some(left), None) => left.on_the_left(c),
+        (None, Some(right)) => right.on_the_right(c),
+        (Some(left), Some(right)) => {
+            let left_first = left.cost() * t_out + right.cost() * left.features();
+            let right_first = right.cost() * t_in + left.cost() * right.features();
+            match left_first < right_first {
+                true => right.on_the_right(left.on_the_left(c)),
+                false => left.on_the_left(right.on_the_right(c)),
+            }
+        }
+    };
+    kernel.cast(stored)
+}
+
+/// `A[l,r,x,u] B[l,r,y,v] -> W[l,xy,uv]`: one product that sums over pairs.
+fn sum_of_pairs<B: Backend>(a: Tensor<B, 4>, b: Tensor<B, 4>) -> Tensor<B, 3> {
+    let ([l, r, x, u], [_, _, y, v]) = (a.dims(), b.dims());
+    a.reshape([l, r, x * u])
+        .swap_dims(1, 2)
+        .matmul(b.reshape([l, r, y * v]))
+        .reshape([l, x, u, y, v])
+        .swap_dims(2, 3)
+        .reshape([l, x * y, u * v])
+}
+
+/// The type in which `stored` tensors are contracted.
+fn working_dtype(precision: KernelPrecision, stored: DType) -> DType {
+    match precision {
+        KernelPrecision::Default => stored,
+        KernelPrecision::High if stored == DType::F64 => stored,
+        KernelPrecision::High => DType::F32,
+        KernelPrecision::Highest => DType::F64,
+    }
+}
+
+/// Refuses a precision whose type the device lacks.
+pub(crate) fn check_precision<B: Backend>(
+    precision: KernelPrecision,
+    device: &B::Device,
+) -> Result<(), ContractionError> {
+    let (precision, dtype, name) = match precision {
+        KernelPrecision::Default => return Ok(()),
+        KernelPrecision::High => ("high", DType::F32, "float32"),
+        KernelPrecision::Highest => ("highest", DType::F64, "float64"),
+    };
+    if B::supports_dtype(device, dtype) {
+        Ok(())
+    } else {
+        Err(ContractionError::Precision {
+            precision,
+            dtype: name,
+        })
+    }
+}

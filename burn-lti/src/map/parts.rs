@@ -1,0 +1,260 @@
+//! The tensors of a map by their names: the only place that knows how an [`LtiDense`](super::LtiDense)
+//! calls what it holds.
+//!
+//! A visitor sees tensors, names and the types that hold them, nothing else. Every tensor inside
+//! `Struct:LtiDense` belongs to one: `c`, `bias`, and `a`, `b`, `w` or `pick` of `left` and `right`. No other
+//! struct may bear that name.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::prelude::*;
+use burn::tensor::DType;
+
+use super::axis_map::pairs;
+use super::contraction::AxisFactors;
+use super::{ContractionError, KernelPrecision, Side, contract};
+use crate::compat;
+use crate::tensors::{AnyTensor, ModulePath};
+
+/// What a tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// An ordinary tensor.
+    Plain,
+    /// `C`, the teacher's kernel.
+    TeacherKernel,
+    /// Part of an axis map: `A`, `B` or `W`.
+    Map,
+    /// The bias beside the maps.
+    Bias,
+}
+
+impl Part {
+    /// Of the tensor at which a visitor stands.
+    pub(crate) fn at(path: &ModulePath) -> Self {
+        MapTensor::at(path).map_or(Self::Plain, |tensor| tensor.part())
+    }
+}
+
+/// Which tensor of which `LtiDense` a visitor stands at.
+pub(crate) struct MapTensor {
+    /// The `LtiDense`, by its dotted name.
+    pub(crate) projection: String,
+    /// The tensor's name in it: `c`, `bias`, `right.a`.
+    leaf: String,
+}
+
+impl MapTensor {
+    /// The tensor at which a visitor stands; `None` for one of no `LtiDense`.
+    pub(crate) fn at(path: &ModulePath) -> Option<Self> {
+        let (projection, leaf) = path.inside("LtiDense")?;
+        Some(Self { projection, leaf })
+    }
+
+    /// What it is.
+    pub(crate) fn part(&self) -> Part {
+        match self.leaf.as_str() {
+            "c" => Part::TeacherKernel,
+            "bias" => Part::Bias,
+            _ => Part::Map,
+        }
+    }
+
+    /// Of a map, the side that it stands on, and its letter there.
+    pub(crate) fn factor(&self) -> Option<(Side, &str)> {
+        let (side, letter) = self.leaf.split_once('.')?;
+        match side {
+            "left" => Some((Side::Left, letter)),
+            "right" => Some((Side::Right, letter)),
+            _ => None,
+        }
+    }
+}
+
+/// The tensors of one `LtiDense`, those that are there.
+#[derive(Clone, Debug)]
+pub(crate) struct LtiParts<B: Backend> {
+    c_shape: Vec<usize>,
+    c: Option<Tensor<B, 2>>,
+    sides: [AxisParts<B>; 2],
+    pub(crate) bias: Option<Tensor<B, 1>>,
+}
+
+/// The tensors of one axis map.
+#[derive(Clone, Debug)]
+struct AxisParts<B: Backend> {
+    /// `a`, `b` and `w`, as far as they are there.
+    factors: [Option<Tensor<B, 2>>; 3],
+    pick: Option<Tensor<B, 1, Int>>,
+}
+
+impl<B: Backend> AxisParts<B> {
+    fn is_there(&self) -> bool {
+        self.pick.is_some() || self.factors.iter().any(Option::is_some)
+    }
+}
+
+impl<B: Backend> Default for LtiParts<B> {
+    fn default() -> Self {
+        let side = || AxisParts {
+            factors: [None, None, None],
+            pick: None,
+        };
+        Self {
+            c_shape: Vec::new(),
+            c: None,
+            sides: [side(), side()],
+            bias: None,
+        }
+    }
+}
+
+/// Why the parts make no kernel.
+pub(crate) enum NoKernel {
+    /// The teacher never arrived.
+    MissingTeacher,
+    /// There is no map.
+    NotAMap,
+    /// The maps do not fit the teacher's kernel.
+    Misfit(ContractionError),
+}
+
+impl<B: Backend> LtiParts<B> {
+    /// The student's kernel, `[d_input, d_output]`.
+    pub(crate) fn kernel(&self, precision: KernelPrecision) -> Result<Tensor<B, 2>, NoKernel> {
+        if self.c_shape.len() != 2 || !self.sides.iter().any(AxisParts::is_there) {
+            return Err(NoKernel::NotAMap);
+        }
+        let c = self.c.clone().ok_or(NoKernel::MissingTeacher)?;
+        let [left, right] = [Side::Left, Side::Right].map(|side| self.factors(side));
+        let (left, right) = (
+            left.map_err(NoKernel::Misfit)?,
+            right.map_err(NoKernel::Misfit)?,
+        );
+        Ok(contract(c, left, right, precision))
+    }
+
+    /// The student's bias out of the teacher's, `[t_out] -> [s_out]`: it goes through the map of the
+    /// outputs as the kernel does. `None` if it does not fit.
+    pub(crate) fn mapped_bias(&self, bias: &AnyTensor<B>) -> Option<Tensor<B, 1>> {
+        let features = *self.c_shape.get(1)?;
+        if bias.num_elements() != features {
+            return None;
+        }
+        let right = self.factors(Side::Right).ok()?;
+        let row = bias.to_rank([1, features]);
+        let mapped = contract(row, None, right, KernelPrecision::Default);
+        Some(compat::detached(mapped).flatten(0, 1))
+    }
+
+    /// The float type in which the maps train, if one does.
+    pub(crate) fn trained_dtype(&self) -> Option<DType> {
+        let mut factors = self.sides.iter().flat_map(|side| side.factors.iter());
+        Some(factors.find_map(Option::as_ref)?.dtype())
+    }
+
+    /// Pairs of factors in the map on that side; 1 where there are none.
+    pub(crate) fn pairs(&self, side: Side) -> usize {
+        let [a, b, _] = &self.sides[side as usize].factors;
+        let rows = |factor: &Option<Tensor<B, 2>>| factor.as_ref().map(|factor| factor.dims()[0]);
+        let features = self.c_shape.get(side as usize).copied().unwrap_or_default();
+        rows(a)
+            .zip(rows(b))
+            .and_then(|(in_a, in_b)| pairs(features, in_a, in_b))
+            .unwrap_or(1)
+    }
+
+    fn factors(&self, side: Side) -> Result<Option<AxisFactors<B>>, ContractionError> {
+        let parts = &self.sides[side as usize];
+        if !parts.is_there() {
+            return Ok(None);
+        }
+        let features = self.c_shape[side as usize];
+        let [a, b, w] = parts.factors.clone();
+        let rows = |factor: &Option<Tensor<B, 2>>| factor.as_ref().map_or(1, |f| f.dims()[0]);
+        let in_map = rows(&a) * rows(&b) * rows(&w);
+        let misfit = ContractionError::AxisMismatch {
+            tensor: "the map",
+            axis: "teacher features",
+            in_c: features,
+            in_map,
+            expected: vec![features],
+        };
+        AxisFactors::of_tensors(features, a, b, w, parts.pick.clone())
+            .map(Some)
+            .ok_or(misfit)
+    }
+
+    /// Keeps one tensor. Those of other ranks belong to no `LtiDense` of ours.
+    fn keep<const D: usize>(&mut self, tensor: &MapTensor, param: &Param<Tensor<B, D>>) {
+        if tensor.part() == Part::TeacherKernel {
+            self.c_shape = param.lazy_shape().to_vec();
+            // A teacher that has not arrived must not be allocated by looking for it.
+            if param.is_initialized() {
+                self.c = of_rank(param.val());
+            }
+            return;
+        }
+        let value = compat::detached(param.val());
+        match tensor.factor() {
+            Some((side, letter)) => {
+                if let Some(at) = ["a", "b", "w"].iter().position(|known| *known == letter) {
+                    self.sides[side as usize].factors[at] = of_rank(value);
+                }
+            }
+            None => self.bias = of_rank(value),
+        }
+    }
+}
+
+/// A tensor whose rank is `E` in fact but `D` to the compiler.
+fn of_rank<B: Backend, const D: usize, const E: usize>(
+    value: Tensor<B, D>,
+) -> Option<Tensor<B, E>> {
+    let shape: [usize; E] = value.dims().to_vec().try_into().ok()?;
+    Some(value.reshape(shape))
+}
+
+/// The parts of every `LtiDense` of a module, by its name.
+pub(crate) fn lti_parts<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, LtiParts<B>> {
+    let mut finder = Finder {
+        path: ModulePath::default(),
+        found: BTreeMap::new(),
+    };
+    module.visit(&mut finder);
+    finder.found
+}
+
+struct Finder<B: Backend> {
+    path: ModulePath,
+    found: BTreeMap<String, LtiParts<B>>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Finder<B> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(tensor) = MapTensor::at(&self.path) {
+            let parts = self.found.entry(tensor.projection.clone()).or_default();
+            parts.keep(&tensor, param);
+        }
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
+        let Some(tensor) = MapTensor::at(&self.path) else {
+            return;
+        };
+        if let Some((side, "pick")) = tensor.factor() {
+            let features = param.lazy_shape().num_elements();
+            let parts = self.found.entry(tensor.projection.clone()).or_default();
+            parts.sides[side as usize].pick = Some(param.val().reshape([features]));
+        }
+    }
+}
