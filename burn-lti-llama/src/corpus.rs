@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
+use burn_lti::decoder::Project;
 use burn_lti::files::{FileError, write_atomically};
 use serde_json::json;
 

@@ -25,13 +25,14 @@ use burn::tensor::activation::softmax;
 use burn::train::{Learner, SupervisedTraining};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
-    AttentionBlock, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project,
-    Projection, TokenBatch, Watch, learn_to_init,
+    AttentionBlock, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project, Projection,
+    TokenBatch, Watch, learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
-use burn_lti::inject::set_trainable;
+use burn_lti::inject::AwaitingTeacher;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::KernelPrecision;
+use burn_lti::parameters::set_trainable;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Distiller, TokenMean};
 

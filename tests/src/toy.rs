@@ -8,10 +8,11 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::decoder::{
-    AttentionBlock, AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder,
-    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
+    AttentionBlock, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer, LtiSpec,
+    Project, Projection, TokenBatch, Watch, learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
+use burn_lti::inject::AwaitingTeacher;
 use burn_lti::tensors::TensorSet;
 
 use crate::numbers::{Numbers, int_tensor, tensor};

@@ -15,8 +15,8 @@ use burn::train::{
     Interrupter, Learner, LearningComponentsMarker, SupervisedTraining, TrainStep, TrainingStrategy,
 };
 use burn_lti::decoder::{CausalLm, TokenBatch};
-use burn_lti::inject::set_trainable;
 use burn_lti::loss::LossSums;
+use burn_lti::parameters::set_trainable;
 use burn_lti::train::{
     Distiller, Ending, GradNorm, SilentRenderer, StepHook, StepReport, StepStrategy, TrainError,
 };

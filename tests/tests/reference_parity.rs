@@ -38,9 +38,8 @@ use burn_lti::loss::{
 };
 use burn_lti::map::{
     AttnMap, KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind, StackedAttnMap,
-    calculate_attn_weight, calculate_stacked_attn_weight,
+    Start, calculate_attn_weight, calculate_stacked_attn_weight,
 };
-use burn_lti::start::Start;
 use burn_lti_tests::close::{
     Deviation, Tolerance, assert_close, assert_not_close, compare, rounding,
 };

@@ -292,7 +292,7 @@ fn short(tokens: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use burn_lti::start::Start;
+    use burn_lti::map::Start;
 
     use super::super::report::fixture::comparison;
     use super::*;

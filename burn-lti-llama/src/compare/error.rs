@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use burn_lti::files::FileError;
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use thiserror::Error;
 
 use crate::distill::DistillError;

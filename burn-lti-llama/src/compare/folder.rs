@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn_lti::files::write_atomically;
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 
 use super::{CompareError, Comparison};
 use crate::distill::{DistillError, OutputDir};

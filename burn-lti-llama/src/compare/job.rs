@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 
 use super::folder::run_name;
 use super::{CompareDir, CompareError, Comparison, RunReport, StartReport, names};
@@ -22,7 +22,7 @@ const EVALUATIONS: usize = 8;
 /// ```no_run
 /// # use std::path::Path;
 /// use burn::backend::{Autodiff, Flex};
-/// use burn_lti::start::Start;
+/// use burn_lti::map::Start;
 /// use burn_lti_llama::compare::{CompareDir, CompareJob};
 /// use burn_lti_llama::recipe::Recipe;
 ///

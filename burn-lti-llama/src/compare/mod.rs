@@ -26,7 +26,7 @@ mod job;
 mod report;
 mod table;
 
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 
 pub use error::CompareError;
 pub use folder::CompareDir;
@@ -38,7 +38,7 @@ use crate::recipe::suggest::UnknownName;
 /// The start of this name.
 ///
 /// ```
-/// use burn_lti::start::Start;
+/// use burn_lti::map::Start;
 /// use burn_lti_llama::compare::start_named;
 ///
 /// assert_eq!(start_named("grouped")?, Start::Grouped);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use serde::Serialize;
 use serde_json::Value;
 

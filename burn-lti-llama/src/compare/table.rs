@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 
 use super::{Comparison, RunReport, Spread, StartReport};
 use crate::plan::report::{thousands, write_table};

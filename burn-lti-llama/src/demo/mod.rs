@@ -13,7 +13,7 @@ use std::path::Path;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::files::write_atomically;
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use serde::Serialize;
 
 pub use error::DemoError;

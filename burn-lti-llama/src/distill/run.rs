@@ -18,7 +18,7 @@ use super::output::Existing;
 use super::setting::Setting;
 use super::start::{Origin, origin};
 use super::started::Started;
-use super::student::{free_student, learning_student, second_phase_student, thawed};
+use super::student::{free_student, learning_student, without_maps};
 use super::tensorboard::TensorBoard;
 use super::training::{Pace, Student, Trainer};
 use super::{DistillError, Event, Listener, OutputDir, Summary};
@@ -277,7 +277,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
 
     fn learning(&self) -> Result<LearningLlama<A>, DistillError> {
         let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
-        learning_student::<A>(self.job.recipe, plan, tensors, self.device)
+        learning_student::<A>(plan, tensors, self.device)
     }
 
     fn first_phase<M: Student<A>>(
@@ -299,7 +299,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     ) -> Result<Summary, DistillError> {
         let maps = self.evaluate("evaluating the maps", &ended.student);
         let (recipe, plan) = (self.job.recipe, &self.setting.plan);
-        let student = second_phase_student::<A>(recipe, plan, &ended.student, self.device)?;
+        let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
         let place = ended.place.clone().second_phase(maps);
         self.second_phase(student, place, None)
     }
@@ -307,8 +307,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
     fn skeleton_of_second_phase(&self) -> Result<PlainLlama<A>, DistillError> {
         let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
-        let start = free_student::<A>(self.job.recipe, plan, tensors, self.device)?;
-        Ok(thawed(start, plan))
+        free_student::<A>(self.job.recipe, plan, tensors, self.device)
     }
 
     fn second_phase(

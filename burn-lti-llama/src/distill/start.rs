@@ -5,9 +5,7 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
-use burn_lti::geometry::{Axes, Role};
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use burn_lti::start::calibrated::{CalibratedStart, Calibration, LayerReport, calibrate};
 use burn_lti::tensors::TensorSet;
 use rand::SeedableRng;
@@ -18,7 +16,6 @@ use super::student::learning;
 use super::{DistillError, Event, Listener};
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence};
-use crate::plan::Plan;
 use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
 use crate::tokenizer::Tokenizer;
 
@@ -75,9 +72,8 @@ fn calculated<A: AutodiffBackend>(
     };
     listener(Event::Stage("calibrating the start"));
     let plan = &setting.plan;
-    let spec = lti_spec(recipe, plan);
     let section = &recipe.calibration;
-    let mut calibration = Calibration::new(&spec, student_geometry(plan));
+    let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;
     calibration.refinement.steps = section.refine_steps;
@@ -93,7 +89,7 @@ fn calculated<A: AutodiffBackend>(
     };
     let student_with = |tensors: &TensorSet<A::InnerBackend>| {
         let tensors = TensorSet::from_inner(&setting.tensors.with(tensors));
-        learning::<A>(recipe, plan, &tensors, Vec::new(), device)
+        learning::<A>(plan, &tensors, device)
     };
     let teacher = setting.teacher.as_ref();
     Ok(calibrate::<A, _, _, _>(
@@ -160,27 +156,6 @@ fn chosen(sequences: &[PackedSequence], count: usize, seed: u64) -> Vec<PackedSe
         .into_iter()
         .map(|index| sequences[index].clone())
         .collect()
-}
-
-/// The recipe's maps, for the toolkit.
-pub(super) fn lti_spec(recipe: &Recipe, plan: &Plan) -> LtiSpec {
-    LtiSpec {
-        teacher: plan.teacher.geometry(),
-        layers: LayerSelection::Only(plan.layers.clone()),
-        maps: RoleMaps {
-            query: plan.map.kind(Role::Query),
-            key: plan.map.kind(Role::Key),
-            value: plan.map.kind(Role::Value),
-            out: plan.map.kind(Role::Out),
-        },
-        start: plan.start,
-        precision: recipe.lti.precision,
-        seed: recipe.train.seed,
-    }
-}
-
-fn student_geometry(plan: &Plan) -> Axes {
-    plan.student.geometry()
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::decoder::CausalLm;
-use burn_lti::inject::tie;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
+use burn_lti::parameters::tie;
 use burn_lti::train::{
     Checkpoint, Distiller, GlobalNormClip, GradNorm, Growing, Growth, SharedOptimizer,
     SilentRenderer, StepClock, StepStrategy, Tied, WarmupCosine,

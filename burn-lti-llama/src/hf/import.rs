@@ -4,7 +4,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use burn_lti::inject::{InjectRules, ShareRule, inject};
+use burn_lti::blueprint::Rules;
+use burn_lti::inject::inject;
 use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
@@ -110,22 +111,6 @@ pub fn plain_from_tensors<B: Backend>(
     tensors: &TensorSet<B>,
     device: &B::Device,
 ) -> Result<PlainLlama<B>, HfError> {
-    plain_with_shares(config, tensors, [], device)
-}
-
-/// As [`plain_from_tensors`], with some tensors one variable, which has its source's value.
-///
-/// # Errors
-///
-/// As [`plain_from_tensors`], and if a rule of `shares` does not fit.
-pub(crate) fn plain_with_shares<B: Backend>(
-    config: &LlamaConfig,
-    tensors: &TensorSet<B>,
-    shares: impl IntoIterator<Item = ShareRule>,
-    device: &B::Device,
-) -> Result<PlainLlama<B>, HfError> {
-    let skeleton = PlainLlama::init(config, device);
-    let rules = InjectRules::by_name(&skeleton, [])?.with_shares(shares);
-    let (model, _) = inject(skeleton, tensors, &rules)?;
+    let (model, _) = inject(PlainLlama::init(config, device), tensors, &Rules::by_name())?;
     Ok(model)
 }

@@ -14,7 +14,6 @@ mod weights;
 use crate::model::PlainLlama;
 pub use error::HfError;
 pub use export::export;
-pub(crate) use import::plain_with_shares;
 pub use import::{load, load_as, load_tensors, plain_from_tensors};
-pub(crate) use names::burn_name;
+pub(crate) use names::{burn_name, file_layout, file_name};
 pub use weights::{NewTensor, TensorInfo, WeightFiles, WeightType, WeightsError, write_weights};

@@ -29,6 +29,23 @@ impl Naming {
     }
 }
 
+/// The name that Hugging Face gives the parameter which Burn calls `name`. (The parts of maps are in no
+/// file, and keep theirs.)
+pub(crate) fn file_name(name: &str) -> String {
+    match name.strip_suffix(".gamma") {
+        Some(norm) => format!("{norm}.weight"),
+        None => name.to_owned(),
+    }
+}
+
+/// Axes that Burn has, as they stand in a file under Hugging Face's `name`.
+pub(crate) fn file_layout(name: &str, shape: &[usize]) -> Vec<usize> {
+    match (Naming::of(name).transposed, shape) {
+        (true, &[d_input, d_output]) => vec![d_output, d_input],
+        _ => shape.to_vec(),
+    }
+}
+
 /// The name that Burn gives the parameter which Hugging Face calls `name`.
 pub(crate) fn burn_name(name: &str) -> String {
     Naming::of(name).burn

@@ -1,6 +1,7 @@
 //! Text generation with a key/value cache, of one text or of many at once.
 
 use burn::prelude::*;
+use burn_lti::decoder::Project;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use burn_lti::geometry::Role;
-use burn_lti::map::MapKind;
-use burn_lti::start::Start;
+use burn_lti::map::{MapKind, Start};
 use burn_lti::train::LayerPair;
 
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
@@ -120,7 +119,7 @@ pub(super) fn check_ranks(
     teacher: &LlamaConfig,
 ) -> Result<(), PlanError> {
     for role in Role::ATTENTION {
-        let largest = MapKind::largest_rank(teacher.grid(role), student.grid(role));
+        let largest = MapKind::largest_rank(teacher.axes().grid(role), student.axes().grid(role));
         match map.kind(role) {
             MapKind::Kronecker(rank) if rank > largest => {
                 return Err(PlanError::KroneckerRank {

@@ -223,7 +223,8 @@ impl<'a> Costs<'a> {
     /// All products of the layers with a kernel.
     fn linears(&self, config: &LlamaConfig) -> Cost {
         let (d_model, wide) = (config.hidden_size, config.intermediate_size);
-        let roles = Role::ATTENTION.map(|role| self.product(d_model, config.grid(role).width()));
+        let roles =
+            Role::ATTENTION.map(|role| self.product(d_model, config.axes().grid(role).width()));
         let feed_forward = self.product(d_model, wide).times(3.0);
         let layer = roles.into_iter().sum::<Cost>() + feed_forward;
         layer.times(config.num_hidden_layers as f64)
@@ -271,8 +272,8 @@ impl<'a> Costs<'a> {
             Trained::Maps => self.planner.layers.len(),
             Trained::Projections | Trained::All => 0,
         };
-        let roles =
-            Role::ATTENTION.map(|role| self.product(config.hidden_size, config.grid(role).width()));
+        let roles = Role::ATTENTION
+            .map(|role| self.product(config.hidden_size, config.axes().grid(role).width()));
         let made = roles.into_iter().sum::<Cost>().times(made as f64);
         let own = self
             .tensors
@@ -315,7 +316,10 @@ impl<'a> Costs<'a> {
             Trained::Projections | Trained::All => 0,
         };
         let maps = Role::ATTENTION.map(|role| {
-            let (teacher, student) = (planner.teacher.grid(role), planner.student.grid(role));
+            let (teacher, student) = (
+                planner.teacher.axes().grid(role),
+                planner.student.axes().grid(role),
+            );
             MapElements::new(
                 planner.recipe.lti.map.kind(role),
                 planner.teacher.hidden_size,

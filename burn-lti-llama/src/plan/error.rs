@@ -1,9 +1,10 @@
 //! Why a recipe does not suit its teacher.
 
+use burn_lti::blueprint::BlueprintError;
+use burn_lti::decoder::DecoderError;
 use burn_lti::geometry::Role;
 use thiserror::Error;
 
-use super::WeightsError;
 use crate::config::{ConfigError, list};
 use crate::hf::WeightType;
 
@@ -166,8 +167,11 @@ pub enum PlanError {
     #[error("weights.freeze leaves nothing to train, or nothing in [phase2]: take a pattern out")]
     NothingTrains,
     /// Copying or sharing cannot be done.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
+    #[error("weights.copy or weights.share: {0}; `burn-lti plan` without the rule lists the names")]
+    Weights(#[source] BlueprintError),
+    /// The student's maps cannot stand where they should.
+    #[error("[lti] makes no student of this teacher")]
+    Maps(#[from] DecoderError),
     /// A feature loss names a layer that is not there.
     #[error(
         "loss.feature.pairs names layer {layer} of the {model}, which has {layers}: use numbers from 0 \
@@ -182,4 +186,10 @@ pub enum PlanError {
         /// Layers of the model.
         layers: usize,
     },
+}
+
+impl From<BlueprintError> for PlanError {
+    fn from(error: BlueprintError) -> Self {
+        Self::Weights(error)
+    }
 }

@@ -10,10 +10,12 @@ mod error;
 mod planner;
 mod prediction;
 pub(crate) mod report;
-mod weights;
+mod student;
 
+use burn_lti::blueprint::Blueprint;
+use burn_lti::decoder::LtiSpec;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule};
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use burn_lti::train::LayerPair;
 use serde::Serialize;
 
@@ -26,14 +28,14 @@ use crate::recipe::{
 pub use cost::{PartCost, StepCosts, StepMemory};
 pub use error::PlanError;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
-pub use weights::{WeightPlan, WeightsError};
 
 use check::{
     check_nothing_new, check_ranks, check_start, check_trained_type, check_weights_of_start,
     plan_feature, resolve_layers, student_config,
 };
+use cost::Costs;
 use planner::Planner;
-use weights::Models;
+use student::{Blueprints, lti_spec, planned};
 
 /// The checked plan of a distillation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -63,8 +65,15 @@ pub struct Plan {
     /// The training after the maps are folded away, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase2: Option<PhasePlan>,
-    /// Tensors that do not begin as the teacher's of the same name, or that are one with another.
-    pub weights: WeightPlan,
+    /// How the student learns, for the toolkit.
+    #[serde(skip)]
+    pub spec: LtiSpec,
+    /// What becomes of each tensor of the student while it has maps.
+    #[serde(skip)]
+    pub with_maps: Blueprint,
+    /// The same once they are folded away.
+    #[serde(skip)]
+    pub without_maps: Blueprint,
     /// Every tensor of the student while it is trained, in the order of the forward pass.
     pub tensors: Vec<PlannedTensor>,
     /// Sizes and costs.
@@ -278,37 +287,35 @@ impl Plan {
             return Err(PlanError::SeqLen { seq_len, max });
         }
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
-        let models = Models {
-            teacher,
-            student: &student,
-            layers: &layers,
-            maps: (recipe.lti.train == Trained::Maps).then_some(recipe.lti.map),
-        };
         check_weights_of_start(recipe)?;
-        let weights = WeightPlan::new(&recipe.weights, &models)?;
-        let frozen = planner::frozen(&recipe.weights);
+        let spec = lti_spec(recipe, teacher, &layers);
+        let Blueprints {
+            with_maps,
+            without_maps,
+        } = Blueprints::new(recipe, teacher, &student, &spec)?;
+        let tensors_of = |trained| match trained {
+            Trained::Maps => planned(recipe, &layers, &with_maps),
+            Trained::Projections | Trained::All => planned(recipe, &layers, &without_maps),
+        };
         let planner = Planner {
             recipe,
             teacher,
             student: &student,
             layers: &layers,
-            weights: &weights,
-            frozen: &frozen,
             trained: recipe.lti.train,
         };
-        let tensors = planner.tensors();
-        let second = recipe.phase2.as_ref().map(|section| {
-            let planner = planner.in_phase2(section);
-            (section, planner, planner.tensors())
-        });
-        planner.check_frozen(&tensors, second.as_ref().map(|(.., tensors)| &tensors[..]))?;
+        let tensors = tensors_of(recipe.lti.train);
         check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
         check_nothing_new(recipe.lti.start, &tensors)?;
-        let (totals, costs) = (planner.totals(&tensors), planner.costs(&tensors));
+        let (totals, flops) = (planner.totals(&tensors), planner.step_flops(&tensors));
+        let costs = Costs::new(&planner, &tensors, &flops).step();
         let loss = &recipe.loss;
         let feature = loss.feature.as_ref();
         let feature = feature.map(|feature| plan_feature(feature, &student, teacher));
-        let phase2 = second.map(|(section, planner, tensors)| planner.phase2(section, &tensors));
+        let phase2 = recipe.phase2.as_ref().map(|section| {
+            let planner = planner.in_phase2(section);
+            planner.phase2(section, &tensors_of(planner.trained))
+        });
         Ok(Self {
             teacher: teacher.clone(),
             layers: layers.clone(),
@@ -325,7 +332,9 @@ impl Plan {
             },
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
-            weights,
+            spec,
+            with_maps,
+            without_maps,
             tensors,
             totals,
             costs,

@@ -8,7 +8,7 @@ use std::slice;
 
 use burn_lti::geometry::Role;
 use burn_lti::loss::{Divergence, Schedule};
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use burn_lti::start::calibrated::FeedForward;
 
 use super::{

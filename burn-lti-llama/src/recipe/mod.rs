@@ -140,8 +140,8 @@ mod tests {
 
     use burn_lti::geometry::Role;
     use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
+    use burn_lti::map::Start;
     use burn_lti::map::{KernelPrecision, MapKind};
-    use burn_lti::start::Start;
     use burn_lti::start::calibrated::FeedForward;
 
     use super::*;

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
-use burn_lti::map::KernelPrecision;
-use burn_lti::start::Start;
+use burn_lti::map::{KernelPrecision, Start};
 use burn_lti::start::calibrated::FeedForward;
 use serde::{Deserialize, Serialize};
 

@@ -12,10 +12,13 @@
 //! round.
 
 mod error;
+mod fold;
 mod freeze;
 mod listing;
 mod rules;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +50,8 @@ pub struct StudentTensor {
     pub name: String,
     /// What it is to its module.
     pub part: Part,
+    /// The [`LtiDense`](crate::map::LtiDense) that it belongs to, or, folded, belonged to, if any.
+    pub projection: Option<String>,
     /// Its axes.
     pub shape: Vec<usize>,
     /// Where its first values come from.
@@ -62,6 +67,11 @@ impl StudentTensor {
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// The name of the variable that it is.
+    pub fn variable(&self) -> &str {
+        self.shared_with.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// Where the first values of a tensor come from.
@@ -69,8 +79,11 @@ impl StudentTensor {
 pub enum Source {
     /// The start: what was calculated under the tensor's own name, else what it stands at.
     Start,
-    /// The teacher's tensor of that name; a bias beside a map of outputs goes through it.
+    /// The teacher's tensor of that name.
     Teacher(String),
+    /// The teacher's tensor of that name, sent through the map of its outputs, or, of a folded weight,
+    /// through all its maps.
+    Mapped(String),
     /// What it stands at when the student is made.
     New,
 }
@@ -100,16 +113,20 @@ impl Blueprint {
         for tensor in student {
             let variable = shares.variable(&tensor.name);
             let source = match sources.get(variable) {
+                Some(source) if listing.is_mapped_bias(tensor) => {
+                    Source::Mapped((*source).to_owned())
+                }
                 Some(source) => Source::Teacher((*source).to_owned()),
                 None if tensor.part == Part::Map => Source::Start,
                 None => Source::New,
             };
-            if let Source::Teacher(source) = &source {
+            if let Source::Teacher(source) | Source::Mapped(source) = &source {
                 listing.check_shape(tensor, source, &teacher[source])?;
             }
             tensors.push(StudentTensor {
                 name: tensor.name.clone(),
                 part: tensor.part,
+                projection: tensor.projection.clone(),
                 shape: tensor.shape.clone(),
                 source,
                 shared_with: (variable != tensor.name).then(|| variable.to_owned()),
@@ -148,8 +165,7 @@ impl Blueprint {
             .map(|tensor| tensor.name.clone())
             .collect();
         for tensor in &mut self.tensors {
-            let variable = tensor.shared_with.as_ref().unwrap_or(&tensor.name);
-            tensor.trains = trained.contains(variable);
+            tensor.trains = trained.contains(tensor.variable());
         }
     }
 
@@ -157,6 +173,7 @@ impl Blueprint {
     pub fn renamed(&self, rename: impl Fn(&str) -> String) -> Self {
         let source = |source: &Source| match source {
             Source::Teacher(name) => Source::Teacher(rename(name)),
+            Source::Mapped(name) => Source::Mapped(rename(name)),
             other => other.clone(),
         };
         let tensors = self.tensors.iter().map(|tensor| StudentTensor {
@@ -216,22 +233,40 @@ impl<'a> Listing<'a> {
         self.0.values().filter(of_projection).copied().collect()
     }
 
+    /// Whether it is the bias beside a map of outputs.
+    fn is_mapped_bias(&self, tensor: &Listed) -> bool {
+        let right = tensor
+            .projection
+            .as_ref()
+            .map(|name| format!("{name}.right."));
+        let mut maps = self.of_projection(tensor, Part::Map);
+        tensor.part == Part::Bias
+            && right.is_some_and(|right| maps.any(|map| map.name.starts_with(&right)))
+    }
+
+    /// Tensors of the projection that `tensor` belongs to, if it belongs to one.
+    fn of_projection(&self, tensor: &Listed, part: Part) -> impl Iterator<Item = &'a Listed> {
+        let projection = tensor.projection.clone();
+        let is_of_it = move |other: &&'a Listed| {
+            other.part == part && projection.is_some() && other.projection == projection
+        };
+        self.0.values().copied().filter(is_of_it)
+    }
+
     fn check_shape(
         &self,
         tensor: &Listed,
         source: &str,
         found: &[usize],
     ) -> Result<(), BlueprintError> {
-        // A bias beside a map has the teacher's length before it goes through.
-        let kernel = match (tensor.part, &tensor.projection) {
-            (Part::Bias, Some(projection)) => self.0.values().find(|other| {
-                other.part == Part::TeacherKernel && other.projection.as_ref() == Some(projection)
-            }),
-            _ => None,
-        };
-        let expected = match kernel.map(|kernel| kernel.shape.as_slice()) {
-            Some(&[_, features]) => vec![features],
-            _ => tensor.shape.clone(),
+        // A bias that goes through a map has the teacher's length before.
+        let of_teacher = self.is_mapped_bias(tensor);
+        let kernel = self.of_projection(tensor, Part::TeacherKernel).next();
+        let features = kernel.filter(|_| of_teacher);
+        let features = features.and_then(|kernel| kernel.shape.get(1));
+        let expected = match features {
+            Some(features) => vec![*features],
+            None => tensor.shape.clone(),
         };
         match found == expected {
             true => Ok(()),

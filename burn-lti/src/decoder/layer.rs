@@ -66,7 +66,7 @@ pub enum LayerSelection {
 }
 
 /// How a decoder is made to learn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LtiSpec {
     /// The teacher's axes.
     pub teacher: Axes,

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 
 use super::{InjectError, fill, inject};
-use crate::blueprint::{Blueprint, Rules};
+use crate::blueprint::{Blueprint, Listed, Rules};
 use crate::tensors::TensorSet;
 
 /// A learning model whose teacher kernels and copied weights have not arrived.
@@ -21,20 +21,12 @@ impl<M> AwaitingTeacher<M> {
         Self { model }
     }
 
-    /// The model's blueprint, with a teacher of these tensors.
-    ///
-    /// # Errors
-    ///
-    /// As [`Blueprint::of`].
-    pub fn blueprint<B: Backend>(
-        &self,
-        teacher: &std::collections::BTreeMap<String, Vec<usize>>,
-        rules: &Rules,
-    ) -> Result<Blueprint, crate::blueprint::BlueprintError>
+    /// The model's tensors, none of which is allocated by listing it.
+    pub fn listed<B: Backend>(&self) -> Vec<Listed>
     where
         M: Module<B>,
     {
-        Blueprint::of(&self.model, teacher, rules)
+        Listed::all(&self.model)
     }
 
     /// Brings the teacher in by rules. See [`inject`].

@@ -91,7 +91,7 @@ pub fn fill<B: Backend, M: Module<B>>(
     check_same(&Listed::all(&student), blueprint)?;
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| part == Part::Map) {
-        if let Some(named) = teacher.get(variable(tensor)) {
+        if let Some(named) = teacher.get(tensor.variable()) {
             values.insert(tensor.name.clone(), named.tensor.clone());
         }
     }
@@ -101,7 +101,7 @@ pub fn fill<B: Backend, M: Module<B>>(
     let maps = lti_parts(&student);
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| part != Part::Map) {
-        if let Source::Teacher(source) = &tensor.source {
+        if let Source::Teacher(source) | Source::Mapped(source) = &tensor.source {
             let named = teacher.get(source).ok_or_else(|| InjectError::Missing {
                 student: tensor.name.clone(),
                 source_name: Some(source.clone()),
@@ -119,11 +119,6 @@ pub fn trained<B: Backend, M: Module<B>>(student: M, blueprint: &Blueprint) -> M
     set_trainable(student, |parameter| trained.contains(parameter.name))
 }
 
-/// The name under which the values of a tensor are brought.
-fn variable(tensor: &StudentTensor) -> &str {
-    tensor.shared_with.as_ref().unwrap_or(&tensor.name)
-}
-
 fn of_part(
     blueprint: &Blueprint,
     wanted: impl Fn(Part) -> bool,
@@ -139,27 +134,25 @@ fn filling<B: Backend>(
     maps: &BTreeMap<String, LtiParts<B>>,
     value: &AnyTensor<B>,
 ) -> Result<AnyTensor<B>, InjectError> {
-    let projection = tensor.name.strip_suffix(".bias").unwrap_or(&tensor.name);
-    let parts = maps.get(projection).filter(|_| tensor.part == Part::Bias);
+    let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
     let misfit = || BlueprintError::Shape {
         teacher: source.to_owned(),
         found: value.shape(),
         student: tensor.name.clone(),
         expected: tensor.shape.clone(),
     };
-    match parts {
-        Some(parts) => {
-            let bias = parts.mapped_bias(value).and_then(AnyTensor::erase);
-            let bias = bias.ok_or_else(misfit)?;
-            // It trains as the maps do.
-            Ok(match parts.trained_dtype() {
-                Some(dtype) => bias.cast(dtype),
-                None => bias,
-            })
-        }
-        None if value.shape() == tensor.shape => Ok(value.clone()),
-        None => Err(misfit().into()),
-    }
+    let value = match (&tensor.source, parts) {
+        (Source::Mapped(_), Some(parts)) => parts.mapped_bias(value).and_then(AnyTensor::erase),
+        _ => Some(value.clone()),
+    };
+    let value = value.filter(|value| value.shape() == tensor.shape);
+    let value = value.ok_or_else(misfit)?;
+    // A bias beside maps trains as they do.
+    let dtype = parts.and_then(LtiParts::trained_dtype);
+    Ok(match dtype.filter(|_| tensor.part == Part::Bias) {
+        Some(dtype) => value.cast(dtype),
+        None => value,
+    })
 }
 
 /// The blueprint must be of this student, by every name and shape.

@@ -9,11 +9,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::InjectError;
-use burn_lti::map::MapKind;
+use burn_lti::map::{MapKind, Start, StartError};
 use burn_lti::start::calibrated::{
     CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
 };
-use burn_lti::start::{Start, StartError};
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data::{loader, pack};

@@ -18,8 +18,8 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Interrupter, Learner};
 use burn_lti::decoder::{CausalLm, Head, TokenBatch, Watch};
-use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
+use burn_lti::parameters::set_trainable;
 use burn_lti::train::{
     Checkpoint, CheckpointDir, CheckpointError, Distiller, Ending, GlobalNormClip, RunState,
     SharedOptimizer, StepClock, StepHook, StepReport, StepStrategy, WarmupCosine,

@@ -4,18 +4,18 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::blueprint::{CopyRule, Rules};
 use burn_lti::collapse::{CollapseError, collapse};
 use burn_lti::decoder::{
     AttentionBlock, CausalLm, DecoderError, LayerSelection, LtiSpec, Projection, RoleMaps,
     TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
-use burn_lti::inject::{CopyRule, InjectError, InjectRules, inject};
+use burn_lti::inject::{InjectError, inject};
 use burn_lti::map::{
     ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
-    ProjectionKind,
+    ProjectionKind, Start, StartError,
 };
-use burn_lti::start::{Start, StartError};
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::model::{LearningLlama, PlainLlama};
@@ -516,8 +516,8 @@ fn set_of<B: Backend>(names: &[&str], shape: [usize; 2], device: &B::Device) -> 
     set
 }
 
-fn rules(pairs: &[(&str, &str)]) -> InjectRules {
-    InjectRules::from_pairs(pairs.iter().copied()).expect("rules")
+fn rules(pairs: &[(&str, &str)]) -> Rules {
+    Rules::from_pairs(pairs.iter().copied()).expect("rules")
 }
 
 fn rules_match_whole_names_and_fill_in_groups<A: AutodiffBackend>(device: A::Device) {
@@ -613,9 +613,8 @@ fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
 fn one_teacher_tensor_may_fill_two_that_train<A: AutodiffBackend>(device: A::Device) {
     let mut teacher = TensorSet::<A>::new();
     teacher.insert("shared", "Linear", Tensor::<A, 2>::ones([2, 3], &device));
-    let rules =
-        InjectRules::from_pairs([("shared", "first.weight"), ("sha(r)ed", "second.weight")])
-            .expect("valid patterns");
+    let rules = Rules::from_pairs([("shared", "first.weight"), ("sha(r)ed", "second.weight")])
+        .expect("valid patterns");
     let (pair, _) = inject(Pair::<A>::new(&device), &teacher, &rules).expect("both fit");
     let loss = pair.first.weight.val().sum() + pair.second.weight.val().sum().mul_scalar(3.0);
     let gradients = loss.backward();
@@ -641,7 +640,7 @@ fn nothing_is_left_unfilled<A: AutodiffBackend>(device: A::Device) {
     assert_eq!(injection.unused, ["second.weight"]);
 
     let turned = set_of::<A>(&["first.weight", "second.weight"], [3, 2], &device);
-    let by_name = InjectRules::by_name(&student, []).expect("rules");
+    let by_name = Rules::by_name(&student, []).expect("rules");
     let error = inject(student, &turned, &by_name).expect_err("another layout");
     assert!(matches!(&error, InjectError::Shape { found, expected, .. }
             if found == &[3, 2] && expected == &[2, 3]));
@@ -663,7 +662,7 @@ fn nothing_made_up_is_declared_new<A: AutodiffBackend>(device: A::Device) {
             "{error}"
         );
     };
-    check(InjectRules::by_name(&student, made_up()).expect_err("there is no third"));
+    check(Rules::by_name(&student, made_up()).expect_err("there is no third"));
 
     let teacher = set_of::<A>(&["first.weight", "second.weight"], [2, 3], &device);
     let rules = rules(&[("(.*)", "$1")]).with_new(made_up());

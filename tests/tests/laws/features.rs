@@ -8,10 +8,10 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use burn_lti::decoder::{CausalLm, TokenBatch, Watch};
-use burn_lti::inject::set_trainable;
 use burn_lti::loss::{
     Curve, DistillationLoss, FeatureDistance, FeatureLoss, LossError, LossSchedule, Schedule,
 };
+use burn_lti::parameters::set_trainable;
 use burn_lti::train::{Distiller, LayerPair, StepClock};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::values;

@@ -7,10 +7,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::geometry::HeadGrid;
 use burn_lti::map::{
     AttnMap, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
-    ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
-    contraction_cost,
+    ProjectionKind, StackedAttnMap, Start, StartError, calculate_attn_weight,
+    calculate_stacked_attn_weight, contraction_cost,
 };
-use burn_lti::start::{MapSpec, Start, StartError};
+use burn_lti::start::MapSpec;
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
 use burn_lti_tests::on_every_backend;

@@ -18,9 +18,9 @@ use burn::train::{Interrupter, Learner, TrainStep};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch, Watch};
 use burn_lti::geometry::HeadGrid;
-use burn_lti::inject::set_trainable;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{KernelPrecision, LtiDense, LtiDenseConfig, MapKind, ProjectionKind};
+use burn_lti::parameters::set_trainable;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{
     Distiller, Ending, GlobalNormClip, Growing, Growth, StepClock, StepHook, StepReport,

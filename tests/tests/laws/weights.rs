@@ -11,13 +11,13 @@ use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
+use burn_lti::blueprint::{Fate, FreezeRules, Rules, ShareRule};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{LtiSpec, TokenBatch};
-use burn_lti::inject::{
-    Fate, FreezeRules, InjectError, InjectRules, Injection, ShareRule, inject, set_trainable, tie,
-};
+use burn_lti::inject::{InjectError, Injection, inject};
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
+use burn_lti::parameters::{set_trainable, tie};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Distiller, GlobalNormClip, GradNorm, Tied, collect_gradients};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
@@ -123,8 +123,8 @@ fn bits_of<B: Backend>(set: &TensorSet<B>, name: &str) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn copies(pairs: &[(&str, &str)]) -> InjectRules {
-    InjectRules::from_pairs(pairs.iter().copied()).expect("rules")
+fn copies(pairs: &[(&str, &str)]) -> Rules {
+    Rules::from_pairs(pairs.iter().copied()).expect("rules")
 }
 
 fn share(pattern: &str, template: &str) -> ShareRule {
@@ -229,7 +229,7 @@ fn a_destination_is_filled_by_the_name_of_its_source<A: AutodiffBackend>(device:
         teacher.insert(name, "Linear", kernel);
     }
     let student = Pair::<A>::new(&device);
-    let rules = InjectRules::by_name(&student, [])
+    let rules = Rules::by_name(&student, [])
         .expect("rules")
         .with_shares([share("second.weight", "first.weight")]);
     let (student, injection) = inject(student, &teacher, &rules).expect("an injection");
@@ -242,7 +242,7 @@ fn a_destination_is_filled_by_the_name_of_its_source<A: AutodiffBackend>(device:
 fn a_destination_has_what_a_new_source_began_with<A: AutodiffBackend>(device: A::Device) {
     let student = Pair::<A>::new(&device);
     let ([_, began], [_, source]) = (student.bits(), student.ids());
-    let rules = InjectRules::default()
+    let rules = Rules::default()
         .with_new(["second.weight".to_owned()])
         .with_shares([share("second.weight", "first.weight")]);
     let (student, injection) =

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::start::Start;
+use burn_lti::map::Start;
 use burn_lti_llama::compare::{CompareDir, CompareError, CompareJob, Comparison, start_named};
 use burn_lti_llama::recipe::Recipe;
 

@@ -1,0 +1,221 @@
+//! What becomes of every tensor of a student: the blueprint that follows from a recipe and two
+//! configurations.
+//!
+//! The blueprint is that of the very modules that are filled by it later. Here they stand on a backend on
+//! which nothing is ever allocated. Names are Hugging Face's.
+
+use std::collections::BTreeSet;
+
+use burn_flex::Flex;
+use burn_lti::blueprint::{
+    Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
+};
+use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
+use burn_lti::geometry::{Role, Site};
+use burn_lti::map::{Part, Start};
+use burn_lti::start::calibrated::FeedForward;
+use regex::Regex;
+
+use super::{Origin, PlanError, PlannedTensor};
+use crate::config::{LlamaConfig, site_name};
+use crate::hf::{file_layout, file_name};
+use crate::model::PlainLlama;
+use crate::recipe::{Recipe, Trained};
+
+/// How the student learns, for the toolkit.
+pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
+    let maps = RoleMaps::attention(recipe.lti.map.kind(Role::Query));
+    LtiSpec {
+        teacher: teacher.axes(),
+        layers: LayerSelection::Only(layers.to_vec()),
+        maps: Role::ATTENTION.into_iter().fold(maps, |maps, role| {
+            maps.with(role, recipe.lti.map.kind(role))
+        }),
+        start: recipe.lti.start,
+        precision: recipe.lti.precision,
+        seed: recipe.train.seed,
+    }
+}
+
+/// The blueprints of a student with its maps and without.
+pub(super) struct Blueprints {
+    pub(super) with_maps: Blueprint,
+    pub(super) without_maps: Blueprint,
+}
+
+impl Blueprints {
+    /// Of the student that `spec` makes of `teacher` and `student`; what trains is set in the phase that
+    /// the recipe has for each.
+    pub(super) fn new(
+        recipe: &Recipe,
+        teacher: &LlamaConfig,
+        student: &LlamaConfig,
+        spec: &LtiSpec,
+    ) -> Result<Self, PlanError> {
+        let device = Default::default();
+        // Maps of a start that is yet to be calculated are no more than shapes.
+        let spec = LtiSpec {
+            start: Start::Calibrated,
+            ..spec.clone()
+        };
+        let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
+        let student_tensors = named(skeleton.listed());
+        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
+        let shapes = teacher_tensors.into_iter().map(|it| (it.name, it.shape));
+        let rules = rules(recipe, new_tensors(&spec, teacher, student))?;
+        let with_maps = Blueprint::new(&student_tensors, &shapes.collect(), &rules)?;
+        let without_maps = with_maps.folded();
+        let mut blueprints = Self {
+            with_maps,
+            without_maps,
+        };
+        let without = match (&recipe.phase2, recipe.lti.train) {
+            (Some(section), _) => Some(section.train.into()),
+            (None, Trained::Maps) => None,
+            (None, trained) => {
+                blueprints.check_shares(recipe)?;
+                Some(trained)
+            }
+        };
+        blueprints.set_trained(recipe, without)?;
+        Ok(blueprints)
+    }
+
+    /// Without maps, rules that share nothing but maps would say nothing.
+    fn check_shares(&self, recipe: &Recipe) -> Result<(), PlanError> {
+        for (pattern, template) in &recipe.weights.share {
+            let rule = CopyRule::new(pattern, template)?;
+            let mut names = self.without_maps.tensors.iter().map(|it| &it.name);
+            if !names.any(|name| rule.apply(name).is_some()) {
+                return Err(PlanError::Weights(BlueprintError::NoMatch {
+                    pattern: pattern.clone(),
+                    of: "student",
+                    suggestion: None,
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// What trains with maps, and `without` them in the phase that has none, if there is one. What
+    /// freezes one name of a variable freezes the variable.
+    fn set_trained(&mut self, recipe: &Recipe, without: Option<Trained>) -> Result<(), PlanError> {
+        // The recipe has found each to be a pattern.
+        let patterns = recipe.weights.freeze.iter();
+        let frozen: Vec<_> = patterns.filter_map(|it| Regex::new(it).ok()).collect();
+        let has_maps = recipe.lti.train == Trained::Maps;
+        let phases = [
+            has_maps.then_some((&mut self.with_maps, Trained::Maps)),
+            without.map(|trained| (&mut self.without_maps, trained)),
+        ];
+        let mut nothing_trains = false;
+        let mut unused: BTreeSet<&str> = frozen.iter().map(Regex::as_str).collect();
+        for (blueprint, trained) in phases.into_iter().flatten() {
+            let tensors = blueprint.tensors.iter();
+            let found = |tensor: &&StudentTensor| frozen.iter().any(|it| it.is_match(&tensor.name));
+            let of_frozen = tensors.clone().filter(found);
+            let of_frozen: BTreeSet<_> = of_frozen.map(|it| it.variable().to_owned()).collect();
+            for pattern in &frozen {
+                if tensors.clone().any(|it| pattern.is_match(&it.name)) {
+                    unused.remove(pattern.as_str());
+                }
+            }
+            blueprint.train(|tensor| {
+                let wanted = match trained {
+                    Trained::Maps => matches!(tensor.part, Part::Map | Part::Bias),
+                    Trained::Projections => tensor.projection.is_some(),
+                    Trained::All => true,
+                };
+                (wanted || tensor.source == Source::New) && !of_frozen.contains(&tensor.name)
+            });
+            nothing_trains |= blueprint.trained().next().is_none();
+        }
+        match unused.first() {
+            Some(pattern) => Err(PlanError::FreezesNothing {
+                pattern: (*pattern).to_owned(),
+            }),
+            None if nothing_trains => Err(PlanError::NothingTrains),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The same tensors by Hugging Face's names.
+fn named(mut tensors: Vec<Listed>) -> Vec<Listed> {
+    for tensor in &mut tensors {
+        tensor.name = file_name(&tensor.name);
+    }
+    tensors
+}
+
+fn rules(recipe: &Recipe, new: Vec<String>) -> Result<Rules, BlueprintError> {
+    let weights = &recipe.weights;
+    let copies = weights.copy.iter().map(|(p, t)| (p.as_str(), t.as_str()));
+    let shares = weights.share.iter().map(|(p, t)| ShareRule::new(p, t));
+    let shares: Vec<_> = shares.collect::<Result<_, _>>()?;
+    let rules = Rules::by_name().with_copies(copies)?;
+    Ok(rules.with_shares(shares).with_new(new))
+}
+
+/// What no tensor of the teacher's fits: projections of other heads in layers without maps. Heads are
+/// compared, not shapes: 4 heads of 16 are as wide as 8 of 8, and something else.
+fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+    let (of_teacher, of_student) = (teacher.axes(), student.axes());
+    let mut new = Vec::new();
+    for layer in 0..student.num_hidden_layers {
+        for role in Role::ATTENTION {
+            let site = Site::new(layer, role);
+            let is_kept = spec.config(&of_student, site).is_none();
+            if is_kept && of_student.grid(role) != of_teacher.grid(role) {
+                let name = site_name(site);
+                new.push(format!("{name}.weight"));
+                // That of the output projection is as wide as the residual stream.
+                if student.attention_bias && role != Role::Out {
+                    new.push(format!("{name}.bias"));
+                }
+            }
+        }
+    }
+    new
+}
+
+/// The tensors of `blueprint`, as they are shown.
+pub(super) fn planned(
+    recipe: &Recipe,
+    layers: &[usize],
+    blueprint: &Blueprint,
+) -> Vec<PlannedTensor> {
+    let refits = recipe.lti.start == Start::Calibrated
+        && recipe.calibration.feed_forward == FeedForward::Refit;
+    let refitted = layers.iter().filter(|_| refits);
+    let refitted: BTreeSet<String> = refitted
+        .map(|layer| format!("{}.weight", site_name(Site::new(*layer, Role::Down))))
+        .collect();
+    let tensors = blueprint.tensors.iter();
+    tensors
+        .map(|tensor| PlannedTensor {
+            name: tensor.name.clone(),
+            shape: file_layout(&tensor.name, &tensor.shape),
+            origin: origin(tensor, &refitted),
+            trained: tensor.trains,
+        })
+        .collect()
+}
+
+fn origin(tensor: &StudentTensor, refitted: &BTreeSet<String>) -> Origin {
+    if let Some(with) = &tensor.shared_with {
+        return Origin::Shared { with: with.clone() };
+    }
+    match (&tensor.source, tensor.part) {
+        (Source::Start, _) | (Source::Mapped(_), Part::Bias) => Origin::Map,
+        (Source::Teacher(from), Part::TeacherKernel) => {
+            Origin::TeacherKernel { from: from.clone() }
+        }
+        (Source::Mapped(from), _) => Origin::Start { from: from.clone() },
+        (Source::Teacher(from), _) if refitted.contains(&tensor.name) => {
+            Origin::Start { from: from.clone() }
+        }
+        (Source::Teacher(from), _) => Origin::Copied { from: from.clone() },
+        (Source::New, _) => Origin::New,
+    }
+}

@@ -1,0 +1,92 @@
+//! A student once its maps are folded away.
+
+use super::{Blueprint, Source, StudentTensor};
+use crate::map::Part;
+use crate::tensors::join_name;
+
+impl Blueprint {
+    /// The same student without maps: in the place of each one's parts stands the `weight` that they make.
+    /// Weights are one variable if all their parts were. What trains is left to
+    /// [`train`](Self::train), and where values come from says what they were made of.
+    pub fn folded(&self) -> Self {
+        let mut tensors: Vec<StudentTensor> = Vec::new();
+        for tensor in &self.tensors {
+            match (tensor.part, &tensor.projection) {
+                (Part::TeacherKernel, Some(projection)) => {
+                    tensors.push(self.folded_weight(tensor, projection));
+                }
+                (Part::Map, _) => {}
+                _ => tensors.push(StudentTensor {
+                    part: Part::Plain,
+                    ..tensor.clone()
+                }),
+            }
+        }
+        Self {
+            tensors,
+            unused: self.unused.clone(),
+        }
+    }
+
+    /// The same student, each tensor brought under its own name: that of its variable.
+    pub fn of_its_own(&self) -> Self {
+        let own = |tensor: &StudentTensor| StudentTensor {
+            source: Source::Teacher(tensor.variable().to_owned()),
+            ..tensor.clone()
+        };
+        Self {
+            tensors: self.tensors.iter().map(own).collect(),
+            unused: Vec::new(),
+        }
+    }
+
+    /// The weight that `kernel` and the maps of its projection make.
+    fn folded_weight(&self, kernel: &StudentTensor, projection: &str) -> StudentTensor {
+        let parts: Vec<_> = self.parts_of(projection).collect();
+        // Along an axis: the columns of `w`, or of `a` and `b`; of an axis without a map, `C`'s own.
+        let length = |side: &str, own: usize| {
+            let prefix = format!("{projection}.{side}.");
+            let of_side = parts.iter().filter(|part| part.name.starts_with(&prefix));
+            let columns = of_side.filter_map(|part| part.shape.get(1));
+            columns.copied().reduce(|a, b| a * b).unwrap_or(own)
+        };
+        let shape = match *kernel.shape.as_slice() {
+            [t_in, t_out] => vec![length("left", t_in), length("right", t_out)],
+            _ => kernel.shape.clone(),
+        };
+        let from = match &kernel.source {
+            Source::Teacher(name) => Source::Mapped(name.clone()),
+            other => other.clone(),
+        };
+        StudentTensor {
+            name: join_name(projection, "weight"),
+            part: Part::Plain,
+            projection: Some(projection.to_owned()),
+            shape,
+            source: from,
+            shared_with: self.shared_projection(&parts, projection),
+            trains: parts.iter().any(|part| part.trains),
+        }
+    }
+
+    /// The weight that is one with that of `projection`: of the projection with whose parts all of these
+    /// are one.
+    fn shared_projection(&self, parts: &[&StudentTensor], projection: &str) -> Option<String> {
+        let mut others = parts.iter().map(|part| {
+            let leaf = part.name.strip_prefix(projection)?;
+            part.shared_with.as_ref()?.strip_suffix(leaf)
+        });
+        let first = others.next()??;
+        others
+            .all(|other| other == Some(first))
+            .then(|| join_name(first, "weight"))
+    }
+
+    /// `C` and maps of a projection.
+    fn parts_of<'a>(&'a self, projection: &'a str) -> impl Iterator<Item = &'a StudentTensor> {
+        let of_map = |part| matches!(part, Part::TeacherKernel | Part::Map);
+        self.tensors.iter().filter(move |tensor| {
+            of_map(tensor.part) && tensor.projection.as_deref() == Some(projection)
+        })
+    }
+}
