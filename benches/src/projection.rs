@@ -4,8 +4,8 @@
 use anyhow::Result;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::geometry::HeadGrid;
-use burn_lti::map::{LtiDense, LtiDenseConfig, MapKind, ProjectionKind};
+use burn_lti::geometry::{Axes, HeadGrid, Role};
+use burn_lti::map::{LtiDense, LtiDenseConfig, MapKind};
 
 use crate::numbers::uniform;
 
@@ -19,8 +19,8 @@ pub struct Case {
     pub name: &'static str,
     /// Width of the model.
     pub d_model: usize,
-    /// Which way it goes.
-    pub kind: ProjectionKind,
+    /// Where it stands.
+    pub role: Role,
     /// The teacher's heads.
     pub teacher: HeadGrid,
     /// The student's heads.
@@ -32,7 +32,7 @@ pub struct Case {
 const SMOL: Case = Case {
     name: "smol_q_factored",
     d_model: 576,
-    kind: ProjectionKind::Qkv,
+    role: Role::Query,
     teacher: HeadGrid::new(9, 64),
     student: HeadGrid::new(3, 64),
     map: MapKind::Factored,
@@ -51,7 +51,7 @@ pub const CASES: [Case; 5] = [
     SMOL,
     Case {
         name: "smol_out_factored",
-        kind: ProjectionKind::Output,
+        role: Role::Out,
         ..SMOL
     },
     Case {
@@ -62,7 +62,7 @@ pub const CASES: [Case; 5] = [
     LLAMA_8B,
     Case {
         name: "llama8b_out_factored",
-        kind: ProjectionKind::Output,
+        role: Role::Out,
         ..LLAMA_8B
     },
 ];
@@ -81,10 +81,11 @@ impl Case {
     ///
     /// If there is no such projection.
     pub fn task<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Task<A>> {
-        let config = LtiDenseConfig::new(self.kind, self.d_model, self.teacher, self.student);
-        let config = config.with_map(self.map);
-        let c = uniform::<A, 3>(3, config.c_shape(), 0.02, device);
-        let [d_input, _] = config.widths();
+        let axes = |grid| Axes::of_attention(self.d_model, grid, grid);
+        let (teacher, student) = (axes(self.teacher), axes(self.student));
+        let config = LtiDenseConfig::new(self.role, &teacher, &student, self.map);
+        let c = uniform::<A, 2>(3, config.c_shape(), 0.02, device);
+        let [d_input, _] = config.kernel_shape();
         Ok(Task {
             dense: config.init(c)?,
             input: uniform::<A, 2>(4, [TOKENS, d_input], 1.0, device).require_grad(),

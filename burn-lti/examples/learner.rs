@@ -2,7 +2,7 @@
 //!
 //! The decoder here is as small as one can be: one block of causal attention over learned
 //! positions. What it shows is all that a decoder has to offer to learn-to-init: its layer hands
-//! over four projections ([`AttentionBlock`]), the model hands out hidden states and a head
+//! over its weights ([`LearnToInitDecoderLayer`]), the model hands out hidden states and a head
 //! ([`CausalLm`]).
 //!
 //! ```text
@@ -17,16 +17,16 @@ use burn::backend::{Autodiff, Flex};
 use burn::data::dataloader::DataLoaderBuilder;
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::InMemDataset;
-use burn::module::ModuleDisplay;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::optim::AdamWConfig;
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use burn::train::{Learner, SupervisedTraining};
+use burn_lti::blueprint::Rules;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
-    AttentionBlock, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project, Projection,
-    TokenBatch, Watch, learn_to_init,
+    CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch,
+    learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::inject::AwaitingTeacher;
@@ -66,15 +66,15 @@ impl<B: Backend> Block<B, Linear<B>> {
     }
 }
 
-/// The first trait: hand over the projections.
-impl<B: Backend> AttentionBlock<B> for Block<B, Linear<B>> {
+/// The first trait: hand over the weights.
+impl<B: Backend> LearnToInitDecoderLayer<B> for Block<B, Linear<B>> {
     type Learning = Block<B, Projection<B>>;
 
-    fn geometry(&self) -> Axes {
+    fn axes(&self) -> Axes {
         Axes::of_attention(D_MODEL, self.heads, self.heads)
     }
 
-    fn swap_projections<E>(
+    fn swap_weights<E>(
         self,
         mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
@@ -89,12 +89,7 @@ impl<B: Backend> AttentionBlock<B> for Block<B, Linear<B>> {
     }
 }
 
-/// A block as the model sees it.
-trait Forward<B: Backend>: Module<B> + ModuleDisplay {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
-}
-
-impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
+impl<B: Backend, P: Project<B>> Block<B, P> {
     fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let [batch, tokens, _] = h.dims();
         let HeadGrid { heads, head_dim } = self.heads;
@@ -124,22 +119,16 @@ impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
     }
 }
 
-impl<B: Backend, L: Forward<B>> Forward<B> for LearnToInitDecoderLayer<B, L> {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
-        (**self).forward(h, watch)
-    }
-}
-
-/// The model, generic over its layer.
+/// The model, generic over its projections too.
 #[derive(Module, Debug)]
-struct Decoder<B: Backend, L: Module<B>> {
+struct Decoder<B: Backend, P: Module<B>> {
     embedding: Embedding<B>,
     positions: Embedding<B>,
-    layers: Vec<L>,
+    layers: Vec<Block<B, P>>,
     head: Linear<B>,
 }
 
-type Plain<B> = Decoder<B, Block<B, Linear<B>>>;
+type Plain<B> = Decoder<B, Linear<B>>;
 
 impl<B: Backend> Plain<B> {
     fn init(heads: HeadGrid, device: &B::Device) -> Self {
@@ -155,7 +144,7 @@ impl<B: Backend> Plain<B> {
 }
 
 /// The second trait: hidden states and a head.
-impl<B: Backend, L: Forward<B>> CausalLm<B> for Decoder<B, L> {
+impl<B: Backend, P: Project<B>> CausalLm<B> for Decoder<B, P> {
     fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let mut h = self.embedding.forward(batch.tokens.clone())
             + self.positions.forward(batch.positions.clone());
@@ -216,15 +205,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let teacher = Plain::<Inner>::init(HeadGrid::new(4, 8), &device);
     let teacher_tensors = TensorSet::collect(&teacher);
     let skeleton = Plain::<Train>::init(HeadGrid::new(2, 8), &device);
-    let spec = LtiSpec::new(teacher.layers[0].geometry());
+    let spec = LtiSpec::new(teacher.layers[0].axes());
     let awaiting = AwaitingTeacher::new(Decoder {
         embedding: skeleton.embedding,
         positions: skeleton.positions,
         layers: learn_to_init(skeleton.layers, &spec)?,
         head: skeleton.head,
     });
-    let rules = awaiting.rules_by_name([])?;
-    let (student, _) = awaiting.inject(&TensorSet::from_inner(&teacher_tensors), &rules)?;
+    let teacher_tensors = TensorSet::from_inner(&teacher_tensors);
+    let (student, _) = awaiting.inject(&teacher_tensors, &Rules::by_name())?;
     let student = set_trainable(student, |parameter| parameter.in_map);
 
     // From here on it is Burn's own training.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`close`] | tolerances and the comparison that uses them |
 //! | [`curve`] | the losses of a short training |
+//! | [`dense`] | projections by the kinds that the reference has |
 //! | [`numbers`] | random numbers from a seed, the same on every backend |
 //! | [`params`] | a module's parameters by name: read, changed, their gradients |
 //! | [`oracle`] | the contraction and its gradients as plain loops in float64 |
@@ -14,6 +15,7 @@
 
 pub mod close;
 pub mod curve;
+pub mod dense;
 pub mod llama;
 pub mod numbers;
 pub mod oracle;

@@ -1,7 +1,6 @@
 //! A module's float parameters by name.
 //!
-//! Names are told apart as `burn_lti` tells them: enum variants and the learning wrapper add
-//! nothing. Written once more here, so that a slip there is not repeated unseen.
+//! Names are told apart as `burn_lti` tells them: enum variants add nothing. Written once more here, so that a slip there is not repeated unseen.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +34,11 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Para
     let mut reader = Reader::default();
     module.visit(&mut reader);
     reader.found
+}
+
+/// Whether a parameter is part of a map or the bias beside one, not its `C`.
+pub fn in_map(name: &str, parameter: &Parameter) -> bool {
+    ["LtiDense", "AxisMap"].contains(&parameter.owner.as_str()) && !name.ends_with(".c")
 }
 
 /// The gradient of every parameter that has one, by dotted name, row-major.
@@ -117,9 +121,7 @@ impl Place {
     }
 
     fn name(&self) -> String {
-        let unseen = |container: &str| {
-            container.starts_with("Enum:") || container == "Struct:LearnToInitDecoderLayer"
-        };
+        let unseen = |container: &str| container.starts_with("Enum:");
         let names: Vec<&str> = self
             .0
             .iter()

@@ -3,15 +3,15 @@
 
 use std::marker::PhantomData;
 
-use burn::module::ModuleDisplay;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
+use burn_lti::blueprint::Rules;
 use burn_lti::decoder::{
-    AttentionBlock, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer, LtiSpec,
-    Project, Projection, TokenBatch, Watch, learn_to_init,
+    CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer, LtiSpec, Project,
+    Projection, TokenBatch, Watch, learn_to_init,
 };
-use burn_lti::geometry::{Axes, HeadGrid, Role};
+use burn_lti::geometry::{Axes, HeadGrid, Role, Site};
 use burn_lti::inject::AwaitingTeacher;
 use burn_lti::tensors::TensorSet;
 
@@ -35,7 +35,10 @@ impl ToyConfig {
     /// Three layers of width 12 with `heads` query and `kv_heads` key/value heads of 4 features.
     pub const fn new(heads: usize, kv_heads: usize) -> Self {
         Self {
-            geometry: Axes::of_attention(12, HeadGrid::new(heads, 4), HeadGrid::new(kv_heads, 4)),
+            geometry: Axes {
+                hidden: 24,
+                ..Axes::of_attention(12, HeadGrid::new(heads, 4), HeadGrid::new(kv_heads, 4))
+            },
             layers: 3,
             vocab: 23,
             positions: 16,
@@ -46,6 +49,7 @@ impl ToyConfig {
     pub fn init<B: Backend>(&self, device: &B::Device) -> PlainToy<B> {
         let d_model = self.geometry.d_model;
         Toy {
+            axes: self.geometry,
             token_table: EmbeddingConfig::new(self.vocab, d_model).init(device),
             place_table: EmbeddingConfig::new(self.positions, d_model).init(device),
             blocks: (0..self.layers)
@@ -75,8 +79,8 @@ impl ToyConfig {
         device: &B::Device,
     ) -> LearningToy<B> {
         let awaiting = self.init(device).learn_to_init(spec).expect("a swap");
-        let rules = awaiting.rules_by_name([]).expect("rules");
-        awaiting.inject(teacher, &rules).expect("an injection").0
+        let injected = awaiting.inject(teacher, &Rules::by_name());
+        injected.expect("an injection").0
     }
 
     /// Random packed documents: two rows, each of two documents and, in the second, padding.
@@ -109,19 +113,21 @@ pub fn packed_batch<B: Backend>(vocab: usize, seed: u64, device: &B::Device) -> 
 }
 
 /// A toy with ordinary projections.
-pub type PlainToy<B> = Toy<B, ToyBlock<B, Linear<B>>>;
+pub type PlainToy<B> = Toy<B, Linear<B>>;
 
 /// A toy whose projections may be maps.
-pub type LearningToy<B> = Toy<B, LearnToInitDecoderLayer<B, ToyBlock<B, Projection<B>>>>;
+pub type LearningToy<B> = Toy<B, Projection<B>>;
 
-/// A decoder over blocks of type `L`.
+/// A decoder of projections of type `P`.
 #[derive(Module, Debug)]
-pub struct Toy<B: Backend, L: Module<B>> {
+pub struct Toy<B: Backend, P: Module<B>> {
     token_table: Embedding<B>,
     place_table: Embedding<B>,
-    blocks: Vec<L>,
+    blocks: Vec<ToyBlock<B, P>>,
     last_norm: LayerNorm<B>,
-    unembed: Linear<B>,
+    unembed: P,
+    #[module(skip)]
+    axes: Axes,
 }
 
 impl<B: Backend> PlainToy<B> {
@@ -139,12 +145,13 @@ impl<B: Backend> PlainToy<B> {
             place_table: self.place_table,
             blocks: learn_to_init(self.blocks, spec)?,
             last_norm: self.last_norm,
-            unembed: self.unembed,
+            unembed: spec.swap(&self.axes, Site::HEAD, self.unembed)?,
+            axes: self.axes,
         }))
     }
 }
 
-impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
+impl<B: Backend, P: Project<B>> CausalLm<B> for Toy<B, P> {
     fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
         let hidden = hidden_keys(&batch.segments);
         let states = self.blocks.iter().fold(self.embed(batch), |states, block| {
@@ -159,8 +166,8 @@ impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
 
     fn head(&self) -> Head<B> {
         Head {
-            weight: self.unembed.weight.val(),
-            trains: self.unembed.weight.is_require_grad(),
+            weight: self.unembed.weight(),
+            trains: self.unembed.trains(),
         }
     }
 }
@@ -186,7 +193,7 @@ fn hidden_keys<B: Backend>(segments: &Tensor<B, 2, Int>) -> Tensor<B, 4, Bool> {
     queries.not_equal(keys).bool_or(later)
 }
 
-impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Toy<B, L> {
+impl<B: Backend, P: Project<B>> LayeredDecoder<B> for Toy<B, P> {
     /// Which keys a query must not see.
     type Context = Tensor<B, 4, Bool>;
 
@@ -229,39 +236,78 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Toy<B, L> {
         (0..head_dim).map(Some).collect()
     }
 
-    fn projection_name(&self, layer: usize, role: Role) -> String {
-        let name = match role {
-            Role::Query => "query",
-            Role::Key => "key",
-            Role::Value => "value",
-            Role::Out => "output",
+    fn site_name(&self, site: Site) -> Option<String> {
+        let name = match site.role {
+            Role::Query => "attention.query",
+            Role::Key => "attention.key",
+            Role::Value => "attention.value",
+            Role::Out => "attention.output",
+            Role::Up => "expand",
+            Role::Down => "contract",
+            Role::Head => return Some("unembed".to_owned()),
+            _ => return None,
         };
-        format!("blocks.{layer}.attention.{name}")
-    }
-
-    fn feed_forward_name(&self, layer: usize) -> String {
-        format!("blocks.{layer}.contract")
+        Some(format!("blocks.{}.{name}", site.layer))
     }
 }
 
-/// A block as the model sees it. `states` are `[batch, tokens, d_model]`.
-pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
+/// Attention, then a feed-forward block, each behind a norm and around a residual.
+#[derive(Module, Debug)]
+pub struct ToyBlock<B: Backend, P: Module<B>> {
+    attention: ToyAttention<B, P>,
+    norm_before: LayerNorm<B>,
+    norm_between: LayerNorm<B>,
+    expand: P,
+    contract: P,
+}
+
+impl<B: Backend> ToyBlock<B, Linear<B>> {
+    /// A block with biases in every projection, not yet allocated.
+    pub fn init(geometry: &Axes, device: &B::Device) -> Self {
+        let d_model = geometry.d_model;
+        let norm = LayerNormConfig::new(d_model);
+        Self {
+            attention: ToyAttention::init(geometry, device),
+            norm_before: norm.init(device),
+            norm_between: norm.init(device),
+            expand: LinearConfig::new(d_model, geometry.hidden).init(device),
+            contract: LinearConfig::new(geometry.hidden, d_model).init(device),
+        }
+    }
+}
+
+/// `states` are `[batch, tokens, d_model]`.
+impl<B: Backend, P: Project<B>> ToyBlock<B, P> {
     /// What the attention adds.
-    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3>;
+    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        self.attention
+            .forward(self.norm_before.forward(states), hidden)
+    }
 
     /// How much each head looks at each token.
-    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4>;
+    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
+        self.attention
+            .weights(self.norm_before.forward(states), hidden)
+    }
 
     /// What the value projection makes.
-    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.attention
+            .value
+            .project(self.norm_before.forward(states))
+    }
 
     /// What the second half of the feed-forward block reads.
-    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        gelu(self.expand.project(self.norm_between.forward(states)))
+    }
 
     /// What the feed-forward block adds.
-    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3>;
+    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.contract.project(self.expanded(states))
+    }
 
-    /// The states behind the block.
+    /// The block's output.
     fn forward(
         &self,
         states: Tensor<B, 3>,
@@ -275,87 +321,14 @@ pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
     }
 }
 
-impl<B: Backend, L: Block<B>> Block<B> for LearnToInitDecoderLayer<B, L> {
-    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
-        (**self).attend(states, hidden)
-    }
-
-    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
-        (**self).weights(states, hidden)
-    }
-
-    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).values(states)
-    }
-
-    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).expanded(states)
-    }
-
-    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        (**self).contracted(states)
-    }
-}
-
-/// Attention, then a feed-forward block, each behind a norm and around a residual.
-#[derive(Module, Debug)]
-pub struct ToyBlock<B: Backend, P: Module<B>> {
-    attention: ToyAttention<B, P>,
-    norm_before: LayerNorm<B>,
-    norm_between: LayerNorm<B>,
-    expand: Linear<B>,
-    contract: Linear<B>,
-}
-
-impl<B: Backend> ToyBlock<B, Linear<B>> {
-    /// A block with biases in every projection, not yet allocated.
-    pub fn init(geometry: &Axes, device: &B::Device) -> Self {
-        let d_model = geometry.d_model;
-        let norm = LayerNormConfig::new(d_model);
-        Self {
-            attention: ToyAttention::init(geometry, device),
-            norm_before: norm.init(device),
-            norm_between: norm.init(device),
-            expand: LinearConfig::new(d_model, 2 * d_model).init(device),
-            contract: LinearConfig::new(2 * d_model, d_model).init(device),
-        }
-    }
-}
-
-impl<B: Backend, P: Project<B>> Block<B> for ToyBlock<B, P> {
-    fn attend(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
-        self.attention
-            .forward(self.norm_before.forward(states), hidden)
-    }
-
-    fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {
-        self.attention
-            .weights(self.norm_before.forward(states), hidden)
-    }
-
-    fn values(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.attention
-            .value
-            .project(self.norm_before.forward(states))
-    }
-
-    fn expanded(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        gelu(self.expand.forward(self.norm_between.forward(states)))
-    }
-
-    fn contracted(&self, states: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.contract.forward(self.expanded(states))
-    }
-}
-
-impl<B: Backend> AttentionBlock<B> for ToyBlock<B, Linear<B>> {
+impl<B: Backend> LearnToInitDecoderLayer<B> for ToyBlock<B, Linear<B>> {
     type Learning = ToyBlock<B, Projection<B>>;
 
-    fn geometry(&self) -> Axes {
+    fn axes(&self) -> Axes {
         self.attention.geometry
     }
 
-    fn swap_projections<E>(
+    fn swap_weights<E>(
         self,
         mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
@@ -371,8 +344,8 @@ impl<B: Backend> AttentionBlock<B> for ToyBlock<B, Linear<B>> {
             },
             norm_before: self.norm_before,
             norm_between: self.norm_between,
-            expand: self.expand,
-            contract: self.contract,
+            expand: swap(Role::Up, self.expand)?,
+            contract: swap(Role::Down, self.contract)?,
         })
     }
 }

@@ -15,9 +15,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::{Head, Project, Projection};
 use burn_lti::geometry::HeadGrid;
 use burn_lti::loss::{DistillationLoss, LossInput, TeacherTokens};
-use burn_lti::map::{LtiDenseConfig, ProjectionKind};
+use burn_lti::map::{MapKind, ProjectionKind};
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::model::PlainLlama;
+use burn_lti_tests::dense::dense_config;
 use burn_lti_tests::llama::causal_batch;
 use burn_lti_tests::numbers::{Numbers, int_tensor};
 
@@ -74,8 +75,8 @@ fn burns_linear<A: AutodiffBackend>(device: &A::Device) -> usize {
 
 fn a_map<A: AutodiffBackend>(device: &A::Device) -> usize {
     let grid = HeadGrid::new(4, WIDTH / 4);
-    let config = LtiDenseConfig::new(ProjectionKind::Qkv, WIDTH, grid, grid);
-    let c = Numbers::new(2).tensor::<A, 3>(config.c_shape(), device);
+    let config = dense_config(ProjectionKind::Qkv, WIDTH, grid, grid, MapKind::Factored);
+    let c = Numbers::new(2).tensor::<A, 2>(config.c_shape(), device);
     let map = Projection::Lti(config.init(c).expect("a projection"));
     let input = input::<A>(device);
     peak(|| drop(map.project(input).sum().backward()))

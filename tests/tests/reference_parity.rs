@@ -43,6 +43,7 @@ use burn_lti::map::{
 use burn_lti_tests::close::{
     Deviation, Tolerance, assert_close, assert_not_close, compare, rounding,
 };
+use burn_lti_tests::dense::{dense_config, flat_kernel, leaf_of, turned};
 use burn_lti_tests::llama::{TensorFile, fixtures};
 use burn_lti_tests::numbers::{int_tensor, tensor, values};
 use burn_lti_tests::oracle::{Map, Projection, widen};
@@ -207,6 +208,16 @@ impl Weights {
         self
     }
 
+    /// `B` of the output projection with rows and columns exchanged: out of the reference's layout
+    /// `[v, y]`, whose first axis is 0, or back into it. Of other kinds `B` as it is.
+    fn turned_b<T: Copy>(&self, b: &[T], first_axis: usize) -> Vec<T> {
+        let [_, _, y, _, v] = self.sizes();
+        match self.kind {
+            ProjectionKind::Qkv => b.to_vec(),
+            ProjectionKind::Output => turned(b, [v, y][first_axis]),
+        }
+    }
+
     /// `[d, x, y, u, v]`, from the tensors themselves.
     fn sizes(&self) -> [usize; 5] {
         let [first, second, third] = axes(&self.c.shape);
@@ -239,6 +250,11 @@ impl Weights {
             bias: bias.map(widen),
         }
     }
+}
+
+/// The last part of a tensor's name.
+fn letter(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 // ---------------------------------------------------------------- kernels
@@ -424,23 +440,22 @@ impl DenseCase {
             StoredMap::General { .. } => MapKind::General,
         };
         let (teacher, student) = (HeadGrid::new(x, y), HeadGrid::new(u, v));
-        LtiDenseConfig::new(self.weights.kind, d, teacher, student)
-            .with_map(map)
+        dense_config(self.weights.kind, d, teacher, student, map)
             .with_start(Start::Lecun, 0)
             .with_bias(self.bias.is_some())
     }
 
     fn d_input(&self) -> usize {
-        let [d_input, _] = self.config().widths();
+        let [d_input, _] = self.config().kernel_shape();
         d_input
     }
 
     fn layer<A: AutodiffBackend>(&self, weights: &Weights, device: &A::Device) -> LtiDense<A> {
-        let c = weights.c.tensor(device);
+        let c = flat_kernel(weights.kind, weights.c.tensor(device));
         let layer = self.config().init(c).expect("a layer of this geometry");
-        edit(layer, |name, values| match (name, &weights.map) {
+        edit(layer, |name, values| match (letter(name), &weights.map) {
             ("a", StoredMap::Factored { a, .. }) => values.clone_from(&a.values),
-            ("b", StoredMap::Factored { b, .. }) => values.clone_from(&b.values),
+            ("b", StoredMap::Factored { b, .. }) => *values = weights.turned_b(&b.values, 0),
             ("w", StoredMap::General { w }) => values.clone_from(&w.values),
             ("bias", _) => values.clone_from(self.bias.as_ref().expect("a bias")),
             _ => assert_eq!(name, "c"),
@@ -463,7 +478,9 @@ impl DenseCase {
             .iter()
             .map(|(what, _)| match *what {
                 "output" => values(&output),
-                name => gradients[name].clone(),
+                "bias" => gradients["bias"].clone(),
+                "b" => weights.turned_b(&gradients[&leaf_of(weights.kind, "b")], 1),
+                letter => gradients[&leaf_of(weights.kind, letter)].clone(),
             })
             .collect()
     }

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use burn_lti::blueprint::BlueprintError;
 use burn_lti::cache::CacheError;
 use burn_lti::collapse::CollapseError;
 use burn_lti::decoder::DecoderError;
 use burn_lti::files::FileError;
-use burn_lti::inject::InjectError;
 use burn_lti::loss::LossError;
 use burn_lti::start::calibrated::{CalibrationError, StartFileError};
 use burn_lti::train::{CheckpointError, TrainError};
@@ -50,7 +50,7 @@ pub enum DistillError {
     Decoder(#[from] DecoderError),
     /// The teacher's way into the student.
     #[error(transparent)]
-    Inject(#[from] InjectError),
+    Inject(#[from] BlueprintError),
     /// The loss.
     #[error(transparent)]
     Loss(#[from] LossError),

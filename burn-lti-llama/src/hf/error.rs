@@ -1,7 +1,7 @@
 //! What can be wrong with a Hugging Face folder.
 
+use burn_lti::blueprint::BlueprintError;
 use burn_lti::files::FileError;
-use burn_lti::inject::InjectError;
 use thiserror::Error;
 
 use super::{WeightType, WeightsError};
@@ -37,5 +37,5 @@ pub enum HfError {
     File(#[from] FileError),
     /// Tensors that do not make up a model of this configuration.
     #[error("the tensors do not make up the configured model")]
-    Model(#[from] InjectError),
+    Model(#[from] BlueprintError),
 }

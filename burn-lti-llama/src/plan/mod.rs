@@ -165,7 +165,7 @@ pub struct PhasePlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedTensor {
     /// Its Hugging Face name; the tensors of a map take the place of `weight` in it, as in
-    /// `model.layers.0.self_attn.q_proj.a`.
+    /// `model.layers.0.self_attn.q_proj.right.a`.
     pub name: String,
     /// Its shape: that of Hugging Face (`Linear` weights are `[out, in]`), and for `a`, `b`, `w`
     /// and `c` that of the map.
@@ -423,7 +423,7 @@ mod tests {
             (HeadGrid::new(4, 8), HeadGrid::new(2, 8))
         );
         for (name, shape) in [("q_proj", [8, 4]), ("k_proj", [4, 2]), ("v_proj", [4, 2])] {
-            let a = tensor(&plan, &format!("model.layers.4.self_attn.{name}.a"));
+            let a = tensor(&plan, &format!("model.layers.4.self_attn.{name}.right.a"));
             assert_eq!(
                 (a.shape.as_slice(), &a.origin, a.trained),
                 (&shape[..], &Origin::Map, true)
@@ -431,11 +431,11 @@ mod tests {
         }
         let c = tensor(&plan, &q_proj("c"));
         let from = q_proj("weight");
-        assert_eq!((c.shape.as_slice(), c.trained), (&[64, 8, 8][..], false));
+        assert_eq!((c.shape.as_slice(), c.trained), (&[64, 64][..], false));
         assert_eq!(c.origin, Origin::TeacherKernel { from });
         assert_eq!(
             tensor(&plan, "model.layers.0.self_attn.o_proj.c").shape,
-            [8, 8, 64]
+            [64, 64]
         );
         for tensor in &plan.tensors {
             assert_eq!(
@@ -458,11 +458,11 @@ mod tests {
         ];
         let plan = plan(&overrides);
         for (name, shape) in [
-            ("q_proj.b", &[8, 6][..]),
-            ("k_proj.w", &[4, 8, 2, 6]),
-            ("v_proj.b", &[8, 6]),
-            ("o_proj.a", &[8, 4]),
-            ("o_proj.b", &[6, 8]),
+            ("q_proj.right.b", &[8, 6][..]),
+            ("k_proj.right.w", &[4 * 8, 2 * 6]),
+            ("v_proj.right.b", &[8, 6]),
+            ("o_proj.left.a", &[8, 4]),
+            ("o_proj.left.b", &[8, 6]),
         ] {
             assert_eq!(
                 tensor(&plan, &format!("model.layers.0.self_attn.{name}")).shape,
@@ -470,7 +470,10 @@ mod tests {
             );
         }
         let maps = Role::ATTENTION.map(|role| {
-            let (teacher, student) = (plan.teacher.grid(role), plan.student.grid(role));
+            let (teacher, student) = (
+                plan.teacher.axes().grid(role),
+                plan.student.axes().grid(role),
+            );
             plan.map.kind(role).num_params(teacher, student)
         });
         assert_eq!(plan.totals.map_parameters, 5 * maps.iter().sum::<usize>());
@@ -625,8 +628,8 @@ mod tests {
             let tensor = tensors.find(|tensor| tensor.name == name);
             tensor.expect("a tensor").shape.clone()
         };
-        assert_eq!(shape("q_proj.a"), [3 * 8, 4]);
-        assert_eq!(shape("o_proj.b"), [3 * 8, 8]);
+        assert_eq!(shape("q_proj.right.a"), [3 * 8, 4]);
+        assert_eq!(shape("o_proj.left.b"), [3 * 8, 8]);
         assert!(plan.to_string().contains("kronecker 3"));
         // 4 heads to 2: no more than 8 places in A.
         let refused = Plan::new(&recipe(&["lti.map={ kronecker = 9 }"]), &teacher());
@@ -675,9 +678,9 @@ mod tests {
     fn the_report_groups_layers_and_aligns() {
         let text = plan(&[]).render();
         let line = |part: &str| text.lines().find(|line| line.contains(part)).unwrap();
-        let a = line("q_proj.a");
+        let a = line("q_proj.right.a");
         for part in [
-            "model.layers.{0..4}.self_attn.q_proj.a",
+            "model.layers.{0..4}.self_attn.q_proj.right.a",
             "[8, 4]",
             "160",
             "map (grouped)",
@@ -691,7 +694,7 @@ mod tests {
 
         let some = plan(&["lti.layers=[0, 1, 3]"]).render();
         assert!(
-            some.contains("model.layers.{0..1, 3}.self_attn.q_proj.a"),
+            some.contains("model.layers.{0..1, 3}.self_attn.q_proj.right.a"),
             "{some}"
         );
         assert!(
@@ -1044,12 +1047,12 @@ mod tests {
     #[test]
     fn what_is_frozen_by_name_does_not_train() {
         let plan = plan(&[
-            "weights.freeze=['layers.0.', 'q_proj.b$']",
+            "weights.freeze=['layers.0.', 'q_proj.right.b$']",
             "phase2.steps=3",
         ]);
-        assert!(!tensor(&plan, &q_proj("a")).trained);
-        assert!(tensor(&plan, "model.layers.1.self_attn.q_proj.a").trained);
-        assert!(!tensor(&plan, "model.layers.1.self_attn.q_proj.b").trained);
+        assert!(!tensor(&plan, &q_proj("right.a")).trained);
+        assert!(tensor(&plan, "model.layers.1.self_attn.q_proj.right.a").trained);
+        assert!(!tensor(&plan, "model.layers.1.self_attn.q_proj.right.b").trained);
         let second = plan.phase2.unwrap().trained;
         assert!(!second.contains(&q_proj("weight")));
         assert!(second.contains(&"model.layers.1.self_attn.q_proj.weight".to_owned()));

@@ -19,7 +19,7 @@ fn plan_says_what_becomes_of_every_tensor() {
     let workshop = Workshop::new();
     let text = workshop.succeed(&["plan", "recipe.toml"]);
     assert!(
-        text.contains("model.layers.{0..1}.self_attn.q_proj.a"),
+        text.contains("model.layers.{0..1}.self_attn.q_proj.right.a"),
         "{text}"
     );
     let plan = workshop.json(&["plan", "recipe.toml", "--json"]);

@@ -1,8 +1,8 @@
-//! What can be wrong with the rules by which a student is filled.
+//! What can keep a teacher's tensors from making a student.
 
 use thiserror::Error;
 
-/// Rules that would leave a student wrong, or say nothing.
+/// Rules, or an injection, that would leave a student wrong, or say nothing.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BlueprintError {
@@ -136,6 +136,26 @@ pub enum BlueprintError {
         /// The other.
         second: String,
     },
+    /// The blueprint is of another student.
+    #[error(
+        "the blueprint has `{name}` as {expected}, the student as {found}: make the blueprint of this student"
+    )]
+    OtherStudent {
+        /// The tensor.
+        name: String,
+        /// What the blueprint says of it.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A tensor of the blueprint that nobody brought.
+    #[error("{} for `{student}` is missing: bring it with the teacher", source_name(.from))]
+    Missing {
+        /// The student tensor.
+        student: String,
+        /// The teacher's tensor; `None` for what the start should have calculated.
+        from: Option<String>,
+    },
     /// A pattern about what trains that is found in no parameter's name.
     #[error(
         "`{pattern}` is found in no parameter's name{}; correct or drop it",
@@ -147,6 +167,13 @@ pub enum BlueprintError {
         /// The parameter a part of whose name is nearest.
         suggestion: Option<String>,
     },
+}
+
+fn source_name(from: &Option<String>) -> String {
+    match from {
+        Some(name) => format!("the teacher's `{name}`"),
+        None => "the value that the start calculates".to_owned(),
+    }
 }
 
 fn nearest(suggestion: &Option<String>) -> String {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::inject::InjectError;
+use crate::blueprint::BlueprintError;
 use crate::map::ContractionError;
 
 /// A collapse that would have left something out.
@@ -33,7 +33,7 @@ pub enum CollapseError {
     },
     /// The plain model lacks something, or has it in another shape.
     #[error("the plain model does not fit the collapsed tensors")]
-    Plain(#[from] InjectError),
+    Plain(#[from] BlueprintError),
     /// Tensors that the plain model has no place for.
     #[error(
         "the plain model has no place for {names:?}; build it with the student's configuration"

@@ -2,8 +2,8 @@
 
 use burn::prelude::*;
 
-use super::{InjectError, fill, inject};
-use crate::blueprint::{Blueprint, Listed, Rules};
+use super::{fill, inject};
+use crate::blueprint::{Blueprint, BlueprintError, Listed, Rules};
 use crate::tensors::TensorSet;
 
 /// A learning model whose teacher kernels and copied weights have not arrived.
@@ -38,7 +38,7 @@ impl<M> AwaitingTeacher<M> {
         self,
         teacher: &TensorSet<B>,
         rules: &Rules,
-    ) -> Result<(M, Blueprint), InjectError>
+    ) -> Result<(M, Blueprint), BlueprintError>
     where
         M: Module<B>,
     {
@@ -54,7 +54,7 @@ impl<M> AwaitingTeacher<M> {
         self,
         teacher: &TensorSet<B>,
         blueprint: &Blueprint,
-    ) -> Result<M, InjectError>
+    ) -> Result<M, BlueprintError>
     where
         M: Module<B>,
     {

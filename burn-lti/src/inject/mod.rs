@@ -10,7 +10,6 @@ mod injector;
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use thiserror::Error;
 
 pub use awaiting::AwaitingTeacher;
 pub(crate) use injector::with_values;
@@ -21,52 +20,16 @@ use crate::parameters::set_trainable;
 use crate::tensors::{AnyTensor, TensorSet};
 use injector::shared;
 
-/// An injection that would have left the student wrong.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum InjectError {
-    /// The rules do not make a student.
-    #[error(transparent)]
-    Blueprint(#[from] BlueprintError),
-    /// The blueprint is of another student.
-    #[error(
-        "the blueprint has `{name}` as {expected}, the student as {found}: make the blueprint of this student"
-    )]
-    OtherStudent {
-        /// The tensor.
-        name: String,
-        /// What the blueprint says of it.
-        expected: String,
-        /// What it is.
-        found: String,
-    },
-    /// A tensor of the blueprint that nobody brought.
-    #[error("{} for `{student}` is missing: bring it with the teacher", what(.source_name))]
-    Missing {
-        /// The student tensor.
-        student: String,
-        /// The teacher's tensor; `None` for what the start should have calculated.
-        source_name: Option<String>,
-    },
-}
-
-fn what(source: &Option<String>) -> String {
-    match source {
-        Some(name) => format!("the teacher's `{name}`"),
-        None => "the value that the start calculates".to_owned(),
-    }
-}
-
 /// Fills `student` with the teacher's tensors as `rules` say: [`Blueprint::of`], then [`fill`].
 ///
 /// # Errors
 ///
-/// [`InjectError`], before anything is changed.
+/// [`BlueprintError`], before anything is changed.
 pub fn inject<B: Backend, M: Module<B>>(
     student: M,
     teacher: &TensorSet<B>,
     rules: &Rules,
-) -> Result<(M, Blueprint), InjectError> {
+) -> Result<(M, Blueprint), BlueprintError> {
     let blueprint = Blueprint::of(&student, &teacher.shapes(), rules)?;
     let student = fill(student, teacher, &blueprint)?;
     Ok((student, blueprint))
@@ -82,12 +45,12 @@ pub fn inject<B: Backend, M: Module<B>>(
 ///
 /// # Errors
 ///
-/// [`InjectError`], before anything is changed.
+/// [`BlueprintError`], before anything is changed.
 pub fn fill<B: Backend, M: Module<B>>(
     student: M,
     teacher: &TensorSet<B>,
     blueprint: &Blueprint,
-) -> Result<M, InjectError> {
+) -> Result<M, BlueprintError> {
     check_same(&Listed::all(&student), blueprint)?;
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| part == Part::Map) {
@@ -102,9 +65,9 @@ pub fn fill<B: Backend, M: Module<B>>(
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| part != Part::Map) {
         if let Source::Teacher(source) | Source::Mapped(source) = &tensor.source {
-            let named = teacher.get(source).ok_or_else(|| InjectError::Missing {
+            let named = teacher.get(source).ok_or_else(|| BlueprintError::Missing {
                 student: tensor.name.clone(),
-                source_name: Some(source.clone()),
+                from: Some(source.clone()),
             })?;
             let value = filling(tensor, source, &maps, &named.tensor)?;
             values.insert(tensor.name.clone(), value);
@@ -133,7 +96,7 @@ fn filling<B: Backend>(
     source: &str,
     maps: &BTreeMap<String, LtiParts<B>>,
     value: &AnyTensor<B>,
-) -> Result<AnyTensor<B>, InjectError> {
+) -> Result<AnyTensor<B>, BlueprintError> {
     let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
     let misfit = || BlueprintError::Shape {
         teacher: source.to_owned(),
@@ -156,7 +119,7 @@ fn filling<B: Backend>(
 }
 
 /// The blueprint must be of this student, by every name and shape.
-fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), InjectError> {
+fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), BlueprintError> {
     let describe = |shape: Option<&Vec<usize>>| match shape {
         Some(shape) => format!("{shape:?}"),
         None => "no tensor".to_owned(),
@@ -170,7 +133,7 @@ fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), InjectErr
         .find(|name| found.get(name) != expected.get(name))
     {
         None => Ok(()),
-        Some(name) => Err(InjectError::OtherStudent {
+        Some(name) => Err(BlueprintError::OtherStudent {
             name: name.clone(),
             expected: describe(expected.get(name).copied()),
             found: describe(found.get(name).copied()),
@@ -179,13 +142,13 @@ fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), InjectErr
 }
 
 /// Every map must stand at values by now.
-fn check_started<B: Backend, M: Module<B>>(student: &M) -> Result<(), InjectError> {
+fn check_started<B: Backend, M: Module<B>>(student: &M) -> Result<(), BlueprintError> {
     let waits = |tensor: &Listed| tensor.part == Part::Map && tensor.dtype.is_none();
     match Listed::all(student).into_iter().find(waits) {
         None => Ok(()),
-        Some(tensor) => Err(InjectError::Missing {
+        Some(tensor) => Err(BlueprintError::Missing {
             student: tensor.name,
-            source_name: None,
+            from: None,
         }),
     }
 }

@@ -6,9 +6,9 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::blueprint::BlueprintError;
 use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
 use burn_lti::geometry::{Axes, HeadGrid, Role};
-use burn_lti::inject::InjectError;
 use burn_lti::map::{MapKind, Start, StartError};
 use burn_lti::start::calibrated::{
     CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
@@ -87,12 +87,11 @@ fn llama_student<B: Backend>(
     spec: &LtiSpec,
     tensors: &TensorSet<B>,
     device: &B::Device,
-) -> Result<LearningLlama<B>, InjectError> {
+) -> Result<LearningLlama<B>, BlueprintError> {
     let awaiting = PlainLlama::init(config, device)
         .learn_to_init(spec)
         .expect("a swap");
-    let rules = awaiting.rules_by_name([])?;
-    Ok(awaiting.inject(tensors, &rules)?.0)
+    Ok(awaiting.inject(tensors, &Rules::by_name())?.0)
 }
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
@@ -117,9 +116,9 @@ fn calibrated_with<A: AutodiffBackend>(
     set: impl Fn(&mut Calibration<'_>),
     device: &A::Device,
 ) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>) {
-    let spec = spec(teacher.config().geometry(), maps);
+    let spec = spec(teacher.config().axes(), maps);
     let tensors = TensorSet::collect(teacher);
-    let mut calibration = Calibration::new(&spec, config.geometry());
+    let mut calibration = Calibration::new(&spec, config.axes());
     set(&mut calibration);
     let student_with = |start: &TensorSet<Inner<A>>| {
         let tensors = TensorSet::from_inner(&tensors.with(start));
@@ -174,10 +173,10 @@ fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
             let found = values(&logits(&student, &batch));
             assert_close(&found, &expected, &tolerance(&expected));
             let changed = match maps.value {
-                MapKind::Factored => "model.layers.0.self_attn.v_proj.a",
+                MapKind::Factored => "model.layers.0.self_attn.v_proj.right.a",
                 // The first pair's, not the `A` of one that adds nothing yet.
-                MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.b",
-                MapKind::General => "model.layers.0.self_attn.v_proj.w",
+                MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.right.b",
+                MapKind::General => "model.layers.0.self_attn.v_proj.right.w",
             };
             let perturbed = values(&logits(&perturb(student, changed, 0.02), &batch));
             assert_not_close(&perturbed, &expected, &tolerance(&expected));
@@ -284,7 +283,7 @@ fn it_begins_nearer_to_the_teacher_than_any_other_start<A: AutodiffBackend>(devi
     let other = |start| {
         let spec = LtiSpec {
             start,
-            ..LtiSpec::new(teacher.config().geometry())
+            ..LtiSpec::new(teacher.config().axes())
         };
         let student = llama_student(&config, &spec, &tensors, &device).expect("a student");
         kl(&student, &teacher, &device)
@@ -346,7 +345,7 @@ fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::
     // Scores of some tens of products, each of two roundings, through a softmax.
     let tolerance = Tolerance::Uniform(2.0 * rounding(2 * 24 + 2 * 8 + 32));
     assert_close(&found, &expected, &tolerance);
-    let changed = perturb(student, "model.layers.0.self_attn.q_proj.w", 0.5);
+    let changed = perturb(student, "model.layers.0.self_attn.q_proj.right.w", 0.5);
     let changed = weights(&|h| changed.attention_weights(0, h, &changed.context(&batch)));
     assert_not_close(&changed, &expected, &tolerance);
 }
@@ -359,7 +358,7 @@ fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::De
         let config = with_heads(teacher.config(), heads, kv_heads, head_dim);
         let random = LtiSpec {
             start: Start::Lecun,
-            ..LtiSpec::new(teacher.config().geometry())
+            ..LtiSpec::new(teacher.config().axes())
         };
         let random = llama_student(&config, &random, &tensors, &device).expect("a student");
         let random = kl(&random, &teacher, &device);
@@ -410,7 +409,7 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
         assert!(second("a").iter().all(|value| *value != 0.0));
     }
 
-    let (teacher, student) = (teacher.config().geometry(), config.geometry());
+    let (teacher, student) = (teacher.config().axes(), config.axes());
     let rank = |role| MapKind::largest_rank(teacher.grid(role), student.grid(role));
     let all = RoleMaps {
         query: MapKind::Kronecker(rank(Role::Query)),
@@ -425,7 +424,7 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
         assert!((all - general).abs() < 1e-3 * general, "{all}, {general}");
     }
     assert_close(&all, &general, &tolerance(&general));
-    let changed = perturb(of_pairs, "model.layers.0.self_attn.v_proj.b", 0.02);
+    let changed = perturb(of_pairs, "model.layers.0.self_attn.v_proj.right.b", 0.02);
     let changed = values(&logits(&changed, &batch));
     assert_not_close(&changed, &general, &tolerance(&general));
 }
@@ -443,7 +442,7 @@ fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
     let residual = |start: &CalibratedStart<Inner<A>>| start.layers[0].residual;
     assert!(residual(&refined) < residual(&fitted));
     let query = |start: &CalibratedStart<Inner<A>>| {
-        let named = start.tensors.get("model.layers.0.self_attn.q_proj.w");
+        let named = start.tensors.get("model.layers.0.self_attn.q_proj.right.w");
         named.expect("a map").tensor.to_f32().expect("values")
     };
     assert_ne!(query(&refined), query(&fitted), "patterns move too");
@@ -471,7 +470,7 @@ fn heads_that_keep_to_their_own_values_are_fitted_too<A: AutodiffBackend>(device
         let own = [&own, &mixed].map(|student| kl(student, &teacher, &device));
         let spec = LtiSpec {
             start: Start::Grouped,
-            ..LtiSpec::new(teacher.config().geometry())
+            ..LtiSpec::new(teacher.config().axes())
         };
         let grouped = llama_student(&fewer, &spec, &TensorSet::collect(&teacher), &device);
         let grouped = kl(&grouped.expect("a student"), &teacher, &device);
@@ -492,10 +491,9 @@ fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::D
             .init::<A>(&device)
             .learn_to_init(spec)
             .expect("a swap");
-        let rules = awaiting.rules_by_name([])?;
         let tensors = TensorSet::from_inner(&tensors.with(start));
-        let student: (LearningToy<A>, _) = awaiting.inject(&tensors, &rules)?;
-        Ok::<_, InjectError>(student.0)
+        let student: (LearningToy<A>, _) = awaiting.inject(&tensors, &Rules::by_name())?;
+        Ok::<_, BlueprintError>(student.0)
     };
     let distance = |student: &LearningToy<A>| -> f64 {
         let batch = from.batch(9, &device);
@@ -550,10 +548,10 @@ fn the_same_text_gives_the_same_start<A: AutodiffBackend>(device: A::Device) {
 fn maps_that_nobody_calculated_are_refused<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
-    let spec = spec(teacher.config().geometry(), out_general());
+    let spec = spec(teacher.config().axes(), out_general());
     let error = llama_student(&config, &spec, &TensorSet::collect(&teacher), &device);
     let error = error.expect_err("it has no maps").to_string();
-    assert!(error.contains("self_attn.k_proj.a"), "{error}");
+    assert!(error.contains("self_attn.k_proj.right.a"), "{error}");
 }
 
 fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
@@ -567,9 +565,9 @@ fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
         out: MapKind::General,
     };
     let grid = HeadGrid::new(2, 8);
-    assert_eq!(config.geometry().query, grid);
-    let spec = spec(teacher.config().geometry(), maps);
-    let calibration = Calibration::new(&spec, config.geometry());
+    assert_eq!(config.axes().query, grid);
+    let spec = spec(teacher.config().axes(), maps);
+    let calibration = Calibration::new(&spec, config.axes());
     let calibrate = |text: &Batches<A::InnerBackend>| {
         let student_with = |start: &TensorSet<A::InnerBackend>| {
             let tensors = TensorSet::from_inner(&tensors.with(start));
@@ -594,10 +592,10 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
     let spec = spec(
-        teacher.config().geometry(),
+        teacher.config().axes(),
         RoleMaps::all(MapKind::Kronecker(3)),
     );
-    let calibration = Calibration::new(&spec, config.geometry());
+    let calibration = Calibration::new(&spec, config.axes());
     let student_with = |start: &TensorSet<A::InnerBackend>| {
         llama_student::<A>(&config, &spec, &TensorSet::from_inner(start), &device)
     };
@@ -621,12 +619,12 @@ fn refusal<A: AutodiffBackend>(
         &LlamaConfig,
         &LtiSpec,
         &TensorSet<Inner<A>>,
-    ) -> Result<LearningLlama<A>, InjectError>,
+    ) -> Result<LearningLlama<A>, BlueprintError>,
     device: &A::Device,
 ) -> CalibrationError {
     let config = with_heads(teacher.config(), 2, 1, 8);
-    let spec = spec(teacher.config().geometry(), out_general());
-    let calibration = Calibration::new(&spec, config.geometry());
+    let spec = spec(teacher.config().axes(), out_general());
+    let calibration = Calibration::new(&spec, config.axes());
     let text = batches(4, config.vocab_size, 5, device);
     let student_with = |start: &TensorSet<Inner<A>>| student_with(&config, &spec, start);
     let found = calibrate::<A, _, _, _>(&calibration, teacher, &text, student_with, |_| {});
@@ -662,5 +660,8 @@ fn why_there_is_no_student_is_said<A: AutodiffBackend>(device: A::Device) {
     let error = refusal::<A>(&teacher, student_with, &device);
     assert!(matches!(error, CalibrationError::Student { .. }), "{error}");
     let source = std::error::Error::source(&error).expect("a reason");
-    assert!(source.downcast_ref::<InjectError>().is_some(), "{source}");
+    assert!(
+        source.downcast_ref::<BlueprintError>().is_some(),
+        "{source}"
+    );
 }

@@ -4,22 +4,23 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::blueprint::{CopyRule, Rules};
+use burn_lti::blueprint::{Blueprint, BlueprintError, CopyRule, Rules, Source};
 use burn_lti::collapse::{CollapseError, collapse};
 use burn_lti::decoder::{
-    AttentionBlock, CausalLm, DecoderError, LayerSelection, LtiSpec, Projection, RoleMaps,
+    CausalLm, DecoderError, LayerSelection, LearnToInitDecoderLayer, LtiSpec, Projection, RoleMaps,
     TokenBatch, learn_to_init,
 };
-use burn_lti::geometry::{Axes, HeadGrid, Role};
-use burn_lti::inject::{InjectError, inject};
+use burn_lti::geometry::{Axes, HeadGrid, Role, Site};
+use burn_lti::inject::inject;
 use burn_lti::map::{
-    ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
-    ProjectionKind, Start, StartError,
+    ContractionError, DenseError, KernelPrecision, LtiDense, MapKind, ProjectionKind, Start,
+    StartError,
 };
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::model::{LearningLlama, PlainLlama};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
+use burn_lti_tests::dense::dense_config;
 use burn_lti_tests::llama;
 use burn_lti_tests::numbers::{Numbers, bits, values};
 use burn_lti_tests::params::{Parameter, parameters, perturb};
@@ -68,7 +69,7 @@ const CHANGE: f32 = 0.02;
 
 fn spec(teacher: Axes, map: MapKind, start: Start) -> LtiSpec {
     LtiSpec {
-        maps: RoleMaps::all(map),
+        maps: RoleMaps::attention(map),
         start,
         seed: 11,
         ..LtiSpec::new(teacher)
@@ -106,7 +107,11 @@ fn map_of(projection: &'static str, map: MapKind) -> &'static str {
         MapKind::Kronecker(_) => "b",
         MapKind::General => "w",
     };
-    format!("{projection}.{leaf}").leak()
+    let side = match projection.ends_with("output") {
+        true => "left",
+        false => "right",
+    };
+    format!("{projection}.{side}.{leaf}").leak()
 }
 
 /// A learning Llama over a fixture's tensors.
@@ -119,9 +124,9 @@ fn learning_llama<B: Backend>(
     let awaiting = PlainLlama::init(config, device)
         .learn_to_init(spec)
         .expect("a swap");
-    let rules = awaiting.rules_by_name([]).expect("rules");
     let tensors = TensorSet::collect(teacher);
-    awaiting.inject(&tensors, &rules).expect("an injection").0
+    let injected = awaiting.inject(&tensors, &Rules::by_name());
+    injected.expect("an injection").0
 }
 
 fn llama_logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Vec<f64> {
@@ -147,7 +152,7 @@ fn a_llama_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A:
         let expected = llama_logits(&teacher, &batch);
         let tolerance = llama_tolerance(&config, &expected);
         for map in [MapKind::Factored, MapKind::General, MapKind::Kronecker(3)] {
-            let spec = spec(config.geometry(), map, Start::Grouped);
+            let spec = spec(config.axes(), map, Start::Grouped);
             let student = learning_llama(&config, &teacher, &spec, &device);
             assert_close(&llama_logits(&student, &batch), &expected, &tolerance);
             let changed = map_of("model.layers.0.self_attn.v_proj", map);
@@ -210,7 +215,7 @@ fn collapse_changes_no_logits_of_a_llama<A: AutodiffBackend>(device: A::Device) 
         };
         let batch = packed_batch(config.vocab_size, 5, &device);
         for map in [MapKind::Factored, MapKind::General] {
-            let spec = spec(teacher.config().geometry(), map, Start::Lecun);
+            let spec = spec(teacher.config().axes(), map, Start::Lecun);
             let student = learning_llama(&config, &teacher, &spec, &device);
             let expected = llama_logits(&student, &batch);
             let tolerance = llama_tolerance(&config, &expected);
@@ -343,18 +348,18 @@ fn maps_of_each_slot_have_the_form_asked_for<A: AutodiffBackend>(device: A::Devi
     let config = ToyConfig::new(6, 3);
     let teacher: PlainToy<A::InnerBackend> = config.random(1, &device);
     let spec = LtiSpec {
-        maps: RoleMaps {
-            key: MapKind::General,
-            out: MapKind::General,
-            ..RoleMaps::all(MapKind::Factored)
-        },
+        maps: RoleMaps::attention(MapKind::Factored)
+            .with(Role::Key, MapKind::General)
+            .with(Role::Out, MapKind::General),
         start: Start::Lecun,
         ..LtiSpec::new(config.geometry)
     };
     let student = config.learning(&TensorSet::collect(&teacher), &spec, &device);
     let found = parameters(&student);
-    let has =
-        |name: &str, leaf: &str| found.contains_key(&format!("blocks.0.attention.{name}.{leaf}"));
+    let has = |name: &str, letter: &str| {
+        let side = if name == "output" { "left" } else { "right" };
+        found.contains_key(&format!("blocks.0.attention.{name}.{side}.{letter}"))
+    };
     for (name, general) in [
         ("query", false),
         ("key", true),
@@ -367,7 +372,8 @@ fn maps_of_each_slot_have_the_form_asked_for<A: AutodiffBackend>(device: A::Devi
         );
     }
     // No two projections begin with the same random numbers.
-    let a = |block: usize, name: &str| &found[&format!("blocks.{block}.attention.{name}.b")].bits;
+    let a =
+        |block: usize, name: &str| &found[&format!("blocks.{block}.attention.{name}.right.b")].bits;
     assert_ne!(a(0, "query"), a(1, "query"));
     assert_ne!(a(0, "query"), a(0, "value"));
 }
@@ -382,14 +388,14 @@ struct LyingBlock<B: Backend, P: Module<B>> {
     _backend: std::marker::PhantomData<B>,
 }
 
-impl<B: Backend> AttentionBlock<B> for LyingBlock<B, Linear<B>> {
+impl<B: Backend> LearnToInitDecoderLayer<B> for LyingBlock<B, Linear<B>> {
     type Learning = LyingBlock<B, Projection<B>>;
 
-    fn geometry(&self) -> Axes {
+    fn axes(&self) -> Axes {
         self.geometry
     }
 
-    fn swap_projections<E>(
+    fn swap_weights<E>(
         self,
         mut swap: impl FnMut(Role, Linear<B>) -> Result<Projection<B>, E>,
     ) -> Result<Self::Learning, E> {
@@ -434,15 +440,10 @@ fn swaps_that_cannot_be_done_are_refused<A: AutodiffBackend>(device: A::Device) 
     assert!(matches!(error, DecoderError::NoLayers { layers: 0 }));
 
     let error = refused(ToyConfig::new(4, 2), LtiSpec::new(teacher));
-    let DecoderError::Projection {
-        layer,
-        role,
-        source,
-    } = &error
-    else {
+    let DecoderError::Weight { site, source } = &error else {
         panic!("{error}");
     };
-    assert_eq!((*layer, *role), (0, Role::Query));
+    assert_eq!(*site, Site::new(0, Role::Query));
     assert!(matches!(
         source,
         DenseError::Start(StartError::HeadsDoNotDivide { .. })
@@ -473,14 +474,15 @@ fn a_block_of_another_width_is_refused<A: AutodiffBackend>(device: &A::Device) {
     assert!(
         matches!(
             error,
-            DecoderError::Projection {
-                role: Role::Value,
-                source: DenseError::Width {
-                    expected_out: 12,
-                    found_out: 10,
+            DecoderError::Weight {
+                site: Site {
+                    role: Role::Value,
                     ..
                 },
-                ..
+                source: DenseError::Width {
+                    expected: [_, 12],
+                    found: [_, 10],
+                },
             }
         ),
         "{error}"
@@ -520,6 +522,17 @@ fn rules(pairs: &[(&str, &str)]) -> Rules {
     Rules::from_pairs(pairs.iter().copied()).expect("rules")
 }
 
+/// Each tensor that the teacher fills, and the teacher's.
+fn filled(blueprint: &Blueprint) -> Vec<(&str, &str)> {
+    let tensors = blueprint.tensors.iter();
+    tensors
+        .filter_map(|tensor| match &tensor.source {
+            Source::Teacher(from) => Some((tensor.name.as_str(), from.as_str())),
+            _ => None,
+        })
+        .collect()
+}
+
 fn rules_match_whole_names_and_fill_in_groups<A: AutodiffBackend>(device: A::Device) {
     let names = [
         "layer_1/kernel",
@@ -541,17 +554,12 @@ fn rules_match_whole_names_and_fill_in_groups<A: AutodiffBackend>(device: A::Dev
         ("layer_1/kernel|nothing", "first.weight"),
         (r"layer_2/ker(?<end>nel)|(second)", "second.weight"),
     ];
-    let (student, injection) =
+    let (student, blueprint) =
         inject(Pair::<A>::new(&device), &teacher, &rules(&all)).expect("an injection");
-    let filled: Vec<(&str, &str)> = injection
-        .filled
-        .iter()
-        .map(|(student, teacher)| (student.as_str(), teacher.as_str()))
-        .collect();
     let expected = [("first.weight", names[0]), ("second.weight", names[1])];
-    assert_eq!(filled, expected);
+    assert_eq!(filled(&blueprint), expected);
     assert_eq!(
-        injection.unused,
+        blueprint.unused,
         ["layer_1/kernel_scale", "xlayer_1/kernel"]
     );
     for (linear, name) in [(&student.first, names[0]), (&student.second, names[1])] {
@@ -562,15 +570,15 @@ fn rules_match_whole_names_and_fill_in_groups<A: AutodiffBackend>(device: A::Dev
 
     let grouped = [(r"(?:x_)?(first|second)\.k", "$1.weight")];
     let teacher = set_of::<A>(&["x_first.k", "second.k"], [2, 3], &device);
-    let (_, injection) =
+    let (_, blueprint) =
         inject(Pair::<A>::new(&device), &teacher, &rules(&grouped)).expect("an injection");
-    assert_eq!(injection.filled["first.weight"], "x_first.k");
-    assert_eq!(injection.filled["second.weight"], "second.k");
+    let expected = [("first.weight", "x_first.k"), ("second.weight", "second.k")];
+    assert_eq!(filled(&blueprint), expected);
 }
 
 fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     let error = CopyRule::new("layer_(1", "first").expect_err("a parenthesis is open");
-    assert!(matches!(error, InjectError::Pattern { .. }));
+    assert!(matches!(error, BlueprintError::Pattern { .. }));
     assert!(chain(&error).contains("`layer_(1`"), "{error}");
 
     let teacher = set_of::<A>(&["first.kernel", "second.kernel"], [2, 3], &device);
@@ -579,7 +587,7 @@ fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     };
     // A prefix is no match.
     let error = refused(&[("first.kern", "first.weight")]);
-    assert!(matches!(error, InjectError::NoMatch { .. }));
+    assert!(matches!(error, BlueprintError::NoMatch { .. }));
     assert!(
         error.to_string().contains("`first.kern` matches no tensor"),
         "{error}"
@@ -590,7 +598,7 @@ fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     );
 
     let error = refused(&[(r"(.*)\.kernel", "$1.weights")]);
-    assert!(matches!(error, InjectError::UnknownTarget { .. }));
+    assert!(matches!(error, BlueprintError::UnknownTarget { .. }));
     assert!(
         error
             .to_string()
@@ -603,7 +611,7 @@ fn wrong_rules_are_refused<A: AutodiffBackend>(device: A::Device) {
     );
 
     let error = refused(&[(r".*\.kernel", "first.weight")]);
-    assert!(matches!(error, InjectError::FilledTwice { .. }));
+    assert!(matches!(error, BlueprintError::FilledTwice { .. }));
     for name in ["`first.weight`", "`first.kernel`", "`second.kernel`"] {
         assert!(error.to_string().contains(name), "{error}");
     }
@@ -628,22 +636,23 @@ fn nothing_is_left_unfilled<A: AutodiffBackend>(device: A::Device) {
     let teacher = set_of::<A>(&["first.weight", "second.weight"], [2, 3], &device);
     let half = rules(&[("first.weight", "first.weight")]);
     let error = inject(Pair::<A>::new(&device), &teacher, &half).expect_err("half is left");
-    assert!(matches!(&error, InjectError::Unfilled { names } if names == &["second.weight"]));
+    assert!(matches!(&error, BlueprintError::Unfilled { names } if names == &["second.weight"]));
     assert!(error.to_string().contains("`second.weight`"), "{error}");
 
     // Declared new, it keeps what it began with.
     let student = Pair::<A>::new(&device);
     let before = bits(&student.second.weight.val());
     let rest = half.with_new(["second.weight".to_owned()]);
-    let (student, injection) = inject(student, &teacher, &rest).expect("an injection");
+    let (student, blueprint) = inject(student, &teacher, &rest).expect("an injection");
     assert_eq!(bits(&student.second.weight.val()), before);
-    assert_eq!(injection.unused, ["second.weight"]);
+    assert_eq!(blueprint.unused, ["second.weight"]);
 
     let turned = set_of::<A>(&["first.weight", "second.weight"], [3, 2], &device);
-    let by_name = Rules::by_name(&student, []).expect("rules");
-    let error = inject(student, &turned, &by_name).expect_err("another layout");
-    assert!(matches!(&error, InjectError::Shape { found, expected, .. }
-            if found == &[3, 2] && expected == &[2, 3]));
+    let error = inject(student, &turned, &Rules::by_name()).expect_err("another layout");
+    assert!(
+        matches!(&error, BlueprintError::Shape { found, expected, .. }
+            if found == &[3, 2] && expected == &[2, 3])
+    );
     assert!(
         error.to_string().contains("`first.weight` [3, 2]"),
         "{error}"
@@ -652,21 +661,24 @@ fn nothing_is_left_unfilled<A: AutodiffBackend>(device: A::Device) {
 
 /// Whichever way the rules were made.
 fn nothing_made_up_is_declared_new<A: AutodiffBackend>(device: A::Device) {
-    let student = Pair::<A>::new(&device);
     let made_up = || ["third.weight".to_owned()];
-    let check = |error: InjectError| {
-        assert!(matches!(error, InjectError::UnknownNew { .. }), "{error}");
+    let check = |error: BlueprintError| {
+        assert!(
+            matches!(error, BlueprintError::UnknownNew { .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("`third.weight`"), "{error}");
         assert!(
             error.to_string().contains("nearest: `first.weight`"),
             "{error}"
         );
     };
-    check(Rules::by_name(&student, made_up()).expect_err("there is no third"));
-
     let teacher = set_of::<A>(&["first.weight", "second.weight"], [2, 3], &device);
-    let rules = rules(&[("(.*)", "$1")]).with_new(made_up());
-    check(inject(student, &teacher, &rules).expect_err("there is no third"));
+    for rules in [Rules::by_name(), rules(&[("(.*)", "$1")])] {
+        let rules = rules.with_new(made_up());
+        let student = Pair::<A>::new(&device);
+        check(inject(student, &teacher, &rules).expect_err("there is no third"));
+    }
 }
 
 // ---------------------------------------------------------------- refused collapses
@@ -684,7 +696,7 @@ fn collapses_that_would_leave_something_out_are_refused<A: AutodiffBackend>(devi
     let error = refused(ToyConfig::new(3, 1).init(&device));
     assert!(matches!(
         error,
-        CollapseError::Plain(InjectError::Shape { .. })
+        CollapseError::Plain(BlueprintError::Shape { .. })
     ));
     assert!(chain(&error).contains("`blocks.0.attention."), "{error}");
     let fewer = ToyConfig {
@@ -755,16 +767,16 @@ fn maps_that_do_not_fit_are_refused<B: Backend>(device: &B::Device) {
     struct Shorten;
     impl<B: Backend> burn::module::ModuleMapper<B> for Shorten {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            param.map(|value| match D {
-                2 => value.slice_dim(0, 0..1),
+            // `A` is the only tensor of four rows.
+            param.map(|value| match value.dims()[0] {
+                4 => value.slice_dim(0, 0..1),
                 _ => value,
             })
         }
     }
     let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
-    let layer: LtiDense<B> = LtiDenseConfig::new(ProjectionKind::Qkv, 5, teacher, student)
-        .init(Tensor::ones([5, 4, 3], device))
-        .expect("a layer");
+    let config = dense_config(ProjectionKind::Qkv, 5, teacher, student, MapKind::Factored);
+    let layer: LtiDense<B> = config.init(Tensor::ones([5, 12], device)).expect("a layer");
     let error = collapse(&vec![layer.map(&mut Shorten)], KernelPrecision::Default)
         .expect_err("A is one row");
     assert!(

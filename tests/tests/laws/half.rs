@@ -20,7 +20,7 @@ use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding}
 use burn_lti_tests::llama::{causal_batch, load, model_dir};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
 use burn_lti_tests::oracle::{Map, Projection, widen};
-use burn_lti_tests::params::{gradients, parameters, perturb};
+use burn_lti_tests::params::{gradients, in_map, parameters, perturb};
 use burn_lti_tests::toy::packed_batch;
 use burn_lti_tests::training::take_steps;
 use burn_lti_tests::{chain, on_every_backend};
@@ -257,7 +257,7 @@ fn maps_of_a_half_precision_teacher_learn<A: AutodiffBackend>(device: A::Device)
         assert!(last < 0.9 * first, "{dtype}: {losses:?}");
         for (name, parameter) in parameters(pupil.student()) {
             let moved = parameter.bits != before[&name].bits;
-            let in_map = parameter.owner == "LtiDense" && !name.ends_with(".c");
+            let in_map = in_map(&name, &parameter);
             assert_eq!(moved, in_map, "{dtype}, {name}");
             let expected = if in_map { DType::F32 } else { dtype.dtype() };
             assert_eq!(parameter.dtype, expected, "{dtype}, {name}");

@@ -4,14 +4,14 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::geometry::HeadGrid;
+use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::map::{
-    AttnMap, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig, MapKind,
-    ProjectionKind, StackedAttnMap, Start, StartError, calculate_attn_weight,
+    AttnMap, AxisSpec, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig,
+    MapKind, ProjectionKind, Side, StackedAttnMap, Start, StartError, calculate_attn_weight,
     calculate_stacked_attn_weight, contraction_cost,
 };
-use burn_lti::start::MapSpec;
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
+use burn_lti_tests::dense::{dense_config, leaf_of, side_of, turned};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::oracle::{Map, Projection, widen};
@@ -341,14 +341,12 @@ fn a_sum_of_one_pair_is_the_factored_map_bit_for_bit<A: AutodiffBackend>(device:
     for kind in KINDS {
         for start in [Start::Lecun, Start::Grouped] {
             let layer = |map| {
-                let config = LtiDenseConfig::new(kind, 6, teacher, student)
-                    .with_map(map)
-                    .with_start(start, 3);
-                let c = Numbers::new(5).tensor::<A::InnerBackend, 3>(config.c_shape(), &device);
+                let config = dense_config(kind, 6, teacher, student, map).with_start(start, 3);
+                let c = Numbers::new(5).tensor::<A::InnerBackend, 2>(config.c_shape(), &device);
                 config.init(c).expect("a layer")
             };
             let (one, factored) = (layer(MapKind::Kronecker(1)), layer(MapKind::Factored));
-            assert_eq!(one.map_kind(), MapKind::Factored);
+            assert_eq!(one.map_kind(side_of(kind)), Some(MapKind::Factored));
             assert_eq!(bits(&one.kernel()), bits(&factored.kernel()));
             let values = |layer| -> Vec<_> {
                 let all = parameters(layer).into_iter();
@@ -413,12 +411,13 @@ fn a_sum_of_all_pairs_makes_every_general_map<A: AutodiffBackend>(device: A::Dev
 fn every_pair_of_a_sum_learns<A: AutodiffBackend>(device: A::Device) {
     let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
     for kind in KINDS {
-        let config = LtiDenseConfig::new(kind, 6, teacher, student);
-        let c = Numbers::new(5).tensor::<A, 3>(config.c_shape(), &device);
-        let factored = config.init(c.clone()).expect("a layer");
-        let layer = config.with_map(MapKind::Kronecker(3)).init(c);
-        let layer = layer.expect("a layer");
-        assert_eq!(layer.map_kind(), MapKind::Kronecker(3));
+        let config = |map| dense_config(kind, 6, teacher, student, map);
+        let factored = config(MapKind::Factored);
+        let c = Numbers::new(5).tensor::<A, 2>(factored.c_shape(), &device);
+        let factored = factored.init(c.clone()).expect("a layer");
+        let layer = config(MapKind::Kronecker(3)).init(c).expect("a layer");
+        let of_three = Some(MapKind::Kronecker(3));
+        assert_eq!(layer.map_kind(side_of(kind)), of_three);
         assert_eq!(bits(&layer.kernel()), bits(&factored.kernel()));
 
         // Which pairs have a gradient in `A`, and which in `B`.
@@ -426,8 +425,9 @@ fn every_pair_of_a_sum_learns<A: AutodiffBackend>(device: A::Device) {
             let loss = layer.kernel().powi_scalar(2).sum();
             let found = GradientsParams::from_grads(loss.backward(), layer);
             let found = gradients(layer, &found);
-            ["a", "b"].map(|name| -> Vec<bool> {
-                let pairs = found[name].chunks_exact(found[name].len() / 3);
+            ["a", "b"].map(|letter| -> Vec<bool> {
+                let found = &found[&leaf_of(kind, letter)];
+                let pairs = found.chunks_exact(found.len() / 3);
                 pairs
                     .map(|pair| pair.iter().any(|value| *value != 0.0))
                     .collect()
@@ -435,7 +435,7 @@ fn every_pair_of_a_sum_learns<A: AutodiffBackend>(device: A::Device) {
         };
         assert_eq!(learn(&layer), [vec![true, false, false], vec![true; 3]]);
         let moved = edit(layer, |name, values| {
-            if name == "b" {
+            if name == leaf_of(kind, "b") {
                 values.iter_mut().for_each(|value| *value += 0.1);
             }
         });
@@ -494,35 +494,40 @@ fn kernel_if_supported<A: AutodiffBackend>(
 }
 
 /// A layer of random map and bias over a random teacher.
-fn random_layer<B: Backend>(
-    kind: ProjectionKind,
-    map: MapKind,
-    device: &B::Device,
-) -> burn_lti::map::LtiDense<B> {
-    let config = LtiDenseConfig::new(kind, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 5))
-        .with_map(map)
+fn random_layer<B: Backend>(kind: ProjectionKind, map: MapKind, device: &B::Device) -> LtiDense<B> {
+    let config = dense_config(kind, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 5), map)
         .with_start(Start::Lecun, 0)
         .with_bias(true);
     let c = Numbers::new(5).tensor(config.c_shape(), device);
     fill_random(config.init(c).expect("a layer"), 6)
 }
 
-fn layer_oracle<B: Backend>(layer: &burn_lti::map::LtiDense<B>) -> Projection {
+/// `B` of all pairs, `y = 3` rows to each.
+fn in_the_references_layout(kind: ProjectionKind, b: &[f64]) -> Vec<f64> {
+    match kind {
+        ProjectionKind::Qkv => b.to_vec(),
+        ProjectionKind::Output => b.chunks_exact(15).flat_map(|b| turned(b, 3)).collect(),
+    }
+}
+
+fn layer_oracle<B: Backend>(kind: ProjectionKind, layer: &LtiDense<B>) -> Projection {
     let all = parameters(layer);
     let read = |name: &str| -> Vec<f64> {
         let floats = all[name].bits.iter().map(|bits| f32::from_bits(*bits));
         floats.map(f64::from).collect()
     };
     Projection {
-        kind: layer.kind(),
+        kind,
         sizes: [6, 4, 3, 2, 5],
         c: read("c"),
-        map: match layer.map_kind() {
-            MapKind::Factored | MapKind::Kronecker(_) => Map::Factored {
-                a: read("a"),
-                b: read("b"),
+        map: match layer.map_kind(side_of(kind)) {
+            Some(MapKind::General) => Map::General {
+                w: read(&leaf_of(kind, "w")),
             },
-            MapKind::General => Map::General { w: read("w") },
+            _ => Map::Factored {
+                a: read(&leaf_of(kind, "a")),
+                b: in_the_references_layout(kind, &read(&leaf_of(kind, "b"))),
+            },
         },
         bias: Some(read("bias")),
     }
@@ -533,9 +538,9 @@ fn a_layer_is_its_kernel_and_bias<A: AutodiffBackend>(device: A::Device) {
     for kind in KINDS {
         for map in MAPS {
             let layer = random_layer::<A::InnerBackend>(kind, map, &device);
-            let width = layer.weight().dims()[0];
+            let width = layer.kernel().dims()[0];
             let input: Tensor<A::InnerBackend, 2> = Numbers::new(7).tensor([4, width], &device);
-            let oracle = layer_oracle(&layer);
+            let oracle = layer_oracle(kind, &layer);
             let expected = oracle.output(&values(&input));
             let tolerance = Tolerance::Each(oracle.bounds(&values(&input)).output);
             let check = |found: Vec<f64>| assert_close(&found, &expected, &tolerance);
@@ -567,14 +572,14 @@ fn collapse_of_a_layer_changes_no_output<A: AutodiffBackend>(device: A::Device) 
             let width = linear.weight.dims()[0];
             let input: Tensor<A::InnerBackend, 3> = Numbers::new(8).tensor([2, 3, width], &device);
             let expected = values(&layer.forward(input.clone()));
-            let oracle = layer_oracle(&layer);
+            let oracle = layer_oracle(kind, &layer);
             let tolerance = Tolerance::Each(oracle.bounds(&values(&input)).output);
             assert_close(
                 &values(&linear.forward(input.clone())),
                 &expected,
                 &tolerance,
             );
-            assert_eq!(bits(&linear.weight.val()), bits(&layer.weight()));
+            assert_eq!(bits(&linear.weight.val()), bits(&layer.kernel()));
             let perturbed = perturb(linear, "weight", 0.001);
             assert_not_close(&values(&perturbed.forward(input)), &expected, &tolerance);
         }
@@ -588,8 +593,8 @@ fn grouped_heads_are_means_and_for_out_sums<A: AutodiffBackend>(device: A::Devic
         // One feature of the model, so that C is [1, 4, 2] or [4, 2, 1], the same eight numbers.
         let c = [1.0, 2.0, 5.0, 6.0, -1.0, 0.5, 3.0, 1.5];
         for (kind, expected) in [(QKV, [3.0, 4.0, 1.0, 1.0]), (OUT, [6.0, 8.0, 2.0, 2.0])] {
-            let config = LtiDenseConfig::new(kind, 1, teacher, student).with_map(map);
-            let c = tensor::<A::InnerBackend, 3>(&c, config.c_shape(), &device);
+            let config = dense_config(kind, 1, teacher, student, map);
+            let c = tensor::<A::InnerBackend, 2>(&c, config.c_shape(), &device);
             let layer = config.init(c).expect("a layer");
             // Halves and small integers: float32 is exact.
             assert_eq!(values(&layer.kernel()), expected);
@@ -603,8 +608,8 @@ fn a_grouped_start_of_equal_grids_is_the_teacher_bit_for_bit<A: AutodiffBackend>
     let grid = HeadGrid::new(3, 5);
     for kind in KINDS {
         for map in MAPS {
-            let config = LtiDenseConfig::new(kind, 6, grid, grid).with_map(map);
-            let c: Tensor<A::InnerBackend, 3> = Numbers::new(9).tensor(config.c_shape(), &device);
+            let config = dense_config(kind, 6, grid, grid, map);
+            let c: Tensor<A::InnerBackend, 2> = Numbers::new(9).tensor(config.c_shape(), &device);
             let layer = config.init(c.clone()).expect("a layer");
             assert_eq!(bits(&layer.kernel()), bits(&c));
         }
@@ -615,22 +620,21 @@ fn a_grouped_start_of_equal_grids_is_the_teacher_bit_for_bit<A: AutodiffBackend>
 fn lecun_has_the_references_fan_in<A: AutodiffBackend>(device: A::Device) {
     let (teacher, student) = (HeadGrid::new(40, 24), HeadGrid::new(10, 60));
     for kind in KINDS {
-        let spec = |map| MapSpec {
-            kind,
-            map,
-            teacher,
-            student,
-        };
         let draw = |map, seed| {
-            let map = Start::Lecun.map::<A::InnerBackend>(&spec(map), seed, &device);
-            match map.expect("a start") {
-                AttnMap::Factored { a, b } => vec![(values(&a), 40), (values(&b), b.dims()[0])],
-                // The pairs' kernels are added: together they have the variance of one.
-                AttnMap::Kronecker { a, b } => {
-                    vec![(values(&a), 3 * 40), (values(&b), b.dims()[1])]
-                }
-                AttnMap::General { w } => vec![(values(&w), 40 * 24 * 10)],
+            let spec = AxisSpec::mapped(map, teacher, student);
+            let map = Start::Lecun.map::<A::InnerBackend>(&spec, side_of(kind), seed, &device);
+            let map = map.expect("a start");
+            if let Some(w) = map.w() {
+                return vec![(values(&w), 40 * 24 * 10)];
             }
+            let (a, b) = (map.a().expect("factors"), map.b().expect("factors"));
+            // Of the output projection the reference counts `v`, not `y`.
+            let fan_in = match kind {
+                ProjectionKind::Qkv => 24,
+                ProjectionKind::Output => 60,
+            };
+            // The pairs' kernels are added: together they have the variance of one.
+            vec![(values(&a), a.dims()[0]), (values(&b), fan_in)]
         };
         for map in MAPS {
             for (values, fan_in) in draw(map, 1) {
@@ -667,16 +671,9 @@ fn check_lecun(values: &[f64], fan_in: f64) {
 fn lecun_is_the_same_on_both_backends() {
     fn draw<A: AutodiffBackend>() -> Vec<f64> {
         let grid = HeadGrid::new(4, 6);
-        let spec = MapSpec {
-            kind: QKV,
-            map: MapKind::General,
-            teacher: grid,
-            student: grid,
-        };
-        match Start::Lecun.map::<A>(&spec, 3, &Default::default()) {
-            Ok(AttnMap::General { w }) => values(&w),
-            other => panic!("{other:?}"),
-        }
+        let spec = AxisSpec::mapped(MapKind::General, grid, grid);
+        let map = Start::Lecun.map::<A>(&spec, Side::Right, 3, &Default::default());
+        values(&map.expect("a start").w().expect("a general map"))
     }
     let (flex, ndarray) = (
         draw::<burn_lti_tests::backend::Flex>(),
@@ -760,37 +757,24 @@ fn contractions_refuse_maps_that_do_not_fit<A: AutodiffBackend>(device: A::Devic
 }
 
 fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
-    let config = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(2, 3));
-    let refused = |config: LtiDenseConfig, c: [usize; 3]| {
+    let (teacher, good) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
+    let config = |student, map| dense_config(QKV, 6, teacher, student, map);
+    let refused = |config: LtiDenseConfig, c: [usize; 2]| {
         config
-            .init(Tensor::<A, 3>::zeros(c, &device))
+            .init(Tensor::<A, 2>::zeros(c, &device))
             .expect_err("it cannot work")
     };
 
-    let error = refused(config, [6, 0, 3]);
-    assert!(matches!(
-        error,
-        DenseError::MissingTeacher { shape: [6, 0, 3] }
-    ));
-    assert!(error.to_string().contains("[6, 0, 3]"), "{error}");
+    for c in [[6, 0], [8, 12], [6, 11], [12, 6]] {
+        let error = refused(config(good, MapKind::Factored), c);
+        assert!(
+            matches!(error, DenseError::TeacherShape { expected: [6, 12], found } if found == c)
+        );
+        let message = error.to_string();
+        assert!(message.contains(&format!("{c:?} but [6, 12]")), "{message}");
+    }
 
-    let error = refused(config, [8, 4, 3]);
-    let expected = (8, 6);
-    assert!(
-        matches!(error, DenseError::EmbeddingMismatch { teacher, student }
-            if (teacher, student) == expected)
-    );
-    assert!(error.to_string().contains("8 wide"), "{error}");
-
-    let error = refused(config, [6, 2, 6]);
-    assert!(matches!(error, DenseError::TeacherGrid { .. }));
-    assert!(
-        error.to_string().contains("2 heads x 6 but 4 heads x 3"),
-        "{error}"
-    );
-
-    let empty = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(0, 3));
-    let error = refused(empty, [6, 4, 3]);
+    let error = refused(config(HeadGrid::new(0, 3), MapKind::Factored), [6, 12]);
     assert!(matches!(error, DenseError::Empty { .. }));
     assert!(
         error
@@ -799,16 +783,14 @@ fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
         "{error}"
     );
 
-    let odd = LtiDenseConfig::new(QKV, 6, HeadGrid::new(4, 3), HeadGrid::new(3, 3));
-    let error = refused(odd, [6, 4, 3]);
+    let error = refused(config(HeadGrid::new(3, 3), MapKind::Factored), [6, 12]);
     assert!(matches!(
         error,
         DenseError::Start(StartError::HeadsDoNotDivide { .. })
     ));
 
     for rank in [0, 9] {
-        let map = MapKind::Kronecker(rank);
-        let error = refused(config.with_map(map), [6, 4, 3]);
+        let error = refused(config(good, MapKind::Kronecker(rank)), [6, 12]);
         assert!(matches!(
             error,
             DenseError::Start(StartError::Rank { largest: 8, .. })
@@ -816,39 +798,29 @@ fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
         assert!(error.to_string().contains("at most 8"), "{error}");
     }
 
-    layers_refuse_another_linear::<A>(&config, &device);
-}
-
-fn layers_refuse_another_linear<A: AutodiffBackend>(config: &LtiDenseConfig, device: &A::Device) {
-    let refused = |d_input, d_output| {
-        let linear = burn::nn::LinearConfig::new(d_input, d_output).init::<A>(device);
-        config
-            .init_from_linear(&linear)
-            .expect_err("it cannot work")
-    };
+    let axes = |d_model| Axes::of_attention(d_model, good, good);
+    let narrow = LtiDenseConfig::new(Role::Query, &axes(8), &axes(6), MapKind::Factored);
+    let error = refused(narrow, [8, 6]);
     assert!(matches!(
-        refused(7, 12),
-        DenseError::EmbeddingMismatch { teacher: 7, .. }
+        error,
+        DenseError::KeptAxis {
+            side: "left",
+            teacher: 8,
+            student: 6
+        }
     ));
-    let error = refused(6, 11);
-    assert!(matches!(error, DenseError::TeacherGrid { .. }));
-    assert!(error.to_string().contains("1 heads x 11"), "{error}");
+    assert!(error.to_string().contains("8 in the teacher"), "{error}");
 }
 
 fn starts_refuse_grids_that_do_not_group<A: AutodiffBackend>(device: A::Device) {
     let refused = |student| {
-        let spec = MapSpec {
-            kind: QKV,
-            map: MapKind::Factored,
-            teacher: HeadGrid::new(6, 4),
-            student,
-        };
+        let spec = AxisSpec::mapped(MapKind::Factored, HeadGrid::new(6, 4), student);
         let error = Start::Grouped.check(&spec).expect_err("it does not group");
-        let made = Start::Grouped.map::<A>(&spec, 0, &device);
+        let made = Start::Grouped.map::<A>(&spec, Side::Right, 0, &device);
         assert_eq!(made.expect_err("it does not group"), error);
         assert!(Start::Lecun.check(&spec).is_ok());
         assert!(Start::Calibrated.check(&spec).is_ok());
-        let made = Start::Calibrated.map::<A>(&spec, 0, &device);
+        let made = Start::Calibrated.map::<A>(&spec, Side::Right, 0, &device);
         assert_eq!(made.expect_err("it needs text"), StartError::NeedsText);
         error
     };
