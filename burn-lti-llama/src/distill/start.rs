@@ -86,7 +86,7 @@ fn calculated<A: AutodiffBackend>(
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
     let mut done = 0;
-    let tell = |report: &LayerReport| {
+    let report = |report: &LayerReport| {
         done += 1;
         listener(Event::Calibrated(report));
         listener(Event::Advanced(done, layers));
@@ -101,7 +101,7 @@ fn calculated<A: AutodiffBackend>(
         teacher,
         &batches,
         student_with,
-        tell,
+        report,
     )?)
 }
 

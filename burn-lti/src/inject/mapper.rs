@@ -6,6 +6,7 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 
 use super::InjectError;
+use super::error::nearest_name;
 use super::rules::{Entries, Entry, InjectRules, Part};
 use super::share::Shares;
 use crate::collapse::{LtiParts, lti_parts};
@@ -75,17 +76,57 @@ pub fn inject<B: Backend, M: Module<B>>(
         .filter(|name| !used.contains(&(*name).to_owned()))
         .map(str::to_owned)
         .collect();
-    let student = student.map(&mut Injector {
-        path: ModulePath::default(),
-        values,
-    });
-    let student = shares.make(student);
+    let student = shares.make(fill(student, values));
     let injection = Injection {
         filled,
         shared: shares.0,
         unused,
     };
     Ok((student, injection))
+}
+
+/// `student`, which was injected, with the values that `changed` has for some of its tensors, by their
+/// names in it.
+///
+/// The bias beside a changed query, key or value map is again the one that `teacher` has under its name,
+/// sent through the map. Ids, and whether a parameter trains, stay. A tensor that is one variable with
+/// others must be changed with all of them.
+///
+/// # Errors
+///
+/// [`InjectError::UnknownTarget`], [`InjectError::Shape`].
+pub(crate) fn refill<B: Backend, M: Module<B>>(
+    student: M,
+    changed: &TensorSet<B>,
+    teacher: &TensorSet<B>,
+) -> Result<M, InjectError> {
+    let entries = Entries::of(&student);
+    let mut values = BTreeMap::new();
+    for (name, named) in changed.iter() {
+        let entry = entries
+            .0
+            .get(name)
+            .ok_or_else(|| InjectError::UnknownTarget {
+                pattern: name.to_owned(),
+                teacher: name.to_owned(),
+                student: name.to_owned(),
+                suggestion: nearest_name(name, entries.names()),
+            })?;
+        check_shape(name, entry, name, &named.tensor)?;
+        values.insert(name.to_owned(), named.tensor.clone());
+    }
+    let student = fill(student, values);
+    let maps = lti_parts(&student);
+    let changed: BTreeSet<&str> = changed.names().map(|name| split_name(name).0).collect();
+    let mut biases = BTreeMap::new();
+    for (name, entry) in &entries.0 {
+        if let (true, Some(named)) = (changed.contains(split_name(name).0), teacher.get(name))
+            && let Some(bias) = mapped_bias(name, entry, &maps, name, &named.tensor)?
+        {
+            biases.insert(name.clone(), in_trained_type(name, entry, &maps, bias));
+        }
+    }
+    Ok(fill(student, biases))
 }
 
 /// Maps that wait for their values come first: biases go through them.
@@ -106,10 +147,7 @@ fn with_calculated_maps<B: Backend, M: Module<B>>(
             }
         }
     }
-    Ok(student.map(&mut Injector {
-        path: ModulePath::default(),
-        values,
-    }))
+    Ok(fill(student, values))
 }
 
 /// The start of an `LtiDense` bias: the teacher's bias as a kernel of width one through the map.
@@ -201,6 +239,13 @@ fn refines(fine: &[usize], coarse: &[usize]) -> bool {
     fine.last() == coarse.last() && coarse.iter().all(|boundary| fine.contains(boundary))
 }
 
+fn fill<B: Backend, M: Module<B>>(module: M, values: BTreeMap<String, AnyTensor<B>>) -> M {
+    module.map(&mut Injector {
+        path: ModulePath::default(),
+        values,
+    })
+}
+
 struct Injector<B: Backend> {
     path: ModulePath,
     values: BTreeMap<String, AnyTensor<B>>,
@@ -230,7 +275,36 @@ impl<B: Backend> ModuleMapper<B> for Injector<B> {
 
 #[cfg(test)]
 mod tests {
-    use super::refines;
+    use burn::backend::{Autodiff, Flex};
+    use burn::nn::LinearConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_refilled_parameter_keeps_its_id_and_whether_it_trains() {
+        type A = Autodiff<Flex>;
+        let device = Default::default();
+        for trains in [true, false] {
+            let linear = LinearConfig::new(2, 3).init::<A>(&device);
+            let linear = super::super::set_trainable(linear, |_| trains);
+            let refilled = |name: &str, columns: usize| {
+                let mut changed = TensorSet::<A>::new();
+                changed.insert(name, "Linear", Tensor::<A, 2>::ones([2, columns], &device));
+                refill(linear.clone(), &changed, &TensorSet::new())
+            };
+            let found = refilled("weight", 3).unwrap();
+            assert_eq!(found.weight.id, linear.weight.id);
+            assert_eq!(found.weight.is_require_grad(), trains);
+            assert_eq!(found.weight.val().sum().into_scalar(), 6.0);
+            let error = refilled("weights", 3).unwrap_err();
+            assert!(
+                matches!(error, InjectError::UnknownTarget { .. }),
+                "{error}"
+            );
+            let error = refilled("weight", 4).unwrap_err();
+            assert!(matches!(error, InjectError::Shape { .. }), "{error}");
+        }
+    }
 
     #[test]
     fn axes_may_be_split_and_joined_but_not_rearranged() {

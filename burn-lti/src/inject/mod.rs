@@ -21,6 +21,7 @@ mod variable;
 
 pub use error::InjectError;
 pub use freeze::{Fate, FreezeReport, FreezeRules, ParameterFate};
+pub(crate) use mapper::refill;
 pub use mapper::{Injection, inject};
 pub use rules::{CopyRule, InjectRules};
 pub use share::ShareRule;

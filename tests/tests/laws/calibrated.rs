@@ -43,6 +43,9 @@ on_every_backend![
     a_rank_beyond_the_grids_is_refused,
     a_teacher_of_numbers_that_are_none_is_refused,
     why_there_is_no_student_is_said,
+    a_student_of_other_maps_is_refused,
+    a_student_with_other_layers_is_refused,
+    a_teacher_without_a_projection_that_it_names_is_refused,
 ];
 
 type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
@@ -94,6 +97,17 @@ fn llama_student<B: Backend>(
         .expect("a swap");
     let rules = awaiting.rules_by_name([])?;
     Ok(awaiting.inject(tensors, &rules)?.0)
+}
+
+fn toy_student<A: AutodiffBackend>(
+    config: &ToyConfig,
+    spec: &LtiSpec,
+    tensors: &TensorSet<Inner<A>>,
+    device: &A::Device,
+) -> Result<LearningToy<A>, InjectError> {
+    let awaiting = config.init(device).learn_to_init(spec).expect("a swap");
+    let rules = awaiting.rules_by_name([])?;
+    Ok(awaiting.inject(&TensorSet::from_inner(tensors), &rules)?.0)
 }
 
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
@@ -489,14 +503,7 @@ fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::D
     let tensors = TensorSet::collect(&teacher);
     let text = batches(4, from.vocab, 5, &device);
     let student_of = |config: &ToyConfig, spec: &LtiSpec, start: &TensorSet<_>| {
-        let awaiting = config
-            .init::<A>(&device)
-            .learn_to_init(spec)
-            .expect("a swap");
-        let rules = awaiting.rules_by_name([])?;
-        let tensors = TensorSet::from_inner(&tensors.with(start));
-        let student: (LearningToy<A>, _) = awaiting.inject(&tensors, &rules)?;
-        Ok::<_, InjectError>(student.0)
+        toy_student::<A>(config, spec, &tensors.with(start), &device)
     };
     let distance = |student: &LearningToy<A>| -> f64 {
         let batch = from.batch(9, &device);
@@ -618,7 +625,7 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
 /// What `calibrate` says of a teacher whose student `student_with` makes.
 fn refusal<A: AutodiffBackend>(
     teacher: &PlainLlama<Inner<A>>,
-    student_with: impl Fn(
+    student_with: impl FnOnce(
         &LlamaConfig,
         &LtiSpec,
         &TensorSet<Inner<A>>,
@@ -664,4 +671,71 @@ fn why_there_is_no_student_is_said<A: AutodiffBackend>(device: A::Device) {
     assert!(matches!(error, CalibrationError::Student { .. }), "{error}");
     let source = std::error::Error::source(&error).expect("a reason");
     assert!(source.downcast_ref::<InjectError>().is_some(), "{source}");
+}
+
+/// What `calibrate` says of a toy whose student is of `config`, its maps made by `student`.
+fn toy_refusal<A: AutodiffBackend>(
+    teacher: &impl LayeredDecoder<Inner<A>>,
+    config: &ToyConfig,
+    student: &LtiSpec,
+    device: &A::Device,
+) -> CalibrationError {
+    let from = ToyConfig::new(6, 3);
+    let plain: PlainToy<Inner<A>> = from.random(1, device);
+    let tensors = TensorSet::collect(&plain);
+    let spec = spec(from.geometry, RoleMaps::all(MapKind::Factored));
+    let calibration = Calibration::new(&spec, config.geometry);
+    let student_with = |start: &TensorSet<Inner<A>>| {
+        toy_student::<A>(config, student, &tensors.with(start), device)
+    };
+    let text = batches(4, config.vocab, 5, device);
+    let found = calibrate::<A, _, _, _>(&calibration, teacher, &text, student_with, |_| {});
+    found.expect_err("it cannot be calibrated")
+}
+
+fn a_student_of_other_maps_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let teacher: PlainToy<Inner<A>> = from.random(1, &device);
+    // General maps of another start, which does not wait for values.
+    let general = LtiSpec {
+        maps: RoleMaps::all(MapKind::General),
+        ..LtiSpec::new(from.geometry)
+    };
+    let error = toy_refusal::<A>(&teacher, &ToyConfig::new(2, 1), &general, &device);
+    let source = std::error::Error::source(&error).expect("a reason");
+    assert!(matches!(error, CalibrationError::Student { .. }), "{error}");
+    assert!(source.to_string().contains("attention.key.a"), "{source}");
+}
+
+fn a_student_with_other_layers_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let teacher: PlainToy<Inner<A>> = from.random(1, &device);
+    let fewer = ToyConfig {
+        layers: 2,
+        ..ToyConfig::new(2, 1)
+    };
+    let factored = spec(from.geometry, RoleMaps::all(MapKind::Factored));
+    let error = toy_refusal::<A>(&teacher, &fewer, &factored, &device);
+    let expected = CalibrationError::Misfit {
+        what: "layers",
+        teacher: 3,
+        student: 2,
+    };
+    assert_eq!(error.to_string(), expected.to_string());
+}
+
+/// A teacher with maps: it names its projections as the plain one does, and their weights are not there.
+fn a_teacher_without_a_projection_that_it_names_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let plain: PlainToy<Inner<A>> = from.random(1, &device);
+    let grouped = LtiSpec::new(from.geometry);
+    let teacher: LearningToy<Inner<A>> =
+        from.learning(&TensorSet::collect(&plain), &grouped, &device);
+    let factored = spec(from.geometry, RoleMaps::all(MapKind::Factored));
+    let error = toy_refusal::<A>(&teacher, &ToyConfig::new(2, 1), &factored, &device);
+    let missing = "blocks.0.attention.output.weight";
+    assert!(
+        matches!(&error, CalibrationError::NoWeight { name } if name == missing),
+        "{error}"
+    );
 }
