@@ -10,7 +10,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`geometry`] | head grids, axes, and the sites of weights |
-//! | [`start`] | maps calculated from text |
+//! | [`calibration`] | maps calculated from text |
 //! | [`map`] | [`LtiDense`](map::LtiDense): the learnable weight, the law that it follows, where it begins |
 //! | [`blueprint`] | what becomes of every tensor of a student |
 //! | [`decoder`] | the traits a decoder implements, and the swap of its weights |
@@ -30,6 +30,7 @@
 pub mod backend;
 pub mod blueprint;
 pub mod cache;
+pub mod calibration;
 mod cast;
 pub mod collapse;
 mod compat;
@@ -42,6 +43,5 @@ pub mod inject;
 pub mod loss;
 pub mod map;
 pub mod parameters;
-pub mod start;
 pub mod tensors;
 pub mod train;

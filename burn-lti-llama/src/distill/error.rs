@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use burn_lti::blueprint::BlueprintError;
 use burn_lti::cache::CacheError;
+use burn_lti::calibration::{CalibrationError, StartFileError};
 use burn_lti::collapse::CollapseError;
 use burn_lti::decoder::DecoderError;
 use burn_lti::files::FileError;
 use burn_lti::loss::LossError;
-use burn_lti::start::calibrated::{CalibrationError, StartFileError};
 use burn_lti::train::{CheckpointError, TrainError};
 use thiserror::Error;
 

@@ -44,7 +44,7 @@ mod training;
 use std::sync::Arc;
 
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::start::calibrated::LayerReport;
+use burn_lti::calibration::LayerReport;
 use burn_lti::train::StepReport;
 
 pub use error::DistillError;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::calibration::{CalibratedStart, Calibration, LayerReport, calibrate};
 use burn_lti::map::Start;
-use burn_lti::start::calibrated::{CalibratedStart, Calibration, LayerReport, calibrate};
 use burn_lti::tensors::TensorSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -82,7 +82,7 @@ fn calculated<A: AutodiffBackend>(
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
     let mut done = 0;
-    let tell = |report: &LayerReport| {
+    let report = |report: &LayerReport| {
         done += 1;
         listener(Event::Calibrated(report));
         listener(Event::Advanced(done, layers));
@@ -97,7 +97,7 @@ fn calculated<A: AutodiffBackend>(
         teacher,
         &batches,
         student_with,
-        tell,
+        report,
     )?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn_lti::start::calibrated::LayerReport;
+use burn_lti::calibration::LayerReport;
 use serde_json::{Value, json};
 
 use crate::eval::Evaluation;
@@ -86,8 +86,8 @@ fn numbers(heads: &[usize]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use burn_lti::calibration::HeadChoice;
     use burn_lti::loss::LossSums;
-    use burn_lti::start::calibrated::HeadChoice;
 
     use super::*;
 

@@ -10,10 +10,10 @@ use burn_flex::Flex;
 use burn_lti::blueprint::{
     Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
 };
+use burn_lti::calibration::FeedForward;
 use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
 use burn_lti::geometry::{Role, Site};
 use burn_lti::map::{Part, Start};
-use burn_lti::start::calibrated::FeedForward;
 use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};

@@ -6,10 +6,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::slice;
 
+use burn_lti::calibration::FeedForward;
 use burn_lti::geometry::Role;
 use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
-use burn_lti::start::calibrated::FeedForward;
 
 use super::{
     CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LossSection, LtiSection,

@@ -138,11 +138,11 @@ mod tests {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
 
+    use burn_lti::calibration::FeedForward;
     use burn_lti::geometry::Role;
     use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
     use burn_lti::map::Start;
     use burn_lti::map::{KernelPrecision, MapKind};
-    use burn_lti::start::calibrated::FeedForward;
 
     use super::*;
 

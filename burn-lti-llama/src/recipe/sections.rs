@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use burn_lti::calibration::FeedForward;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, Start};
-use burn_lti::start::calibrated::FeedForward;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use super::Listed;
+
 /// Rules, or an injection, that would leave a student wrong, or say nothing.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -167,6 +169,18 @@ pub enum BlueprintError {
         /// The parameter a part of whose name is nearest.
         suggestion: Option<String>,
     },
+}
+
+impl BlueprintError {
+    /// A value for a tensor that the student does not have.
+    pub(crate) fn unknown(name: &str, student: &[Listed]) -> Self {
+        Self::UnknownTarget {
+            pattern: name.to_owned(),
+            from: name.to_owned(),
+            to: name.to_owned(),
+            suggestion: nearest_name(name, student.iter().map(|it| it.name.as_str())),
+        }
+    }
 }
 
 fn source_name(from: &Option<String>) -> String {

@@ -7,7 +7,7 @@ use crate::geometry::Site;
 
 /// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
 ///
-/// This is what the [`calibrated`](crate::start::calibrated) start needs beyond [`CausalLm`]: it fits
+/// This is what the [`calibrated`](crate::calibration) start needs beyond [`CausalLm`]: it fits
 /// a student layer after layer, on the hidden states that the student itself has by then.
 ///
 /// In all shapes `h` is the residual stream in front of the layer, `[batch, tokens, d_model]`.

@@ -12,7 +12,7 @@ use crate::tensors::{AnyTensor, ModulePath};
 
 /// `module` with these values in the parameters of these names, which keep their ids and whether they
 /// train. Shapes must be equal.
-pub(crate) fn with_values<B: Backend, M: Module<B>>(
+pub(super) fn with_values<B: Backend, M: Module<B>>(
     module: M,
     values: BTreeMap<String, AnyTensor<B>>,
 ) -> M {

@@ -10,15 +10,15 @@ mod injector;
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
+use burn::tensor::DType;
 
 pub use awaiting::AwaitingTeacher;
-pub(crate) use injector::with_values;
 
 use crate::blueprint::{Blueprint, BlueprintError, Listed, Rules, Source, StudentTensor};
 use crate::map::{LtiParts, Part, lti_parts};
 use crate::parameters::set_trainable;
 use crate::tensors::{AnyTensor, TensorSet};
-use injector::shared;
+use injector::{shared, with_values};
 
 /// Fills `student` with the teacher's tensors as `rules` say: [`Blueprint::of`], then [`fill`].
 ///
@@ -74,6 +74,57 @@ pub fn fill<B: Backend, M: Module<B>>(
         }
     }
     Ok(shared(with_values(student, values), blueprint))
+}
+
+/// `student`, which was injected, with the values that `changed` has for some of its tensors, by their
+/// names in it.
+///
+/// The bias beside a changed map of outputs is again the one that `teacher` has under its name, sent
+/// through the map. Ids, and whether a parameter trains, stay. A tensor that is one variable with others
+/// must be changed with all of them.
+///
+/// # Errors
+///
+/// [`BlueprintError::UnknownTarget`], [`BlueprintError::Shape`].
+pub(crate) fn refill<B: Backend, M: Module<B>>(
+    student: M,
+    changed: &TensorSet<B>,
+    teacher: &TensorSet<B>,
+) -> Result<M, BlueprintError> {
+    let tensors = Listed::all(&student);
+    let mut values = BTreeMap::new();
+    for (name, named) in changed.iter() {
+        let tensor = tensors.iter().find(|tensor| tensor.name == name);
+        let tensor = tensor.ok_or_else(|| BlueprintError::unknown(name, &tensors))?;
+        if tensor.shape != named.tensor.shape() {
+            return Err(BlueprintError::Shape {
+                teacher: name.to_owned(),
+                found: named.tensor.shape(),
+                student: name.to_owned(),
+                expected: tensor.shape.clone(),
+            });
+        }
+        values.insert(name.to_owned(), named.tensor.clone());
+    }
+    let student = with_values(student, values);
+    let maps = lti_parts(&student);
+    let mut biases = BTreeMap::new();
+    for tensor in tensors.iter().filter(|it| it.part == Part::Bias) {
+        let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
+        let is_changed = |projection: &String| {
+            let outputs = format!("{projection}.right.");
+            changed.names().any(|name| name.starts_with(&outputs))
+        };
+        if tensor.projection.as_ref().is_some_and(is_changed)
+            && let (Some(parts), Some(named)) = (parts, teacher.get(&tensor.name))
+            && let Some(bias) = parts.mapped_bias(&named.tensor)
+            && let Some(bias) = AnyTensor::erase(bias)
+        {
+            let dtype = parts.trained_dtype().unwrap_or(DType::F32);
+            biases.insert(tensor.name.clone(), bias.cast(dtype));
+        }
+    }
+    Ok(with_values(student, biases))
 }
 
 /// `student` with exactly those parameters training that its blueprint says.
@@ -150,5 +201,39 @@ fn check_started<B: Backend, M: Module<B>>(student: &M) -> Result<(), BlueprintE
             student: tensor.name,
             from: None,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::{Autodiff, Flex};
+    use burn::nn::LinearConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_refilled_parameter_keeps_its_id_and_whether_it_trains() {
+        type A = Autodiff<Flex>;
+        let device = Default::default();
+        for trains in [true, false] {
+            let linear = LinearConfig::new(2, 3).init::<A>(&device);
+            let linear = set_trainable(linear, |_| trains);
+            let refilled = |name: &str, columns: usize| {
+                let mut changed = TensorSet::<A>::new();
+                changed.insert(name, "Linear", Tensor::<A, 2>::ones([2, columns], &device));
+                refill(linear.clone(), &changed, &TensorSet::new())
+            };
+            let found = refilled("weight", 3).unwrap();
+            assert_eq!(found.weight.id, linear.weight.id);
+            assert_eq!(found.weight.is_require_grad(), trains);
+            assert_eq!(found.weight.val().sum().into_scalar(), 6.0);
+            let error = refilled("weights", 3).unwrap_err();
+            assert!(
+                matches!(error, BlueprintError::UnknownTarget { .. }),
+                "{error}"
+            );
+            let error = refilled("weight", 4).unwrap_err();
+            assert!(matches!(error, BlueprintError::Shape { .. }), "{error}");
+        }
     }
 }

@@ -6,13 +6,13 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::blueprint::BlueprintError;
+use burn_lti::blueprint::{BlueprintError, Rules};
+use burn_lti::calibration::{
+    CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
+};
 use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::map::{MapKind, Start, StartError};
-use burn_lti::start::calibrated::{
-    CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
-};
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data::{loader, pack};
@@ -42,6 +42,9 @@ on_every_backend![
     a_rank_beyond_the_grids_is_refused,
     a_teacher_of_numbers_that_are_none_is_refused,
     why_there_is_no_student_is_said,
+    a_student_of_other_maps_is_refused,
+    a_student_with_other_layers_is_refused,
+    a_teacher_without_a_projection_that_it_names_is_refused,
 ];
 
 type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
@@ -94,6 +97,18 @@ fn llama_student<B: Backend>(
     Ok(awaiting.inject(tensors, &Rules::by_name())?.0)
 }
 
+fn toy_student<A: AutodiffBackend>(
+    config: &ToyConfig,
+    spec: &LtiSpec,
+    tensors: &TensorSet<Inner<A>>,
+    device: &A::Device,
+) -> Result<LearningToy<A>, BlueprintError> {
+    let awaiting = config.init(device).learn_to_init(spec).expect("a swap");
+    Ok(awaiting
+        .inject(&TensorSet::from_inner(tensors), &Rules::by_name())?
+        .0)
+}
+
 type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
 /// The calibrated student of a Llama, and how it came about.
@@ -132,18 +147,15 @@ fn calibrated_with<A: AutodiffBackend>(
 }
 
 fn out_general() -> RoleMaps {
-    RoleMaps {
-        out: MapKind::General,
-        ..RoleMaps::all(MapKind::Factored)
-    }
+    RoleMaps::attention(MapKind::Factored).with(Role::Out, MapKind::General)
 }
 
 fn all_maps() -> [RoleMaps; 4] {
     [
-        RoleMaps::all(MapKind::Factored),
-        RoleMaps::all(MapKind::General),
+        RoleMaps::attention(MapKind::Factored),
+        RoleMaps::attention(MapKind::General),
         out_general(),
-        RoleMaps::all(MapKind::Kronecker(2)),
+        RoleMaps::attention(MapKind::Kronecker(2)),
     ]
 }
 
@@ -167,12 +179,13 @@ fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
             if may_be_simulated::<A>(&device) && form % 2 != index {
                 continue;
             }
+            let form = maps.get(Role::Value);
             let (student, start) =
-                calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Refit, &device);
+                calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Refit, &device);
             assert!(start.layers.iter().all(|layer| layer.residual < 1e-5));
             let found = values(&logits(&student, &batch));
             assert_close(&found, &expected, &tolerance(&expected));
-            let changed = match maps.value {
+            let changed = match form.expect("a map") {
                 MapKind::Factored => "model.layers.0.self_attn.v_proj.right.a",
                 // The first pair's, not the `A` of one that adds nothing yet.
                 MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.right.b",
@@ -198,7 +211,7 @@ fn heads_that_add_nothing_are_dropped_without_loss<A: AutodiffBackend>(device: A
     let expected = values(&logits(&teacher, &batch));
     for maps in all_maps() {
         let (student, start) =
-            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+            calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
         let heads: Vec<&HeadChoice> = start.layers.iter().map(|layer| &layer.heads).collect();
         assert_eq!(
             (&heads[0].query[..], &heads[0].key_value[..]),
@@ -291,7 +304,7 @@ fn it_begins_nearer_to_the_teacher_than_any_other_start<A: AutodiffBackend>(devi
     let others = other(Start::Grouped).min(other(Start::Lecun));
     for maps in all_maps() {
         let (student, start) =
-            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+            calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
         let found = kl(&student, &teacher, &device);
         assert!(found < others, "{maps:?}: {found}, others {others}");
         for layer in &start.layers {
@@ -300,8 +313,10 @@ fn it_begins_nearer_to_the_teacher_than_any_other_start<A: AutodiffBackend>(devi
     }
     // Feed-forward blocks are fitted where that helps on tokens held out of the fit, and only there.
     let maps = out_general();
-    let (_, keep) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
-    let (_, refit) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Refit, &device);
+    let (_, keep) =
+        calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
+    let (_, refit) =
+        calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Refit, &device);
     let left = refit.layers.iter().map(|layer| layer.feed_forward_residual);
     let left: Vec<f64> = left.map(|left| left.expect("it was fitted")).collect();
     let helped = left.iter().filter(|left| **left < 1.0).count();
@@ -332,7 +347,7 @@ fn heads_of_another_size_keep_their_rotary_pairs<A: AutodiffBackend>(device: A::
     let (student, _) = calibrated_llama::<A>(
         &teacher,
         &config,
-        RoleMaps::all(MapKind::General),
+        RoleMaps::attention(MapKind::General),
         FeedForward::Keep,
         &device,
     );
@@ -363,12 +378,12 @@ fn heads_of_any_number_and_size_are_calibrated<A: AutodiffBackend>(device: A::De
         let random = llama_student(&config, &random, &tensors, &device).expect("a student");
         let random = kl(&random, &teacher, &device);
         for maps in [
-            RoleMaps::all(MapKind::Factored),
-            RoleMaps::all(MapKind::General),
-            RoleMaps::all(MapKind::Kronecker(2)),
+            RoleMaps::attention(MapKind::Factored),
+            RoleMaps::attention(MapKind::General),
+            RoleMaps::attention(MapKind::Kronecker(2)),
         ] {
             let (student, _) =
-                calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+                calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
             let found = kl(&student, &teacher, &device);
             assert!(
                 found < random,
@@ -387,17 +402,17 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
     let batch = packed_batch(config.vocab_size, 3, &device);
     let calibrated = |maps| {
         let (student, start) =
-            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+            calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
         let residuals = start.layers.iter().map(|layer| layer.residual);
         let found = values(&logits(&student, &batch));
         (found, residuals.collect::<Vec<_>>(), student)
     };
-    let (factored, ..) = calibrated(RoleMaps::all(MapKind::Factored));
-    let (one, ..) = calibrated(RoleMaps::all(MapKind::Kronecker(1)));
+    let (factored, ..) = calibrated(RoleMaps::attention(MapKind::Factored));
+    let (one, ..) = calibrated(RoleMaps::attention(MapKind::Kronecker(1)));
     assert_eq!(one, factored);
 
     // Query and key need one pair. The second adds nothing, and can learn.
-    let (.., two) = calibrated(RoleMaps::all(MapKind::Kronecker(2)));
+    let (.., two) = calibrated(RoleMaps::attention(MapKind::Kronecker(2)));
     for projection in ["q_proj", "k_proj"] {
         let name = |leaf| format!("model.layers.1.self_attn.{projection}.{leaf}");
         let second = |leaf| {
@@ -411,13 +426,12 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
 
     let (teacher, student) = (teacher.config().axes(), config.axes());
     let rank = |role| MapKind::largest_rank(teacher.grid(role), student.grid(role));
-    let all = RoleMaps {
-        query: MapKind::Kronecker(rank(Role::Query)),
-        key: MapKind::Kronecker(rank(Role::Key)),
-        value: MapKind::Kronecker(rank(Role::Value)),
-        out: MapKind::Kronecker(rank(Role::Out)),
-    };
-    let (general, general_left, _) = calibrated(RoleMaps::all(MapKind::General));
+    let all = Role::ATTENTION
+        .into_iter()
+        .fold(RoleMaps::attention(MapKind::General), |maps, role| {
+            maps.with(role, MapKind::Kronecker(rank(role)))
+        });
+    let (general, general_left, _) = calibrated(RoleMaps::attention(MapKind::General));
     let (all, all_left, of_pairs) = calibrated(all);
     // The second layer is fitted to what rounded maps put out in the first.
     for (all, general) in all_left.iter().zip(&general_left) {
@@ -434,7 +448,7 @@ fn refinement_is_kept_where_it_helps<A: AutodiffBackend>(device: A::Device) {
     let config = with_heads(teacher.config(), 1, 1, 8);
     let start = |steps| {
         let set = |calibration: &mut Calibration<'_>| calibration.refinement.steps = steps;
-        let maps = RoleMaps::all(MapKind::General);
+        let maps = RoleMaps::attention(MapKind::General);
         calibrated_with::<A>(&teacher, &config, maps, set, &device).1
     };
     let (fitted, refined) = (start(0), start(24));
@@ -461,11 +475,12 @@ fn heads_that_keep_to_their_own_values_are_fitted_too<A: AutodiffBackend>(device
     // The form of a map is the host's business: one is enough for a slow device.
     let forms = if may_be_simulated::<A>(&device) { 1 } else { 4 };
     for maps in all_maps().into_iter().take(forms) {
-        let same = own(teacher.config(), maps);
+        let same = own(teacher.config(), maps.clone());
         let found = values(&logits(&same, &batch));
         assert_close(&found, &expected, &tolerance(&expected));
         // It loses something to a map that may mix: that there is another way is seen.
-        let (mixed, _) = calibrated_llama::<A>(&teacher, &fewer, maps, FeedForward::Keep, &device);
+        let (mixed, _) =
+            calibrated_llama::<A>(&teacher, &fewer, maps.clone(), FeedForward::Keep, &device);
         let own = own(&fewer, maps);
         let own = [&own, &mixed].map(|student| kl(student, &teacher, &device));
         let spec = LtiSpec {
@@ -487,13 +502,7 @@ fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::D
     let tensors = TensorSet::collect(&teacher);
     let text = batches(4, from.vocab, 5, &device);
     let student_of = |config: &ToyConfig, spec: &LtiSpec, start: &TensorSet<_>| {
-        let awaiting = config
-            .init::<A>(&device)
-            .learn_to_init(spec)
-            .expect("a swap");
-        let tensors = TensorSet::from_inner(&tensors.with(start));
-        let student: (LearningToy<A>, _) = awaiting.inject(&tensors, &Rules::by_name())?;
-        Ok::<_, BlueprintError>(student.0)
+        toy_student::<A>(config, spec, &tensors.with(start), &device)
     };
     let distance = |student: &LearningToy<A>| -> f64 {
         let batch = from.batch(9, &device);
@@ -506,7 +515,7 @@ fn a_decoder_that_is_no_llama_is_calibrated_too<A: AutodiffBackend>(device: A::D
     let grouped = distance(&student_of(&to, &grouped, &nothing).expect("a student"));
     for (config, maps) in [
         (&from, out_general()),
-        (&to, RoleMaps::all(MapKind::General)),
+        (&to, RoleMaps::attention(MapKind::General)),
     ] {
         let spec = spec(from.geometry, maps);
         let calibration = Calibration::new(&spec, config.geometry);
@@ -534,8 +543,9 @@ fn the_same_text_gives_the_same_start<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
     let start = || {
-        let maps = RoleMaps::all(MapKind::General);
-        let (_, start) = calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
+        let maps = RoleMaps::attention(MapKind::General);
+        let (_, start) =
+            calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
         let tensors = start.tensors.iter();
         let tensors = tensors.map(|(name, named)| (name.to_owned(), named.tensor.to_f32()));
         tensors.collect::<Vec<_>>()
@@ -558,12 +568,7 @@ fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<A::InnerBackend>("tied", &device);
     let config = with_heads(teacher.config(), 2, 1, 8);
     let tensors = TensorSet::collect(&teacher);
-    let maps = RoleMaps {
-        query: MapKind::Factored,
-        key: MapKind::Factored,
-        value: MapKind::Factored,
-        out: MapKind::General,
-    };
+    let maps = out_general();
     let grid = HeadGrid::new(2, 8);
     assert_eq!(config.axes().query, grid);
     let spec = spec(teacher.config().axes(), maps);
@@ -593,7 +598,7 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
     let config = with_heads(teacher.config(), 2, 1, 8);
     let spec = spec(
         teacher.config().axes(),
-        RoleMaps::all(MapKind::Kronecker(3)),
+        RoleMaps::attention(MapKind::Kronecker(3)),
     );
     let calibration = Calibration::new(&spec, config.axes());
     let student_with = |start: &TensorSet<A::InnerBackend>| {
@@ -615,7 +620,7 @@ fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
 /// What `calibrate` says of a teacher whose student `student_with` makes.
 fn refusal<A: AutodiffBackend>(
     teacher: &PlainLlama<Inner<A>>,
-    student_with: impl Fn(
+    student_with: impl FnOnce(
         &LlamaConfig,
         &LtiSpec,
         &TensorSet<Inner<A>>,
@@ -663,5 +668,75 @@ fn why_there_is_no_student_is_said<A: AutodiffBackend>(device: A::Device) {
     assert!(
         source.downcast_ref::<BlueprintError>().is_some(),
         "{source}"
+    );
+}
+
+/// What `calibrate` says of a toy whose student is of `config`, its maps made by `student`.
+fn toy_refusal<A: AutodiffBackend>(
+    teacher: &impl LayeredDecoder<Inner<A>>,
+    config: &ToyConfig,
+    student: &LtiSpec,
+    device: &A::Device,
+) -> CalibrationError {
+    let from = ToyConfig::new(6, 3);
+    let plain: PlainToy<Inner<A>> = from.random(1, device);
+    let tensors = TensorSet::collect(&plain);
+    let spec = spec(from.geometry, RoleMaps::attention(MapKind::Factored));
+    let calibration = Calibration::new(&spec, config.geometry);
+    let student_with = |start: &TensorSet<Inner<A>>| {
+        toy_student::<A>(config, student, &tensors.with(start), device)
+    };
+    let text = batches(4, config.vocab, 5, device);
+    let found = calibrate::<A, _, _, _>(&calibration, teacher, &text, student_with, |_| {});
+    found.expect_err("it cannot be calibrated")
+}
+
+fn a_student_of_other_maps_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let teacher: PlainToy<Inner<A>> = from.random(1, &device);
+    // General maps of another start, which does not wait for values.
+    let general = LtiSpec {
+        maps: RoleMaps::attention(MapKind::General),
+        ..LtiSpec::new(from.geometry)
+    };
+    let error = toy_refusal::<A>(&teacher, &ToyConfig::new(2, 1), &general, &device);
+    let source = std::error::Error::source(&error).expect("a reason");
+    assert!(matches!(error, CalibrationError::Student { .. }), "{error}");
+    assert!(
+        source.to_string().contains("attention.key.right.a"),
+        "{source}"
+    );
+}
+
+fn a_student_with_other_layers_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let teacher: PlainToy<Inner<A>> = from.random(1, &device);
+    let fewer = ToyConfig {
+        layers: 2,
+        ..ToyConfig::new(2, 1)
+    };
+    let factored = spec(from.geometry, RoleMaps::attention(MapKind::Factored));
+    let error = toy_refusal::<A>(&teacher, &fewer, &factored, &device);
+    let expected = CalibrationError::Misfit {
+        what: "layers",
+        teacher: 3,
+        student: 2,
+    };
+    assert_eq!(error.to_string(), expected.to_string());
+}
+
+/// A teacher with maps: it names its projections as the plain one does, and their weights are not there.
+fn a_teacher_without_a_projection_that_it_names_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let from = ToyConfig::new(6, 3);
+    let plain: PlainToy<Inner<A>> = from.random(1, &device);
+    let grouped = LtiSpec::new(from.geometry);
+    let teacher: LearningToy<Inner<A>> =
+        from.learning(&TensorSet::collect(&plain), &grouped, &device);
+    let factored = spec(from.geometry, RoleMaps::attention(MapKind::Factored));
+    let error = toy_refusal::<A>(&teacher, &ToyConfig::new(2, 1), &factored, &device);
+    let missing = "blocks.0.attention.output.weight";
+    assert!(
+        matches!(&error, CalibrationError::NoWeight { name } if name == missing),
+        "{error}"
     );
 }

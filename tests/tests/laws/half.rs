@@ -214,7 +214,7 @@ fn pupil<A: AutodiffBackend>(dtype: WeightType, device: &A::Device) -> Pupil<A> 
     let tensors = hf::load_tensors(&recipe.teacher.path, &plan.teacher, dtype, device);
     let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
     let teacher = hf::plain_from_tensors(&plan.teacher, &tensors, device).expect("a teacher");
-    let student = learning_student::<A>(&recipe, &plan, &tensors, device).expect("a student");
+    let student = learning_student::<A>(&plan, &tensors, device).expect("a student");
     let loss = DistillationLoss::new(0.5, 2.0, 7).expect("settings");
     Distiller::new(student, Arc::new(teacher), loss).expect("one vocabulary")
 }

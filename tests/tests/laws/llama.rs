@@ -343,7 +343,7 @@ fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
         let parameters = match recipe.lti.train {
             Trained::Maps => {
-                let student = learning_student::<A>(&recipe, &plan, &tensors, &device);
+                let student = learning_student::<A>(&plan, &tensors, &device);
                 parameters(&student.expect("a student"))
             }
             Trained::Projections | Trained::All => {
@@ -379,7 +379,7 @@ fn a_free_student_starts_where_its_maps_would<A: AutodiffBackend>(device: A::Dev
             &device,
         );
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
-        let learning = learning_student::<A>(&recipe, &plan, &tensors, &device);
+        let learning = learning_student::<A>(&plan, &tensors, &device);
         let free = free_student::<A>(&recipe, &plan, &tensors, &device).expect("a student");
         let batch = packed_batch(plan.teacher.vocab_size, 1, &device);
         let expected = values(&learning.expect("a student").logits(&batch));

@@ -11,7 +11,7 @@ use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
 use burn::tensor::TensorData;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
-use burn_lti::blueprint::{BlueprintError, Fate, FreezeRules, Rules, ShareRule};
+use burn_lti::blueprint::{BlueprintError, Fate, FreezeRules, Rules, ShareRule, Source};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{LtiSpec, TokenBatch};
 use burn_lti::inject::inject;

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use burn_lti::start::calibrated::LayerReport;
+use burn_lti::calibration::LayerReport;
 use burn_lti_llama::distill::{Event, Listener};
 use burn_lti_llama::eval::Evaluation;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -50,7 +50,7 @@ pub enum StartError {
     /// A calibrated start is not made for a projection alone.
     #[error(
         "start `calibrated` is calculated from text for a whole decoder: make the maps with \
-         `start::calibrated::calibrate` and inject them, or use start = \"grouped\" or \"lecun\""
+         `calibration::calibrate` and inject them, or use start = \"grouped\" or \"lecun\""
     )]
     NeedsText,
 }

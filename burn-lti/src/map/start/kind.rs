@@ -14,7 +14,7 @@ pub enum Start {
     /// and value, their sum for the inputs of the output projection.
     Grouped,
     /// The maps are calculated from text, so that the student begins close to the teacher. See
-    /// [`calibrated`](crate::start::calibrated).
+    /// [`calibrated`](crate::calibration).
     Calibrated,
 }
 

@@ -6,7 +6,7 @@
 //!
 //! These two are computed in a CPU's memory from a seed: the same seed gives the same numbers on every
 //! backend. [`Start::Calibrated`] is calculated from text by
-//! [`calibrate`](crate::start::calibrated::calibrate).
+//! [`calibrate`](crate::calibration::calibrate).
 
 mod error;
 mod grouped;

@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
 use thiserror::Error;
 
-use super::{CalibratedStart, LayerReport};
+use super::report::{CalibratedStart, LayerReport};
 use crate::cache::sha256;
 use crate::files::{FileError, write_atomically};
 use crate::tensors::{TensorSet, split_name};
@@ -175,7 +175,7 @@ mod tests {
     use burn::backend::Flex;
     use burn::tensor::Distribution;
 
-    use super::super::HeadChoice;
+    use super::super::heads::HeadChoice;
     use super::*;
 
     fn start() -> CalibratedStart<Flex> {
@@ -228,6 +228,10 @@ mod tests {
         assert_eq!(read.layers, written.layers);
     }
 
+    fn refused(path: &Path) -> StartFileError {
+        CalibratedStart::<Flex>::load(path, DType::F32, &Default::default()).unwrap_err()
+    }
+
     #[test]
     fn a_changed_value_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
@@ -237,16 +241,38 @@ mod tests {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        let error =
-            CalibratedStart::<Flex>::load(&path, DType::F32, &Default::default()).unwrap_err();
+        let error = refused(&path);
         assert!(matches!(error, StartFileError::Damaged { .. }), "{error}");
         fs::write(&path, b"no").unwrap();
-        let error =
-            CalibratedStart::<Flex>::load(&path, DType::F32, &Default::default()).unwrap_err();
+        let error = refused(&path);
         assert!(matches!(error, StartFileError::Tensors { .. }), "{error}");
         fs::remove_file(&path).unwrap();
-        let error =
-            CalibratedStart::<Flex>::load(&path, DType::F32, &Default::default()).unwrap_err();
+        let error = refused(&path);
         assert!(matches!(error, StartFileError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_start_that_was_never_written_so_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("start.safetensors");
+        for (dtype, shape, layers, expected) in [
+            (Dtype::F16, vec![2, 1], Some("[]"), "not float32"),
+            (Dtype::F32, vec![1], Some("[]"), "neither two nor four"),
+            (Dtype::F32, vec![1, 1], None, "no report"),
+            (Dtype::F32, vec![1, 1], Some("{}"), "no report"),
+        ] {
+            let bytes = [0; 4];
+            let mut metadata =
+                HashMap::from([(HASH.to_owned(), hash([("x", &bytes[..])].into_iter()))]);
+            metadata.extend(layers.map(|layers| (LAYERS.to_owned(), layers.to_owned())));
+            let view = TensorView::new(dtype, shape, &bytes).unwrap();
+            fs::write(&path, serialize([("x", view)], Some(metadata)).unwrap()).unwrap();
+            let error = refused(&path);
+            assert!(matches!(error, StartFileError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        // What should be a folder is a file.
+        let error = start().save(&path.join("start")).unwrap_err();
+        assert!(matches!(error, StartFileError::Write(_)), "{error}");
     }
 }

@@ -3,25 +3,25 @@
 use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
 
-use super::fit::{Firmness, towards};
+use super::error::CalibrationError;
+use super::heads::HeadCounts;
+use super::map_values::MapValues;
 use super::moments::Moments;
+use super::out_factors::OutFactors;
 use super::pairs::{Pairs, Quadratic};
-use super::solve::{self, by_diagonal, conjugate_gradients, dot, ridge, ridged};
+use super::regularization::Regularization;
+use super::solve::{self, ridge, ridged};
 use super::spectrum::Spectrum;
-use super::{CalibrationError, HeadCounts};
 use crate::map::MapKind;
 
 /// The teacher's output kernel and what can be made of it.
 #[derive(Debug)]
 pub(super) struct OutMap {
     kind: MapKind,
-    heads: HeadCounts,
-    t_head_dim: usize,
-    s_head_dim: usize,
+    /// The kernel `C`.
+    factors: OutFactors,
     /// The teacher's query head for each of the student's: where a factored map begins.
     query: Vec<usize>,
-    /// `C`: `[t_heads * t_head_dim, d_model]`
-    kernel: Mat<f64>,
     /// `C C^T`
     gram: Mat<f64>,
     /// Factor of `C C^T`.
@@ -31,27 +31,27 @@ pub(super) struct OutMap {
 /// An output map that was fitted.
 #[derive(Clone, Debug)]
 pub(super) struct OutFit {
-    pub(super) values: OutValues,
+    pub(super) values: MapValues,
     /// What the map makes of `C`: `[s_heads * s_head_dim, d_model]`.
     pub(super) kernel: Mat<f64>,
 }
 
-#[derive(Clone, Debug)]
-pub(super) enum OutValues {
-    /// `[t_heads * t_head_dim, s_heads * s_head_dim]`
-    General(Mat<f64>),
-    /// `a [t_heads, s_heads]`, `b [s_head_dim, t_head_dim]`
-    Factored { a: Mat<f64>, b: Mat<f64> },
-    /// Of a sum of several pairs.
-    Pairs(Pairs),
-}
-
 /// `C C^T` may be singular where the teacher's heads are together wider than the model.
 const SPAN_RIDGE: f64 = 1e-9;
-/// Rounds of the two factors in turn.
-const TURNS: usize = 4;
-/// Steps of conjugate gradients for a factor.
-const STEPS: usize = 40;
+
+impl OutFit {
+    /// As an axis map has them. (The fit keeps the `B` of two factors as `[s_head_dim, t_head_dim]`, which
+    /// makes the kernel's rows.)
+    pub(super) fn map_values(&self) -> MapValues {
+        match &self.values {
+            MapValues::Factored { a, b } => MapValues::Factored {
+                a: a.clone(),
+                b: b.transpose().to_owned(),
+            },
+            values => values.clone(),
+        }
+    }
+}
 
 impl OutMap {
     /// Over `kernel [t_heads * t_head_dim, d_model]`.
@@ -66,12 +66,14 @@ impl OutMap {
         let span = ridged(&gram, SPAN_RIDGE).llt(Side::Lower);
         Ok(Self {
             kind,
-            heads,
-            t_head_dim,
-            s_head_dim,
+            factors: OutFactors {
+                heads,
+                t_head_dim,
+                s_head_dim,
+                kernel,
+            },
             query: query.to_vec(),
             span: span.map_err(|_| CalibrationError::Singular { ridge: SPAN_RIDGE })?,
-            kernel,
             gram,
         })
     }
@@ -85,7 +87,8 @@ impl OutMap {
     /// of the student's heads what it keeps of the values of the head that it began as,
     /// `[t_head_dim, s_head_dim]`; what it keeps goes on as it did.
     pub(super) fn first(&self, kept: &[&Mat<f64>]) -> Result<OutFit, CalibrationError> {
-        let size = self.s_head_dim;
+        let size = self.factors.s_head_dim;
+        let heads = self.factors.heads;
         let back: Vec<Mat<f64>> = kept
             .iter()
             .map(|kept| {
@@ -94,24 +97,24 @@ impl OutMap {
             })
             .collect::<Result<_, _>>()?;
         if self.kind == MapKind::Factored {
-            let a = Mat::from_fn(self.heads.t_query, self.heads.s_query, |t, s| {
+            let a = Mat::from_fn(heads.t_query, heads.s_query, |t, s| {
                 f64::from(u8::from(self.query[s] == t)) / self.copies(s)
             });
             let b = back
                 .into_iter()
                 .next()
-                .unwrap_or_else(|| Mat::zeros(size, self.t_head_dim));
-            let kernel = self.made(&a, &b);
+                .unwrap_or_else(|| Mat::zeros(size, self.factors.t_head_dim));
+            let kernel = self.factors.made(&a, &b);
             return Ok(OutFit {
-                values: OutValues::Factored { a, b },
+                values: MapValues::Factored { a, b },
                 kernel,
             });
         }
-        let mut map = Mat::zeros(self.kernel.nrows(), self.heads.s_query * size);
+        let mut map = Mat::zeros(self.factors.kernel.nrows(), heads.s_query * size);
         for (student, back) in back.iter().enumerate() {
             for column in 0..size {
-                for row in 0..self.t_head_dim {
-                    let teacher = self.query[student] * self.t_head_dim + row;
+                for row in 0..self.factors.t_head_dim {
+                    let teacher = self.query[student] * self.factors.t_head_dim + row;
                     map[(teacher, student * size + column)] =
                         back[(column, row)] / self.copies(student);
                 }
@@ -126,20 +129,20 @@ impl OutMap {
     }
 
     const fn head_sizes(&self) -> [usize; 2] {
-        [self.t_head_dim, self.s_head_dim]
+        [self.factors.t_head_dim, self.factors.s_head_dim]
     }
 
     fn of_map(&self, map: Mat<f64>) -> OutFit {
         OutFit {
-            kernel: map.transpose() * &self.kernel,
-            values: OutValues::General(map),
+            kernel: map.transpose() * &self.factors.kernel,
+            values: MapValues::General(map),
         }
     }
 
     fn of_pairs(&self, pairs: Pairs) -> OutFit {
         OutFit {
-            kernel: pairs.sum().transpose() * &self.kernel,
-            values: OutValues::Pairs(pairs),
+            kernel: pairs.sum().transpose() * &self.factors.kernel,
+            values: MapValues::Pairs(pairs),
         }
     }
 
@@ -157,7 +160,7 @@ impl OutMap {
     pub(super) fn fit(
         &self,
         moments: &Moments,
-        Firmness { ridge, strength }: Firmness,
+        Regularization { ridge, strength }: Regularization,
         last: &OutFit,
     ) -> Result<OutFit, CalibrationError> {
         if ridge.is_infinite() {
@@ -165,12 +168,19 @@ impl OutMap {
         }
         let cross = moments.cross(strength);
         match &last.values {
-            OutValues::General(_) => {
+            MapValues::General(_) => {
                 let free = free(moments, &cross, ridge, &last.kernel)?;
                 Ok(self.of_map(self.nearest(&free)))
             }
-            OutValues::Pairs(_) => self.pairs(moments, &cross, ridge, &last.kernel),
-            OutValues::Factored { a, b } => self.factored(moments, &cross, ridge, (a, b)),
+            MapValues::Pairs(_) => self.pairs(moments, &cross, ridge, &last.kernel),
+            MapValues::Factored { a, b } => {
+                let (a, b) = self.factors.fit(moments, &cross, ridge, (a, b))?;
+                let kernel = self.factors.made(&a, &b);
+                Ok(OutFit {
+                    values: MapValues::Factored { a, b },
+                    kernel,
+                })
+            }
         }
     }
 
@@ -184,14 +194,14 @@ impl OutMap {
         if self.kind != MapKind::General {
             return Ok(None);
         }
-        let onto = |free: &Mat<f64>| self.nearest(free).transpose() * &self.kernel;
+        let onto = |free: &Mat<f64>| self.nearest(free).transpose() * &self.factors.kernel;
         Spectrum::new(fitted, held_out, &last.kernel, onto).map(Some)
     }
 
     /// The general map whose kernel is nearest to `free [s_heads * s_head_dim, d_model]`. With the
     /// moments' metric on one side of the kernel alone, that is also the best map for the target.
     fn nearest(&self, free: &Mat<f64>) -> Mat<f64> {
-        self.span.solve(&self.kernel * free.transpose())
+        self.span.solve(&self.factors.kernel * free.transpose())
     }
 
     /// What a general map would be fitted to, by as many pairs as there are, in the fit's own metric.
@@ -204,10 +214,10 @@ impl OutMap {
     ) -> Result<OutFit, CalibrationError> {
         let general = self.nearest(&free(moments, cross, ridge, last)?);
         let rank = self.kind.pairs().unwrap_or(1);
-        // The ridge is part of what is made small: gram and target of the free kernel's own equations.
+        // The ridge is part of what is made small: Gram matrix and target of the free kernel's own equations.
         let gram = ridged(&moments.gram, ridge);
         let apply = |map: &Mat<f64>| &self.gram * map * &gram;
-        let right = &self.kernel * (cross + (&gram - &moments.gram) * last).transpose();
+        let right = &self.factors.kernel * (cross + (&gram - &moments.gram) * last).transpose();
         let diagonal = Mat::from_fn(general.nrows(), general.ncols(), |row, column| {
             self.gram[(row, row)] * gram[(column, column)]
         });
@@ -217,157 +227,6 @@ impl OutMap {
             right,
             diagonal,
         })))
-    }
-
-    /// Both factors in turn.
-    fn factored(
-        &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        ridge: f64,
-        (a, b): (&Mat<f64>, &Mat<f64>),
-    ) -> Result<OutFit, CalibrationError> {
-        let (mut a, mut b) = (a.clone(), b.clone());
-        for _ in 0..TURNS {
-            a = self.better_a(moments, cross, &a, &b, ridge)?;
-            b = self.better_b(moments, cross, &a, &b, ridge);
-        }
-        let kernel = self.made(&a, &b);
-        Ok(OutFit {
-            values: OutValues::Factored { a, b },
-            kernel,
-        })
-    }
-
-    /// The teacher's kernel of one head, `[t_head_dim, d_model]`.
-    fn head(&self, head: usize) -> faer::MatRef<'_, f64> {
-        let size = self.t_head_dim;
-        self.kernel.subrows(head * size, size)
-    }
-
-    /// `K[u,v,b] = sum_xy C[x,y,b] A[x,u] B[v,y]`
-    fn made(&self, a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
-        let size = self.s_head_dim;
-        let mut kernel = Mat::zeros(self.heads.s_query * size, self.kernel.ncols());
-        for head in 0..self.heads.s_query {
-            let part = b * self.mixed(a, head);
-            kernel.subrows_mut(head * size, size).copy_from(&part);
-        }
-        kernel
-    }
-
-    /// `sum_x A[x,u] C[x]`, `[t_head_dim, d_model]`
-    fn mixed(&self, a: &Mat<f64>, student: usize) -> Mat<f64> {
-        let mut mixed = Mat::zeros(self.t_head_dim, self.kernel.ncols());
-        for teacher in 0..self.heads.t_query {
-            mixed += faer::Scale(a[(teacher, student)]) * self.head(teacher);
-        }
-        mixed
-    }
-
-    fn better_a(
-        &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        last: &Mat<f64>,
-        b: &Mat<f64>,
-        ridge: f64,
-    ) -> Result<Mat<f64>, CalibrationError> {
-        let (teacher, student) = (self.heads.t_query, self.heads.s_query);
-        let size = self.s_head_dim;
-        let parts: Vec<Mat<f64>> = (0..teacher).map(|head| b * self.head(head)).collect();
-        let inner: Vec<Vec<Mat<f64>>> = parts
-            .iter()
-            .map(|left| parts.iter().map(|right| left * right.transpose()).collect())
-            .collect();
-        let blocks: Vec<Vec<Mat<f64>>> = (0..student)
-            .map(|u| {
-                (0..student)
-                    .map(|v| {
-                        let block = moments.gram.submatrix(u * size, v * size, size, size);
-                        block.to_owned()
-                    })
-                    .collect()
-            })
-            .collect();
-        let normal = Mat::from_fn(teacher * student, teacher * student, |i, j| {
-            dot(
-                &blocks[i / teacher][j / teacher],
-                &inner[i % teacher][j % teacher],
-            )
-        });
-        let right = Mat::from_fn(teacher * student, 1, |i, _| {
-            let rows = cross.subrows(i / teacher * size, size).to_owned();
-            dot(&rows, &parts[i % teacher])
-        });
-        let start = Mat::from_fn(teacher * student, 1, |i, _| {
-            last[(i % teacher, i / teacher)]
-        });
-        let flat = solve::ridge(&normal, &(right - &normal * &start), ridge)? + start;
-        Ok(Mat::from_fn(teacher, student, |t, s| {
-            flat[(s * teacher + t, 0)]
-        }))
-    }
-
-    fn better_b(
-        &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        a: &Mat<f64>,
-        last: &Mat<f64>,
-        ridge: f64,
-    ) -> Mat<f64> {
-        let (student, teacher, heads) = (self.s_head_dim, self.t_head_dim, self.heads.s_query);
-        let mixed: Vec<Mat<f64>> = (0..heads).map(|head| self.mixed(a, head)).collect();
-        let block = |u: usize, v: usize| {
-            let (row, column) = (u * student, v * student);
-            moments.gram.submatrix(row, column, student, student)
-        };
-        let inner: Vec<Vec<Mat<f64>>> = mixed
-            .iter()
-            .map(|left| mixed.iter().map(|right| left * right.transpose()).collect())
-            .collect();
-        let unflattened = |flat: &[f64]| {
-            Mat::from_fn(student, teacher, |row, column| flat[row * teacher + column])
-        };
-        let flattened = |matrix: &Mat<f64>| -> Vec<f64> {
-            let rows = 0..student;
-            rows.flat_map(|row| (0..teacher).map(move |column| matrix[(row, column)]))
-                .collect()
-        };
-        let apply = |flat: &[f64]| {
-            let b = unflattened(flat);
-            let mut image = Mat::<f64>::zeros(student, teacher);
-            for u in 0..heads {
-                let mut sum = Mat::<f64>::zeros(student, teacher);
-                for (v, inner) in inner.iter().enumerate() {
-                    sum += block(u, v) * &b * &inner[u];
-                }
-                image += &sum;
-            }
-            flattened(&image)
-        };
-        let mut right = Mat::<f64>::zeros(student, teacher);
-        let mut diagonal = Mat::<f64>::zeros(student, teacher);
-        for u in 0..heads {
-            right += cross.subrows(u * student, student) * mixed[u].transpose();
-            for row in 0..student {
-                for column in 0..teacher {
-                    diagonal[(row, column)] +=
-                        block(u, u)[(row, row)] * inner[u][u][(column, column)];
-                }
-            }
-        }
-        let (diagonal, start) = (flattened(&diagonal), flattened(last));
-        let (apply, right) = towards(apply, flattened(&right), &diagonal, &start, ridge);
-        let precondition = by_diagonal(&diagonal);
-        unflattened(&conjugate_gradients(
-            apply,
-            precondition,
-            &right,
-            start,
-            STEPS,
-        ))
     }
 }
 
@@ -430,10 +289,10 @@ mod tests {
         let spectrum = map.spectrum(&fitted, &held_out, &first).unwrap().unwrap();
         for strength in [0.0, 0.4, 1.0] {
             for ridge in [1e-6, 1e-2, 1.0] {
-                let firmness = Firmness { ridge, strength };
-                let fit = map.fit(&fitted, firmness, &first).unwrap();
+                let regularization = Regularization { ridge, strength };
+                let fit = map.fit(&fitted, regularization, &first).unwrap();
                 let expected = held_out.residual(&fit.kernel);
-                let found = spectrum.residual(firmness).unwrap();
+                let found = spectrum.residual(regularization).unwrap();
                 // The map's kernel has a ridge of 1e-9 of its own.
                 assert!((found - expected).abs() < 1e-8, "{found}, {expected}");
             }

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::CalibrationError;
+use super::error::CalibrationError;
 
-/// Streams that are kept for each batch.
+/// Activations that are kept for each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stream {
     /// What the teacher's attention adds in the layer that is being fitted.
     Attention,
-    /// The student's residual stream in front of that layer.
+    /// The student's layer input: its residual stream before that layer.
     Student,
-    /// The teacher's residual stream in front of this layer, or behind the last.
+    /// The teacher's input of this layer, or the last layer's output.
     Teacher(usize),
 }
 
@@ -31,9 +31,9 @@ impl Stream {
     }
 }
 
-/// Streams of all batches in a temporary file, which the system removes when it is closed.
+/// Activations of all batches in a temporary file, which the system removes when it is closed.
 #[derive(Debug)]
-pub(super) struct Spill {
+pub(super) struct ActivationStore {
     file: File,
     folder: PathBuf,
     dtype: DType,
@@ -50,7 +50,7 @@ struct Place {
     bytes: u64,
 }
 
-impl Spill {
+impl ActivationStore {
     /// For a teacher of so many layers.
     pub(super) fn new(dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
         Self::in_folder(&std::env::temp_dir(), dtype, layers)
@@ -116,7 +116,7 @@ impl Spill {
 }
 
 fn problem(folder: &Path, source: io::Error) -> CalibrationError {
-    CalibrationError::Spill {
+    CalibrationError::ActivationStore {
         folder: folder.display().to_string(),
         source,
     }
@@ -140,18 +140,18 @@ mod tests {
             Stream::Teacher(1),
         ];
         for dtype in [DType::F32, DType::BF16] {
-            let mut spill = Spill::new(dtype, 2).unwrap();
-            assert_eq!(shapes.map(|shape| spill.add_batch(shape)), [0, 1]);
+            let mut store = ActivationStore::new(dtype, 2).unwrap();
+            assert_eq!(shapes.map(|shape| store.add_batch(shape)), [0, 1]);
             let number = |batch: usize, place: usize| (10 * batch + place) as f32;
             for (place, stream) in streams.into_iter().enumerate() {
                 for (batch, shape) in shapes.into_iter().enumerate() {
                     let tensor = Tensor::<Flex, 3>::full(shape, number(batch, place), &device);
-                    spill.write(batch, stream, tensor).unwrap();
+                    store.write(batch, stream, tensor).unwrap();
                 }
             }
             for (place, stream) in streams.into_iter().enumerate() {
                 for (batch, shape) in shapes.into_iter().enumerate() {
-                    let found = spill.read::<Flex>(batch, stream, &device).unwrap();
+                    let found = store.read::<Flex>(batch, stream, &device).unwrap();
                     assert_eq!((found.dims(), found.dtype()), (shape, dtype));
                     let data = found.into_data();
                     let expected = number(batch, place);
@@ -165,7 +165,8 @@ mod tests {
     fn a_folder_that_takes_no_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let gone = folder.path().join("gone");
-        let error = Spill::in_folder(&gone, DType::F32, 1).expect_err("there is no folder");
+        let error =
+            ActivationStore::in_folder(&gone, DType::F32, 1).expect_err("there is no folder");
         let message = error.to_string();
         assert!(message.contains(&gone.display().to_string()), "{message}");
         assert!(message.contains("TMPDIR"), "{message}");

@@ -3,7 +3,7 @@
 use faer::linalg::solvers::Solve;
 use faer::{Mat, MatRef, Side};
 
-use super::CalibrationError;
+use super::error::CalibrationError;
 
 /// Mean of the diagonal.
 pub(super) fn mean_diagonal(gram: &Mat<f64>) -> f64 {
@@ -180,6 +180,33 @@ pub(super) fn conjugate_gradients(
     solution
 }
 
+/// The same equations with `ridge` times the mean of the diagonal pulling towards `start`.
+pub(super) fn towards<'f>(
+    apply: impl Fn(&[f64]) -> Vec<f64> + 'f,
+    mut right: Vec<f64>,
+    diagonal: &[f64],
+    start: &[f64],
+    ridge: f64,
+) -> (impl Fn(&[f64]) -> Vec<f64> + 'f, Vec<f64>) {
+    let pull = pull(ridge, diagonal);
+    for (right, start) in right.iter_mut().zip(start) {
+        *right += pull * start;
+    }
+    let apply = move |flat: &[f64]| {
+        let mut image = apply(flat);
+        for (image, value) in image.iter_mut().zip(flat) {
+            *image += pull * value;
+        }
+        image
+    };
+    (apply, right)
+}
+
+/// `ridge` as a part of the mean diagonal.
+pub(super) fn pull(ridge: f64, diagonal: &[f64]) -> f64 {
+    ridge * diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64
+}
+
 /// How much smaller the residual of [`conjugate_gradients`] must become.
 const SHRINK: f64 = 1e-6;
 /// What a preconditioner takes to be flat, as a part of its largest value.
@@ -208,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gram_of_nothing_can_be_solved_with_and_a_negative_one_cannot() {
+    fn a_gram_matrix_of_zeros_can_be_solved_with_and_a_negative_one_cannot() {
         let nothing = Mat::<f64>::zeros(3, 3);
         let right = Mat::from_fn(3, 1, |i, _| i as f64);
         assert_eq!(ridge(&nothing, &right, 0.1).unwrap()[(2, 0)], 2.0);

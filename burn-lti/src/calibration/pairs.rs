@@ -7,7 +7,7 @@
 
 use faer::Mat;
 
-use super::CalibrationError;
+use super::error::CalibrationError;
 use super::solve::{by_diagonal, conjugate_gradients};
 
 /// `W[(x,y),(u,v)] = sum_r a[(x,u),r] b[(y,v),r]`
@@ -77,11 +77,6 @@ impl Pairs {
         self.a.ncols()
     }
 
-    /// The teacher's heads that it is over.
-    pub(super) const fn heads(&self) -> usize {
-        self.sizes[0]
-    }
-
     /// The sum as one block `[x * y, v]` for each `u`.
     pub(super) fn blocks(&self) -> Vec<Mat<f64>> {
         blocks(&self.sum(), self.sizes[3])
@@ -129,17 +124,21 @@ impl Pairs {
         }
     }
 
-    /// `A` and `B` of all pairs that are something in float32, one below the other and row-major.
-    pub(super) fn host(&self) -> (Vec<f32>, Vec<f32>) {
+    /// `A [x, u]` and `B [y, v]` of all pairs that are something in float32.
+    pub(super) fn factors(&self) -> Vec<[Mat<f64>; 2]> {
+        let [x, y, u, v] = self.sizes;
         let size = |pair: usize| self.a.col(pair).norm_l2() * self.b.col(pair).norm_l2();
-        let pairs = 0..self.a.ncols();
+        let pairs = 0..self.rank();
         let largest = pairs.clone().map(size).fold(0.0, f64::max);
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        for pair in pairs.filter(|pair| size(*pair) > f64::from(f32::EPSILON) * largest) {
-            a.extend((0..self.a.nrows()).map(|place| self.a[(place, pair)] as f32));
-            b.extend((0..self.b.nrows()).map(|place| self.b[(place, pair)] as f32));
-        }
-        (a, b)
+        pairs
+            .filter(|pair| size(*pair) > f64::from(f32::EPSILON) * largest)
+            .map(|pair| {
+                [
+                    Mat::from_fn(x, u, |row, column| self.a[(row * u + column, pair)]),
+                    Mat::from_fn(y, v, |row, column| self.b[(row * v + column, pair)]),
+                ]
+            })
+            .collect()
     }
 }
 
@@ -147,6 +146,14 @@ impl Pairs {
 fn rearranged(w: &Mat<f64>, [x, y, u, v]: [usize; 4]) -> Mat<f64> {
     Mat::from_fn(x * u, y * v, |row, column| {
         w[(row / u * y + column / v, row % u * v + column % v)]
+    })
+}
+
+/// `W[(x,y),(u,v)] = A[x,u] B[y,v]`
+pub(super) fn outer_product(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
+    let (y, v) = (b.nrows(), b.ncols());
+    Mat::from_fn(a.nrows() * y, a.ncols() * v, |row, column| {
+        a[(row / y, column / v)] * b[(row % y, column % v)]
     })
 }
 
@@ -265,8 +272,21 @@ mod tests {
             a: numbers(8, 1, 5),
             b: numbers(15, 1, 6),
         };
-        let found = Pairs::nearest(&one.sum(), [3, 5], 8).unwrap();
-        let (a, b) = found.host();
-        assert_eq!((a.len(), b.len()), (8, 15));
+        let found = Pairs::nearest(&one.sum(), [3, 5], 8).unwrap().factors();
+        let [[a, b]] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!((a.nrows(), a.ncols(), b.nrows(), b.ncols()), (4, 2, 3, 5));
+        let again = outer_product(a, b);
+        assert!(distance(&again, &one.sum()) < 1e-12);
+    }
+
+    #[test]
+    fn a_product_has_a_block_for_each_two_heads() {
+        let a = Mat::from_fn(2, 1, |i, _| (i + 1) as f64);
+        let b = Mat::from_fn(2, 2, |i, j| (10 * i + j) as f64);
+        let rows = [[0.0, 1.0], [10.0, 11.0], [0.0, 2.0], [20.0, 22.0]];
+        let expected = Mat::from_fn(4, 2, |i, j| rows[i][j]);
+        assert_eq!(outer_product(&a, &b), expected);
     }
 }

@@ -4,13 +4,13 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use faer::Mat;
 
-use super::CalibrationError;
+use super::error::CalibrationError;
 use crate::compat;
 
 /// Second moments of what a kernel reads, `features`, and of what its product with a kernel should be.
 ///
 /// The target of a row is `attention + strength * drift`: what the teacher's attention adds to its own
-/// residual stream, and the way from the student's stream to the teacher's in front of the layer. Both
+/// residual stream, and the way from the student's layer input to the teacher's. Both
 /// are kept apart, so that the strength can be chosen afterwards. Sums are float64; the products of one
 /// batch are float32.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ impl Moments {
         }
     }
 
-    /// Of the features behind a linear map that is one block for each of `blocks.len()` equal parts of
+    /// Of the features after a linear map that is one block for each of `blocks.len()` equal parts of
     /// the features: part `i` times `blocks[i]`.
     pub(super) fn through(&self, blocks: &[&Mat<f64>]) -> Self {
         let part = self.features() / blocks.len().max(1);

@@ -10,20 +10,11 @@ use std::ops::Range;
 
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
-use serde::{Deserialize, Serialize};
 
+use super::error::CalibrationError;
+use super::heads::{HeadChoice, HeadCounts};
 use super::moments::Moments;
 use super::solve::{dot, mean_diagonal, ridge};
-use super::{CalibrationError, HeadCounts};
-
-/// Teacher heads, one for each of the student's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeadChoice {
-    /// The teacher's query head for each query head of the student.
-    pub query: Vec<usize>,
-    /// The teacher's key/value head for each of the student's.
-    pub key_value: Vec<usize>,
-}
 
 /// The ridge of the choice. What it decides between differs by far more.
 const RIDGE: f64 = 1e-4;

@@ -1,8 +1,18 @@
 //! How many heads both sides have, and which choices there are between the teacher's.
 
-use super::CalibrationError;
-use super::select::HeadChoice;
+use serde::{Deserialize, Serialize};
+
+use super::error::CalibrationError;
 use crate::geometry::Axes;
+
+/// Teacher heads, one for each of the student's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadChoice {
+    /// The teacher's query head for each query head of the student.
+    pub query: Vec<usize>,
+    /// The teacher's key/value head for each of the student's.
+    pub key_value: Vec<usize>,
+}
 
 /// The heads of teacher and student.
 ///

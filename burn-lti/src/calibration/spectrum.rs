@@ -8,15 +8,15 @@
 
 use faer::Mat;
 
-use super::CalibrationError;
-use super::fit::Firmness;
+use super::error::CalibrationError;
 use super::moments::Moments;
+use super::regularization::Regularization;
 use super::solve::{self, added_to_diagonal, dot};
 
 /// The distance to the target, as a function of ridge and strength.
 #[derive(Debug)]
 pub(super) struct Spectrum {
-    /// Eigenvalues of the gram that is fitted on, ascending.
+    /// Eigenvalues of the Gram matrix that is fitted on, ascending.
     values: Vec<f64>,
     /// Squared size of the target.
     energy: f64,
@@ -51,12 +51,12 @@ impl Spectrum {
         let gram = basis.transpose() * &held_out.gram * &basis;
         let cross = basis.transpose() * held_out.cross(1.0);
         let size = gram.nrows();
-        let heard = &gram * &l;
+        let of_l = &gram * &l;
         let linear = |other: &Mat<f64>| {
             let of_row = |row: usize| {
                 let columns = 0..l.ncols();
                 let products = columns.map(|column| {
-                    (heard[(row, column)] - cross[(row, column)]) * other[(row, column)]
+                    (of_l[(row, column)] - cross[(row, column)]) * other[(row, column)]
                 });
                 products.sum()
             };
@@ -71,7 +71,7 @@ impl Spectrum {
         Ok(Self {
             values,
             energy: held_out.energy(1.0),
-            still: dot(&l, &heard) - 2.0 * dot(&l, &cross),
+            still: dot(&l, &of_l) - 2.0 * dot(&l, &cross),
             linear: [linear(&e), linear(&f)],
             square: [square(&e, &e), square(&e, &f), square(&f, &f)],
         })
@@ -79,7 +79,10 @@ impl Spectrum {
 
     /// [`Moments::residual`] of the held-out tokens for this fit, or `None` where the ridge is too little
     /// for the rounding of the sums, or infinite: then nothing is fitted.
-    pub(super) fn residual(&self, Firmness { ridge, strength }: Firmness) -> Option<f64> {
+    pub(super) fn residual(
+        &self,
+        Regularization { ridge, strength }: Regularization,
+    ) -> Option<f64> {
         if ridge.is_infinite() {
             return None;
         }

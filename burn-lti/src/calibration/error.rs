@@ -82,7 +82,7 @@ pub enum CalibrationError {
     },
     /// Hidden states could not be kept in a temporary file.
     #[error("cannot keep hidden states in a temporary file: make room in {folder}, or set TMPDIR")]
-    Spill {
+    ActivationStore {
         /// The folder of temporary files.
         folder: String,
         /// What the system said.

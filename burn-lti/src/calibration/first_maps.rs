@@ -1,0 +1,165 @@
+//! The value and output maps from which a layer's fit begins.
+
+use faer::{Mat, Side};
+
+use super::error::CalibrationError;
+use super::moments::Moments;
+use super::out::{OutFit, OutMap};
+use super::pairs::Pairs;
+use super::solve::{mean_diagonal, ridge, ridged};
+use super::value_features::ValueFeatures;
+use super::value_map::ValueMap;
+use crate::map::MapKind;
+
+/// Each head with the values of the head that it began as: all of them, or where the student's heads
+/// are smaller, as many principal directions: those that the best output of whole heads reads most of.
+pub(super) fn first_maps(
+    features: &ValueFeatures<'_>,
+    value: MapKind,
+    out: &OutMap,
+    fitted: &Moments,
+) -> Result<(ValueMap, OutFit), CalibrationError> {
+    let (teacher, student) = (features.t_head_dim, features.s_head_dim);
+    let whole = |size: usize| {
+        Mat::from_fn(teacher, size, |row, column| {
+            f64::from(u8::from(row == column))
+        })
+    };
+    let kept: Vec<Mat<f64>> = match student < teacher {
+        true => {
+            // A factor, of values or output, has one set of directions for all heads.
+            let shared = value != MapKind::General || out.kind() != MapKind::General;
+            principal_directions(features, shared, fitted, &whole(teacher))?
+        }
+        false => vec![whole(student); features.heads.s_key_value],
+    };
+    let out = out.first(&features.by_query(&kept))?;
+    let count = features.count();
+    let value = match value {
+        // What a larger head has left over reads the next head's values, so that it can learn.
+        MapKind::General if student > teacher => {
+            let heads = 0..features.heads.s_key_value;
+            let wrapped = heads.map(|head| {
+                Mat::from_fn(count, student, |row, column| {
+                    let own = (features.own(head) + column) % count;
+                    f64::from(u8::from(row == own))
+                })
+            });
+            ValueMap::General(wrapped.collect())
+        }
+        MapKind::General => {
+            let placed = kept.iter().enumerate();
+            ValueMap::General(
+                placed
+                    .map(|(head, kept)| features.placed(head, kept))
+                    .collect(),
+            )
+        }
+        MapKind::Kronecker(rank) => {
+            // What a larger head has left over reads its values again, so that it can learn.
+            let again = |kept: &Mat<f64>| {
+                Mat::from_fn(teacher, student, |row, column| {
+                    kept[(row, column % teacher.min(student))]
+                })
+            };
+            let placed = kept.iter().enumerate();
+            let placed = placed.map(|(head, kept)| features.placed(head, &again(kept)));
+            let blocks: Vec<Mat<f64>> = placed.collect();
+            ValueMap::Pairs(Pairs::nearest_to_blocks(&blocks, teacher, rank)?)
+        }
+        MapKind::Factored => ValueMap::Factored {
+            a: Mat::from_fn(count / teacher, features.heads.s_key_value, |row, head| {
+                f64::from(u8::from(row * teacher == features.own(head)))
+            }),
+            b: kept[0].clone(),
+        },
+    };
+    Ok((value, out))
+}
+
+/// For each key/value head the directions of its own values that matter most to the output, or the
+/// same for all where they are `shared`: the leading eigenvectors of `sum_u L^T O_u O_u^T L`, where
+/// `O` is the best output of `whole` heads and `L L^T` the heads' own second moments.
+fn principal_directions(
+    features: &ValueFeatures<'_>,
+    shared: bool,
+    fitted: &Moments,
+    whole: &Mat<f64>,
+) -> Result<Vec<Mat<f64>>, CalibrationError> {
+    let heads = features.heads;
+    let blocks: Vec<Mat<f64>> = (0..heads.s_key_value)
+        .map(|head| features.placed(head, whole))
+        .collect();
+    let own = fitted.through(&features.by_query(&blocks));
+    let output = ridge(&own.gram, &own.cross(1.0), 1e-4)?;
+    let group = heads.s_group();
+    let groups = (0..heads.s_key_value).map(|head| match shared {
+        true => 0..heads.s_query,
+        false => head * group..(head + 1) * group,
+    });
+    let size = features.t_head_dim;
+    groups
+        .map(|group| {
+            let mut gram = Mat::<f64>::zeros(size, size);
+            let mut read = Mat::<f64>::zeros(size, size);
+            for head in group {
+                gram += own.gram.submatrix(head * size, head * size, size, size);
+                let rows = output.subrows(head * size, size);
+                read += rows * rows.transpose();
+            }
+            leading(&gram, &read, features.s_head_dim)
+        })
+        .collect()
+}
+
+/// The `count` directions that carry most of `read` in the metric of `gram`, as columns.
+fn leading(gram: &Mat<f64>, read: &Mat<f64>, count: usize) -> Result<Mat<f64>, CalibrationError> {
+    let singular = CalibrationError::Singular { ridge: 1e-6 };
+    let size = gram.nrows();
+    let Ok(factor) = ridged(gram, 1e-6).llt(Side::Lower) else {
+        return Err(singular);
+    };
+    let lower = factor.L();
+    let inner = lower.transpose() * read * lower;
+    let Ok(eigen) = inner.self_adjoint_eigen(Side::Lower) else {
+        return Err(singular);
+    };
+    // In ascending order.
+    let vectors = eigen.U();
+    let mut kept = Mat::from_fn(size, count, |row, column| vectors[(row, size - 1 - column)]);
+    // F M has these directions of its own second moments: M = L^-T E, scaled to the size of values.
+    faer::linalg::triangular_solve::solve_upper_triangular_in_place(
+        lower.transpose(),
+        kept.as_mut(),
+        faer::Par::Seq,
+    );
+    let scale = mean_diagonal(gram).sqrt();
+    Ok(faer::Scale(scale) * kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leading_direction_is_the_one_that_carries_most() {
+        // Variances of 4, 1 and 1; the output reads the last feature with the largest coefficient by far.
+        let diagonal =
+            |values: [f64; 3]| Mat::from_fn(3, 3, |i, j| if i == j { values[i] } else { 0.0 });
+        let kept = leading(&diagonal([4.0, 1.0, 1.0]), &diagonal([1.0, 1.0, 9.0]), 2).unwrap();
+        // The first carries 4 * 1, the last 1 * 9.
+        let largest = |column: usize| {
+            (0..3).max_by(|a, b| {
+                kept[(*a, column)]
+                    .abs()
+                    .total_cmp(&kept[(*b, column)].abs())
+            })
+        };
+        assert_eq!([largest(0), largest(1)], [Some(2), Some(0)]);
+        // As large as the values are: of their second moments, the mean diagonal.
+        assert!((kept[(2, 0)].abs() - 2.0_f64.sqrt()).abs() < 1e-5);
+        let negative = Mat::from_fn(2, 2, |i, j| if i == j { 1.0 } else { 3.0 });
+        let error = leading(&negative, &Mat::zeros(2, 2), 1).unwrap_err();
+        assert!(matches!(error, CalibrationError::Singular { .. }));
+    }
+}

@@ -1,0 +1,111 @@
+//! A start calculated from text: the student begins close to what its teacher computes.
+//!
+//! Calibration text goes through teacher and student together, layer by layer. In each layer
+//!
+//! 1. every head of the student is given a head of the teacher's to begin as, query and key maps one-hot
+//!    (see [`HeadChoice`]);
+//! 2. value and output maps are fitted by least squares, so that the attention block adds what the
+//!    teacher's adds, and what brings the student's residual stream back to the teacher's;
+//! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing.
+//!
+//! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
+//! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
+//! are weighted by the squared attention that their tokens receive (see `importance.rs`), and by one over
+//! the mean square of the teacher's stream: what follows is a norm.
+//!
+//! Of the text only sums are kept, in float64, and a weight a token. Hidden states wait in a file in the
+//! system's folder for temporary files, one batch in memory: the student's input of the layer, and the
+//! teacher's inputs of all layers, so that the teacher reads the text once.
+//!
+//! The idea of choosing what to keep by its reconstruction error and refitting what follows is that of
+//! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
+
+mod activation_store;
+mod error;
+mod features;
+mod feed_forward;
+mod file;
+mod first_maps;
+mod fit;
+mod heads;
+mod importance;
+mod map_tensors;
+mod map_values;
+mod moments;
+mod out;
+mod out_factors;
+mod pairs;
+mod patterns;
+mod refine;
+mod regularization;
+mod report;
+mod select;
+mod settings;
+mod solve;
+mod spectrum;
+mod split;
+mod student;
+mod targets;
+mod teacher;
+mod text;
+mod value_features;
+mod value_fit;
+mod value_map;
+mod walk;
+
+use std::sync::Arc;
+
+use burn::data::dataloader::DataLoader;
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+
+pub use error::CalibrationError;
+pub use file::StartFileError;
+pub use heads::HeadChoice;
+pub use report::{CalibratedStart, LayerReport};
+pub use settings::{Calibration, FeedForward, Refinement};
+
+use crate::decoder::{LayeredDecoder, TokenBatch};
+use crate::tensors::TensorSet;
+use walk::Walk;
+
+/// Calculates the start of the student that `student_with` makes.
+///
+/// `student_with` is called once, with tensors of zeros for all maps, by the names of their tensors; what
+/// is calculated is then filled into the student that it made, whose own values are those of the teacher
+/// in all else. No variable of it may be another's too. `batches` is read several times and must give the
+/// same batches in the same order. `done` gets the report of each layer.
+///
+/// # Errors
+///
+/// [`CalibrationError`].
+pub fn calibrate<A, T, S, E>(
+    calibration: &Calibration<'_>,
+    teacher: &T,
+    batches: &Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+    student_with: impl FnOnce(&TensorSet<A::InnerBackend>) -> Result<S, E>,
+    mut done: impl FnMut(&LayerReport),
+) -> Result<CalibratedStart<A::InnerBackend>, CalibrationError>
+where
+    A: AutodiffBackend,
+    T: LayeredDecoder<A::InnerBackend>,
+    S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let (mut walk, mut student) = Walk::begin(calibration, teacher, batches, student_with)?;
+    let mut layers = Vec::new();
+    for layer in 0..teacher.layers() {
+        if !calibration.spec.selects(layer) {
+            walk.text.advance(layer, &student.valid())?;
+            continue;
+        }
+        let (calibrated, report) = walk.calibrated(layer, student)?;
+        student = calibrated;
+        done(&report);
+        layers.push(report);
+    }
+    Ok(CalibratedStart {
+        tensors: student.start,
+        layers,
+    })
+}

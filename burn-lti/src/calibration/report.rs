@@ -1,0 +1,43 @@
+//! The start of a student, and how each layer came about.
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::heads::HeadChoice;
+use crate::tensors::TensorSet;
+
+/// The start of a student, and how it came about.
+#[derive(Clone, Debug)]
+pub struct CalibratedStart<B: Backend> {
+    /// The maps by the names of their tensors in the learning student (`....q_proj.a`), and the weights of
+    /// the feed-forward blocks that were fitted.
+    pub tensors: TensorSet<B>,
+    /// A report for each layer with maps.
+    pub layers: Vec<LayerReport>,
+}
+
+/// How a layer was fitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The teacher heads that the student's begin as.
+    pub heads: HeadChoice,
+    /// Squared distance to the target on held-out tokens, as a part of the target's squared size, with the
+    /// output fitted and the values as they were.
+    pub residual_of_output: f64,
+    /// The same with values and output fitted in turn, and moved by gradient if that was asked for and
+    /// helped. (What is kept was then fitted once more, on all tokens.)
+    pub residual: f64,
+    /// Rounds that were worth it.
+    pub rounds: usize,
+    /// Ridge of the fits, as a part of the mean diagonal; `None` where no fit was better than none.
+    pub ridge: Option<f64>,
+    /// How much of the way back to the teacher's residual stream the layer was asked to go, if it was
+    /// fitted.
+    pub strength: f64,
+    /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none.
+    pub feed_forward_residual: Option<f64>,
+    /// How long the layer took.
+    pub seconds: f64,
+}

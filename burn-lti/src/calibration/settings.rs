@@ -1,0 +1,67 @@
+//! What is calibrated, and how far.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decoder::LtiSpec;
+use crate::geometry::Axes;
+
+/// What is calibrated, and how far.
+#[derive(Clone, Debug)]
+pub struct Calibration<'a> {
+    /// The teacher's grids, the layers that have maps, and the maps' forms.
+    pub spec: &'a LtiSpec,
+    /// The student's grids.
+    pub student: Axes,
+    /// The most rounds in which value and output are fitted in turn. Fewer are taken where held-out
+    /// tokens show no gain.
+    pub rounds: usize,
+    /// Whether the feed-forward blocks are fitted too.
+    pub feed_forward: FeedForward,
+    /// How much of the way back to the teacher's residual stream a layer may be asked to go, each from 0
+    /// to 1. The best for held-out tokens is taken.
+    pub strengths: Vec<f64>,
+    /// How far the maps of each layer, attention patterns and all, are moved by gradient afterwards.
+    pub refinement: Refinement,
+    /// The most value features, those of all the teacher's heads for each of the student's query heads,
+    /// with which a value map may mix the values of all the teacher's heads. Where there are more, each
+    /// head keeps to the values of the one that it began as. The sums take 16 bytes a square of it.
+    pub most_features: usize,
+}
+
+impl<'a> Calibration<'a> {
+    /// Two rounds, feed-forward blocks as they are, at most 4,096 value features.
+    pub fn new(spec: &'a LtiSpec, student: Axes) -> Self {
+        Self {
+            spec,
+            student,
+            rounds: 2,
+            feed_forward: FeedForward::Keep,
+            strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
+            refinement: Refinement {
+                steps: 0,
+                learning_rate: 3e-3,
+            },
+            most_features: 4096,
+        }
+    }
+}
+
+/// What becomes of the feed-forward blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForward {
+    /// They stay the teacher's.
+    #[default]
+    Keep,
+    /// Their last projection is fitted to what is still missing after the attention.
+    Refit,
+}
+
+/// How long the maps of a layer are moved, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Refinement {
+    /// Steps of AdamW for each layer, one batch a step; 0 for none.
+    pub steps: usize,
+    /// Highest learning rate; it falls to nothing along a cosine.
+    pub learning_rate: f64,
+}
