@@ -402,7 +402,7 @@ fn sums_of_pairs_lie_between_the_factored_and_the_general_map<A: AutodiffBackend
     let batch = packed_batch(config.vocab_size, 3, &device);
     let calibrated = |maps| {
         let (student, start) =
-            calibrated_llama::<A>(&teacher, &config, maps.clone(), FeedForward::Keep, &device);
+            calibrated_llama::<A>(&teacher, &config, maps, FeedForward::Keep, &device);
         let residuals = start.layers.iter().map(|layer| layer.residual);
         let found = values(&logits(&student, &batch));
         (found, residuals.collect::<Vec<_>>(), student)
