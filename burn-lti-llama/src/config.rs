@@ -300,10 +300,7 @@ impl LlamaConfig {
 
     /// The heads on the attention's side of the projection in `role`.
     pub const fn grid(&self, role: Role) -> HeadGrid {
-        match role {
-            Role::Query | Role::Out => self.query_grid(),
-            Role::Key | Role::Value => self.kv_grid(),
-        }
+        self.geometry().grid(role)
     }
 
     /// Every parameter by its Hugging Face name, with its shape there (`Linear` weights are
@@ -318,8 +315,8 @@ impl LlamaConfig {
             for role in Role::ATTENTION {
                 let (width, name) = (self.grid(role).width(), projection_name(layer, role));
                 let [rows, columns] = match role {
-                    Role::Query | Role::Key | Role::Value => [width, d_model],
                     Role::Out => [d_model, width],
+                    _ => [width, d_model],
                 };
                 push_linear(&mut tensors, &name, rows, columns, self.attention_bias);
             }
@@ -396,12 +393,8 @@ impl Serialize for LlamaConfig {
 
 /// The Hugging Face name of an attention projection, without `.weight` or `.bias`.
 pub fn projection_name(layer: usize, role: Role) -> String {
-    let letter = match role {
-        Role::Query => 'q',
-        Role::Key => 'k',
-        Role::Value => 'v',
-        Role::Out => 'o',
-    };
+    let name = role.to_string();
+    let letter = &name[..1];
     format!("model.layers.{layer}.self_attn.{letter}_proj")
 }
 

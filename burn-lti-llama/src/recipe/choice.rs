@@ -212,7 +212,8 @@ impl MapChoice {
             Role::Query => self.query,
             Role::Key => self.key,
             Role::Value => self.value,
-            Role::Out => self.out,
+            // The last of those that are mapped: no role outside attention is.
+            _ => self.out,
         }
     }
 }
