@@ -10,12 +10,12 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`geometry`] | head grids, axes, and the sites of weights |
+//! | [`kernels`] | the numeric operations of a decoder and of the loss, in one pass each |
 //! | [`start`] | where a map begins |
 //! | [`dense`] | [`LtiDense`](dense::LtiDense): the learnable projection and its contraction |
 //! | [`decoder`] | the traits a decoder implements, and the swap of its projections |
 //! | [`inject`] | the teacher's tensors come in; what trains |
 //! | [`loss`] | the distillation loss in chunks of tokens |
-//! | [`fused`] | what lies between a decoder's projections, in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
 //! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
@@ -27,16 +27,14 @@
 
 pub mod backend;
 pub mod cache;
-mod cast;
 pub mod collapse;
 mod compat;
 pub mod decoder;
 pub mod dense;
 pub mod files;
-pub mod fused;
 pub mod geometry;
-mod host;
 pub mod inject;
+pub mod kernels;
 pub mod loss;
 pub mod start;
 pub mod tensors;

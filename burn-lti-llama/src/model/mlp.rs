@@ -2,7 +2,7 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::fused::{gated_silu, linear};
+use burn_lti::kernels::{gated_silu, linear};
 
 use crate::config::LlamaConfig;
 

@@ -5,7 +5,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use crate::dense::LtiDense;
-use crate::fused::linear;
+use crate::kernels::linear;
 
 /// A projection of a decoder: ordinary, or a learnable map of the teacher's.
 #[derive(Module, Debug)]

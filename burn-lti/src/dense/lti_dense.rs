@@ -7,8 +7,8 @@ use burn::prelude::*;
 use super::contraction::{check_precision, contract};
 use super::{AttnMap, DenseError, KernelPrecision, MapKind, ProjectionKind};
 use crate::compat;
-use crate::fused::projected;
 use crate::geometry::HeadGrid;
+use crate::kernels::projected;
 use crate::start::{MapSpec, Start};
 
 /// What an [`LtiDense`] is made from.
