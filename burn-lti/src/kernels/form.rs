@@ -16,27 +16,14 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// For loops that run on flex and ndarray, which hand over a tensor's numbers without a copy. libtorch
-    /// has loops of its own.
-    pub(super) fn on_rust_backends<B: Backend, const N: usize, const D: usize>(
+    /// That of an operation whose loops are for devices that `suit`: [`is_rust`], or [`is_cpu`] if they are
+    /// better than libtorch's by more than a copy costs.
+    pub(super) fn of<B: Backend, const N: usize, const D: usize>(
+        suit: fn(&dyn Any) -> bool,
         tensors: [&Tensor<B, D>; N],
     ) -> Self {
-        Self::of(tensors, is_rust)
-    }
-
-    /// For loops that run on every CPU: those that are better than libtorch's by more than a copy costs.
-    pub(super) fn on_every_cpu<B: Backend, const N: usize, const D: usize>(
-        tensors: [&Tensor<B, D>; N],
-    ) -> Self {
-        Self::of(tensors, is_cpu)
-    }
-
-    fn of<B: Backend, const N: usize, const D: usize>(
-        tensors: [&Tensor<B, D>; N],
-        suits: fn(&dyn Any) -> bool,
-    ) -> Self {
-        let float32 = |tensor: &&Tensor<B, D>| tensor.dtype() == DType::F32;
-        match suits(&tensors[0].device()) && tensors.iter().all(float32) {
+        let float32 = tensors.iter().all(|tensor| tensor.dtype() == DType::F32);
+        match float32 && suit(&tensors[0].device()) {
             true => Self::Cpu,
             false => Self::Tensors,
         }
@@ -52,8 +39,9 @@ pub(crate) fn is_cpu(device: &dyn Any) -> bool {
     is_rust(device)
 }
 
-/// Whether it is one of a backend in Rust.
-fn is_rust(device: &dyn Any) -> bool {
+/// Whether it is one of flex or ndarray, which hand over a tensor's numbers without a copy. libtorch has loops
+/// of its own.
+pub(super) fn is_rust(device: &dyn Any) -> bool {
     #[cfg(feature = "flex")]
     if device.is::<burn::backend::flex::FlexDevice>() {
         return true;

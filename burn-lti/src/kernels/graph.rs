@@ -85,10 +85,7 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N, D>, const N: usize, const D:
     let _alive = inputs.each_ref().map(|input| input.rc.clone());
     let wanted = inputs.each_ref().map(|input| input.is_tracked());
     let inputs = inputs.map(|input| tensor::<I, D>(input.primitive));
-    let on_graph = OnGraph {
-        operation: operation.clone(),
-        form,
-    };
+    let on_graph = OnGraph(operation.clone(), form);
     let prepared = Backward::<I, N>::prepare::<NoCheckpointing>(on_graph, nodes);
     let output = match prepared.compute_bound().stateful() {
         OpsKind::Tracked(tracked) => {
@@ -104,10 +101,7 @@ fn on_graph<B: Backend, I: Backend, O: Operation<N, D>, const N: usize, const D:
 }
 
 #[derive(Debug)]
-struct OnGraph<O, const D: usize> {
-    operation: O,
-    form: Form,
-}
+struct OnGraph<O, const D: usize>(O, Form);
 
 impl<I: Backend, O: Operation<N, D>, const N: usize, const D: usize> Backward<I, N>
     for OnGraph<O, D>
@@ -120,7 +114,7 @@ impl<I: Backend, O: Operation<N, D>, const N: usize, const D: usize> Backward<I,
             return; // no gradient was wanted
         };
         let wanted = std::array::from_fn(|index| ops.parents[index].is_some());
-        let Self { operation, form } = self;
+        let Self(operation, form) = self;
         let gradients = operation.backward::<I>(form, saved, gradient, wanted);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(node), Some(gradient)) = (node, gradient) {

@@ -9,10 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::mask::Spans;
 use super::shape::Shape;
-use crate::kernels::cpu::buffer::floats;
-use crate::kernels::cpu::simd::{dot, exponential};
-use crate::kernels::cpu::small_product::{Left, Rows, RowsMut, product};
-use crate::kernels::cpu::threads::ThreadPool;
+use crate::kernels::cpu::{Left, Rows, RowsMut, ThreadPool, dot, exponential, floats, product};
 
 /// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
 /// share each key between fewer.

@@ -12,7 +12,7 @@ pub use mask::AttentionMask;
 use mask::Spans;
 use shape::Shape;
 
-use super::form::Form;
+use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
 use super::softmax::masked_softmax;
 use crate::geometry::Axes;
@@ -42,7 +42,7 @@ pub fn grouped_attention<B: Backend>(
 ) -> Tensor<B, 3> {
     let shape = Shape::of(&q, &k, geometry, mask);
     assert_eq!(v.dims(), k.dims(), "there is a value for each key");
-    match (mask.spans(), Form::on_every_cpu([&q, &k, &v])) {
+    match (mask.spans(), Form::of(is_cpu, [&q, &k, &v])) {
         (Some(spans), form @ Form::Cpu) => {
             let spans = spans.clone();
             apply(GroupedAttention { shape, spans }, form, [q, k, v])

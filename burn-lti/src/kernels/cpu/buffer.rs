@@ -3,6 +3,9 @@
 use burn::prelude::*;
 #[cfg(feature = "tch")]
 use burn::tensor::TensorPrimitive;
+use rayon::prelude::*;
+
+use super::threads::whole_rows;
 
 /// Tensors of float32 of a backend in Rust with their numbers written over: where they are if no other tensor
 /// has them, else in a copy.
@@ -14,6 +17,24 @@ pub(crate) fn in_place<B: Backend, const N: usize, const D: usize>(
     let mut data = tensors.map(<Tensor<B, D>>::into_data);
     write(data.each_mut().map(floats_mut));
     data.map(|data| Tensor::from_data(data, &device))
+}
+
+/// `tensor` written over as [`in_place`], as many rows of `width` numbers at a time as a thread takes, each
+/// time beside those of `other`, which is as large.
+pub(crate) fn rows_in_place<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+    other: Tensor<B, D>,
+    width: usize,
+    write: impl Fn(&mut [f32], &[f32]) + Sync,
+) -> Tensor<B, D> {
+    let (other, rows) = (other.into_data(), whole_rows(width));
+    let [tensor] = in_place([tensor], |[tensor]| {
+        tensor
+            .par_chunks_mut(rows)
+            .zip(floats(&other).par_chunks(rows))
+            .for_each(|(tensor, other)| write(tensor, other));
+    });
+    tensor
 }
 
 /// What was found to be float32 when the form was chosen.

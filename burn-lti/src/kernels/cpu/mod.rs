@@ -8,8 +8,14 @@
 //! | `simd` | exponentials and sums on the lanes of a vector |
 //! | `small_product` | products of matrices too small to be packed first |
 
-pub(super) mod buffer;
-pub(super) mod matrix;
-pub(super) mod simd;
-pub(super) mod small_product;
-pub(super) mod threads;
+mod buffer;
+mod matrix;
+mod simd;
+mod small_product;
+mod threads;
+
+pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
+pub(super) use matrix::{Matrix, Memory, Numbers};
+pub(super) use simd::{LEAST, dot, exp, exponential};
+pub(super) use small_product::{Left, Rows, RowsMut, product};
+pub(super) use threads::{PIECE, ThreadPool, whole_rows};

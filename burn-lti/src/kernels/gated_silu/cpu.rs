@@ -4,18 +4,12 @@ use burn::prelude::*;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::kernels::cpu::buffer::{floats, in_place};
-use crate::kernels::cpu::simd::exp;
-use crate::kernels::cpu::threads::PIECE;
+use crate::kernels::cpu::{PIECE, exp, floats, in_place, rows_in_place};
 
 pub(super) fn forward<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
-    let up = up.into_data();
-    let [output] = in_place([gate], |[gate]| {
-        gate.par_chunks_mut(PIECE)
-            .zip(floats(&up).par_chunks(PIECE))
-            .for_each(|(gate, up)| Arch::new().dispatch(Forward { gate, up }));
-    });
-    output
+    rows_in_place(gate, up, 1, |gate, up| {
+        Arch::new().dispatch(Forward { gate, up });
+    })
 }
 
 /// Of both inputs.

@@ -5,7 +5,7 @@ mod cpu;
 use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, silu};
 
-use super::form::Form;
+use super::form::{Form, is_rust};
 use super::graph::{Operation, apply};
 
 /// `silu(gate) * up`, element by element, where `silu(x) = x / (1 + exp(-x))`: what is between the
@@ -22,7 +22,7 @@ use super::graph::{Operation, apply};
 /// If they have other shapes.
 pub fn gated_silu<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "gate and up have one shape");
-    let form = Form::on_rust_backends([&gate, &up]);
+    let form = Form::of(is_rust, [&gate, &up]);
     apply(GatedSilu, form, [gate, up])
 }
 

@@ -13,8 +13,7 @@ use gemm::{Parallelism, gemm};
 
 #[cfg(feature = "tch")]
 use crate::kernels::cast::same;
-use crate::kernels::cpu::matrix::{Matrix, Memory, Numbers};
-use crate::kernels::cpu::threads::ThreadPool;
+use crate::kernels::cpu::{Matrix, Memory, Numbers, ThreadPool};
 
 /// Additions below which a second thread would wait longer than it worked.
 const WORTH_SHARING: usize = 1 << 18;

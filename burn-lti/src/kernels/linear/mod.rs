@@ -7,7 +7,7 @@ mod tests;
 use burn::nn::Linear;
 use burn::prelude::*;
 
-use super::form::Form;
+use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
 
 /// `input [..., d_input] -> [..., d_output]`, what a [`Linear`] makes of it.
@@ -64,7 +64,7 @@ fn product<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>, write: cpu::Writ
 
 /// `[m, k]` times `[k, n]`.
 fn multiplied<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>) -> Tensor<B, 2> {
-    match Form::on_every_cpu([&left, &right]) {
+    match Form::of(is_cpu, [&left, &right]) {
         Form::Tensors => left.matmul(right),
         form @ Form::Cpu => apply(Product, form, [left, right]),
     }

@@ -11,9 +11,8 @@ mod tests;
 use burn::prelude::*;
 
 use self::cpu::{Row, RowTerms};
-use super::cpu::buffer::CpuBuffer;
-use super::cpu::threads::ThreadPool;
-use super::form::Form;
+use super::cpu::{CpuBuffer, ThreadPool};
+use super::form::{Form, is_cpu};
 
 pub(crate) use self::cpu::RowLoss;
 
@@ -41,7 +40,7 @@ pub(crate) struct RowsOutput<B: Backend> {
 
 /// Whether such logits, the student's and the teacher's, have a form in loops.
 pub(crate) fn have_cpu_form<B: Backend>(logits: [&Tensor<B, 2>; 2]) -> bool {
-    Form::on_every_cpu(logits) == Form::Cpu
+    Form::of(is_cpu, logits) == Form::Cpu
 }
 
 impl<B: Backend> LossRows<B> {

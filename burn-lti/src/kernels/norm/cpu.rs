@@ -4,9 +4,7 @@ use burn::prelude::*;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::kernels::cpu::buffer::{floats, in_place};
-use crate::kernels::cpu::simd::dot;
-use crate::kernels::cpu::threads::whole_rows;
+use crate::kernels::cpu::{dot, floats, in_place, rows_in_place, whole_rows};
 
 pub(super) fn forward<B: Backend>(
     x: Tensor<B, 2>,
@@ -30,24 +28,16 @@ pub(super) fn gradient_of_x<B: Backend>(
     epsilon: f32,
 ) -> Tensor<B, 2> {
     let [_, width] = x.dims();
-    let rows = whole_rows(width);
-    let (x, gamma) = (x.into_data(), gamma.into_data());
+    let gamma = gamma.into_data();
     let gamma = floats(&gamma);
-    let [gradient] = in_place([gradient], |[gradient]| {
-        gradient
-            .par_chunks_mut(rows)
-            .zip(floats(&x).par_chunks(rows))
-            .for_each(|(gradient, x)| {
-                let piece = Backward {
-                    gradient,
-                    x,
-                    gamma,
-                    epsilon,
-                };
-                Arch::new().dispatch(piece);
-            });
-    });
-    gradient
+    rows_in_place(gradient, x, width, |gradient, x| {
+        Arch::new().dispatch(Backward {
+            gradient,
+            x,
+            gamma,
+            epsilon,
+        });
+    })
 }
 
 /// Leaves the result in the place of `x`, rows as long as `gamma`.

@@ -5,7 +5,7 @@ mod cpu;
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::form::Form;
+use super::form::{Form, is_rust};
 use super::graph::{Operation, apply};
 use crate::compat::at_least_float32;
 
@@ -27,7 +27,7 @@ pub fn rms_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>, epsilon: f64) 
         "gamma has a number for each feature of x"
     );
     let gamma = gamma.unsqueeze();
-    let form = Form::on_rust_backends([&x, &gamma]);
+    let form = Form::of(is_rust, [&x, &gamma]);
     apply(RmsNorm { epsilon }, form, [x, gamma])
 }
 
@@ -72,7 +72,15 @@ impl Operation<2, 2> for RmsNorm {
             (normed * gradient.clone()).sum_dim(0)
         });
         let x_gradient = of_x.then(|| match form {
-            Form::Tensors => self.gradient_of_x(x, gamma, gradient),
+            Form::Tensors => {
+                let dtype = x.dtype();
+                let wide = at_least_float32(dtype);
+                let (x, gamma, gradient) = (x.cast(wide), gamma.cast(wide), gradient.cast(wide));
+                let size = self.size(&x).cast(wide);
+                let weighted = gradient * gamma;
+                let along = (weighted.clone() * x.clone()).mean_dim(1) / size.clone().square();
+                ((weighted - x * along) / size).cast(dtype)
+            }
             Form::Cpu => cpu::gradient_of_x(x, gamma, gradient, self.epsilon as f32),
         });
         [x_gradient, gamma_gradient]
@@ -84,20 +92,5 @@ impl RmsNorm {
     fn size<B: Backend>(self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
         let squares = x.clone().cast(DType::F32).square();
         (squares.mean_dim(1) + self.epsilon).sqrt()
-    }
-
-    fn gradient_of_x<B: Backend>(
-        self,
-        x: Tensor<B, 2>,
-        gamma: Tensor<B, 2>,
-        gradient: Tensor<B, 2>,
-    ) -> Tensor<B, 2> {
-        let dtype = x.dtype();
-        let wide = at_least_float32(dtype);
-        let (x, gamma, gradient) = (x.cast(wide), gamma.cast(wide), gradient.cast(wide));
-        let size = self.size(&x).cast(wide);
-        let weighted = gradient * gamma;
-        let along = (weighted.clone() * x.clone()).mean_dim(1) / size.clone().square();
-        ((weighted - x * along) / size).cast(dtype)
     }
 }

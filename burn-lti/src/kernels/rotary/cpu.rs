@@ -4,8 +4,7 @@ use burn::prelude::*;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use crate::kernels::cpu::buffer::{floats, in_place};
-use crate::kernels::cpu::threads::whole_rows;
+use crate::kernels::cpu::{floats, in_place, whole_rows};
 
 /// The rotation, or with `BACK` what it makes of gradients.
 pub(super) fn rotate<B: Backend, const BACK: bool>(

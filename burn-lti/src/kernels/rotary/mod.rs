@@ -5,7 +5,7 @@ mod cpu;
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::form::Form;
+use super::form::{Form, is_rust};
 use super::graph::{Operation, apply};
 
 /// Cosines and sines that rotate the pairs of a head's features, feature `i` with `i + head_dim / 2`. They
@@ -74,7 +74,7 @@ pub fn apply_rotary<B: Backend>(x: Tensor<B, 2>, table: &RotaryTable<B>) -> Tens
         rows == of && width.is_multiple_of(size),
         "there is a turn for each row, and a head of its size"
     );
-    let form = Form::on_rust_backends([&x, &cos, &sin]);
+    let form = Form::of(is_rust, [&x, &cos, &sin]);
     apply(Rotary, form, [x, cos, sin, rotate_half])
 }
 

@@ -4,9 +4,7 @@ use burn::prelude::*;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::kernels::cpu::buffer::{floats, in_place};
-use crate::kernels::cpu::simd::{LEAST, dot, exponential};
-use crate::kernels::cpu::threads::whole_rows;
+use crate::kernels::cpu::{LEAST, dot, exponential, floats, in_place, rows_in_place, whole_rows};
 
 pub(super) fn forward<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>) -> Tensor<B, 4> {
     let [_, heads, queries, keys] = scores.dims();
@@ -38,22 +36,13 @@ pub(super) fn forward<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>) -> T
 /// Of the scores.
 pub(super) fn gradient<B: Backend>(output: Tensor<B, 4>, gradient: Tensor<B, 4>) -> Tensor<B, 4> {
     let [.., keys] = output.dims();
-    let rows = whole_rows(keys);
-    let output = output.into_data();
-    let [gradient] = in_place([gradient], |[gradient]| {
-        gradient
-            .par_chunks_mut(rows)
-            .zip(floats(&output).par_chunks(rows))
-            .for_each(|(gradient, output)| {
-                let piece = Backward {
-                    gradient,
-                    output,
-                    keys,
-                };
-                Arch::new().dispatch(piece);
-            });
-    });
-    gradient
+    rows_in_place(gradient, output, keys, |gradient, output| {
+        Arch::new().dispatch(Backward {
+            gradient,
+            output,
+            keys,
+        });
+    })
 }
 
 /// Of one row; leaves the result in the place of `scores`.

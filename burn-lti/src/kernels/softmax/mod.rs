@@ -5,7 +5,7 @@ mod cpu;
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 
-use super::form::Form;
+use super::form::{Form, is_rust};
 use super::graph::{Operation, apply};
 
 /// The softmax of `scores + mask` over the last axis. `mask` has no gradient.
@@ -28,7 +28,7 @@ pub fn masked_softmax<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>) -> T
             "a mask of {of_mask:?} does not belong to scores of {of_scores:?}"
         );
     }
-    let form = Form::on_rust_backends([&scores, &mask]);
+    let form = Form::of(is_rust, [&scores, &mask]);
     apply(MaskedSoftmax, form, [scores, mask])
 }
 
