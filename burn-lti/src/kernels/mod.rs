@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `linear` | [`linear`] | a projection; and the products of the loss with the head |
 //! | `gated_silu` | [`gated_silu`] | between the projections of a gated feed-forward block |
-//! | `norm` | [`rms_norm`] | in front of both blocks of a layer |
+//! | `norm` | [`rms_norm`] | of the input of both blocks of a layer |
 //! | `rotary` | [`apply_rotary`] | between the projections of an attention block: rotary positions |
 //! | `attention` | [`grouped_attention`], [`attention_weights`] | the same: scores, softmax and the mixing of values |
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |

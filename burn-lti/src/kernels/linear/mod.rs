@@ -44,12 +44,12 @@ pub(crate) fn projected<B: Backend, const D: usize>(
     output.reshape(shape)
 }
 
-/// Logits, on no graph: `states [n, d]` times `head [d, vocab]`.
+/// Logits: `states [n, d]` times `head [d, vocab]`.
 pub(crate) fn head_product<B: Backend>(states: Tensor<B, 2>, head: Tensor<B, 2>) -> Tensor<B, 2> {
     product(states, head, cpu::wide)
 }
 
-/// What a gradient of logits makes of the states, on no graph: `gradient [n, vocab]` times `head [vocab, d]`.
+/// What a gradient of logits makes of the states: `gradient [n, vocab]` times `head [vocab, d]`.
 pub(crate) fn product_through_head<B: Backend>(
     gradient: Tensor<B, 2>,
     head: Tensor<B, 2>,
@@ -57,7 +57,7 @@ pub(crate) fn product_through_head<B: Backend>(
     product(gradient, head, cpu::deep)
 }
 
-/// On no graph, on a CPU in the pieces of `write`.
+/// On a CPU, on no graph, in the pieces of `write`; else by the backend.
 fn product<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>, write: cpu::Write) -> Tensor<B, 2> {
     cpu::product(&left, &right, write).unwrap_or_else(|| left.matmul(right))
 }
