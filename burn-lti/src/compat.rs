@@ -1,5 +1,5 @@
-//! How parameters are made, detached and frozen, which Burn 0.22 will change most, and how tensors are
-//! summed.
+//! How parameters are made, detached and frozen, which Burn 0.22 will change most, how tensors are
+//! summed, and in which type.
 //!
 //! Burn 0.22 drops the backend parameter and turns backpropagation into a property of the device.
 //! The traps of 0.21 around gradient flags are dealt with here, so that no other module needs to
@@ -7,6 +7,7 @@
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 
 /// A parameter that never trains: no gradient node, no optimizer state.
@@ -60,4 +61,12 @@ pub(crate) fn inner<B: AutodiffBackend, const D: usize>(
 pub(crate) fn total<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let rows: Tensor<B, 1> = tensor.sum_dim(D - 1).flatten(0, D - 1);
     rows.sum_dim(0)
+}
+
+/// What is too fine for `dtype` is computed in this: float32 for half precision, else `dtype` itself.
+pub(crate) const fn at_least_float32(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
 }

@@ -10,14 +10,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`geometry`] | head grids, axes, and the sites of weights |
-//! | [`calibration`] | maps calculated from text |
+//! | [`kernels`] | the numeric operations of a decoder and of the loss, in one pass each |
 //! | [`map`] | [`LtiDense`](map::LtiDense): the learnable weight, the law that it follows, where it begins |
+//! | [`parameters`] | which parameters train, and which are one variable |
 //! | [`blueprint`] | what becomes of every tensor of a student |
 //! | [`decoder`] | the traits a decoder implements, and the swap of its weights |
-//! | [`parameters`] | which parameters train, and which are one variable |
 //! | [`inject`] | the teacher's tensors come in |
+//! | [`calibration`] | maps calculated from text |
 //! | [`loss`] | the distillation loss in chunks of tokens |
-//! | [`fused`] | what lies between a decoder's projections, in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
 //! | [`cache`] | the teacher's distributions in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
@@ -31,15 +31,13 @@ pub mod backend;
 pub mod blueprint;
 pub mod cache;
 pub mod calibration;
-mod cast;
 pub mod collapse;
 mod compat;
 pub mod decoder;
 pub mod files;
-pub mod fused;
 pub mod geometry;
-mod host;
 pub mod inject;
+pub mod kernels;
 pub mod loss;
 pub mod map;
 pub mod parameters;

@@ -247,14 +247,6 @@ impl<B: Backend> TensorSet<B> {
     }
 }
 
-/// What is too fine for `dtype` is computed in this: float32 for half precision, else `dtype` itself.
-pub(crate) const fn at_least_float32(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        other => other,
-    }
-}
-
 impl<B: AutodiffBackend> TensorSet<B> {
     /// The same tensors on the autodiff backend, on no graph, sharing the data.
     pub fn from_inner(set: &TensorSet<B::InnerBackend>) -> Self {

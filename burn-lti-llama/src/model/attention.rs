@@ -3,8 +3,8 @@
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{Project, Projection};
-use burn_lti::fused::{AttentionMask, attention_weights, grouped_attention};
 use burn_lti::geometry::{Axes, Role};
+use burn_lti::kernels::{AttentionMask, attention_weights, grouped_attention};
 
 use super::{LayerCache, Rotary};
 use crate::config::LlamaConfig;

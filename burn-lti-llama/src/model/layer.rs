@@ -3,8 +3,8 @@
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{LearnToInitDecoderLayer, Project, Projection, Watch};
-use burn_lti::fused::rms_norm;
 use burn_lti::geometry::{Axes, Role};
+use burn_lti::kernels::rms_norm;
 
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;

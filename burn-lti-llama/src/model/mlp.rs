@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{Project, Projection};
-use burn_lti::fused::gated_silu;
 use burn_lti::geometry::Role;
+use burn_lti::kernels::gated_silu;
 
 use crate::config::LlamaConfig;
 

@@ -30,7 +30,7 @@ mod rotary;
 mod sampling;
 
 pub use attention::Attention;
-pub use burn_lti::fused::AttentionMask;
+pub use burn_lti::kernels::AttentionMask;
 pub use cache::{KvCache, LayerCache};
 pub use generate::{Generation, GenerationError};
 pub use layer::LlamaLayer;

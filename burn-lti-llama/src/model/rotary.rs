@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn_lti::fused::{PairTurns, turn_pairs};
+use burn_lti::kernels::{RotaryTable, apply_rotary};
 
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
 ///
@@ -12,8 +12,8 @@ use burn_lti::fused::{PairTurns, turn_pairs};
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
     /// With one over the root of the head size in them.
-    queries: PairTurns<B>,
-    keys: PairTurns<B>,
+    queries: RotaryTable<B>,
+    keys: RotaryTable<B>,
 }
 
 impl<B: Backend> Rotary<B> {
@@ -30,27 +30,27 @@ impl<B: Backend> Rotary<B> {
             * frequencies.reshape([1, head_dim]);
         // Angles of thousands of radians need float32, whatever their cosines become.
         let (cos, sin) = (angles.clone().cos(), angles.sin());
-        let turns = |scale: f64| {
-            PairTurns::new(
+        let table = |scale: f64| {
+            RotaryTable::new(
                 (cos.clone() * scale).cast(dtype),
                 (sin.clone() * scale).cast(dtype),
             )
         };
         Self {
-            queries: turns(1.0 / (head_dim as f64).sqrt()),
-            keys: turns(1.0),
+            queries: table(1.0 / (head_dim as f64).sqrt()),
+            keys: table(1.0),
         }
     }
 
     /// Turns queries `[batch * tokens, heads * head_dim]` by their tokens' positions, and divides them by
     /// the root of the head size, so that their products with keys are scores.
     pub fn scaled_queries(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        turn_pairs(x, &self.queries)
+        apply_rotary(x, &self.queries)
     }
 
     /// Turns keys `[batch * tokens, kv_heads * head_dim]` by their tokens' positions.
     pub fn turn_keys(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        turn_pairs(x, &self.keys)
+        apply_rotary(x, &self.keys)
     }
 }
 

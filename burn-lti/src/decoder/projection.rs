@@ -4,7 +4,7 @@ use burn::module::ModuleDisplay;
 use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 
-use crate::fused::linear;
+use crate::kernels::linear;
 use crate::map::LtiDense;
 
 /// A weight of a decoder: ordinary, or a learnable map of the teacher's.
@@ -51,7 +51,7 @@ impl<B: Backend> Project<B> for Linear<B> {
 
 impl<B: Backend> Project<B> for Embedding<B> {
     fn project<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
-        crate::fused::projected(input, self.weight.val(), None)
+        crate::kernels::projected(input, self.weight.val(), None)
     }
 
     fn weight(&self) -> Tensor<B, 2> {

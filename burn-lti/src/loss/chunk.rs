@@ -4,10 +4,9 @@ use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use burn::tensor::activation::log_softmax;
 
-use super::host::{self, HostChunk};
-use super::row::RowLoss;
 use super::teacher::{Outcomes, TeacherChunk};
 use super::{DistillationLoss, Divergence};
+use crate::kernels::loss_rows::{self, LossRows, RowLoss, RowsOutput};
 
 /// Logits and targets of `n` tokens. The logits are products with a head, in memory of their own: on a CPU
 /// they are written over.
@@ -21,44 +20,35 @@ pub(super) struct Chunk<B: Backend> {
     pub(super) mask: Tensor<B, 2>,
 }
 
-/// What one chunk adds to the whole.
-pub(super) struct ChunkOutput<B: Backend> {
-    /// `[tokens, soft, student_ce, agreements, kl, teacher_ce]`; the last two 0 where a teacher does not
-    /// tell.
-    pub(super) sums: Tensor<B, 1>,
-    /// Gradient with respect to the student's logits, if it was asked for, `[n, vocab]`.
-    pub(super) logits_grad: Option<Tensor<B, 2>>,
-}
-
 impl<B: Backend> Chunk<B> {
     /// The loss terms, and the gradient if `weight [n, 1]`, a token's share of the mean, is given.
     pub(super) fn evaluate(
         self,
         loss: &DistillationLoss,
         weight: Option<Tensor<B, 2>>,
-    ) -> ChunkOutput<B> {
-        match (RowLoss::new(loss), self.teacher) {
+    ) -> RowsOutput<B> {
+        match (row_loss(loss), self.teacher) {
             (Some(row_loss), TeacherChunk::Logits(teacher))
-                if host::holds(&self.student) && host::holds(&teacher) =>
+                if loss_rows::have_cpu_form([&self.student, &teacher]) =>
             {
-                let chunk = HostChunk {
+                let rows = LossRows {
                     student: self.student,
                     teacher,
                     targets: self.targets,
                     mask: self.mask,
                 };
-                chunk.evaluate(row_loss, weight)
+                rows.evaluate(row_loss, weight)
             }
-            (_, teacher) => Self { teacher, ..self }.evaluate_on_device(loss, weight),
+            (_, teacher) => Self { teacher, ..self }.evaluate_in_tensors(loss, weight),
         }
     }
 
     /// The same in tensor operations, on any device, with any teacher and every divergence.
-    fn evaluate_on_device(
+    fn evaluate_in_tensors(
         self,
         loss: &DistillationLoss,
         weight: Option<Tensor<B, 2>>,
-    ) -> ChunkOutput<B> {
+    ) -> RowsOutput<B> {
         let outcomes = |temperature| {
             self.teacher
                 .outcomes(&self.student, temperature, loss.sparse)
@@ -95,7 +85,7 @@ impl<B: Backend> Chunk<B> {
         ];
         // Every term is a column, so that one reduction sums them all.
         let terms = Tensor::cat(terms.into(), 1) * self.mask.clone();
-        ChunkOutput {
+        RowsOutput {
             sums: terms.sum_dim(0).flatten(0, 1),
             logits_grad: weight.map(|weight| self.logits_grad(loss, &warm, student, weight)),
         }
@@ -133,4 +123,19 @@ impl<B: Backend> Chunk<B> {
             IndexingUpdateOp::Add,
         )
     }
+}
+
+/// The part of a loss that a row can tell by itself; none for a divergence of mixtures, which takes more than
+/// sums.
+fn row_loss(loss: &DistillationLoss) -> Option<RowLoss> {
+    let reverse = match loss.divergence {
+        Divergence::ForwardKl => false,
+        Divergence::ReverseKl => true,
+        Divergence::JensenShannon { .. } | Divergence::SkewedKl { .. } => return None,
+    };
+    Some(RowLoss {
+        alpha: loss.alpha,
+        temperature: loss.temperature,
+        reverse,
+    })
 }

@@ -5,14 +5,15 @@ use std::ops::Range;
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::chunk::{Chunk, ChunkOutput};
+use super::chunk::Chunk;
 use super::sums::Known;
 use super::{
     Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
 };
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
-use crate::host::{head_product, is_host, product_through_head};
+use crate::kernels::loss_rows::RowsOutput;
+use crate::kernels::{head_product, is_cpu, product_through_head};
 
 /// `alpha T^2 D(teacher, student) + (1 - alpha) CE + beta F`, averaged over tokens with a target: a
 /// [`Divergence`] at temperature `T`, the cross-entropy, and a [`FeatureLoss`] if there is one.
@@ -38,9 +39,9 @@ pub struct DistillationLoss {
 
 /// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
 /// twice as many, the products with the head are at most a tenth faster.
-const MAX_HOST_LOGITS: usize = 12 << 20;
+const MAX_CPU_LOGITS: usize = 12 << 20;
 /// Smaller chunks would make these products slower, however large the vocabulary.
-const MIN_HOST_TOKENS: usize = 32;
+const MIN_CPU_TOKENS: usize = 32;
 
 /// What the loss compares: `n` tokens in both models.
 #[derive(Clone, Debug)]
@@ -244,8 +245,8 @@ impl DistillationLoss {
     ) -> impl Iterator<Item = Range<usize>> + use<B> {
         let tokens = input.mask.dims()[0];
         let [_, vocab] = input.student_head.weight.dims();
-        let most = match is_host(&input.mask.device()) {
-            true => (MAX_HOST_LOGITS / vocab).max(MIN_HOST_TOKENS),
+        let most = match is_cpu(&input.mask.device()) {
+            true => (MAX_CPU_LOGITS / vocab).max(MIN_CPU_TOKENS),
             false => usize::MAX,
         };
         let size = chunk_size(tokens, self.chunk_tokens, most);
@@ -260,7 +261,7 @@ impl DistillationLoss {
         input: &LossInput<B>,
         range: Range<usize>,
         weight: Option<Tensor<B, 2>>,
-    ) -> (Tensor<B, 2>, ChunkOutput<B>) {
+    ) -> (Tensor<B, 2>, RowsOutput<B>) {
         let student = input.student_hidden.clone().slice(range.clone());
         let mask = input.mask.clone().slice(range.clone()).unsqueeze_dim(1);
         // Half-precision logits are widened, so that all that follows is in the default float type.

@@ -19,8 +19,7 @@
 //! | file | what |
 //! |---|---|
 //! | `distillation` | the loss, its input, its gradient |
-//! | `chunk` | both of a chunk of tokens |
-//! | `host`, `row` | the same on a CPU, token by token in one pass |
+//! | `chunk` | both of a chunk of tokens; on a CPU by `kernels/loss_rows`, token by token in one pass |
 //! | `divergence` | `D` and its gradient |
 //! | `teacher` | what a teacher says: hidden states, or its top tokens and their tail |
 //! | `feature` | `F` and its gradient |
@@ -32,8 +31,6 @@ mod distillation;
 mod divergence;
 mod error;
 mod feature;
-mod host;
-mod row;
 mod schedule;
 mod sums;
 mod teacher;

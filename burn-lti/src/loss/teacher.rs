@@ -8,7 +8,7 @@ use burn::tensor::activation::{log_softmax, softmax};
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::Head;
-use crate::host::head_product;
+use crate::kernels::head_product;
 
 /// What a teacher says of `n` tokens.
 #[derive(Clone, Debug)]

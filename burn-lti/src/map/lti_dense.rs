@@ -7,8 +7,8 @@ use burn::prelude::*;
 use super::contraction::{check_precision, contract};
 use super::{AxisMap, AxisSpec, DenseError, KernelPrecision, MapKind, Side, Start};
 use crate::compat;
-use crate::fused::projected;
 use crate::geometry::{Axes, HeadGrid, Role};
+use crate::kernels::projected;
 
 /// What an [`LtiDense`] is made from.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use burn::tensor::backend::AutodiffBackend;
 
 use super::StepClock;
 use crate::compat;
-use crate::tensors::at_least_float32;
+use crate::compat::at_least_float32;
 
 /// The norm of the last step's gradients, before clipping. Clones read the same value.
 #[derive(Clone, Debug, Default)]

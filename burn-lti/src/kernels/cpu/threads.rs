@@ -1,20 +1,28 @@
-//! The threads that a loop over the host's memory runs on.
+//! The threads that a loop over a CPU's memory runs on.
 
 use std::any::Any;
 
 use rayon::prelude::*;
 
+/// Elements that a thread takes at a time: three tensors' worth is in its second cache.
+pub(crate) const PIECE: usize = 1 << 13;
+
+/// Elements that a thread takes at a time where they come in rows of `width`.
+pub(crate) fn whole_rows(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1) * width.max(1)
+}
+
 /// Those that the other operations of a device run on. Threads of another kind would share the cores with
 /// them: OpenMP's wait for their next loop with all their might.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Team {
+pub(crate) enum ThreadPool {
     Rayon,
     /// libtorch's.
     #[cfg(all(feature = "tch", target_os = "linux"))]
     OpenMp(openmp::Parallel),
 }
 
-impl Team {
+impl ThreadPool {
     pub(crate) fn of(device: &dyn Any) -> Self {
         #[cfg(all(feature = "tch", target_os = "linux"))]
         if device.is::<burn::backend::libtorch::LibTorchDevice>()
@@ -36,7 +44,7 @@ impl Team {
     }
 
     /// Does `work` on each item, with a state that is used again for the next item of the same thread.
-    pub(crate) fn share<T: Send, S>(
+    pub(crate) fn for_each<T: Send, S>(
         self,
         items: Vec<T>,
         state: impl Fn() -> S + Send + Sync,
@@ -45,7 +53,7 @@ impl Team {
         match self {
             Self::Rayon => items.into_par_iter().for_each_init(state, work),
             #[cfg(all(feature = "tch", target_os = "linux"))]
-            Self::OpenMp(parallel) => parallel.share(items, state, work),
+            Self::OpenMp(parallel) => parallel.for_each(items, state, work),
         }
     }
 }
@@ -104,7 +112,7 @@ mod openmp {
             usize::try_from(threads).unwrap_or(1).max(1)
         }
 
-        pub(super) fn share<T: Send, S>(
+        pub(super) fn for_each<T: Send, S>(
             self,
             items: Vec<T>,
             state: impl Fn() -> S + Sync,
@@ -150,35 +158,35 @@ mod openmp {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use super::Team;
+    use super::ThreadPool;
 
-    fn teams() -> Vec<Team> {
+    fn pools() -> Vec<ThreadPool> {
         vec![
-            Team::Rayon,
+            ThreadPool::Rayon,
             #[cfg(all(feature = "tch", target_os = "linux"))]
-            Team::of(&burn::backend::libtorch::LibTorchDevice::Cpu),
+            ThreadPool::of(&burn::backend::libtorch::LibTorchDevice::Cpu),
         ]
     }
 
     #[cfg(all(feature = "tch", target_os = "linux"))]
     #[test]
-    fn libtorch_has_a_team_of_its_own() {
-        assert!(matches!(teams()[1], Team::OpenMp(_)));
+    fn libtorch_has_a_pool_of_its_own() {
+        assert!(matches!(pools()[1], ThreadPool::OpenMp(_)));
     }
 
     #[test]
-    fn a_team_has_a_thread() {
-        for team in teams() {
-            assert!((1..=1024).contains(&team.threads()), "{team:?}");
+    fn a_pool_has_a_thread() {
+        for pool in pools() {
+            assert!((1..=1024).contains(&pool.threads()), "{pool:?}");
         }
     }
 
     #[test]
     fn each_item_is_done_once() {
-        for team in teams() {
+        for pool in pools() {
             let mut numbers = vec![0; 1000];
             let items = numbers.iter_mut().enumerate().collect();
-            team.share(items, || 1, |one, (index, number)| *number += index + *one);
+            pool.for_each(items, || 1, |one, (index, number)| *number += index + *one);
             assert!(
                 numbers
                     .iter()
@@ -190,9 +198,9 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller() {
-        for team in teams() {
+        for pool in pools() {
             let work = |_: &mut (), item: usize| assert_ne!(item, 7, "seven");
-            let shared = || team.share((0..10).collect(), || (), work);
+            let shared = || pool.for_each((0..10).collect(), || (), work);
             let panic = catch_unwind(AssertUnwindSafe(shared)).expect_err("it panicked");
             let message = panic.downcast_ref::<String>().expect("a message");
             assert!(message.contains("seven"), "{message}");

@@ -1,23 +1,23 @@
-//! Matrices in the host's memory, read where they are.
+//! Matrices in a CPU's memory, read where they are.
 
 use burn::prelude::*;
 #[cfg(feature = "tch")]
 use burn::{backend::libtorch::TchTensor, tensor::TensorMetadata};
 
-use super::is_host;
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "tch"))]
-use crate::cast::cast;
+use crate::kernels::cast::cast;
+use crate::kernels::form::is_cpu;
 
-/// A matrix of float32 in the host's memory, which stays there while this is kept.
-pub(super) struct Matrix {
-    pub(super) memory: Memory,
+/// A matrix of float32 in a CPU's memory, which stays there while this is kept.
+pub(crate) struct Matrix {
+    pub(crate) memory: Memory,
     /// Rows and columns.
-    pub(super) shape: [usize; 2],
-    pub(super) numbers: Numbers,
+    pub(crate) shape: [usize; 2],
+    pub(crate) numbers: Numbers,
 }
 
 /// Whose memory it is.
-pub(super) enum Memory {
+pub(crate) enum Memory {
     /// The tensor of a backend in Rust.
     #[cfg_attr(not(any(feature = "flex", feature = "ndarray")), expect(dead_code))]
     Rust { _kept: Box<dyn Send> },
@@ -27,10 +27,10 @@ pub(super) enum Memory {
 
 /// Where the numbers of a matrix are.
 #[derive(Clone, Copy)]
-pub(super) struct Numbers {
-    pub(super) first: *const f32,
+pub(crate) struct Numbers {
+    pub(crate) first: *const f32,
     /// From a row to the next, and from a column.
-    pub(super) steps: [isize; 2],
+    pub(crate) steps: [isize; 2],
 }
 
 // SAFETY: it reads only, and from memory that no thread writes to while there are readers.
@@ -43,7 +43,7 @@ impl Numbers {
     /// # Safety
     ///
     /// The matrix must have that place.
-    pub(super) unsafe fn from(self, [row, column]: [usize; 2]) -> Self {
+    pub(crate) unsafe fn from(self, [row, column]: [usize; 2]) -> Self {
         let [of_row, of_column] = self.steps;
         let offset = row as isize * of_row + column as isize * of_column;
         Self {
@@ -55,9 +55,9 @@ impl Numbers {
 }
 
 impl Matrix {
-    /// None if it is not on a device that is the host, or not of float32.
-    pub(super) fn of<B: Backend>(tensor: &Tensor<B, 2>) -> Option<Self> {
-        if !is_host(&tensor.device()) {
+    /// None if it is not on a CPU, or not of float32.
+    pub(crate) fn of<B: Backend>(tensor: &Tensor<B, 2>) -> Option<Self> {
+        if !is_cpu(&tensor.device()) {
             return None;
         }
         let primitive = tensor.clone().into_primitive().tensor();
@@ -76,7 +76,7 @@ impl Matrix {
             Ok(torch) => return of_torch(torch),
             Err(other) => other,
         };
-        drop(primitive); // of a device of the host's, but on a graph
+        drop(primitive); // of a CPU, but on a graph
         None
     }
 }

@@ -1,15 +1,15 @@
-//! A decoder's element-wise work in one pass, beside the same in tensor operations and Burn's own
+//! The numeric operations of a decoder, each in one pass, beside the same in tensor operations and Burn's own
 //! gradient.
 
 use burn::prelude::*;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
-use burn_lti::fused::{
-    AttentionMask, PairTurns, attention_weights, gated_silu, grouped_attention, masked_softmax,
-    rms_norm, turn_pairs,
-};
 use burn_lti::geometry::{Axes, HeadGrid};
+use burn_lti::kernels::{
+    AttentionMask, RotaryTable, apply_rotary, attention_weights, gated_silu, grouped_attention,
+    masked_softmax, rms_norm,
+};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
 use burn_lti_tests::on_every_backend;
@@ -76,9 +76,9 @@ fn the_gated_silu_and_its_gradients_are_those_of_the_operations<A: AutodiffBacke
 ) {
     let mut numbers = numbers();
     let expected = found::<A>(|gate, up| silu(gate) * up, &numbers, DType::F32, &device);
-    let fused = found::<A>(gated_silu, &numbers, DType::F32, &device);
-    for (fused, expected) in fused.iter().zip(&expected) {
-        assert_close(fused, expected, &tolerance(expected));
+    let output = found::<A>(gated_silu, &numbers, DType::F32, &device);
+    for (output, expected) in output.iter().zip(&expected) {
+        assert_close(output, expected, &tolerance(expected));
     }
     numbers[0][SHAPE[1]] += 0.5;
     let other = found::<A>(gated_silu, &numbers, DType::F32, &device);
@@ -137,9 +137,9 @@ fn plain_norm<B: Backend>(x: Tensor<B, 2>, gamma: Tensor<B, 1>) -> Tensor<B, 2> 
 
 fn the_norm_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
     let mut numbers = numbers();
-    let fused = |x, gamma| rms_norm(x, gamma, EPSILON);
+    let norm = |x, gamma| rms_norm(x, gamma, EPSILON);
     let expected = normed::<A>(plain_norm, &numbers, DType::F32, &device);
-    let found = normed::<A>(fused, &numbers, DType::F32, &device);
+    let found = normed::<A>(norm, &numbers, DType::F32, &device);
     for (found, expected) in found.iter().zip(&expected) {
         // Sums of a row's, or a column's, numbers beside the dozen operations.
         let Tolerance::Uniform(elements) = tolerance(expected) else {
@@ -148,7 +148,7 @@ fn the_norm_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(de
         assert_close(found, expected, &Tolerance::Uniform(4.0 * elements));
     }
     numbers[0][SHAPE[1]] += 0.5;
-    let other = normed::<A>(fused, &numbers, DType::F32, &device);
+    let other = normed::<A>(norm, &numbers, DType::F32, &device);
     for (other, expected) in other.iter().zip(&expected) {
         assert_not_close(other, expected, &tolerance(expected));
     }
@@ -337,13 +337,13 @@ fn attention_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(d
         let geometry = geometry(heads, kv_heads, head_dim);
         let numbers = attention_numbers(&geometry);
         for documents in [documents(), mixed_documents()] {
-            let fused = |q, k, v| {
+            let attention = |q, k, v| {
                 let mask = AttentionMask::packed(&segments(&documents, &device));
                 grouped_attention(q, k, v, &geometry, &mask)
             };
             let plain = |q, k, v| plain_attention(q, k, v, &geometry, &documents);
             let expected = attended::<A>(plain, &numbers, DType::F32, &device);
-            let found = attended::<A>(fused, &numbers, DType::F32, &device);
+            let found = attended::<A>(attention, &numbers, DType::F32, &device);
             for (found, expected) in found.iter().zip(&expected) {
                 assert_close(found, expected, &sums(expected));
             }
@@ -457,13 +457,13 @@ fn attention_of_what_does_not_fit_is_refused<A: AutodiffBackend>(device: A::Devi
 
 fn turns_of_no_pairs_are_refused<A: AutodiffBackend>(device: A::Device) {
     let zeros = |rows, size| Tensor::<A::InnerBackend, 2>::zeros([rows, size], &device);
-    let odd = panic_of(|| PairTurns::new(zeros(4, 3), zeros(4, 3)));
+    let odd = panic_of(|| RotaryTable::new(zeros(4, 3), zeros(4, 3)));
     assert_eq!(odd, "features of a head come in pairs");
-    let short = panic_of(|| PairTurns::new(zeros(4, 2), zeros(3, 2)));
+    let short = panic_of(|| RotaryTable::new(zeros(4, 2), zeros(3, 2)));
     assert!(short.contains("there is a sine for each cosine"), "{short}");
-    let turns = PairTurns::new(zeros(4, 2), zeros(4, 2));
+    let table = RotaryTable::new(zeros(4, 2), zeros(4, 2));
     for shape in [[5, 4], [4, 3]] {
-        let refused = panic_of(|| turn_pairs(zeros(shape[0], shape[1]), &turns));
+        let refused = panic_of(|| apply_rotary(zeros(shape[0], shape[1]), &table));
         assert_eq!(
             refused,
             "there is a turn for each row, and a head of its size"
@@ -530,9 +530,9 @@ fn turned<A: AutodiffBackend>(
         tensor::<A, 2>(&numbers[..rows * width], [rows, width], device)
     };
     let angles = take(angles, size);
-    let turns = PairTurns::new(angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
+    let table = RotaryTable::new(angles.clone().cos().cast(dtype), angles.sin().cast(dtype));
     let x = take(x, heads * size).cast(dtype).require_grad();
-    let output = turn_pairs(x.clone() * 2.0, &turns);
+    let output = apply_rotary(x.clone() * 2.0, &table);
     let weight = take(weight, heads * size).cast(dtype);
     let mut gradients = (output.clone() * weight).sum().backward();
     let gradient = x.grad_remove(&mut gradients).expect("a gradient");

@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
+use burn::prelude::*;
+use burn::tensor::TensorData;
 use pulp::{Arch, Simd, WithSimd};
 
-use super::Shape;
 use super::mask::Spans;
-use crate::fused::lanes::{dot, exponential};
-use crate::fused::product::{Left, Rows, RowsMut, product};
-use crate::host::Team;
+use super::shape::Shape;
+use crate::kernels::cpu::{Left, Rows, RowsMut, ThreadPool, dot, exponential, floats, product};
 
 /// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
 /// share each key between fewer.
@@ -18,20 +18,67 @@ const QUERIES: usize = 32;
 /// The most lanes that a vector has, and a row of transposed keys more than it needs.
 const LANES: usize = 16;
 
-/// Fewer queries than these are not worth turned keys.
+/// Fewer queries than these are not worth transposed keys.
 const FEW: usize = 8;
+
+/// What the backward pass needs to make the weights again.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// Queries, keys and values.
+    inputs: [TensorData; 3],
+    sums: Vec<Sum>,
+}
+
+pub(super) fn forward<B: Backend>(
+    inputs: [Tensor<B, 3>; 3],
+    shape: Shape,
+    spans: &Spans,
+) -> (Tensor<B, 3>, Saved) {
+    let device = inputs[0].device();
+    let inputs = inputs.map(<Tensor<B, 3>>::into_data);
+    let pool = ThreadPool::of(&device);
+    let (output, sums) = output_and_sums(pool, inputs.each_ref().map(floats), shape, spans);
+    let output = TensorData::new(output, [shape.batch, shape.queries, shape.width()]);
+    (Tensor::from_data(output, &device), Saved { inputs, sums })
+}
+
+/// Those of queries, keys and values that are wanted.
+pub(super) fn gradients<B: Backend>(
+    saved: &Saved,
+    gradient: Tensor<B, 3>,
+    shape: Shape,
+    spans: &Spans,
+    wanted: [bool; 3],
+) -> [Option<Tensor<B, 3>>; 3] {
+    let device = gradient.device();
+    let gradient = gradient.into_data();
+    let backward = Backward {
+        pool: ThreadPool::of(&device),
+        inputs: saved.inputs.each_ref().map(floats),
+        sums: &saved.sums,
+        gradient: floats(&gradient),
+        shape,
+        spans,
+    };
+    let mut shapes = saved.inputs.iter().map(|input| input.shape.clone());
+    backward.gradients(wanted).map(|gradient| {
+        let shape = shapes.next()?;
+        let data = TensorData::new(gradient?, shape);
+        Some(Tensor::from_data(data, &device))
+    })
+}
 
 /// The softmax of a row of scores is `exp(score - most) * scale`. Apart, since far from zero the logarithm of the
 /// sum would be rounded to what matters.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sum {
+struct Sum {
     most: f32,
     scale: f32,
 }
 
 /// Outputs `[batch, queries, heads * head_dim]`, and what makes weights of scores, `[batch, queries, heads]`.
-pub(super) fn forward(
-    team: Team,
+fn output_and_sums(
+    pool: ThreadPool,
     [q, k, v]: [&[f32]; 3],
     shape: Shape,
     spans: &Spans,
@@ -48,7 +95,7 @@ pub(super) fn forward(
     if output.is_empty() {
         return (output, sums);
     }
-    let turned = (queries >= FEW).then(|| all_turned(team, k, shape));
+    let transposed = (queries >= FEW).then(|| all_transposed(pool, k, shape));
     let pieces = output
         .chunks_mut(queries * width)
         .zip(sums.chunks_mut(queries * heads))
@@ -60,7 +107,7 @@ pub(super) fn forward(
                 .enumerate()
                 .map(move |(piece, places)| (batch, piece, places))
         });
-    team.share(
+    pool.for_each(
         pieces.collect(),
         Vec::new,
         |scores, (batch, piece, (output, sums))| {
@@ -69,7 +116,7 @@ pub(super) fn forward(
             Arch::new().dispatch(Forward {
                 q,
                 k,
-                turned: turned.as_deref(),
+                transposed: transposed.as_deref(),
                 v,
                 shape,
                 spans,
@@ -91,19 +138,19 @@ const fn step(keys: usize) -> usize {
 }
 
 /// Keys with tokens side by side: `[batch, kv_heads, head_dim, step]`, zeros behind the last.
-fn all_turned(team: Team, k: &[f32], shape: Shape) -> Vec<f32> {
+fn all_transposed(pool: ThreadPool, k: &[f32], shape: Shape) -> Vec<f32> {
     let head = shape.head_dim * step(shape.keys);
-    let mut turned = vec![0.0; shape.batch * shape.kv_heads * head];
-    let heads = turned.chunks_mut(head).enumerate().collect();
-    team.share(
+    let mut transposed = vec![0.0; shape.batch * shape.kv_heads * head];
+    let heads = transposed.chunks_mut(head).enumerate().collect();
+    pool.for_each(
         heads,
         || (),
-        |(), (index, turned)| {
+        |(), (index, transposed)| {
             let (batch, head) = (index / shape.kv_heads, index % shape.kv_heads);
-            turn(turned, kv_head(k, shape, batch, head), shape);
+            transpose(transposed, kv_head(k, shape, batch, head), shape);
         },
     );
-    turned
+    transposed
 }
 
 /// From the first number of a head of keys or values of a batch.
@@ -112,12 +159,12 @@ fn kv_head(kv: &[f32], shape: Shape, batch: usize, head: usize) -> &[f32] {
 }
 
 /// One head of keys or values to `[head_dim, step]`.
-fn turn(turned: &mut [f32], kv: &[f32], shape: Shape) {
+fn transpose(transposed: &mut [f32], kv: &[f32], shape: Shape) {
     let step = step(shape.keys);
     // As many tokens as are a line of memory.
     for from in (0..shape.keys).step_by(LANES) {
         let tokens = from..(from + LANES).min(shape.keys);
-        for (feature, places) in turned.chunks_exact_mut(step).enumerate() {
+        for (feature, places) in transposed.chunks_exact_mut(step).enumerate() {
             for (token, place) in tokens.clone().zip(&mut places[tokens.clone()]) {
                 *place = kv[token * shape.kv_width() + feature];
             }
@@ -139,8 +186,8 @@ fn seen(spans: &Spans, batch: usize, queries: Range<usize>) -> Range<usize> {
 struct Forward<'a> {
     q: &'a [f32],
     k: &'a [f32],
-    /// As of [`all_turned`].
-    turned: Option<&'a [f32]>,
+    /// As of [`all_transposed`].
+    transposed: Option<&'a [f32]>,
     v: &'a [f32],
     shape: Shape,
     spans: &'a Spans,
@@ -172,9 +219,9 @@ impl WithSimd for Forward<'_> {
                 step: wide,
             };
             let q = &q[head * head_dim..];
-            match self.turned {
-                Some(turned) => {
-                    let keys = &turned[(batch * self.shape.kv_heads + kv) * head_dim * step..];
+            match self.transposed {
+                Some(transposed) => {
+                    let keys = &transposed[(batch * self.shape.kv_heads + kv) * head_dim * step..];
                     let keys = Rows {
                         data: &keys[seen.start..],
                         step,
@@ -249,20 +296,20 @@ fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> (f32, f32) {
 }
 
 /// All that gradients are made of.
-pub(super) struct Backward<'a> {
-    pub(super) team: Team,
+struct Backward<'a> {
+    pool: ThreadPool,
     /// Queries, keys and values.
-    pub(super) inputs: [&'a [f32]; 3],
-    pub(super) sums: &'a [Sum],
+    inputs: [&'a [f32]; 3],
+    sums: &'a [Sum],
     /// Of the output.
-    pub(super) gradient: &'a [f32],
-    pub(super) shape: Shape,
-    pub(super) spans: &'a Spans,
+    gradient: &'a [f32],
+    shape: Shape,
+    spans: &'a Spans,
 }
 
 impl Backward<'_> {
     /// Those of queries, keys and values that are wanted.
-    pub(super) fn gradients(&self, wanted: [bool; 3]) -> [Option<Vec<f32>>; 3] {
+    fn gradients(&self, wanted: [bool; 3]) -> [Option<Vec<f32>>; 3] {
         let Shape {
             batch,
             queries,
@@ -282,7 +329,7 @@ impl Backward<'_> {
             .zip(of_k.chunks_mut(sizes[1]))
             .zip(of_v.chunks_mut(sizes[2]))
             .enumerate();
-        self.team.share(
+        self.pool.for_each(
             of_heads.collect(),
             Scratch::default,
             |scratch, (index, ((of_q, of_k), of_v))| {
@@ -297,7 +344,7 @@ impl Backward<'_> {
             },
         );
         let gather = |wanted: bool, of_heads: &[f32], into: usize, tokens: usize| {
-            wanted.then(|| gathered(self.team, of_heads, [batch, heads, into, tokens, head_dim]))
+            wanted.then(|| gathered(self.pool, of_heads, [batch, heads, into, tokens, head_dim]))
         };
         [
             gather(wanted[0], &of_q, heads, queries),
@@ -309,7 +356,7 @@ impl Backward<'_> {
 
 /// `[batch, heads, tokens, head_dim] -> [batch, tokens, into, head_dim]`, heads of one group added.
 fn gathered(
-    team: Team,
+    pool: ThreadPool,
     of_heads: &[f32],
     [batch, heads, into, tokens, head_dim]: [usize; 5],
 ) -> Vec<f32> {
@@ -330,7 +377,7 @@ fn gathered(
             }
         }
     };
-    team.share(pieces, || (), |(), piece| gather(piece));
+    pool.for_each(pieces, || (), |(), piece| gather(piece));
     all
 }
 
@@ -387,9 +434,9 @@ impl WithSimd for OfHead<'_> {
             gradients,
         } = self.scratch;
         let step = step(shape.keys);
-        for (turned, of) in [(&mut *keys, k), (&mut *values, v)] {
-            turned.resize(head_dim * step, 0.0);
-            turn(turned, of, shape);
+        for (transposed, of) in [(&mut *keys, k), (&mut *values, v)] {
+            transposed.resize(head_dim * step, 0.0);
+            transpose(transposed, of, shape);
         }
         for first in (0..queries).step_by(QUERIES) {
             let rows = QUERIES.min(queries - first);

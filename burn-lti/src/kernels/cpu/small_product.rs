@@ -6,7 +6,7 @@ use pulp::Simd;
 
 /// The left factor of a product `[m, n] = [m, k] [k, n]`.
 #[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
+pub(crate) enum Left<'a> {
     /// `[m, k]`, rows so many numbers apart.
     Rows(&'a [f32], usize),
     /// `[k, m]`, rows so many numbers apart: the factor is this one transposed.
@@ -15,15 +15,15 @@ pub(super) enum Left<'a> {
 
 /// A matrix whose rows are `step` numbers apart.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) step: usize,
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) step: usize,
 }
 
 /// As [`Rows`], to be written.
-pub(super) struct RowsMut<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) step: usize,
+pub(crate) struct RowsMut<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) step: usize,
 }
 
 /// Numbers of a row of the left factor, and rows of the right one, that are taken at a time: two vectors of
@@ -32,7 +32,7 @@ const DEPTH: usize = 256;
 
 /// `output [m, n] = left [m, k] right [k, n]`, or with `ADD` that much more. `k` is not 0.
 #[inline(always)]
-pub(super) fn product<S: Simd, const ADD: bool>(
+pub(crate) fn product<S: Simd, const ADD: bool>(
     simd: S,
     output: &mut RowsMut<'_>,
     left: Left<'_>,

@@ -12,36 +12,21 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::{DistillationLoss, Divergence};
-use crate::host::exp;
+use crate::kernels::cpu::exp;
 
 /// Elements whose sum is kept in float32: a block of both rows is in the first cache.
 const BLOCK: usize = 1024;
 
 /// What the loss of a row is, as far as a row can tell.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RowLoss {
-    alpha: f64,
-    temperature: f64,
+pub(crate) struct RowLoss {
+    pub(crate) alpha: f64,
+    pub(crate) temperature: f64,
     /// Whether the divergence is `KL(q || p)`, not `KL(p || q)`.
-    reverse: bool,
+    pub(crate) reverse: bool,
 }
 
 impl RowLoss {
-    /// The row's part of a loss; none for a divergence of mixtures, which takes more than sums.
-    pub(super) fn new(loss: &DistillationLoss) -> Option<Self> {
-        let reverse = match loss.divergence {
-            Divergence::ForwardKl => false,
-            Divergence::ReverseKl => true,
-            Divergence::JensenShannon { .. } | Divergence::SkewedKl { .. } => return None,
-        };
-        Some(Self {
-            alpha: loss.alpha,
-            temperature: loss.temperature,
-            reverse,
-        })
-    }
-
     /// Whether [`Row::work`] is read.
     pub(super) fn needs_work(&self) -> bool {
         self.alpha != 1.0 && Power::new(self.temperature) == Power::Other
@@ -138,7 +123,8 @@ impl WithSimd for Evaluate<'_> {
         );
         let temperature = loss.temperature;
         let (log_s, log_t) = (sums.student.ln(), sums.teacher.ln());
-        let (log_s_cold, log_t_cold) = (sums.student_cold.ln(), sums.teacher_cold.ln());
+        let (log_s_untempered, log_t_untempered) =
+            (sums.student_untempered.ln(), sums.teacher_untempered.ln());
         let forward = |cross: f64, z_t: f64, log_t: f64, log_s: f64| cross / z_t - log_t + log_s;
         let soft = match loss.reverse {
             false => forward(sums.cross / temperature, sums.teacher, log_t, log_s),
@@ -147,10 +133,15 @@ impl WithSimd for Evaluate<'_> {
         let terms = RowTerms {
             tokens: 1.0,
             soft,
-            student_ce: log_s_cold - student_target,
+            student_ce: log_s_untempered - student_target,
             agreements: f64::from(u8::from(student_choice == teacher_choice)),
-            kl: forward(sums.cross_cold, sums.teacher_cold, log_t_cold, log_s_cold),
-            teacher_ce: log_t_cold - teacher_target,
+            kl: forward(
+                sums.cross_untempered,
+                sums.teacher_untempered,
+                log_t_untempered,
+                log_s_untempered,
+            ),
+            teacher_ce: log_t_untempered - teacher_target,
         };
         let Some(weight) = weight else {
             return terms;
@@ -168,7 +159,7 @@ impl WithSimd for Evaluate<'_> {
         let shares = Shares {
             student,
             second,
-            cold: hard_share / sums.student_cold,
+            untempered: hard_share / sums.student_untempered,
         };
         let power = Power::new(temperature);
         gradient(simd, power, &shares, row.student, row.teacher, row.work);
@@ -203,16 +194,16 @@ fn largest<S: Simd>(simd: S, row: &[f32]) -> (f32, usize) {
     (best, start + within.unwrap_or(0))
 }
 
-/// Sums over a row, see the module; `cold` are those at temperature 1.
+/// Sums over a row, see the module; `untempered` are those at temperature 1.
 #[derive(Default)]
 struct Sums {
     student: f64,
     teacher: f64,
     /// `T K`, in reverse that of the student against the teacher.
     cross: f64,
-    student_cold: f64,
-    teacher_cold: f64,
-    cross_cold: f64,
+    student_untempered: f64,
+    teacher_untempered: f64,
+    cross_untempered: f64,
 }
 
 impl Sums {
@@ -221,16 +212,16 @@ impl Sums {
             student,
             teacher,
             cross,
-            student_cold,
-            teacher_cold,
-            cross_cold,
+            student_untempered,
+            teacher_untempered,
+            cross_untempered,
         ] = block;
         self.student += student;
         self.teacher += teacher;
         self.cross += cross;
-        self.student_cold += student_cold;
-        self.teacher_cold += teacher_cold;
-        self.cross_cold += cross_cold;
+        self.student_untempered += student_untempered;
+        self.teacher_untempered += teacher_untempered;
+        self.cross_untempered += cross_untempered;
     }
 }
 
@@ -259,7 +250,7 @@ impl<S: Simd> Block<S> {
                 exp(simd, simd.mul_f32s(t, self.inverse)),
             ),
         };
-        let (es_cold, et_cold) = match self.power {
+        let (es_untempered, et_untempered) = match self.power {
             Power::Same => (es, et),
             Power::Square => (simd.mul_f32s(es, es), simd.mul_f32s(et, et)),
             Power::Other => (exp(simd, s), exp(simd, t)),
@@ -272,15 +263,15 @@ impl<S: Simd> Block<S> {
                 (product, product)
             }
         };
-        for (lanes, value) in self
-            .lanes
-            .iter_mut()
-            .zip([es, et, product, es_cold, et_cold])
+        for (lanes, value) in
+            self.lanes
+                .iter_mut()
+                .zip([es, et, product, es_untempered, et_untempered])
         {
             *lanes = simd.add_f32s(*lanes, value);
         }
-        self.lanes[5] = simd.mul_add_e_f32s(et_cold, difference, self.lanes[5]);
-        [es, second, es_cold]
+        self.lanes[5] = simd.mul_add_e_f32s(et_untempered, difference, self.lanes[5]);
+        [es, second, es_untempered]
     }
 }
 
@@ -313,10 +304,10 @@ fn exponentials<S: Simd>(
         let (w_head, w_tail) = S::as_mut_simd_f32s(work.next().unwrap_or_default());
         let mut w_head = w_head.iter_mut();
         for (s, t) in s_head.iter_mut().zip(t_head) {
-            let [first, second, cold] = block.add(*s, *t);
+            let [first, second, untempered] = block.add(*s, *t);
             (*s, *t) = (first, second);
             if let Some(w) = w_head.next() {
-                *w = cold;
+                *w = untempered;
             }
         }
         if !s_tail.is_empty() {
@@ -325,10 +316,10 @@ fn exponentials<S: Simd>(
             rest[0][..s_tail.len()].copy_from_slice(s_tail);
             rest[1][..t_tail.len()].copy_from_slice(t_tail);
             let [s, t] = rest.map(|rest| simd.partial_load_f32s(&rest[..S::F32_LANES]));
-            let [first, second, cold] = block.add(s, t);
+            let [first, second, untempered] = block.add(s, t);
             simd.partial_store_f32s(s_tail, first);
             simd.partial_store_f32s(t_tail, second);
-            simd.partial_store_f32s(w_tail, cold);
+            simd.partial_store_f32s(w_tail, untempered);
         }
         sums.add(
             block
@@ -349,7 +340,7 @@ struct Shares {
     /// Of what the teacher's place holds.
     second: f64,
     /// Of `exp(S)`.
-    cold: f64,
+    untempered: f64,
 }
 
 /// The gradient but for its target, in the student's place.
@@ -362,7 +353,7 @@ fn gradient<S: Simd>(
     teacher: &[f32],
     work: &[f32],
 ) {
-    let shares = [shares.student, shares.second, shares.cold];
+    let shares = [shares.student, shares.second, shares.untempered];
     let shares = shares.map(|share| simd.splat_f32s(share as f32));
     let zero = simd.splat_f32s(0.0);
     let (s_head, s_tail) = S::as_mut_simd_f32s(student);
@@ -388,7 +379,7 @@ fn mix<S: Simd>(
     shares: &[S::f32s; 3],
     [es, second, work]: [S::f32s; 3],
 ) -> S::f32s {
-    let cold = match power {
+    let untempered = match power {
         Power::Same => es,
         Power::Square => simd.mul_f32s(es, es),
         Power::Other => work,
@@ -398,217 +389,5 @@ fn mix<S: Simd>(
         simd.mul_f32s(es, shares[0]),
         simd.mul_f32s(second, shares[1]),
     );
-    simd.mul_add_e_f32s(cold, shares[2], soft)
-}
-
-#[cfg(test)]
-mod tests {
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-
-    use super::*;
-
-    /// Of float32: one number's rounding.
-    const EPSILON: f64 = f32::EPSILON as f64;
-
-    struct Case {
-        student: Vec<f32>,
-        teacher: Vec<f32>,
-        target: usize,
-    }
-
-    impl Case {
-        fn random(vocab: usize, spread: f32) -> Self {
-            let mut random = StdRng::seed_from_u64(vocab as u64);
-            let mut row = || -> Vec<f32> {
-                let values = (0..vocab).map(|_| random.random_range(-spread..spread));
-                values.collect()
-            };
-            Self {
-                student: row(),
-                teacher: row(),
-                target: vocab / 3,
-            }
-        }
-
-        fn run(&self, loss: RowLoss, weight: Option<f64>) -> (RowTerms, Vec<f64>) {
-            let (mut student, mut teacher) = (self.student.clone(), self.teacher.clone());
-            let mut work = vec![0.0; if loss.needs_work() { student.len() } else { 0 }];
-            let row = Row {
-                student: &mut student,
-                teacher: &mut teacher,
-                work: &mut work,
-                target: self.target,
-            };
-            let terms = row.evaluate(loss, weight);
-            (terms, student.into_iter().map(f64::from).collect())
-        }
-
-        /// The same from the definitions, in float64.
-        fn expected(&self, loss: RowLoss, weight: f64) -> (RowTerms, Vec<f64>) {
-            let (t, alpha) = (loss.temperature, loss.alpha);
-            let log_softmax = |row: &[f32], t: f64| -> Vec<f64> {
-                let row: Vec<f64> = row.iter().map(|&z| f64::from(z) / t).collect();
-                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = row.iter().map(|z| (z - max).exp()).sum();
-                row.iter().map(|z| z - max - sum.ln()).collect()
-            };
-            let kl = |p: &[f64], q: &[f64]| -> f64 {
-                p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
-            };
-            let first_largest = |row: &[f32]| {
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                row.iter().position(|&z| z == max)
-            };
-            let (p, q) = (log_softmax(&self.teacher, t), log_softmax(&self.student, t));
-            let (p_cold, q_cold) = (
-                log_softmax(&self.teacher, 1.0),
-                log_softmax(&self.student, 1.0),
-            );
-            let soft = if loss.reverse { kl(&q, &p) } else { kl(&p, &q) };
-            let agree = first_largest(&self.student) == first_largest(&self.teacher);
-            let terms = RowTerms {
-                tokens: 1.0,
-                soft,
-                student_ce: -q_cold[self.target],
-                agreements: f64::from(u8::from(agree)),
-                kl: kl(&p_cold, &q_cold),
-                teacher_ce: -p_cold[self.target],
-            };
-            let gradient = (0..p.len()).map(|i| {
-                let d = match loss.reverse {
-                    false => q[i].exp() - p[i].exp(),
-                    true => q[i].exp() * (q[i] - p[i] - soft),
-                };
-                let y = f64::from(u8::from(i == self.target));
-                weight * (alpha * t * d + (1.0 - alpha) * (q_cold[i].exp() - y))
-            });
-            (terms, gradient.collect())
-        }
-    }
-
-    fn losses() -> impl Iterator<Item = RowLoss> {
-        [1.0, 2.0, 3.5].into_iter().flat_map(|temperature| {
-            [(0.9, false), (1.0, false), (0.9, true), (0.0, true)].map(|(alpha, reverse)| RowLoss {
-                alpha,
-                temperature,
-                reverse,
-            })
-        })
-    }
-
-    /// The terms are differences of logits below `4 * spread` and logarithms of sums; a logit is given
-    /// to half a unit in its last place, and so is its distance from the largest.
-    fn assert_close(case: &Case, loss: RowLoss, spread: f64) {
-        let (found, gradient) = case.run(loss, Some(0.25));
-        let (expected, expected_gradient) = case.expected(loss, 0.25);
-        let pairs = [
-            (found.soft, expected.soft),
-            (found.student_ce, expected.student_ce),
-            (found.kl, expected.kl),
-            (found.teacher_ce, expected.teacher_ce),
-        ];
-        for (found, expected) in pairs {
-            let allowed = 8.0 * EPSILON * 4.0 * spread;
-            assert!(
-                (found - expected).abs() <= allowed,
-                "{loss:?}: {found} {expected}"
-            );
-        }
-        assert_eq!(found.agreements, expected.agreements, "{loss:?}");
-        let largest = expected_gradient
-            .iter()
-            .fold(0.0_f64, |max, g| max.max(g.abs()));
-        for (at, (found, expected)) in gradient.iter().zip(&expected_gradient).enumerate() {
-            let allowed = 8.0 * EPSILON * 4.0 * spread * (expected.abs() + 0.1 * largest);
-            assert!(
-                (found - expected).abs() <= allowed,
-                "{loss:?} {at}: {found} {expected}"
-            );
-        }
-    }
-
-    #[test]
-    fn terms_and_gradient_are_those_of_the_definitions() {
-        for vocab in [1, 3, 19, 64, 1023, 1025, 5003] {
-            for loss in losses() {
-                assert_close(&Case::random(vocab, 10.0), loss, 10.0);
-            }
-        }
-    }
-
-    #[test]
-    fn a_gradient_is_not_that_of_another_row() {
-        let loss = RowLoss {
-            alpha: 0.9,
-            temperature: 2.0,
-            reverse: false,
-        };
-        let mut case = Case::random(1025, 10.0);
-        let (_, before) = case.run(loss, Some(1.0));
-        case.student[1024] = 9.0;
-        let (_, after) = case.run(loss, Some(1.0));
-        assert!(
-            (before[1024] - after[1024]).abs() > 1e-3,
-            "{} {}",
-            before[1024],
-            after[1024]
-        );
-    }
-
-    #[test]
-    fn far_logits_stay_finite_and_vanish() {
-        for loss in losses() {
-            let mut case = Case::random(100, 1.0);
-            case.student[7] = 3e4;
-            case.teacher[9] = -3e4;
-            let (terms, gradient) = case.run(loss, Some(1.0));
-            let terms = [terms.soft, terms.student_ce, terms.kl, terms.teacher_ce];
-            assert!(
-                terms.iter().chain(&gradient).all(|value| value.is_finite()),
-                "{terms:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_no_number_is_not_hidden() {
-        for at in [0, 17, 99] {
-            let mut case = Case::random(100, 1.0);
-            case.student[at] = f32::NAN;
-            for loss in losses() {
-                let (terms, _) = case.run(loss, None);
-                assert!(
-                    terms.soft.is_nan() && terms.student_ce.is_nan(),
-                    "{at} {terms:?}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_of_the_likeliest_is_chosen() {
-        let mut case = Case::random(3000, 1.0);
-        for at in [2999, 1500, 1024] {
-            case.student[at] = 5.0;
-        }
-        case.teacher[1024] = 6.0;
-        let loss = losses().next().expect("one at least");
-        assert_eq!(case.run(loss, None).0.agreements, 1.0);
-        case.teacher[1500] = 7.0;
-        assert_eq!(case.run(loss, None).0.agreements, 0.0);
-    }
-
-    #[test]
-    fn a_token_that_does_not_count_adds_nothing() {
-        let (mut student, mut teacher) = (vec![f32::NAN; 5], vec![1.0; 5]);
-        let row = Row {
-            student: &mut student,
-            teacher: &mut teacher,
-            work: &mut [],
-            target: 0,
-        };
-        assert_eq!(row.skip(), RowTerms::default());
-        assert_eq!(student, [0.0; 5]);
-    }
+    simd.mul_add_e_f32s(untempered, shares[2], soft)
 }

@@ -4,13 +4,18 @@ use std::any::Any;
 
 /// `value` under another name of its type, as a backend's primitive by the backend's own; back if it is of
 /// another type.
-pub(crate) fn cast<X: 'static, Y: 'static>(value: X) -> Result<Y, X> {
+pub(super) fn cast<X: 'static, Y: 'static>(value: X) -> Result<Y, X> {
     let mut value = Some(value);
     let any: &mut dyn Any = &mut value;
     match any.downcast_mut::<Option<Y>>().and_then(Option::take) {
         Some(value) => Ok(value),
         None => Err(value.unwrap_or_else(|| unreachable!("only a cast takes it"))),
     }
+}
+
+/// `value` under another name of its type, where both names were found to be of one.
+pub(super) fn same<X: 'static, Y: 'static>(value: X) -> Y {
+    cast(value).unwrap_or_else(|_| unreachable!("the types were compared before"))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use crate::host;
+use crate::kernels::form::is_cpu;
 
 /// Which tokens see which, of a batch.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub struct AttentionMask<B: Backend> {
 /// In the form that the device's attention reads.
 #[derive(Clone, Debug)]
 enum Seen<B: Backend> {
-    /// Of a device that is the host, with the scores if anybody has asked for them.
+    /// Of a CPU, with the scores if anybody has asked for them.
     Spans {
         spans: Arc<Spans>,
         device: B::Device,
@@ -31,7 +31,7 @@ impl<B: Backend> AttentionMask<B> {
     /// Each token sees the earlier tokens of its own document, and itself. `segments [batch, tokens]`.
     pub fn packed(segments: &Tensor<B, 2, Int>) -> Self {
         let device = segments.device();
-        if host::is_host(&device)
+        if is_cpu(&device)
             && let Some(spans) = Spans::packed(segments)
         {
             return Self::of_spans(spans, &device);
@@ -54,7 +54,7 @@ impl<B: Backend> AttentionMask<B> {
     /// Tokens that continue one document: query `i` sees all `past` keys and the first `i + 1` of its
     /// own.
     pub fn continuing(past: usize, tokens: usize, device: &B::Device) -> Self {
-        if host::is_host(device) {
+        if is_cpu(device) {
             let spans = Spans {
                 first: vec![0; tokens],
                 batch: 1,
@@ -102,7 +102,7 @@ impl<B: Backend> AttentionMask<B> {
         }
     }
 
-    /// On a device that is the host, where each document's tokens lie together.
+    /// On a CPU, where each document's tokens lie together.
     pub(super) fn spans(&self) -> Option<&Arc<Spans>> {
         match &self.seen {
             Seen::Spans { spans, .. } => Some(spans),

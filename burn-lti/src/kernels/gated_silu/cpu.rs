@@ -1,98 +1,34 @@
-//! `silu(gate) * up`
+//! `silu(gate) * up` in loops.
 
 use burn::prelude::*;
-use burn::tensor::activation::{self, silu};
-use burn::tensor::ops::FloatTensor;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::lanes::{self, PIECE, floats, floats_mut};
-use super::operation::{Operation, apply, primitive, tensor};
-use crate::host::exp;
+use crate::kernels::cpu::{PIECE, exp, floats, in_place, rows_in_place};
 
-/// `silu(gate) * up`, element by element, where `silu(x) = x / (1 + exp(-x))`: what is between the
-/// projections of a gated feed-forward block (Shazeer 2020, SwiGLU).
-///
-/// Equal to the tensor operations up to rounding, in the float type of its inputs.
-///
-/// # Shapes
-///
-/// `gate`, `up` and the result: `[rows, features]`.
-///
-/// # Panics
-///
-/// If they have other shapes.
-pub fn gated_silu<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
-    assert_eq!(gate.dims(), up.dims(), "gate and up have one shape");
-    let device = gate.device();
-    let inputs = [primitive(gate), primitive(up)];
-    tensor(apply::<B, _, 2>(GatedSilu, &device, inputs))
+pub(super) fn forward<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    rows_in_place(gate, up, 1, |gate, up| {
+        Arch::new().dispatch(Forward { gate, up });
+    })
 }
 
-/// With `s = 1 / (1 + exp(-gate))`: `d up = d gate s`, `d gate = d up s (1 + gate (1 - s))`, each times
-/// the gradient of the output.
-#[derive(Clone, Copy, Debug)]
-struct GatedSilu;
-
-impl Operation<2> for GatedSilu {
-    /// Both inputs.
-    type Kept<I: Backend> = [FloatTensor<I>; 2];
-
-    fn forward<I: Backend>(self, [gate, up]: [FloatTensor<I>; 2]) -> FloatTensor<I> {
-        let (gate, up) = (tensor::<I, 2>(gate), tensor::<I, 2>(up));
-        if !lanes::suit([&gate, &up]) {
-            return primitive(silu(gate) * up);
-        }
-        let device = gate.device();
-        let (mut gate, up) = (gate.into_data(), up.into_data());
-        let pieces = floats_mut(&mut gate).par_chunks_mut(PIECE);
-        pieces
-            .zip(floats(&up).par_chunks(PIECE))
-            .for_each(|(gate, up)| Arch::new().dispatch(Forward { gate, up }));
-        primitive(Tensor::<I, 2>::from_data(gate, &device))
-    }
-
-    fn forward_keeping<I: Backend>(
-        self,
-        inputs: [FloatTensor<I>; 2],
-        _: [bool; 2],
-    ) -> (FloatTensor<I>, Self::Kept<I>) {
-        (self.forward::<I>(inputs.clone()), inputs)
-    }
-
-    fn backward<I: Backend>(
-        self,
-        [gate, up]: Self::Kept<I>,
-        gradient: FloatTensor<I>,
-        _: [bool; 2],
-    ) -> [Option<FloatTensor<I>>; 2] {
-        let (gate, up) = (tensor::<I, 2>(gate), tensor::<I, 2>(up));
-        let gradient = tensor::<I, 2>(gradient);
-        if !lanes::suit([&gate, &up, &gradient]) {
-            let s = activation::sigmoid(gate.clone());
-            let weighted = gradient * s.clone();
-            let slope = gate.clone() * (s.neg() + 1.0) + 1.0;
-            let gradients = [weighted.clone() * up * slope, weighted * gate];
-            return gradients.map(|gradient| Some(primitive(gradient)));
-        }
-        let device = gate.device();
-        let (mut gate, mut up) = (gate.into_data(), up.into_data());
-        let gradient = gradient.into_data();
-        let pieces = floats_mut(&mut gate).par_chunks_mut(PIECE);
-        pieces
-            .zip(floats_mut(&mut up).par_chunks_mut(PIECE))
+/// Of both inputs.
+pub(super) fn gradients<B: Backend>(
+    gate: Tensor<B, 2>,
+    up: Tensor<B, 2>,
+    gradient: Tensor<B, 2>,
+) -> [Tensor<B, 2>; 2] {
+    let gradient = gradient.into_data();
+    in_place([gate, up], |[gate, up]| {
+        gate.par_chunks_mut(PIECE)
+            .zip(up.par_chunks_mut(PIECE))
             .zip(floats(&gradient).par_chunks(PIECE))
             .for_each(|((gate, up), gradient)| {
-                let piece = Backward { gate, up, gradient };
-                Arch::new().dispatch(piece);
+                Arch::new().dispatch(Backward { gate, up, gradient });
             });
-        [gate, up].map(|data| Some(primitive(Tensor::<I, 2>::from_data(data, &device))))
-    }
-
-    fn plain<B: Backend>(self, [gate, up]: [FloatTensor<B>; 2]) -> FloatTensor<B> {
-        primitive(silu(tensor::<B, 2>(gate)) * tensor::<B, 2>(up))
-    }
+    })
 }
+
 /// Leaves the result in the place of `gate`.
 struct Forward<'a> {
     gate: &'a mut [f32],

@@ -1,0 +1,21 @@
+//! What loops on a CPU have in common.
+//!
+//! | file | what |
+//! |---|---|
+//! | `buffer` | the numbers of a tensor, to be read or written over |
+//! | `matrix` | a matrix where any backend has it, to be read |
+//! | `threads` | the threads that a loop runs on, and how much each takes at a time |
+//! | `simd` | exponentials and sums on the lanes of a vector |
+//! | `small_product` | products of matrices too small to be packed first |
+
+mod buffer;
+mod matrix;
+mod simd;
+mod small_product;
+mod threads;
+
+pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
+pub(super) use matrix::{Matrix, Memory, Numbers};
+pub(super) use simd::{LEAST, dot, exp, exponential};
+pub(super) use small_product::{Left, Rows, RowsMut, product};
+pub(super) use threads::{PIECE, ThreadPool, whole_rows};

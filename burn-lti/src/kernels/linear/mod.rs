@@ -1,0 +1,109 @@
+//! `input weight`
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use burn::nn::Linear;
+use burn::prelude::*;
+
+use super::form::{Form, is_cpu};
+use super::graph::{Operation, apply};
+
+/// `input [..., d_input] -> [..., d_output]`, what a [`Linear`] makes of it.
+///
+/// The input's axes but the last are joined first: Burn's gradient of a product with more than two is
+/// batched, and summed afterwards.
+///
+/// # Panics
+///
+/// As any Burn layer, if the last axis of `input` is not `d_input`.
+pub fn linear<B: Backend, const D: usize>(input: Tensor<B, D>, linear: &Linear<B>) -> Tensor<B, D> {
+    let bias = linear.bias.as_ref().map(|bias| bias.val());
+    projected(input, linear.weight.val(), bias)
+}
+
+/// `input [..., d_input]` times `weight [d_input, d_output]`, and `bias [d_output]` added.
+pub(crate) fn projected<B: Backend, const D: usize>(
+    input: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let [d_input, d_output] = weight.dims();
+    let mut shape = input.dims();
+    let rows = shape[..D - 1].iter().product::<usize>();
+    shape[D - 1] = d_output;
+    let output = multiplied(input.reshape([rows, d_input]), weight);
+    let output = match bias {
+        Some(bias) => {
+            let dtype = output.dtype();
+            output + bias.cast(dtype).unsqueeze()
+        }
+        None => output,
+    };
+    output.reshape(shape)
+}
+
+/// Logits: `states [n, d]` times `head [d, vocab]`.
+pub(crate) fn head_product<B: Backend>(states: Tensor<B, 2>, head: Tensor<B, 2>) -> Tensor<B, 2> {
+    product(states, head, cpu::wide)
+}
+
+/// What a gradient of logits makes of the states: `gradient [n, vocab]` times `head [vocab, d]`.
+pub(crate) fn product_through_head<B: Backend>(
+    gradient: Tensor<B, 2>,
+    head: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    product(gradient, head, cpu::deep)
+}
+
+/// On a CPU, on no graph, in the pieces of `write`; else by the backend.
+fn product<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>, write: cpu::Write) -> Tensor<B, 2> {
+    cpu::product(&left, &right, write).unwrap_or_else(|| left.matmul(right))
+}
+
+/// `[m, k]` times `[k, n]`.
+fn multiplied<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>) -> Tensor<B, 2> {
+    match Form::of(is_cpu, [&left, &right]) {
+        Form::Tensors => left.matmul(right),
+        form @ Form::Cpu => apply(Product, form, [left, right]),
+    }
+}
+
+/// With `g` the gradient of the product, `d left = g right^T`, `d right = left^T g`.
+#[derive(Clone, Copy, Debug)]
+struct Product;
+
+impl Operation<2, 2> for Product {
+    /// Of either factor, what the gradient of the other needs.
+    type Saved<B: Backend> = [Option<Tensor<B, 2>>; 2];
+
+    fn forward<B: Backend>(
+        &self,
+        _: Form,
+        [left, right]: [Tensor<B, 2>; 2],
+        [of_left, of_right]: [bool; 2],
+    ) -> (Tensor<B, 2>, Option<Self::Saved<B>>) {
+        let saved = [
+            of_right.then(|| left.clone()),
+            of_left.then(|| right.clone()),
+        ];
+        (product(left, right, cpu::balanced), Some(saved))
+    }
+
+    fn backward<B: Backend>(
+        &self,
+        _: Form,
+        saved: Self::Saved<B>,
+        gradient: Tensor<B, 2>,
+        [of_left, of_right]: [bool; 2],
+    ) -> [Option<Tensor<B, 2>>; 2] {
+        let [left, right] = saved.map(|factor| factor.map(Tensor::transpose));
+        let right = right.filter(|_| of_left);
+        let left = left.filter(|_| of_right);
+        [
+            right.map(|right| product(gradient.clone(), right, cpu::balanced)),
+            left.map(|left| product(left, gradient, cpu::balanced)),
+        ]
+    }
+}

@@ -1,0 +1,162 @@
+//! Products and their gradients, beside Burn's.
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+
+use super::cpu::{self, DEPTH, balanced, piece_for, wide};
+use super::{head_product, multiplied, product, product_through_head};
+
+/// Small whole numbers, whose sums of products are exact.
+fn numbers<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
+    let [rows, columns] = shape;
+    let values = (0..rows * columns).map(|at| (at * 7 % 11) as f32 - 5.0);
+    let data = TensorData::new(values.collect::<Vec<f32>>(), shape);
+    Tensor::from_data(data, &Default::default())
+}
+
+fn values<B: Backend>(tensor: Tensor<B, 2>) -> Vec<f32> {
+    tensor.into_data().iter().collect()
+}
+
+fn pieces_make_the_whole_product<B: Backend>() {
+    // Of less than a piece, of whole ones, of some and a rest, along each axis.
+    let shapes = [
+        [3, 5, 1],
+        [3, 5, 1024],
+        [1, 70, 1300],
+        [530, 9, 600],
+        [1024, 1, 513],
+        [7, 2 * DEPTH, 3],
+        [515, DEPTH + 1, 2],
+        [2, 17 * DEPTH + 5, 3],
+    ];
+    for [m, k, n] in shapes {
+        // Where they are, and as views of what lies otherwise and begins elsewhere.
+        let left = [
+            numbers::<B>([m, k]),
+            numbers::<B>([k, m]).transpose(),
+            numbers::<B>([m + 1, k]).slice([1..m + 1, 0..k]),
+        ];
+        let right = [
+            numbers::<B>([k, n]),
+            numbers::<B>([n, k]).transpose(),
+            numbers::<B>([k, n + 2]).slice([0..k, 2..n + 2]),
+        ];
+        for (left, right) in left.into_iter().zip(right) {
+            let expected = values(left.clone().matmul(right.clone()));
+            assert!(
+                cpu::product(&left, &right, wide).is_some(),
+                "they are not seen"
+            );
+            let found = head_product(left.clone(), right.clone());
+            assert_eq!(values(found), expected, "{m} {k} {n}");
+            let found = product_through_head(left.clone(), right.clone());
+            assert_eq!(values(found), expected, "{m} {k} {n}");
+            let found = product(left, right, balanced);
+            assert_eq!(values(found), expected, "{m} {k} {n}");
+        }
+    }
+}
+
+#[test]
+fn every_thread_has_work_and_little_is_packed_twice() {
+    // SmolLM2's feed-forward block, on two cores and on eight.
+    assert_eq!(piece_for(2, [512, 576, 1536]), [256, 384]);
+    assert_eq!(piece_for(2, [512, 1536, 576]), [256, 144]);
+    assert_eq!(piece_for(8, [512, 576, 1536]), [128, 192]);
+    assert_eq!(piece_for(1, [100, 576, 1536]), [100, 768]);
+    // A single token; a product that is not worth a second thread.
+    assert_eq!(piece_for(2, [1, 576, 1536]), [1, 768]);
+    assert_eq!(piece_for(2, [16, 64, 64]), [16, 64]);
+    for threads in 1..=64 {
+        for shape in [[1, 1 << 18, 1], [8192, 4096, 14336], [3, 1 << 20, 5]] {
+            let [rows, columns] = piece_for(threads, shape);
+            assert!((1..=512).contains(&rows) && (1..=1024).contains(&columns));
+        }
+    }
+}
+
+fn nothing_has_a_product_too<B: Backend>() {
+    for [m, k, n] in [[0, 5, 3], [2, 0, 3], [2, 5, 0]] {
+        let factors = || (numbers::<B>([m, k]), numbers::<B>([k, n]));
+        let (left, right) = factors();
+        assert_eq!(values(head_product(left, right)), vec![0.0; m * n]);
+        let (left, right) = factors();
+        assert_eq!(values(product_through_head(left, right)), vec![0.0; m * n]);
+    }
+}
+
+fn other_numbers_are_the_backends<B: Backend>() {
+    let double = numbers::<B>([2, 3]).cast(burn::tensor::DType::F64);
+    assert!(cpu::product(&double, &double.clone().transpose(), wide).is_none());
+}
+
+fn what_is_no_number_is_passed_on<B: Backend>() {
+    let nan = numbers::<B>([2, 3]).slice_fill([0..1, 1..2], f32::NAN);
+    let product = head_product(nan, numbers::<B>([3, 600]));
+    let product = values(product);
+    assert!(product[..600].iter().all(|number| number.is_nan()));
+    assert!(product[600..].iter().all(|number| number.is_finite()));
+}
+
+/// The product, and the gradients of both factors where the product's is itself.
+fn found<I: Backend>(
+    wanted: [bool; 2],
+    product: impl Fn(Tensor<Autodiff<I>, 2>, Tensor<Autodiff<I>, 2>) -> Tensor<Autodiff<I>, 2>,
+) -> [Option<Vec<f32>>; 3] {
+    let leaf = |shape, wanted| Tensor::from_inner(numbers::<I>(shape)).set_require_grad(wanted);
+    let (left, right) = (leaf([70, 33], wanted[0]), leaf([40, 33], wanted[1]));
+    let output = product(left.clone(), right.clone().transpose());
+    let weight = output.clone().detach();
+    let gradients = (output.clone() * weight).sum().backward();
+    let values = |tensor: Tensor<I, 2>| tensor.into_data().iter().collect();
+    [
+        Some(values(output.inner())),
+        left.grad(&gradients).map(values),
+        right.grad(&gradients).map(values),
+    ]
+}
+
+fn gradients_are_those_of_burns_product<I: Backend>() {
+    for wanted in [[true, true], [true, false], [false, true]] {
+        let found_here = found::<I>(wanted, multiplied);
+        let gradients = [&found_here[1], &found_here[2]].map(Option::is_some);
+        assert_eq!(gradients, wanted);
+        assert_eq!(found_here, found::<I>(wanted, Tensor::matmul));
+    }
+}
+
+macro_rules! on {
+    ($($feature:literal $name:ident $backend:ident),*) => {$(
+        #[cfg(feature = $feature)]
+        mod $name {
+            use crate::backend::$backend;
+
+            #[test]
+            fn pieces_make_the_whole_product() {
+                super::pieces_make_the_whole_product::<$backend>();
+            }
+
+            #[test]
+            fn gradients_are_those_of_burns_product() {
+                super::gradients_are_those_of_burns_product::<$backend>();
+            }
+
+            #[test]
+            fn nothing_has_a_product_too() {
+                super::nothing_has_a_product_too::<$backend>();
+            }
+
+            #[test]
+            fn other_numbers_are_the_backends() {
+                super::other_numbers_are_the_backends::<$backend>();
+            }
+
+            #[test]
+            fn what_is_no_number_is_passed_on() {
+                super::what_is_no_number_is_passed_on::<$backend>();
+            }
+        }
+    )*};
+}
+on!["flex" flex Flex, "ndarray" ndarray NdArray, "tch" tch LibTorch];
