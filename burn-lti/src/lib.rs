@@ -41,3 +41,8 @@ pub mod loss;
 pub mod start;
 pub mod tensors;
 pub mod train;
+
+/// The examples in the README are compiled and run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
