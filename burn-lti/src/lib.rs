@@ -43,3 +43,8 @@ pub mod map;
 pub mod parameters;
 pub mod tensors;
 pub mod train;
+
+/// The examples in the README are compiled and run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
