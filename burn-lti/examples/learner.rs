@@ -25,8 +25,8 @@ use burn::tensor::activation::softmax;
 use burn::train::{Learner, SupervisedTraining};
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
-    AttentionBlock, AwaitingTeacher, CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project,
-    Projection, TokenBatch, Watch, learn_to_init,
+    AttentionBlock, AwaitingTeacher, CausalLm, FeatureTap, Head, LearnToInitDecoderLayer, LtiSpec,
+    Project, Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::dense::KernelPrecision;
 use burn_lti::geometry::{Axes, HeadGrid, Role};
@@ -90,11 +90,11 @@ impl<B: Backend> AttentionBlock<B> for Block<B, Linear<B>> {
 
 /// A block as the model sees it.
 trait Forward<B: Backend>: Module<B> + ModuleDisplay {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
+    fn forward(&self, h: Tensor<B, 3>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3>;
 }
 
 impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, h: Tensor<B, 3>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let [batch, tokens, _] = h.dims();
         let HeadGrid { heads, head_dim } = self.heads;
         let x = self.norm.forward(h.clone());
@@ -118,14 +118,14 @@ impl<B: Backend, P: Project<B>> Forward<B> for Block<B, P> {
             .swap_dims(1, 2)
             .reshape([batch, tokens, heads * head_dim]);
         let attention = self.out.project(mixed);
-        watch.attention(&attention);
+        tap.attention(&attention);
         h + attention
     }
 }
 
 impl<B: Backend, L: Forward<B>> Forward<B> for LearnToInitDecoderLayer<B, L> {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
-        (**self).forward(h, watch)
+    fn forward(&self, h: Tensor<B, 3>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
+        (**self).forward(h, tap)
     }
 }
 
@@ -155,11 +155,11 @@ impl<B: Backend> Plain<B> {
 
 /// The second trait: hidden states and a head.
 impl<B: Backend, L: Forward<B>> CausalLm<B> for Decoder<B, L> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let mut h = self.embedding.forward(batch.tokens.clone())
             + self.positions.forward(batch.positions.clone());
         for layer in &self.layers {
-            h = layer.forward(h, watch);
+            h = layer.forward(h, tap);
         }
         h
     }

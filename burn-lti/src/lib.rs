@@ -17,16 +17,16 @@
 //! | [`loss`] | the distillation loss in chunks of tokens |
 //! | [`fused`] | what lies between a decoder's projections, in one pass |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
-//! | [`cache`] | the teacher's distributions in files, for a training without it |
+//! | [`top_k`] | the teacher's top tokens in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
 //!
-//! [`backend`] names what this build can compute on, [`files`] writes files that are whole.
+//! [`backend`] names what this build can compute on, [`files`] writes files that are whole and
+//! reads them.
 //!
 //! This crate knows tensors, Burn's traversal and files of its own, no model and no model's files: for
 //! the Llama family, Hugging Face folders and the `burn-lti` command see the crate `burn-lti-llama`.
 
 pub mod backend;
-pub mod cache;
 mod cast;
 pub mod collapse;
 mod compat;
@@ -40,4 +40,5 @@ pub mod inject;
 pub mod loss;
 pub mod start;
 pub mod tensors;
+pub mod top_k;
 pub mod train;

@@ -8,8 +8,8 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::decoder::{
-    AttentionBlock, AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder,
-    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch, learn_to_init,
+    AttentionBlock, AwaitingTeacher, CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder,
+    LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::tensors::TensorSet;
@@ -144,10 +144,10 @@ impl<B: Backend> PlainToy<B> {
 }
 
 impl<B: Backend, L: Block<B>> CausalLm<B> for Toy<B, L> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let hidden = hidden_keys(&batch.segments);
         let states = self.blocks.iter().fold(self.embed(batch), |states, block| {
-            block.forward(states, &hidden, watch)
+            block.forward(states, &hidden, tap)
         });
         self.last_norm.forward(states)
     }
@@ -265,10 +265,10 @@ pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
         &self,
         states: Tensor<B, 3>,
         hidden: &Tensor<B, 4, Bool>,
-        watch: &mut Watch<'_, B>,
+        tap: &mut FeatureTap<'_, B>,
     ) -> Tensor<B, 3> {
         let attention = self.attend(states.clone(), hidden);
-        watch.attention(&attention);
+        tap.attention(&attention);
         let states = states + attention;
         states.clone() + self.contracted(states)
     }

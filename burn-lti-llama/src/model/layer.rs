@@ -3,7 +3,7 @@
 use burn::module::ModuleDisplay;
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{AttentionBlock, LearnToInitDecoderLayer, Project, Projection, Watch};
+use burn_lti::decoder::{AttentionBlock, FeatureTap, LearnToInitDecoderLayer, Project, Projection};
 use burn_lti::fused::rms_norm;
 use burn_lti::geometry::{Axes, Role};
 
@@ -39,17 +39,17 @@ pub trait Block<B: Backend>: Module<B> + ModuleDisplay {
     /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
     fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// The stream behind the layer. Shows `watch` what the attention puts out.
+    /// The stream behind the layer. Shows `tap` what the attention puts out.
     fn forward(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-        watch: &mut Watch<'_, B>,
+        tap: &mut FeatureTap<'_, B>,
     ) -> Tensor<B, 3> {
         let attention = self.attention(h.clone(), rotary, mask, cache);
-        watch.attention(&attention);
+        tap.attention(&attention);
         let h = h + attention;
         h.clone() + self.feed_forward(h)
     }

@@ -4,8 +4,8 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    AwaitingTeacher, CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer,
-    LtiSpec, Projection, TokenBatch, Watch, learn_to_init,
+    AwaitingTeacher, CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder,
+    LearnToInitDecoderLayer, LtiSpec, Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::Role;
 
@@ -134,7 +134,7 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
         let mask = AttentionMask::continuing(past, new, &device);
         let mut h = self.model.embed_tokens.forward(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
+            h = layer.forward(h, &rotary, &mask, Some(cache), &mut FeatureTap::nothing());
         }
         cache.tokens += new;
         normed(&self.model.norm, h)
@@ -172,11 +172,11 @@ impl<B: Backend, L: Block<B>> Llama<B, L> {
 }
 
 impl<B: Backend, L: Block<B>> CausalLm<B> for Llama<B, L> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let LlamaContext { rotary, mask } = self.context(batch);
         let mut h = self.embed(batch);
         for layer in &self.model.layers {
-            h = layer.forward(h, &rotary, &mask, None, watch);
+            h = layer.forward(h, &rotary, &mask, None, tap);
         }
         normed(&self.model.norm, h)
     }

@@ -4,7 +4,7 @@ use burn::module::ModuleDisplay;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::Watch;
+use super::FeatureTap;
 use crate::inject::{InjectError, InjectRules, Injection, inject};
 use crate::tensors::TensorSet;
 
@@ -24,7 +24,7 @@ pub struct TokenBatch<B: Backend> {
     pub targets: Tensor<B, 2, Int>,
     /// 1 where there is a target, 0 where there is none, `[batch, tokens]`.
     pub mask: Tensor<B, 2>,
-    /// Which sequence of its data each row is, for a teacher that wrote down what it says of each; empty
+    /// Which sequence of its data each row is, for a teacher whose outputs on each are in files; empty
     /// where nobody counts them.
     pub rows: Vec<usize>,
 }
@@ -69,8 +69,8 @@ pub struct Head<B: Backend> {
 /// A decoder that can teach or learn.
 pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// The final hidden states, as the head takes them: `[batch, tokens, d_model]`. On the way every
-    /// layer's attention output is shown to `watch`.
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
+    /// layer's attention output is shown to `tap`.
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3>;
 
     /// The number of layers.
     fn layers(&self) -> usize;
@@ -80,7 +80,7 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
 
     /// The final hidden states alone, `[batch, tokens, d_model]`.
     fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
-        self.forward(batch, &mut Watch::nothing())
+        self.forward(batch, &mut FeatureTap::nothing())
     }
 }
 

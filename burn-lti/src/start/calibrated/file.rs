@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
 use thiserror::Error;
 
 use super::{CalibratedStart, LayerReport};
-use crate::cache::sha256;
+use crate::files::sha256;
 use crate::files::{FileError, write_atomically};
 use crate::tensors::{TensorSet, split_name};
 
