@@ -13,7 +13,7 @@ use burn_lti::decoder::TokenBatch;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::MapKind;
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::{Distiller, GlobalNormClip, SharedOptimizer, Tied};
+use burn_lti::train::{Distiller, StudentOptimizer};
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::distill::learning_student;
 use burn_lti_llama::hf;
@@ -49,8 +49,7 @@ pub struct Shape {
 
 type Pupil<A> =
     Distiller<A, LearningLlama<A>, Arc<PlainLlama<<A as AutodiffBackend>::InnerBackend>>>;
-type PupilOptimizer<A> =
-    SharedOptimizer<Tied<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A>, A>>>>;
+type PupilOptimizer<A> = StudentOptimizer<OptimizerAdaptor<AdamW, Pupil<A>, A>>;
 type PupilLearner<A> =
     Learner<LearningComponentsMarker<A, ConstantLr, Pupil<A>, PupilOptimizer<A>>>;
 
@@ -118,7 +117,7 @@ impl<A: AutodiffBackend> Lesson<A> {
             .with_epsilon(1e-8)
             .with_weight_decay(1e-2)
             .init::<A, Pupil<A>>();
-        let optimizer = SharedOptimizer::new(Tied::new(GlobalNormClip::new(adamw, GRAD_CLIP)));
+        let optimizer = StudentOptimizer::new(adamw).with_max_norm(GRAD_CLIP);
         Ok(Training {
             learner: Learner::new(pupil, optimizer, ConstantLr::new(LEARNING_RATE)),
             batch: self.batch.clone(),

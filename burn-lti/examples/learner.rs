@@ -25,7 +25,7 @@ use burn::train::{Learner, SupervisedTraining};
 use burn_lti::blueprint::Rules;
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{
-    CausalLm, Head, LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch, Watch,
+    CausalLm, FeatureTap, Head, LearnToInitDecoderLayer, LtiSpec, Project, Projection, TokenBatch,
     learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role};
@@ -90,7 +90,7 @@ impl<B: Backend> LearnToInitDecoderLayer<B> for Block<B, Linear<B>> {
 }
 
 impl<B: Backend, P: Project<B>> Block<B, P> {
-    fn forward(&self, h: Tensor<B, 3>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, h: Tensor<B, 3>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let [batch, tokens, _] = h.dims();
         let HeadGrid { heads, head_dim } = self.heads;
         let x = self.norm.forward(h.clone());
@@ -114,7 +114,7 @@ impl<B: Backend, P: Project<B>> Block<B, P> {
             .swap_dims(1, 2)
             .reshape([batch, tokens, heads * head_dim]);
         let attention = self.out.project(mixed);
-        watch.attention(&attention);
+        tap.attention(&attention);
         h + attention
     }
 }
@@ -145,11 +145,11 @@ impl<B: Backend> Plain<B> {
 
 /// The second trait: hidden states and a head.
 impl<B: Backend, P: Project<B>> CausalLm<B> for Decoder<B, P> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let mut h = self.embedding.forward(batch.tokens.clone())
             + self.positions.forward(batch.positions.clone());
         for layer in &self.layers {
-            h = layer.forward(h, watch);
+            h = layer.forward(h, tap);
         }
         h
     }

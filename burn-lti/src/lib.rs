@@ -19,17 +19,17 @@
 //! | [`calibration`] | maps calculated from text |
 //! | [`loss`] | the distillation loss in chunks of tokens |
 //! | [`train`] | the [`Distiller`](train::Distiller) under Burn's Learner |
-//! | [`cache`] | the teacher's distributions in files, for a training without it |
+//! | [`top_k`] | the teacher's top tokens in files, for a training without it |
 //! | [`collapse`] | a learning model becomes an ordinary one |
 //!
-//! [`backend`] names what this build can compute on, [`files`] writes files that are whole.
+//! [`backend`] names what this build can compute on, [`files`] writes files that are whole and
+//! reads them.
 //!
 //! This crate knows tensors, Burn's traversal and files of its own, no model and no model's files: for
 //! the Llama family, Hugging Face folders and the `burn-lti` command see the crate `burn-lti-llama`.
 
 pub mod backend;
 pub mod blueprint;
-pub mod cache;
 pub mod calibration;
 pub mod collapse;
 mod compat;
@@ -42,6 +42,7 @@ pub mod loss;
 pub mod map;
 pub mod parameters;
 pub mod tensors;
+pub mod top_k;
 pub mod train;
 
 /// The examples in the README are compiled and run with the others.

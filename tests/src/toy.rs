@@ -8,8 +8,8 @@ use burn::prelude::*;
 use burn::tensor::activation::{gelu, softmax};
 use burn_lti::blueprint::Rules;
 use burn_lti::decoder::{
-    CausalLm, DecoderError, Head, LayeredDecoder, LearnToInitDecoderLayer, LtiSpec, Project,
-    Projection, TokenBatch, Watch, learn_to_init,
+    CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder, LearnToInitDecoderLayer, LtiSpec,
+    Project, Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::{Axes, HeadGrid, Role, Site};
 use burn_lti::inject::AwaitingTeacher;
@@ -152,10 +152,10 @@ impl<B: Backend> PlainToy<B> {
 }
 
 impl<B: Backend, P: Project<B>> CausalLm<B> for Toy<B, P> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let hidden = hidden_keys(&batch.segments);
         let states = self.blocks.iter().fold(self.embed(batch), |states, block| {
-            block.forward(states, &hidden, watch)
+            block.forward(states, &hidden, tap)
         });
         self.last_norm.forward(states)
     }
@@ -312,10 +312,10 @@ impl<B: Backend, P: Project<B>> ToyBlock<B, P> {
         &self,
         states: Tensor<B, 3>,
         hidden: &Tensor<B, 4, Bool>,
-        watch: &mut Watch<'_, B>,
+        tap: &mut FeatureTap<'_, B>,
     ) -> Tensor<B, 3> {
         let attention = self.attend(states.clone(), hidden);
-        watch.attention(&attention);
+        tap.attention(&attention);
         let states = states + attention;
         states.clone() + self.contracted(states)
     }

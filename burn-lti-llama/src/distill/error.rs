@@ -4,12 +4,12 @@ use std::io;
 use std::path::PathBuf;
 
 use burn_lti::blueprint::BlueprintError;
-use burn_lti::cache::CacheError;
 use burn_lti::calibration::{CalibrationError, StartFileError};
 use burn_lti::collapse::CollapseError;
 use burn_lti::decoder::DecoderError;
 use burn_lti::files::FileError;
 use burn_lti::loss::LossError;
+use burn_lti::top_k::CacheError;
 use burn_lti::train::{CheckpointError, TrainError};
 use thiserror::Error;
 

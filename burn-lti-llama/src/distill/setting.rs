@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::TokenBatch;
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::{CachedTeacher, Lesson, Teacher};
+use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
 use super::teacher_cache;
 use super::{DistillError, Manifest};
@@ -108,7 +108,7 @@ impl<B: Backend> Teacher<B> for TrainingTeacher<B> {
         }
     }
 
-    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> Lesson<B> {
+    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> TeacherTargets<B> {
         match self {
             Self::Live(model) => model.teach(batch, attention_of),
             Self::Cached(cached) => cached.teach(batch, attention_of),

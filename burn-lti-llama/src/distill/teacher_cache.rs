@@ -6,8 +6,8 @@ use std::path::Path;
 use burn::data::dataloader::batcher::Batcher;
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use burn_lti::cache::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
 use burn_lti::decoder::CausalLm;
+use burn_lti::top_k::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
 
 use super::DistillError;
 use crate::config::LlamaConfig;

@@ -16,8 +16,8 @@ use burn_lti::decoder::CausalLm;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::parameters::tie;
 use burn_lti::train::{
-    Checkpoint, Distiller, GlobalNormClip, GradNorm, Growing, Growth, SharedOptimizer,
-    SilentRenderer, StepClock, StepStrategy, Tied, WarmupCosine,
+    Checkpoint, Distiller, RankSchedule, SilentRenderer, StepClock, StepStrategy, StudentOptimizer,
+    WarmupCosine,
 };
 
 use super::DistillError;
@@ -31,9 +31,8 @@ pub(super) type Pupil<A, M> =
     Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
 
 /// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one,
-/// and pairs of maps wait until they join.
-pub(super) type PupilOptimizer<A, M> =
-    SharedOptimizer<Tied<Growing<GlobalNormClip<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>>>>;
+/// and ranks of maps wait until they are active.
+pub(super) type PupilOptimizer<A, M> = StudentOptimizer<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>;
 
 /// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +74,6 @@ where
 pub(super) struct Trainer<A: AutodiffBackend, M: Student<A>> {
     pub(super) pupil: Pupil<A, M>,
     pub(super) optimizer: PupilOptimizer<A, M>,
-    norm: GradNorm,
     clock: StepClock,
     pace: Pace,
     /// Steps of this phase taken before.
@@ -107,13 +105,13 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .with_epsilon(recipe.train.eps as f32)
             .with_weight_decay(recipe.train.weight_decay as f32)
             .init::<A, Pupil<A, M>>();
-        let clip = GlobalNormClip::new(adamw, recipe.train.grad_clip).with_clock(clock.clone());
-        let norm = clip.norm();
-        let growing = Growing::new(clip, growth(recipe), clock.clone());
+        let optimizer = StudentOptimizer::new(adamw)
+            .with_max_norm(recipe.train.grad_clip)
+            .with_ranks(ranks(recipe))
+            .with_clock(clock.clone());
         Ok(Self {
             pupil: pupil.with_clock(clock.clone()),
-            norm,
-            optimizer: SharedOptimizer::new(Tied::new(growing)),
+            optimizer,
             clock,
             pace,
             taken: 0,
@@ -154,7 +152,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         let micro_batches = NonZeroUsize::new(settings.accumulate).unwrap_or(NonZeroUsize::MIN);
         let strategy = StepStrategy::new(self.pace.steps, hook.clone())
             .with_accumulation(micro_batches)
-            .with_norm(self.norm)
+            .with_norm(self.optimizer.norm())
             .with_clock(self.clock)
             .resuming_at(self.taken)
             .without_validation();
@@ -185,10 +183,10 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
     }
 }
 
-/// How the recipe's maps grow, if they do.
-fn growth(recipe: &Recipe) -> Option<Growth> {
+/// When the ranks of the recipe's maps become active, if not all are from the first step.
+fn ranks(recipe: &Recipe) -> Option<RankSchedule> {
     let GrowSection { from, every } = recipe.lti.grow?;
-    Some(Growth {
+    Some(RankSchedule {
         from: NonZeroUsize::new(from)?,
         every: NonZeroUsize::new(every)?,
     })

@@ -2,7 +2,7 @@
 
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{LearnToInitDecoderLayer, Project, Projection, Watch};
+use burn_lti::decoder::{FeatureTap, LearnToInitDecoderLayer, Project, Projection};
 use burn_lti::geometry::{Axes, Role};
 use burn_lti::kernels::rms_norm;
 
@@ -75,17 +75,17 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         gated.reshape([batch, tokens, width])
     }
 
-    /// The layer's output. Shows `watch` what the attention puts out.
+    /// The layer's output. Shows `tap` what the attention puts out.
     pub fn forward(
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
-        watch: &mut Watch<'_, B>,
+        tap: &mut FeatureTap<'_, B>,
     ) -> Tensor<B, 3> {
         let attention = self.attention(h.clone(), rotary, mask, cache);
-        watch.attention(&attention);
+        tap.attention(&attention);
         let h = h + attention;
         h.clone() + self.feed_forward(h)
     }

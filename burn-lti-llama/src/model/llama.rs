@@ -4,8 +4,8 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    CausalLm, DecoderError, Head, LayeredDecoder, LtiSpec, Project, Projection, TokenBatch, Watch,
-    learn_to_init,
+    CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder, LtiSpec, Project, Projection,
+    TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::Site;
 use burn_lti::inject::AwaitingTeacher;
@@ -142,7 +142,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         let mask = AttentionMask::continuing(past, new, &device);
         let mut h = self.model.embed_tokens.lookup(tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            h = layer.forward(h, &rotary, &mask, Some(cache), &mut Watch::nothing());
+            h = layer.forward(h, &rotary, &mask, Some(cache), &mut FeatureTap::nothing());
         }
         cache.tokens += new;
         normed(&self.model.norm, h)
@@ -180,11 +180,11 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
 }
 
 impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let LlamaContext { rotary, mask } = self.context(batch);
         let mut h = self.embed(batch);
         for layer in &self.model.layers {
-            h = layer.forward(h, &rotary, &mask, None, watch);
+            h = layer.forward(h, &rotary, &mask, None, tap);
         }
         normed(&self.model.norm, h)
     }

@@ -11,8 +11,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
 use thiserror::Error;
 
 use super::report::{CalibratedStart, LayerReport};
-use crate::cache::sha256;
-use crate::files::{FileError, write_atomically};
+use crate::files::{FileError, sha256, write_atomically};
 use crate::tensors::{TensorSet, split_name};
 
 /// A start that could not be written or read.

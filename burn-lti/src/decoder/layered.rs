@@ -10,7 +10,7 @@ use crate::geometry::Site;
 /// This is what the [`calibrated`](crate::calibration) start needs beyond [`CausalLm`]: it fits
 /// a student layer after layer, on the hidden states that the student itself has by then.
 ///
-/// In all shapes `h` is the residual stream in front of the layer, `[batch, tokens, d_model]`.
+/// In all shapes `h` is the residual stream that the layer reads, `[batch, tokens, d_model]`.
 pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// What all layers share while they read a batch: rotary tables, masks.
     type Context;
@@ -18,7 +18,7 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// The context of `batch`.
     fn context(&self, batch: &TokenBatch<B>) -> Self::Context;
 
-    /// The residual stream in front of the first layer.
+    /// The residual stream that the first layer reads.
     fn embed(&self, batch: &TokenBatch<B>) -> Tensor<B, 3>;
 
     /// How much each head of `layer` looks at each token: `[batch, heads, tokens, tokens]`, rows
@@ -38,10 +38,10 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &Self::Context) -> Tensor<B, 3>;
 
     /// What the last projection of the feed-forward block of `layer` reads, `h` being the stream
-    /// behind the attention: `[batch, tokens, intermediate]`.
+    /// after the attention: `[batch, tokens, intermediate]`.
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// What the feed-forward block of `layer` adds to the residual stream, `h` being the stream behind
+    /// What the feed-forward block of `layer` adds to the residual stream, `h` being the stream after
     /// the attention: `[batch, tokens, d_model]`.
     fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
 

@@ -5,15 +5,15 @@
 //! weights that a [`LtiSpec`] names for maps of the teacher's.
 
 mod error;
+mod feature_tap;
 mod layer;
 mod layered;
 mod model;
 mod projection;
-mod watch;
 
 pub use error::DecoderError;
+pub use feature_tap::FeatureTap;
 pub use layer::{LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init};
 pub use layered::LayeredDecoder;
 pub use model::{CausalLm, Head, TokenBatch};
 pub use projection::{Project, Projection};
-pub use watch::Watch;

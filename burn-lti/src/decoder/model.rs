@@ -4,7 +4,7 @@ use burn::module::ModuleDisplay;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::Watch;
+use super::FeatureTap;
 
 /// Packed token sequences, one row a window.
 ///
@@ -67,8 +67,8 @@ pub struct Head<B: Backend> {
 /// A decoder that can teach or learn.
 pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// The final hidden states, as the head takes them: `[batch, tokens, d_model]`. On the way every
-    /// layer's attention output is shown to `watch`.
-    fn forward(&self, batch: &TokenBatch<B>, watch: &mut Watch<'_, B>) -> Tensor<B, 3>;
+    /// layer's attention output is shown to `tap`.
+    fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3>;
 
     /// The number of layers.
     fn layers(&self) -> usize;
@@ -78,6 +78,6 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
 
     /// The final hidden states alone, `[batch, tokens, d_model]`.
     fn hidden_states(&self, batch: &TokenBatch<B>) -> Tensor<B, 3> {
-        self.forward(batch, &mut Watch::nothing())
+        self.forward(batch, &mut FeatureTap::nothing())
     }
 }

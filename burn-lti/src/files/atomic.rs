@@ -19,7 +19,7 @@ pub enum FileError {
     Write {
         /// The file that was to be written.
         file: PathBuf,
-        /// What the system said.
+        /// What the system reported.
         source: io::Error,
     },
     /// The file was written but does not hold what was meant to be in it.

@@ -1,7 +1,12 @@
-//! Files that are whole: written in one stroke, and read no further than they reach.
+//! Files that are whole: written in one stroke, hashed, and read no further than they reach; and the one
+//! codec of safetensors.
 
 mod atomic;
-mod header;
+mod hash;
+mod tensor_file;
 
 pub use atomic::{FileError, UNFINISHED, replace, write_atomically};
-pub use header::{HeaderError, LENGTH_BYTES, safetensors_header};
+pub use hash::sha256;
+pub use tensor_file::{
+    HeaderError, LENGTH_BYTES, TensorFile, safetensors_float, safetensors_header,
+};

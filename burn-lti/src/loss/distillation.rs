@@ -1,4 +1,4 @@
-//! [`DistillationLoss`]: the loss and its gradient, chunk by chunk.
+//! The value and the gradient of a [`DistillationLoss`], chunk by chunk.
 
 use std::ops::Range;
 
@@ -7,35 +7,11 @@ use burn::tensor::DType;
 
 use super::chunk::Chunk;
 use super::sums::Known;
-use super::{
-    Divergence, FeatureLoss, FeaturePair, LossError, LossSumsTensor, SparseForm, TeacherTokens,
-};
+use super::{DistillationLoss, FeaturePair, LossSumsTensor, TeacherTokens};
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::kernels::loss_rows::RowsOutput;
 use crate::kernels::{head_product, is_cpu, product_through_head};
-
-/// `alpha T^2 D(teacher, student) + (1 - alpha) CE + beta F`, averaged over tokens with a target: a
-/// [`Divergence`] at temperature `T`, the cross-entropy, and a [`FeatureLoss`] if there is one.
-///
-/// ```
-/// use burn_lti::loss::{DistillationLoss, Divergence, FeatureDistance, FeatureLoss};
-///
-/// let loss = DistillationLoss::new(0.9, 2.0, 512)?
-///     .with_divergence(Divergence::JensenShannon { beta: 0.5 })?
-///     .with_feature(FeatureLoss::new(FeatureDistance::Cosine, 0.1)?);
-/// assert_eq!(loss.alpha(), 0.9);
-/// # Ok::<_, burn_lti::loss::LossError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DistillationLoss {
-    pub(super) alpha: f64,
-    pub(super) temperature: f64,
-    pub(super) divergence: Divergence,
-    pub(super) sparse: SparseForm,
-    pub(super) feature: Option<FeatureLoss>,
-    pub(super) chunk_tokens: usize,
-}
 
 /// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
 /// twice as many, the products with the head are at most a tenth faster.
@@ -50,7 +26,7 @@ pub struct LossInput<B: Backend> {
     pub student_hidden: Tensor<B, 2>,
     /// `[d_student, vocab]`
     pub student_head: Head<B>,
-    /// The teacher's say.
+    /// The teacher's outputs.
     pub teacher: TeacherTokens<B>,
     /// Features of both, for the feature loss; without one they are not read.
     pub features: Vec<FeaturePair<B>>,
@@ -61,7 +37,7 @@ pub struct LossInput<B: Backend> {
 }
 
 impl<B: Backend> LossInput<B> {
-    /// The final hidden states and head of a student beside what a teacher says of the same batch.
+    /// The final hidden states and head of a student beside a teacher's outputs on the same batch.
     ///
     /// `student_hidden` is `[batch, tokens, d_student]`; its first two axes are joined.
     pub fn new(
@@ -100,73 +76,6 @@ pub struct LossGradient<B: Backend> {
 }
 
 impl DistillationLoss {
-    /// A loss that is all KL at temperature 1, in chunks of 512 tokens.
-    pub const KL: Self = Self {
-        alpha: 1.0,
-        temperature: 1.0,
-        divergence: Divergence::ForwardKl,
-        sparse: SparseForm::Tail,
-        feature: None,
-        chunk_tokens: 512,
-    };
-
-    /// A loss with its settings checked.
-    ///
-    /// # Errors
-    ///
-    /// [`LossError`] naming the setting that is out of range.
-    pub fn new(alpha: f64, temperature: f64, chunk_tokens: usize) -> Result<Self, LossError> {
-        check_alpha(alpha)?;
-        check_temperature(temperature)?;
-        if chunk_tokens == 0 {
-            return Err(LossError::ChunkTokens);
-        }
-        Ok(Self {
-            alpha,
-            temperature,
-            chunk_tokens,
-            ..Self::KL
-        })
-    }
-
-    /// The same loss with another divergence than the forward KL.
-    ///
-    /// # Errors
-    ///
-    /// [`LossError::Share`] if a mixture has no part of one of its distributions.
-    pub fn with_divergence(self, divergence: Divergence) -> Result<Self, LossError> {
-        divergence.check()?;
-        Ok(Self { divergence, ..self })
-    }
-
-    /// The same loss, with the tokens outside a teacher's top `k` counted as `sparse` says.
-    pub const fn with_sparse(self, sparse: SparseForm) -> Self {
-        Self { sparse, ..self }
-    }
-
-    /// The same loss and a feature loss.
-    pub const fn with_feature(self, feature: FeatureLoss) -> Self {
-        Self {
-            feature: Some(feature),
-            ..self
-        }
-    }
-
-    /// The soft loss's share.
-    pub const fn alpha(&self) -> f64 {
-        self.alpha
-    }
-
-    /// The temperature.
-    pub const fn temperature(&self) -> f64 {
-        self.temperature
-    }
-
-    /// The feature loss.
-    pub const fn feature(&self) -> Option<FeatureLoss> {
-        self.feature
-    }
-
     /// The sums of `student` against `teacher` on a batch, without a feature loss: an evaluation.
     pub fn sums_of<B: Backend>(
         &self,
@@ -311,20 +220,6 @@ fn chunk_size(tokens: usize, limit: usize, most: usize) -> usize {
     let of_limit = tokens.div_ceil(limit);
     let of_most = (tokens - tokens / 16).div_ceil(most);
     tokens.div_ceil(of_limit.max(of_most).max(1)).max(1)
-}
-
-pub(super) fn check_alpha(alpha: f64) -> Result<(), LossError> {
-    match (0.0..=1.0).contains(&alpha) {
-        true => Ok(()),
-        false => Err(LossError::Alpha { found: alpha }),
-    }
-}
-
-pub(super) fn check_temperature(temperature: f64) -> Result<(), LossError> {
-    match temperature.is_finite() && temperature > 0.0 {
-        true => Ok(()),
-        false => Err(LossError::Temperature { found: temperature }),
-    }
 }
 
 #[cfg(test)]

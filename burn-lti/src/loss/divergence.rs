@@ -38,7 +38,10 @@ impl Divergence {
         };
         match share > 0.0 && share < 1.0 {
             true => Ok(()),
-            false => Err(LossError::Share { name, found: share }),
+            false => Err(LossError::Setting(format!(
+                "{name} is {share}, but it is the teacher's share of a mixture with the student: choose a \
+                 number between 0 and 1, without these"
+            ))),
         }
     }
 

@@ -52,11 +52,13 @@ impl FeatureLoss {
     ///
     /// # Errors
     ///
-    /// [`LossError::FeatureWeight`] if `weight` is negative or no finite number.
+    /// [`LossError::Setting`] if `weight` is negative or no finite number.
     pub fn new(distance: FeatureDistance, weight: f64) -> Result<Self, LossError> {
         match weight >= 0.0 && weight.is_finite() {
             true => Ok(Self { distance, weight }),
-            false => Err(LossError::FeatureWeight { found: weight }),
+            false => Err(LossError::Setting(format!(
+                "the weight of the feature loss is {weight}: choose a finite number, 0 or more"
+            ))),
         }
     }
 

@@ -4,7 +4,7 @@
 //!
 //! averaged over the tokens that have a target, where `_T` is a softmax of the logits divided by
 //! the temperature `T` (Hinton, Vinyals and Dean 2015; the same mix as MaxText's
-//! `CombinedDistillationStrategy`), `D` a [`Divergence`], the forward KL if nothing else is said, and
+//! `CombinedDistillationStrategy`), `D` a [`Divergence`], the forward KL by default, and
 //! `F` a [`FeatureLoss`] on attention outputs, if there is one. A [`LossSchedule`] moves `alpha`, `T`
 //! and `beta` by optimizer step.
 //!
@@ -18,10 +18,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `distillation` | the loss, its input, its gradient |
+//! | `settings` | the loss's settings |
+//! | `distillation` | its input, value and gradient |
 //! | `chunk` | both of a chunk of tokens; on a CPU by `kernels/loss_rows`, token by token in one pass |
 //! | `divergence` | `D` and its gradient |
-//! | `teacher` | what a teacher says: hidden states, or its top tokens and their tail |
+//! | `teacher` | a teacher's outputs: hidden states, or its top tokens and their tail |
 //! | `feature` | `F` and its gradient |
 //! | `schedule` | settings that move |
 //! | `sums` | what is added up |
@@ -32,13 +33,15 @@ mod divergence;
 mod error;
 mod feature;
 mod schedule;
+mod settings;
 mod sums;
 mod teacher;
 
-pub use distillation::{DistillationLoss, LossGradient, LossInput};
+pub use distillation::{LossGradient, LossInput};
 pub use divergence::Divergence;
 pub use error::LossError;
 pub use feature::{FeatureDistance, FeatureLoss, FeaturePair};
 pub use schedule::{Curve, LossSchedule, Schedule};
+pub use settings::DistillationLoss;
 pub use sums::{LossSums, LossSumsTensor};
 pub use teacher::{SparseForm, TeacherTokens, TopK};

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use super::distillation::{check_alpha, check_temperature};
+use super::settings::{check_alpha, check_temperature};
 use super::{DistillationLoss, FeatureDistance, FeatureLoss, LossError};
 
 /// The way from a start to an end.
@@ -127,7 +127,7 @@ impl LossSchedule {
     ///
     /// # Errors
     ///
-    /// [`LossError::Alpha`] if it leaves its range at either end.
+    /// [`LossError::Setting`] if it leaves its range at either end.
     pub fn with_alpha(self, alpha: Schedule) -> Result<Self, LossError> {
         alpha.ends().try_for_each(check_alpha)?;
         Ok(Self { alpha, ..self })
@@ -137,7 +137,7 @@ impl LossSchedule {
     ///
     /// # Errors
     ///
-    /// [`LossError::Temperature`] if it leaves its range at either end.
+    /// [`LossError::Setting`] if it leaves its range at either end.
     pub fn with_temperature(self, temperature: Schedule) -> Result<Self, LossError> {
         temperature.ends().try_for_each(check_temperature)?;
         Ok(Self {
@@ -150,7 +150,7 @@ impl LossSchedule {
     ///
     /// # Errors
     ///
-    /// [`LossError::FeatureWeight`] if it leaves its range at either end.
+    /// [`LossError::Setting`] if it leaves its range at either end.
     pub fn with_feature_weight(self, feature_weight: Schedule) -> Result<Self, LossError> {
         let check = |weight| FeatureLoss::new(FeatureDistance::default(), weight).map(|_| ());
         feature_weight.ends().try_for_each(check)?;

@@ -1,4 +1,4 @@
-//! What a teacher says of tokens: hidden states and a head, or only its likeliest tokens.
+//! A teacher's outputs on tokens: hidden states and a head, or only its likeliest tokens.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::decoder::Head;
 use crate::kernels::head_product;
 
-/// What a teacher says of `n` tokens.
+/// A teacher's outputs on `n` tokens.
 #[derive(Clone, Debug)]
 pub enum TeacherTokens<B: Backend> {
     /// Everything: its final hidden states, and the head that makes logits of them.
@@ -167,7 +167,7 @@ fn log_sum_exp<B: Backend>(logits: &Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 impl<B: Backend> TeacherTokens<B> {
-    /// Its say on a chunk of the tokens, logits in the float type of `mask`.
+    /// Its outputs on a chunk of the tokens, logits in the float type of `mask`.
     pub(super) fn chunk(&self, range: Range<usize>, mask: &Tensor<B, 2>) -> TeacherChunk<B> {
         match self {
             Self::Hidden { hidden, head } => {
@@ -188,7 +188,7 @@ impl<B: Backend> TeacherTokens<B> {
     }
 }
 
-/// A teacher's say on the tokens of one chunk.
+/// A teacher's outputs on the tokens of one chunk.
 pub(super) enum TeacherChunk<B: Backend> {
     /// `[n, vocab]`
     Logits(Tensor<B, 2>),

@@ -17,7 +17,7 @@ use burn::tensor::container::TensorContainer;
 /// |---|---|---|---|
 /// | `clone`, `valid` | kept | kept | kept (`valid` has none) |
 /// | [`set_trainable`](super::set_trainable) | kept | kept | kept: it ties |
-/// | a step of [`Tied`](crate::train::Tied) | kept | kept | kept: it ties |
+/// | a step of [`StudentOptimizer`](crate::train::StudentOptimizer) | kept | kept | kept: it ties |
 /// | a step of any other optimizer | kept | only the first is updated | lost |
 /// | `fork`, `to_device`, `from_inner`, `load_record` of a file | kept | kept | lost |
 ///

@@ -1,9 +1,11 @@
 //! [`MeanGradient`]: the gradient of a step that comes in several micro-batches.
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Param};
 use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+
+use super::gradients::{Source, gather};
 
 /// The gradient of the mean over all tokens of a step, from those of its micro-batches.
 ///
@@ -35,10 +37,8 @@ impl MeanGradient {
                 running_share: before / self.tokens,
                 added: gradients,
                 added_share: tokens / self.tokens,
-                mixed: GradientsParams::new(),
             };
-            module.visit(&mut mix);
-            self.gradients = mix.mixed;
+            self.gradients = gather(module, &mut mix);
         }
     }
 
@@ -47,27 +47,26 @@ impl MeanGradient {
     }
 }
 
-/// A parameter that one of the two says nothing of has a gradient of zero there.
+/// A parameter that has no gradient in one of the two has a gradient of zero there.
 struct Mix {
     running: GradientsParams,
     running_share: f64,
     added: GradientsParams,
     added_share: f64,
-    mixed: GradientsParams,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Mix {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let id = param.id;
-        let running = self.running.remove::<B::InnerBackend, D>(id);
-        let added = self.added.remove::<B::InnerBackend, D>(id);
+impl<B: AutodiffBackend> Source<B> for Mix {
+    fn take<const D: usize>(
+        &mut self,
+        param: &Param<Tensor<B, D>>,
+    ) -> Option<Tensor<B::InnerBackend, D>> {
+        let running = self.running.remove::<B::InnerBackend, D>(param.id);
+        let added = self.added.remove::<B::InnerBackend, D>(param.id);
         let running = running.map(|gradient| gradient * self.running_share);
         let added = added.map(|gradient| gradient * self.added_share);
-        let mixed = match (running, added) {
-            (Some(running), Some(added)) => running + added,
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return,
-        };
-        self.mixed.register::<B::InnerBackend, D>(id, mixed);
+        match (running, added) {
+            (Some(running), Some(added)) => Some(running + added),
+            (one, other) => one.or(other),
+        }
     }
 }

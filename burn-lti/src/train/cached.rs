@@ -1,16 +1,16 @@
-//! [`CachedTeacher`]: a teacher that does not run, because what it says was written down.
+//! [`CachedTeacher`]: a teacher that does not run, because its outputs were written down.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::{Lesson, Teacher};
-use crate::cache::{CacheHeader, TeacherCache, TopKRows};
+use super::{Teacher, TeacherTargets};
 use crate::decoder::TokenBatch;
 use crate::loss::{TeacherTokens, TopK};
+use crate::top_k::{CacheHeader, TeacherCache, TopKRows};
 
 /// A teacher's top tokens from a [`TeacherCache`], found by [`TokenBatch::rows`].
 ///
-/// A batch whose rows are not the cache's has no lesson: its loss is no number, which ends a training.
+/// A batch whose rows are not the cache's has no targets: its loss is no number, which ends a training.
 /// So check before that the cache is that of the data.
 #[derive(Debug)]
 pub struct CachedTeacher {
@@ -53,7 +53,7 @@ impl<B: Backend> Teacher<B> for CachedTeacher {
         None
     }
 
-    fn teach(&self, batch: &TokenBatch<B>, _attention_of: &[usize]) -> Lesson<B> {
+    fn teach(&self, batch: &TokenBatch<B>, _attention_of: &[usize]) -> TeacherTargets<B> {
         let device = batch.tokens.device();
         let tokens = batch.tokens.shape().num_elements();
         let k = self.cache.header().k;
@@ -62,7 +62,7 @@ impl<B: Backend> Teacher<B> for CachedTeacher {
             Tensor::from_data(TensorData::new(values, [tokens, width]), &device)
         };
         let ids: Vec<i32> = rows.ids.iter().map(|id| *id as i32).collect();
-        Lesson {
+        TeacherTargets {
             tokens: TeacherTokens::TopK(TopK {
                 ids: Tensor::from_data(TensorData::new(ids, [tokens, k]), &device),
                 log_probs: floats(rows.log_probs, k),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The number of optimizer steps taken. Clones are handles on the same number.
 ///
 /// Whatever changes by step reads it, under any training loop:
-/// [`GlobalNormClip`](super::GlobalNormClip) advances it. In step `s`, counted from 1, and until the
+/// [`StudentOptimizer`](super::StudentOptimizer) advances it. In step `s`, counted from 1, and until the
 /// optimizer has moved the weights, it says `s - 1`.
 ///
 /// ```

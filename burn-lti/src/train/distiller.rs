@@ -9,11 +9,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::scale_gradients;
-use super::tied::collect_gradients;
+use super::gradients::{collect_gradients, scale};
 use super::{StepClock, Teacher};
 use crate::compat;
-use crate::decoder::{CausalLm, Head, TokenBatch, Watch};
+use crate::decoder::{CausalLm, FeatureTap, Head, TokenBatch};
 use crate::loss::{FeaturePair, LossError, LossInput, LossSchedule, LossSums, LossSumsTensor};
 
 /// A layer of the student and the layer of the teacher that it is compared with, counted from 0;
@@ -67,11 +66,11 @@ where
     T: Teacher<B::InnerBackend>,
 {
     /// Joins student and teacher. A feature loss compares each layer of the student with the teacher's
-    /// of the same number, until [`with_pairs`](Self::with_pairs) says otherwise.
+    /// of the same number, until [`with_pairs`](Self::with_pairs) changes it.
     ///
     /// # Errors
     ///
-    /// [`LossError::Vocabulary`] if their vocabularies differ; with a feature loss also those of
+    /// [`LossError::Models`] if their vocabularies differ; with a feature loss also those of
     /// [`with_pairs`](Self::with_pairs).
     pub fn new(
         student: M,
@@ -81,10 +80,10 @@ where
         let teacher_vocab = teacher.vocab_size();
         let [_, student_vocab] = student.head().weight.dims();
         if teacher_vocab != student_vocab {
-            return Err(LossError::Vocabulary {
-                teacher: teacher_vocab,
-                student: student_vocab,
-            });
+            return Err(LossError::Models(format!(
+                "the teacher knows {teacher_vocab} tokens and the student {student_vocab}: distillation \
+                 compares them token by token, so both need the same vocabulary"
+            )));
         }
         let layers = student.layers();
         let distiller = Self {
@@ -108,17 +107,26 @@ where
     ///
     /// # Errors
     ///
-    /// [`LossError::NoFeatures`] without a pair, [`LossError::FeatureLayer`] for a layer that does not
-    /// exist, [`LossError::FeaturesOfCache`] if the teacher has none to show.
+    /// [`LossError::Models`] without a pair, for a layer that does not exist, or if the teacher has no
+    /// attention outputs to show.
     pub fn with_pairs(
         mut self,
         pairs: impl IntoIterator<Item = LayerPair>,
     ) -> Result<Self, LossError> {
         let teacher_layers = self.teacher.attention_layers();
-        let teacher_layers = teacher_layers.ok_or(LossError::FeaturesOfCache)?;
+        let teacher_layers = teacher_layers.ok_or_else(|| {
+            LossError::Models(
+                "the feature loss needs the teacher's attention outputs, which its saved top tokens do \
+                 not have: leave the feature loss out, or let the teacher run"
+                    .to_owned(),
+            )
+        })?;
         let pairs: Vec<LayerPair> = pairs.into_iter().collect();
         if pairs.is_empty() {
-            return Err(LossError::NoFeatures);
+            return Err(LossError::Models(
+                "the feature loss has no pair of layers: name at least one, or leave the feature loss out"
+                    .to_owned(),
+            ));
         }
         for pair in &pairs {
             check_layer("student", pair.student, self.student.layers())?;
@@ -149,7 +157,7 @@ where
     }
 
     /// Reads the steps of the loss's schedules from `clock`, which whoever takes the steps advances:
-    /// [`GlobalNormClip::with_clock`](super::GlobalNormClip::with_clock).
+    /// [`StudentOptimizer::with_clock`](super::StudentOptimizer::with_clock).
     pub fn with_clock(mut self, clock: StepClock) -> Self {
         self.clock = clock;
         self
@@ -159,11 +167,10 @@ where
 fn check_layer(model: &'static str, layer: usize, layers: usize) -> Result<(), LossError> {
     match layer < layers {
         true => Ok(()),
-        false => Err(LossError::FeatureLayer {
-            model,
-            layer,
-            last: layers.saturating_sub(1),
-        }),
+        false => Err(LossError::Models(format!(
+            "a pair of the feature loss names layer {layer} of the {model}, whose last layer is {}",
+            layers.saturating_sub(1)
+        ))),
     }
 }
 
@@ -213,9 +220,9 @@ where
 {
     fn run_student(&self, batch: &TokenBatch<A>) -> Outputs<A> {
         let layers: Vec<usize> = self.pairs.iter().map(|pair| pair.student).collect();
-        let mut watch = Watch::attention_of(&layers);
-        let hidden = self.student.forward(batch, &mut watch);
-        let attention = watch.into_outputs().unwrap_or_default();
+        let mut tap = FeatureTap::attention_of(&layers);
+        let hidden = self.student.forward(batch, &mut tap);
+        let attention = tap.into_outputs().unwrap_or_default();
         let flat = attention.into_iter().map(|output| output.flatten(0, 1));
         let features = match self.projectors.as_slice() {
             [] => flat.collect(),
@@ -238,14 +245,14 @@ where
         batch: &TokenBatch<A::InnerBackend>,
     ) -> LossInput<A::InnerBackend> {
         let layers: Vec<usize> = self.pairs.iter().map(|pair| pair.teacher).collect();
-        let lesson = self.teacher.teach(batch, &layers);
+        let targets = self.teacher.teach(batch, &layers);
         let head = Head {
             weight: compat::inner(&student.head.weight),
             trains: student.head.trains,
         };
         let hidden = compat::inner(&student.hidden);
-        let mut input = LossInput::new(hidden, head, lesson.tokens, batch);
-        let attention = lesson.attention.into_iter();
+        let mut input = LossInput::new(hidden, head, targets.tokens, batch);
+        let attention = targets.attention.into_iter();
         input.features = student
             .features
             .iter()
@@ -288,8 +295,8 @@ where
             surrogate = surrogate + (feature * Tensor::from_inner(gradient)).sum();
         }
         let mut grads = collect_gradients(self, surrogate.backward());
-        if let Some(scale) = gradient.scale {
-            scale_gradients::<B, _>(self, &mut grads, scale);
+        if let Some(factor) = gradient.scale {
+            grads = scale::<B, _>(self, grads, factor);
         }
         TrainOutput {
             grads,

@@ -1,17 +1,15 @@
-//! Optimizers around optimizers: clipping by the norm of all gradients together, and one that its
-//! caller can still read while Burn's Learner owns it.
+//! [`StudentOptimizer`]: what goes on around each step of an optimizer.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
+use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::StepClock;
-use crate::compat;
-use crate::compat::at_least_float32;
+use super::gradients::{scale, square_sum, sum_of_devices};
+use super::{RankSchedule, StepClock};
+use crate::parameters::tie;
 
 /// The norm of the last step's gradients, before clipping. Clones read the same value.
 #[derive(Clone, Debug, Default)]
@@ -28,27 +26,80 @@ impl GradNorm {
     }
 }
 
-/// An optimizer whose gradients are scaled down together when their global norm exceeds a bound.
+/// An optimizer as a student needs it. Its record is that of the optimizer in it. Around each step it
 ///
-/// Burn's own clipping is per parameter, which changes the direction of the step. A step whose norm
-/// is not finite is not taken: the module comes back as it was, and [`GradNorm`] tells.
-#[derive(Clone)]
-pub struct GlobalNormClip<O> {
-    optimizer: O,
+/// 1. adds the gradients of several devices,
+/// 2. masks those of ranks that are not active yet, if there is a [`RankSchedule`],
+/// 3. measures the norm of all gradients together. Where it is not finite no step is taken: the module
+///    comes back as it was, and [`GradNorm`] tells,
+/// 4. scales them down together where that norm is above its bound. Burn's own clipping is per
+///    parameter, which changes the direction of the step,
+/// 5. advances its [`StepClock`] and has the optimizer take the step,
+/// 6. [ties](tie) the parameters of one id. Burn updates the first of them in the module alone, with the
+///    one gradient and the one state of their id; here the others take its value.
+///
+/// The gradient of parameters of one id is the sum over all uses if the module was tied before its
+/// `backward`, or if [`collect_gradients`](super::collect_gradients) collected it.
+///
+/// Clones are handles on the same state. Burn's Learner does not give its optimizer away while it
+/// trains: with a clone of it, a [`StepHook`](super::StepHook) saves the state in a
+/// [`CheckpointDir`](super::CheckpointDir).
+///
+/// ```
+/// use burn::backend::{Autodiff, Flex};
+/// use burn::nn::{Linear, LinearConfig};
+/// use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+/// use burn::tensor::{Distribution, Tensor};
+/// use burn_lti::parameters::tie;
+/// use burn_lti::train::StudentOptimizer;
+///
+/// type B = Autodiff<Flex>;
+/// let device = Default::default();
+/// let mut layers: Vec<Linear<B>> = (0..2).map(|_| LinearConfig::new(4, 4).init(&device)).collect();
+/// layers[1].weight.id = layers[0].weight.id;
+/// let mut layers = tie(layers);
+///
+/// let adamw = AdamWConfig::new().init::<B, Vec<Linear<B>>>();
+/// let mut optimizer = StudentOptimizer::new(adamw).with_max_norm(1.0);
+/// let x = Tensor::<B, 2>::random([3, 4], Distribution::Default, &device);
+/// let loss = layers[1].forward(layers[0].forward(x)).sum();
+/// let gradients = GradientsParams::from_grads(loss.backward(), &layers);
+/// layers = optimizer.step(1e-2, layers, gradients);
+/// assert!(optimizer.norm().last().is_some());
+/// assert_eq!(layers[0].weight.to_data(), layers[1].weight.to_data());
+/// ```
+#[derive(Debug)]
+pub struct StudentOptimizer<O> {
+    optimizer: Arc<Mutex<O>>,
+    ranks: Option<RankSchedule>,
     max_norm: f64,
     norm: GradNorm,
     clock: StepClock,
 }
 
-impl<O> GlobalNormClip<O> {
-    /// Clips for `optimizer`. `max_norm` may be infinite: then the norm is only measured.
-    pub fn new(optimizer: O, max_norm: f64) -> Self {
+impl<O> StudentOptimizer<O> {
+    /// Steps with `optimizer`, all ranks active and the norm only measured.
+    pub fn new(optimizer: O) -> Self {
         Self {
-            optimizer,
-            max_norm,
+            optimizer: Arc::new(Mutex::new(optimizer)),
+            ranks: None,
+            max_norm: f64::INFINITY,
             norm: GradNorm::default(),
             clock: StepClock::new(),
         }
+    }
+
+    /// Clips the norm of all gradients together at `max_norm`.
+    pub fn with_max_norm(mut self, max_norm: f64) -> Self {
+        self.max_norm = max_norm;
+        self
+    }
+
+    /// Activates the ranks of maps by this schedule, if there is one. Those that are not active count
+    /// nothing in the norm.
+    pub fn with_ranks(mut self, ranks: Option<RankSchedule>) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// Advances `clock` with every step taken. One that is refused does not count, as the optimizer's
@@ -62,9 +113,27 @@ impl<O> GlobalNormClip<O> {
     pub fn norm(&self) -> GradNorm {
         self.norm.clone()
     }
+
+    fn lock(&self) -> MutexGuard<'_, O> {
+        self.optimizer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl<M, B, O> Optimizer<M, B> for GlobalNormClip<O>
+impl<O> Clone for StudentOptimizer<O> {
+    fn clone(&self) -> Self {
+        Self {
+            optimizer: self.optimizer.clone(),
+            ranks: self.ranks,
+            max_norm: self.max_norm,
+            norm: self.norm.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+impl<M, B, O> Optimizer<M, B> for StudentOptimizer<O>
 where
     B: AutodiffBackend,
     M: AutodiffModule<B>,
@@ -73,84 +142,31 @@ where
     type Record = O::Record;
 
     fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
-        let mut squares = SquareSum::<B> {
-            grads: &grads,
-            seen: HashSet::new(),
-            sum: None,
-        };
-        module.visit(&mut squares);
-        let norm = squares
-            .sum
+        if let Some(ranks) = self.ranks {
+            ranks.mask(self.clock.taken(), &module, &mut grads);
+        }
+        let (mut grads, sum) = square_sum::<B, M>(&module, grads);
+        let norm = sum
             .as_ref()
             .map_or(0.0, |sum| sum.clone().into_scalar().elem::<f64>().sqrt());
         self.norm.set(norm);
         if !norm.is_finite() {
-            return module;
+            return tie(module);
         }
-        if let Some(sum) = squares.sum
+        if let Some(sum) = sum
             && norm > self.max_norm
         {
             let factor = Tensor::full([1], self.max_norm / norm, &sum.device());
-            scale_gradients(&module, &mut grads, factor);
+            grads = scale::<B, M>(&module, grads, factor);
         }
         self.clock.advance();
-        self.optimizer.step(lr, module, grads)
+        tie(self.lock().step(lr, module, grads))
     }
 
-    /// The norm of a joint step is that of the sum over its devices, so the sum comes first.
+    /// What goes on around a joint step is done with the sum over its devices, so the sum comes first.
     fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
         let sum = sum_of_devices::<B, M>(&module, grads);
         self.step(lr, module, sum)
-    }
-
-    fn to_record(&self) -> Self::Record {
-        self.optimizer.to_record()
-    }
-
-    fn load_record(mut self, record: Self::Record) -> Self {
-        self.optimizer = self.optimizer.load_record(record);
-        self
-    }
-}
-
-/// An optimizer whose clones are handles on the same state.
-///
-/// Burn's Learner does not give its optimizer away while it trains. With a clone of this one, a
-/// [`StepHook`](super::StepHook) saves the state in a [`CheckpointDir`](super::CheckpointDir).
-#[derive(Debug)]
-pub struct SharedOptimizer<O>(Arc<Mutex<O>>);
-
-impl<O> SharedOptimizer<O> {
-    /// Shares `optimizer`.
-    pub fn new(optimizer: O) -> Self {
-        Self(Arc::new(Mutex::new(optimizer)))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, O> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<O> Clone for SharedOptimizer<O> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<M, B, O> Optimizer<M, B> for SharedOptimizer<O>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B>,
-    O: Optimizer<M, B>,
-{
-    type Record = O::Record;
-
-    fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
-        self.lock().step(lr, module, grads)
-    }
-
-    fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
-        self.lock().step_multi(lr, module, grads)
     }
 
     fn to_record(&self) -> Self::Record {
@@ -163,90 +179,5 @@ where
         *optimizer = optimizer.clone().load_record(record);
         drop(optimizer);
         self
-    }
-}
-
-/// The sum of the squares of all gradients, left on the device. A shared parameter has one.
-struct SquareSum<'a, B: AutodiffBackend> {
-    grads: &'a GradientsParams,
-    seen: HashSet<ParamId>,
-    sum: Option<Tensor<B::InnerBackend, 1>>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for SquareSum<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if !self.seen.insert(param.id) {
-            return;
-        }
-        let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) else {
-            return;
-        };
-        // The square of a small half-precision number would be zero.
-        let wide = at_least_float32(grad.dtype());
-        let square = compat::total(grad.cast(wide).square());
-        self.sum = Some(match self.sum.take() {
-            Some(sum) => sum + square,
-            None => square,
-        });
-    }
-}
-
-/// Multiplies the gradients of `module`'s parameters by `factor [1]`, which stays on its device.
-pub(super) fn scale_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
-    module: &M,
-    grads: &mut GradientsParams,
-    factor: Tensor<B::InnerBackend, 1>,
-) {
-    module.visit(&mut Scale::<B> {
-        grads,
-        seen: HashSet::new(),
-        factor,
-    });
-}
-
-struct Scale<'a, B: AutodiffBackend> {
-    grads: &'a mut GradientsParams,
-    seen: HashSet<ParamId>,
-    factor: Tensor<B::InnerBackend, 1>,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if !self.seen.insert(param.id) {
-            return;
-        }
-        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
-            let factor = self.factor.clone().cast(grad.dtype()).unsqueeze();
-            self.grads
-                .register::<B::InnerBackend, D>(param.id, grad * factor);
-        }
-    }
-}
-
-/// The gradients of all devices, added.
-pub(super) fn sum_of_devices<B: AutodiffBackend, M: AutodiffModule<B>>(
-    module: &M,
-    mut grads: MultiGradientsParams,
-) -> GradientsParams {
-    let mut sum = GradientsParams::new();
-    module.visit(&mut Sum {
-        from: &mut grads,
-        into: &mut sum,
-    });
-    sum
-}
-
-/// Adds each parameter's gradients of all devices, on the parameter's own device.
-struct Sum<'a> {
-    from: &'a mut MultiGradientsParams,
-    into: &'a mut GradientsParams,
-}
-
-impl<B: AutodiffBackend> ModuleVisitor<B> for Sum<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some((grad, _)) = self.from.remove::<B::InnerBackend, D>(param.id) {
-            let grad = grad.to_device(&param.device());
-            self.into.register::<B::InnerBackend, D>(param.id, grad);
-        }
     }
 }

@@ -36,7 +36,7 @@ pub enum TrainError {
     /// The training data holds no batch.
     #[error("the training data holds no batch: give more text or a shorter seq_len")]
     NoData,
-    /// The training was to go on from behind its end.
+    /// The training was to go on from beyond its end.
     #[error("cannot go on from step {step} of a training of {steps}: ask for more steps")]
     BehindEnd {
         /// The steps already taken.
@@ -167,14 +167,14 @@ impl<LC: LearningComponentsTypes> StepStrategy<LC> {
         self
     }
 
-    /// Reports the norm that a [`GlobalNormClip`](super::GlobalNormClip) measures, and stops when it
+    /// Reports the norm that a [`StudentOptimizer`](super::StudentOptimizer) measures, and stops when it
     /// is not finite.
     pub fn with_norm(mut self, norm: GradNorm) -> Self {
         self.norm = Some(norm);
         self
     }
 
-    /// Keeps `clock` at the number of steps taken. A [`GlobalNormClip`](super::GlobalNormClip) may
+    /// Keeps `clock` at the number of steps taken. A [`StudentOptimizer`](super::StudentOptimizer) may
     /// have the same one.
     pub fn with_clock(mut self, clock: StepClock) -> Self {
         self.clock = clock;

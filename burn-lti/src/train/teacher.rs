@@ -2,10 +2,10 @@
 
 use burn::prelude::*;
 
-use crate::decoder::{CausalLm, TokenBatch, Watch};
+use crate::decoder::{CausalLm, FeatureTap, TokenBatch};
 use crate::loss::TeacherTokens;
 
-/// What a student learns from: a model that runs, or what one has said before.
+/// What a student learns from: a model that runs, or one's outputs in files.
 pub trait Teacher<B: Backend>: std::fmt::Debug + Send + Sync {
     /// The number of tokens it knows.
     fn vocab_size(&self) -> usize;
@@ -13,13 +13,13 @@ pub trait Teacher<B: Backend>: std::fmt::Debug + Send + Sync {
     /// The number of layers whose attention outputs it can show; `None` if it shows none.
     fn attention_layers(&self) -> Option<usize>;
 
-    /// What it says of a batch, and the attention outputs of these of its layers.
-    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> Lesson<B>;
+    /// Its outputs on a batch, and the attention outputs of these of its layers.
+    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> TeacherTargets<B>;
 }
 
-/// What a teacher says of a batch.
+/// A teacher's outputs on a batch: what a student is to match.
 #[derive(Clone, Debug)]
-pub struct Lesson<B: Backend> {
+pub struct TeacherTargets<B: Backend> {
     /// Of each of the `batch * tokens` tokens.
     pub tokens: TeacherTokens<B>,
     /// The attention outputs asked for, `[batch, tokens, d_model]` each; none if the teacher cannot show
@@ -37,15 +37,15 @@ impl<B: Backend, M: CausalLm<B> + Sync> Teacher<B> for M {
         Some(self.layers())
     }
 
-    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> Lesson<B> {
-        let mut watch = Watch::attention_of(attention_of);
-        let hidden = self.forward(batch, &mut watch);
-        Lesson {
+    fn teach(&self, batch: &TokenBatch<B>, attention_of: &[usize]) -> TeacherTargets<B> {
+        let mut tap = FeatureTap::attention_of(attention_of);
+        let hidden = self.forward(batch, &mut tap);
+        TeacherTargets {
             tokens: TeacherTokens::Hidden {
                 hidden: hidden.flatten(0, 1),
                 head: self.head(),
             },
-            attention: watch.into_outputs().unwrap_or_default(),
+            attention: tap.into_outputs().unwrap_or_default(),
         }
     }
 }

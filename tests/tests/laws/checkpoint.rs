@@ -17,12 +17,12 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Interrupter, Learner};
-use burn_lti::decoder::{CausalLm, Head, TokenBatch, Watch};
+use burn_lti::decoder::{CausalLm, FeatureTap, Head, TokenBatch};
 use burn_lti::loss::DistillationLoss;
 use burn_lti::parameters::set_trainable;
 use burn_lti::train::{
-    Checkpoint, CheckpointDir, CheckpointError, Distiller, Ending, GlobalNormClip, RunState,
-    SharedOptimizer, StepClock, StepHook, StepReport, StepStrategy, WarmupCosine,
+    Checkpoint, CheckpointDir, CheckpointError, Distiller, Ending, RunState, StepClock, StepHook,
+    StepReport, StepStrategy, StudentOptimizer, WarmupCosine,
 };
 use burn_lti_llama::data::loader;
 use burn_lti_tests::llama::load;
@@ -73,7 +73,7 @@ type Moments = BTreeMap<String, (usize, Vec<u32>, Vec<u32>)>;
 /// Saves and stops after a step.
 struct Stopper<O> {
     checkpoints: CheckpointDir,
-    optimizer: SharedOptimizer<O>,
+    optimizer: StudentOptimizer<O>,
     clock: StepClock,
     last: usize,
     losses: Vec<(usize, u64)>,
@@ -116,7 +116,10 @@ where
     T: CausalLm<A::InnerBackend> + Sync + 'static,
 {
     let optimizer = adamw().init::<A, Distiller<A, M, Arc<T>>>();
-    let optimizer = SharedOptimizer::new(optimizer);
+    let clock = StepClock::new();
+    let optimizer = StudentOptimizer::new(optimizer)
+        .with_max_norm(1.0)
+        .with_clock(clock.clone());
     let checkpoints = CheckpointDir::open(dir, NonZeroUsize::MIN).expect("a folder");
     let (distiller, optimizer, taken) = match checkpoints.latest() {
         None => (distiller, optimizer, 0),
@@ -127,8 +130,6 @@ where
         }
     };
 
-    let clock = StepClock::new();
-    let clipped = GlobalNormClip::new(optimizer.clone(), 1.0).with_clock(clock.clone());
     let hook = Arc::new(Mutex::new(Stopper {
         checkpoints,
         optimizer: optimizer.clone(),
@@ -138,11 +139,12 @@ where
     }));
     let strategy = StepStrategy::new(STEPS, hook.clone())
         .with_accumulation(NonZeroUsize::new(micro_batches).expect("a micro-batch"))
-        .with_norm(clipped.norm())
+        .with_norm(optimizer.norm())
         .with_clock(clock)
         .without_validation()
         .resuming_at(taken);
-    let learner = Learner::new(distiller, clipped, WarmupCosine::new(1e-2, STEPS, 3, 0.1));
+    let schedule = WarmupCosine::new(1e-2, STEPS, 3, 0.1);
+    let learner = Learner::new(distiller, optimizer.clone(), schedule);
     let data = || sequences(vocab);
     let data = (
         loader(data(), 4 / micro_batches, Some(5), device),
@@ -169,7 +171,7 @@ where
     }
 }
 
-type Shared<A, M, T> = SharedOptimizer<OptimizerAdaptor<AdamW, Distiller<A, M, Arc<T>>, A>>;
+type Shared<A, M, T> = StudentOptimizer<OptimizerAdaptor<AdamW, Distiller<A, M, Arc<T>>, A>>;
 
 /// Reads the moments of the parameters of a trained distiller.
 struct MomentReader<'a, A, M, T>
@@ -292,7 +294,7 @@ fn a_trained_llama_goes_on_with_its_head_tied<A: AutodiffBackend>(device: A::Dev
     let embedding = "student.model.embed_tokens.weight";
     assert!(names(latest).contains(&embedding.to_owned()));
     assert!(names(latest).iter().all(|name| !name.contains("lm_head")));
-    let optimizer = SharedOptimizer::new(adamw().init());
+    let optimizer = StudentOptimizer::new(adamw().init());
     let (restored, _) = latest.restore_into(fresh(), optimizer).expect("a fit");
     let head = restored.student().head();
     assert!(head.trains);
@@ -321,7 +323,7 @@ impl<B: Backend> CausalLm<B> for TiedLm<B> {
         0
     }
 
-    fn forward(&self, batch: &TokenBatch<B>, _watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, _tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         let states = self.table.forward(batch.tokens.clone());
         states.clone() + self.mix.forward(states)
     }
@@ -595,29 +597,26 @@ fn a_checkpoint_of_another_model_is_refused_by_name<A: AutodiffBackend>(device: 
     let dir = folder.path().join("one");
     let saved = keeping(&dir, 1).save(&only_weight, &optimizer, RunState::at(1));
     let error = refused(&saved.expect("a checkpoint"), module.clone());
-    assert!(matches!(&error, CheckpointError::Missing { tensor, .. } if tensor == "bias"));
-    assert!(error.to_string().contains("`bias`"), "{error}");
+    assert!(
+        error.to_string().contains("has no tensor `bias`"),
+        "{error}"
+    );
 
     let error = refused(&both, only_weight);
-    assert!(matches!(&error, CheckpointError::Unused { tensor, .. } if tensor == "bias"));
-    assert!(error.to_string().contains("`bias`"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("holds `bias`, which does not train"),
+        "{error}"
+    );
 
     let wider: Small<A> = LinearConfig::new(2, 4).init(&device);
     let error = refused(&both, wider);
-    let CheckpointError::Shape {
-        tensor,
-        found,
-        expected,
-        ..
-    } = &error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!(
-        (tensor.as_str(), &found[..], &expected[..]),
-        ("bias", &[3][..], &[4][..])
+    let text = error.to_string();
+    assert!(
+        text.contains("`bias` is [3]") && text.contains("and [4]"),
+        "{error}"
     );
-    assert!(error.to_string().contains("`bias` is [3]"), "{error}");
 
     // What fits comes with values and ids.
     let other: Small<A> = LinearConfig::new(2, 3).init(&device);
@@ -683,12 +682,14 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
         &file(Dtype::F32, &both[..1]),
     );
     let error = refused(&anonymous);
-    assert!(matches!(&error, CheckpointError::ParamId { tensor, .. } if tensor == "weight"));
+    assert!(
+        error.to_string().contains("no parameter id for `weight`"),
+        "{error}"
+    );
 
     let half = forge(&checkpoint("half"), TRAINED, &file(Dtype::BF16, &both));
     let error = refused(&half);
-    assert!(matches!(&error, CheckpointError::FloatType { tensor, .. } if tensor == "bias"));
-    assert!(error.to_string().contains("BF16"), "{error}");
+    assert!(error.to_string().contains("`bias` is BF16"), "{error}");
 
     let amnesic = forge(&checkpoint("amnesic"), OPTIMIZER, b"");
     let error = refused(&amnesic);
@@ -702,13 +703,10 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
     state["schema"] = 2.into();
     fs::write(newer.path().join(STATE), state.to_string()).expect("a file");
     let error = Checkpoint::open(newer.path()).expect_err("another version's");
-    assert!(
-        matches!(&error, CheckpointError::Schema { found: 2, .. }),
-        "{error}"
-    );
+    assert!(error.to_string().contains("has schema 2"), "{error}");
     // Another version's may well be whole: nothing is passed over, nothing removed.
     let error = CheckpointDir::open(folder.path().join("newer"), NonZeroUsize::MIN);
-    assert!(matches!(error, Err(CheckpointError::Schema { .. })));
+    assert!(matches!(error, Err(CheckpointError::Mismatch(text)) if text.contains("has schema 2")));
 }
 
 fn a_folder_that_cannot_be_used_is_an_error<A: AutodiffBackend>(device: A::Device) {
@@ -745,16 +743,11 @@ fn a_parameter_whose_moments_would_change_type_is_not_saved<A: AutodiffBackend>(
     });
     let error = checkpoints.save(&module, &optimizer, RunState::at(1));
     let error = error.expect_err("another type");
-    let CheckpointError::StateType {
-        tensor,
-        found,
-        kept,
-    } = &error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!((tensor.as_str(), *found, *kept), ("weight", other, own));
-    assert!(error.to_string().contains("`weight`"), "{error}");
+    let (text, trains) = (error.to_string(), format!("`weight` trains in {other:?}"));
+    assert!(
+        text.contains(&trains) && text.ends_with(&format!("in {own:?}")),
+        "{error}"
+    );
     assert!(entries(folder.path()).is_empty(), "what was begun is left");
 }
 
@@ -766,10 +759,8 @@ fn a_step_is_saved_once_and_in_order<A: AutodiffBackend>(device: A::Device) {
     for earlier in [4, 5] {
         let error = checkpoints.save(&module, &optimizer, RunState::at(earlier));
         let error = error.expect_err("there is one of step 5");
-        let CheckpointError::NotNewer { step, newest, .. } = &error else {
-            panic!("{error}");
-        };
-        assert_eq!((*step, *newest), (earlier, 5));
+        let expected = format!("a checkpoint of step 5, so none of step {earlier}");
+        assert!(error.to_string().contains(&expected), "{error}");
         assert!(error.to_string().contains("own"), "no way out: {error}");
     }
     for wrong in [f64::NAN, f64::INFINITY] {
@@ -779,7 +770,7 @@ fn a_step_is_saved_once_and_in_order<A: AutodiffBackend>(device: A::Device) {
         };
         let error = checkpoints.save(&module, &optimizer, run);
         let error = error.expect_err("no score");
-        assert!(matches!(error, CheckpointError::Score { step: 6, .. }));
+        assert!(error.to_string().contains("the score of step 6"), "{error}");
     }
     let names: Vec<PathBuf> = vec![folder.path().join("step-00000005")];
     assert_eq!(names, [checkpoints.latest().expect("step 5").path()]);

@@ -12,7 +12,7 @@ use burn::train::TrainStep;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::{Distiller, GlobalNormClip};
+use burn_lti::train::{Distiller, StudentOptimizer};
 use burn_lti_llama::distill::learning_student;
 use burn_lti_llama::hf::{self, HfError, WeightFiles, WeightType};
 use burn_lti_llama::model::{LearningLlama, PlainLlama};
@@ -279,7 +279,7 @@ fn a_small_half_precision_gradient_has_its_norm<A: AutodiffBackend>(device: A::D
         let mut gradients = GradientsParams::new();
         gradients.register(module.weight.id, gradient);
         let optimizer = SgdConfig::new().init::<A, Linear<A>>();
-        let mut optimizer = GlobalNormClip::new(optimizer, f64::INFINITY);
+        let mut optimizer = StudentOptimizer::new(optimizer);
         let norm = optimizer.norm();
         optimizer.step(1.0, module, gradients);
         let norm = norm.last().expect("a step was taken");

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::Head;
-use burn_lti::loss::{DistillationLoss, LossError, LossInput, LossSums, TeacherTokens};
+use burn_lti::loss::{DistillationLoss, LossInput, LossSums, TeacherTokens};
 use burn_lti::train::Distiller;
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, int_tensor, tensor, values};
@@ -299,7 +299,6 @@ fn settings_out_of_range_are_refused<A: AutodiffBackend>(_device: A::Device) {
     let refused = |alpha, t, chunk| DistillationLoss::new(alpha, t, chunk).expect_err("refused");
     for alpha in [-0.1, 1.5, f64::NAN] {
         let error = refused(alpha, 1.0, 1);
-        assert!(matches!(error, LossError::Alpha { .. }), "{error}");
         assert!(
             error.to_string().contains(&format!("alpha is {alpha}")),
             "{error}"
@@ -307,14 +306,12 @@ fn settings_out_of_range_are_refused<A: AutodiffBackend>(_device: A::Device) {
     }
     for t in [0.0, -1.0, f64::INFINITY, f64::NAN] {
         let error = refused(0.5, t, 1);
-        assert!(matches!(error, LossError::Temperature { .. }), "{error}");
         assert!(
             error.to_string().contains(&format!("temperature is {t}")),
             "{error}"
         );
     }
     let error = refused(0.5, 1.0, 0);
-    assert_eq!(error, LossError::ChunkTokens);
     assert!(error.to_string().contains("chunk_tokens is 0"), "{error}");
 }
 
@@ -328,8 +325,6 @@ fn another_vocabulary_is_refused<A: AutodiffBackend>(device: A::Device) {
     let teacher: PlainToy<A::InnerBackend> = larger.init(&device);
     let error = Distiller::<A, _, _>::new(student, Arc::new(teacher), DistillationLoss::KL)
         .expect_err("23 tokens are not 30");
-    let (teacher, student) = (30, 23);
-    assert_eq!(error, LossError::Vocabulary { teacher, student });
     assert!(
         error
             .to_string()

@@ -17,15 +17,15 @@ use burn::tensor::backend::{AutodiffBackend, DeviceOps};
 use burn::train::{Interrupter, Learner, TrainStep};
 use burn_lti::blueprint::Rules;
 use burn_lti::collapse::collapse;
-use burn_lti::decoder::{CausalLm, Head, LayerSelection, LtiSpec, TokenBatch, Watch};
+use burn_lti::decoder::{CausalLm, FeatureTap, Head, LayerSelection, LtiSpec, TokenBatch};
 use burn_lti::geometry::HeadGrid;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{KernelPrecision, LtiDense, MapKind, ProjectionKind};
 use burn_lti::parameters::set_trainable;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{
-    Distiller, Ending, GlobalNormClip, Growing, Growth, StepClock, StepHook, StepReport,
-    StepStrategy, TrainError, WarmupCosine,
+    Distiller, Ending, RankSchedule, StepClock, StepHook, StepReport, StepStrategy,
+    StudentOptimizer, TrainError, WarmupCosine,
 };
 use burn_lti_llama::data::{PackedSequence, loader, pack};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
@@ -61,7 +61,7 @@ on_every_backend![
     one_micro_batch_has_its_gradient_bit_for_bit,
     steps_visit_the_same_text_in_batches_of_any_size,
     a_clock_counts_the_steps_that_are_taken,
-    pairs_of_a_map_join_a_training_one_after_another,
+    ranks_of_a_map_become_active_one_after_another,
     a_training_behind_its_end_is_an_error,
     data_without_a_batch_is_an_error,
 ];
@@ -347,7 +347,8 @@ fn step_of<A: AutodiffBackend>(
 ) -> (Vec<f64>, f64) {
     let module = Two::<A>::new(device);
     let gradients = gradients_of(&module, &gradient, device);
-    let mut optimizer = GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), bound);
+    let mut optimizer =
+        StudentOptimizer::new(SgdConfig::new().init::<A, Two<A>>()).with_max_norm(bound);
     let norm = optimizer.norm();
     assert_eq!(norm.last(), None);
     let module = optimizer.step(1.0, module, gradients);
@@ -383,7 +384,7 @@ fn a_gradient_has_the_same_norm_every_time<A: AutodiffBackend>(device: A::Device
         let mut gradients = GradientsParams::new();
         gradients.register(module.weight.id, gradient.clone());
         let optimizer = SgdConfig::new().init::<A, Linear<A>>();
-        let mut optimizer = GlobalNormClip::new(optimizer, f64::INFINITY);
+        let mut optimizer = StudentOptimizer::new(optimizer);
         let norm = optimizer.norm();
         optimizer.step(1.0, module.clone(), gradients);
         norm.last().expect("a step was taken")
@@ -411,7 +412,8 @@ fn gradients_of_several_devices_are_clipped_as_their_sum<A: AutodiffBackend>(dev
     let shares = MultiGradientsParams {
         grads: vec![(share(0.25), device.id()), (share(0.75), device.id())],
     };
-    let mut optimizer = GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), 2.5);
+    let mut optimizer =
+        StudentOptimizer::new(SgdConfig::new().init::<A, Two<A>>()).with_max_norm(2.5);
     let stepped = optimizer.step_multi(1.0, module.clone(), shares);
     let (expected, norm) = step_of::<A>(GRADIENT, 2.5, &device);
     assert_eq!(
@@ -467,7 +469,7 @@ fn fit_toy<A: AutodiffBackend>(
     steps: usize,
     device: &A::Device,
 ) -> Ended<TrainedPupil<A>> {
-    let optimizer = GlobalNormClip::new(adamw().init::<A, Pupil<A>>(), 1.0);
+    let optimizer = StudentOptimizer::new(adamw().init::<A, Pupil<A>>()).with_max_norm(1.0);
     let norm = optimizer.norm();
     let schedule = WarmupCosine::new(1e-2, steps, 2, 0.1);
     let data = loaders::<A>(sequences(config.vocab), device);
@@ -616,7 +618,7 @@ impl<B: Backend> Kink<B> {
 }
 
 impl<B: Backend> CausalLm<B> for Kink<B> {
-    fn forward(&self, batch: &TokenBatch<B>, _watch: &mut Watch<'_, B>) -> Tensor<B, 3> {
+    fn forward(&self, batch: &TokenBatch<B>, _tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
         self.table.forward(batch.tokens.clone()) + (self.zero.val() * 1e30 * 1e30).unsqueeze()
     }
 
@@ -638,7 +640,8 @@ fn a_gradient_that_is_not_finite_ends_the_training<A: AutodiffBackend>(device: A
     let student = Kink::<A>::new(config.vocab, &device);
     let before = parameters(&student);
     let distiller = Distiller::new(student, teacher, DistillationLoss::KL).expect("a distiller");
-    let optimizer = GlobalNormClip::new(adamw().init::<A, Distiller<A, Kink<A>, _>>(), 1.0);
+    let optimizer =
+        StudentOptimizer::new(adamw().init::<A, Distiller<A, Kink<A>, _>>()).with_max_norm(1.0);
     let norm = optimizer.norm();
     let data = loaders::<A>(sequences(config.vocab), &device);
     let ended = fit(
@@ -999,8 +1002,9 @@ fn steps_visit_the_same_text_in_batches_of_any_size<A: AutodiffBackend>(device: 
 fn a_clock_counts_the_steps_that_are_taken<A: AutodiffBackend>(device: A::Device) {
     let module = Two::<A>::new(&device);
     let clock = StepClock::new();
-    let mut optimizer =
-        GlobalNormClip::new(SgdConfig::new().init::<A, Two<A>>(), 2.5).with_clock(clock.clone());
+    let mut optimizer = StudentOptimizer::new(SgdConfig::new().init::<A, Two<A>>())
+        .with_max_norm(2.5)
+        .with_clock(clock.clone());
     let module = optimizer.step(
         1.0,
         module.clone(),
@@ -1046,9 +1050,9 @@ impl<M> StepHook<M> for Reader {
     }
 }
 
-/// A pair that joins adds nothing to the kernel yet: its `B` is zero up to the step that it joins in. Its
-/// `A` has no gradient before `B` is something.
-fn pairs_of_a_map_join_a_training_one_after_another<A: AutodiffBackend>(device: A::Device) {
+/// A rank that becomes active adds nothing to the kernel yet: its `B` is zero up to the step that it is
+/// active in. Its `A` has no gradient before `B` is something.
+fn ranks_of_a_map_become_active_one_after_another<A: AutodiffBackend>(device: A::Device) {
     let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(2, 3));
     let pairs = |parameter: &Parameter| -> Vec<Vec<u32>> {
         let pairs = parameter.bits.chunks_exact(parameter.bits.len() / 3);
@@ -1060,13 +1064,13 @@ fn pairs_of_a_map_join_a_training_one_after_another<A: AutodiffBackend>(device: 
         let mut layer = config.init(c).expect("a layer");
         let clock = StepClock::new();
         let adamw = AdamWConfig::new().with_weight_decay(0.0);
-        let clip = GlobalNormClip::new(adamw.init::<A, LtiDense<A>>(), f64::INFINITY)
-            .with_clock(clock.clone());
-        let growth = Growth {
+        let ranks = RankSchedule {
             from: NonZeroUsize::MIN,
             every: NonZeroUsize::MIN.saturating_add(1),
         };
-        let mut optimizer = Growing::new(clip, Some(growth), clock);
+        let mut optimizer = StudentOptimizer::new(adamw.init::<A, LtiDense<A>>())
+            .with_ranks(Some(ranks))
+            .with_clock(clock);
         let (of_a, of_b) = ([1, 1, 1, 2, 2, 3], [1, 1, 2, 2, 3, 3]);
         for (moves_in_a, moves_in_b) in of_a.into_iter().zip(of_b) {
             let before = parameters(&layer);

@@ -19,7 +19,7 @@ use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::parameters::{set_trainable, tie};
 use burn_lti::tensors::TensorSet;
-use burn_lti::train::{Distiller, GlobalNormClip, GradNorm, Tied, collect_gradients};
+use burn_lti::train::{Distiller, StudentOptimizer, collect_gradients};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, bits, values};
 use burn_lti_tests::params::{edit, gradients, parameters, perturb};
@@ -320,7 +320,7 @@ fn two_uses_of_one_variable_train_as_one_layer_used_twice<A: AutodiffBackend>(de
     let start = shared_pair::<A>(&device);
     let [before, _] = start.bits();
 
-    let both = three_steps(start.clone(), Tied::new(optimizer()), |pair| {
+    let both = three_steps(start.clone(), StudentOptimizer::new(optimizer()), |pair| {
         pair.loss(x.clone())
     });
     let oracle = three_steps(single::<A>(&device), adamw().init::<A, Once<A>>(), |once| {
@@ -331,7 +331,7 @@ fn two_uses_of_one_variable_train_as_one_layer_used_twice<A: AutodiffBackend>(de
     assert_eq!(both.bits(), [expected.clone(), expected.clone()]);
 
     // Were only one use's gradient counted, it would be another weight.
-    let one = three_steps(start.clone(), Tied::new(optimizer()), |pair| {
+    let one = three_steps(start.clone(), StudentOptimizer::new(optimizer()), |pair| {
         let second = pair.second.weight.val().set_require_grad(false);
         loss(x.clone(), pair.first.weight.val(), second)
     });
@@ -346,37 +346,24 @@ fn two_uses_of_one_variable_train_as_one_layer_used_twice<A: AutodiffBackend>(de
     assert_eq!(second, before);
 }
 
-/// Whichever of the two wraps the other.
 fn clipping_counts_a_shared_gradient_once<A: AutodiffBackend>(device: A::Device) {
     let x = input::<A>(&device);
     let bound = 0.25;
-    let sgd = || SgdConfig::new().init::<A, Pair<A>>();
-
-    let mut clip = GlobalNormClip::new(SgdConfig::new().init::<A, Once<A>>(), bound);
+    let sgd = SgdConfig::new().init::<A, Once<A>>();
+    let mut clip = StudentOptimizer::new(sgd).with_max_norm(bound);
     let once = single::<A>(&device);
     let gradients = GradientsParams::from_grads(once.loss(x.clone()).backward(), &once);
     let expected = bits(&clip.step(1.0, once, gradients).only.weight.val());
     let expected_norm = clip.norm().last().expect("a step was taken");
     assert!(expected_norm > 4.0 * bound, "{expected_norm}");
 
-    let stepped = |norm: GradNorm, step: &mut dyn FnMut(Pair<A>, GradientsParams) -> Pair<A>| {
-        let pair = shared_pair::<A>(&device);
-        let gradients = GradientsParams::from_grads(pair.loss(x.clone()).backward(), &pair);
-        let pair = step(pair, gradients);
-        assert_eq!(norm.last(), Some(expected_norm));
-        assert_eq!(pair.bits(), [expected.clone(), expected.clone()]);
-    };
-    let inner = GlobalNormClip::new(sgd(), bound);
-    let norm = inner.norm();
-    let mut outer = Tied::new(inner);
-    stepped(norm, &mut |pair, gradients| {
-        outer.step(1.0, pair, gradients)
-    });
-    let mut outer = GlobalNormClip::new(Tied::new(sgd()), bound);
-    let norm = outer.norm();
-    stepped(norm, &mut |pair, gradients| {
-        outer.step(1.0, pair, gradients)
-    });
+    let sgd = SgdConfig::new().init::<A, Pair<A>>();
+    let mut clip = StudentOptimizer::new(sgd).with_max_norm(bound);
+    let pair = shared_pair::<A>(&device);
+    let gradients = GradientsParams::from_grads(pair.loss(x).backward(), &pair);
+    let pair = clip.step(1.0, pair, gradients);
+    assert_eq!(clip.norm().last(), Some(expected_norm));
+    assert_eq!(pair.bits(), [expected.clone(), expected]);
 }
 
 /// The gradient of the shared weight, as Burn collects it and as this toolkit does.
@@ -506,8 +493,8 @@ fn a_shared_student_trains_and_collapses<A: AutodiffBackend>(device: A::Device) 
     assert!(expected.contains_key("blocks.2.expand.weight"));
     assert_eq!(gradients_of(&forked), expected);
 
-    let clip = GlobalNormClip::new(adamw().init::<A, Pupil<A>>(), 1.0);
-    let mut optimizer = Tied::new(clip);
+    let adamw = adamw().init::<A, Pupil<A>>();
+    let mut optimizer = StudentOptimizer::new(adamw).with_max_norm(1.0);
     let mut pupil = forked;
     for _ in 0..8 {
         let output = TrainStep::step(&pupil, batch.clone());

@@ -36,14 +36,14 @@ pub struct Broken {
 }
 
 impl CheckpointDir {
-    /// Takes stock of `dir`, which need not be there yet: every checkpoint in it is read and held against
-    /// its hashes. Nothing is changed.
+    /// Takes stock of `dir`, which need not be there yet: every checkpoint in it is read and compared
+    /// with its hashes. Nothing is changed.
     ///
     /// The newest `keep` checkpoints will be kept.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Io`] if something there cannot be read, [`CheckpointError::Schema`] if it
+    /// [`CheckpointError::Io`] if something there cannot be read, [`CheckpointError::Mismatch`] if it
     /// is another version's. What is merely broken is no error: see [`Self::broken`].
     pub fn open(dir: impl Into<PathBuf>, keep: NonZeroUsize) -> Result<Self, CheckpointError> {
         let mut found = Self {
@@ -94,9 +94,8 @@ impl CheckpointDir {
     ///
     /// # Errors
     ///
-    /// - [`CheckpointError::Score`]: the score is not finite.
-    /// - [`CheckpointError::NotNewer`]: there is a checkpoint of that step or a later one.
-    /// - [`CheckpointError::StateType`]: a parameter does not train in the device's float type.
+    /// - [`CheckpointError::Refused`]: the score is not finite, there is a checkpoint of that step or a
+    ///   later one, or a parameter does not train in the device's float type.
     /// - [`CheckpointError::Tensors`], [`CheckpointError::Optimizer`]: they cannot be written as such.
     /// - [`CheckpointError::Io`], [`CheckpointError::Damaged`]: the system failed. Earlier checkpoints are
     ///   untouched.
@@ -143,14 +142,16 @@ impl CheckpointDir {
     fn check(&self, run: &RunState) -> Result<(), CheckpointError> {
         let step = run.step;
         if let Some(score) = run.score.filter(|score| !score.is_finite()) {
-            return Err(CheckpointError::Score { step, score });
+            return Err(CheckpointError::Refused(format!(
+                "the score of step {step} is {score}, which compares with no other: give none instead"
+            )));
         }
         match self.latest().map(|latest| latest.run().step) {
-            Some(newest) if newest >= step => Err(CheckpointError::NotNewer {
-                dir: self.dir.clone(),
-                step,
-                newest,
-            }),
+            Some(newest) if newest >= step => Err(CheckpointError::Refused(format!(
+                "{} holds a checkpoint of step {newest}, so none of step {step} goes there: go on from \
+                 the newest, or give the run a folder of its own",
+                self.dir.display()
+            ))),
             _ => Ok(()),
         }
     }
@@ -176,8 +177,11 @@ fn read(path: &Path) -> Option<Result<Checkpoint, CheckpointError>> {
     let name = path.file_name()?.to_str()?;
     let is_number = |digits: &str| digits.parse::<usize>().is_ok();
     if name.strip_prefix(WRITING).is_some_and(is_number) {
-        let path = path.to_owned();
-        return Some(Err(CheckpointError::Unfinished { path }));
+        return Some(Err(CheckpointError::Damaged {
+            path: path.to_owned(),
+            what: "a checkpoint that was never finished",
+            source: None,
+        }));
     }
     let is_step = name.strip_prefix(STEP).is_some_and(is_number);
     is_step.then(|| Checkpoint::open(path))

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::CheckpointError;
 use super::trained::{self, TrainedFile};
-use crate::cache::sha256;
+use crate::files::sha256;
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
@@ -78,28 +78,23 @@ impl Checkpoint {
         &self.state.run
     }
 
-    /// Reads the checkpoint in a folder and holds its files against their hashes.
+    /// Reads the checkpoint in a folder and compares its files with their hashes.
     ///
     /// # Errors
     ///
     /// - [`CheckpointError::Io`]: a file is not there or cannot be read.
-    /// - [`CheckpointError::State`], [`CheckpointError::Schema`]: `state.json` is broken, or another
-    ///   version's.
     /// - [`CheckpointError::Damaged`]: a file is not what was saved.
+    /// - [`CheckpointError::Mismatch`]: `state.json` is another version's.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let state_path = path.join(STATE);
         let text = fs::read(&state_path).map_err(CheckpointError::at(&state_path))?;
-        let broken = |source| CheckpointError::State {
-            path: state_path.clone(),
-            source,
-        };
-        let Schema { schema } = serde_json::from_slice(&text).map_err(broken)?;
+        let broken = CheckpointError::state(&state_path);
+        let Schema { schema } = serde_json::from_slice(&text).map_err(&broken)?;
         if schema != SCHEMA {
-            return Err(CheckpointError::Schema {
-                path: state_path,
-                found: schema,
-                known: SCHEMA,
-            });
+            return Err(CheckpointError::Mismatch(format!(
+                "{} has schema {schema}, this version reads {SCHEMA}: use the version that wrote it",
+                state_path.display()
+            )));
         }
         let checkpoint = Self {
             path: path.to_owned(),
@@ -121,9 +116,9 @@ impl Checkpoint {
     /// Before anything is changed:
     ///
     /// - [`CheckpointError::Io`], [`CheckpointError::Damaged`]: the files have changed since.
-    /// - [`CheckpointError::Tensors`], [`CheckpointError::ParamId`]: they were not written by this library.
-    /// - [`CheckpointError::Missing`], [`CheckpointError::Unused`], [`CheckpointError::Shape`],
-    ///   [`CheckpointError::FloatType`]: the tensors are not those that train, by name.
+    /// - [`CheckpointError::Tensors`]: they are no tensors.
+    /// - [`CheckpointError::Mismatch`]: the tensors are not those that train, by name, or were not written
+    ///   by this library.
     /// - [`CheckpointError::Optimizer`]: the state is not that of such an optimizer.
     pub fn restore_into<B, M, O>(&self, module: M, optimizer: O) -> Result<(M, O), CheckpointError>
     where
@@ -131,7 +126,8 @@ impl Checkpoint {
         M: AutodiffModule<B>,
         O: Optimizer<M, B>,
     {
-        let tensors = TrainedFile::parse(&self.trained()?, &self.path.join(TRAINED))?;
+        let bytes = self.trained()?;
+        let tensors = TrainedFile::parse(&bytes, &self.path.join(TRAINED))?;
         tensors.check(&module, &self.path)?;
         let device = module.devices().into_iter().next().unwrap_or_default();
         let record = from_bytes::<B, O::Record>(self.optimizer()?, &device)
@@ -166,10 +162,8 @@ impl Checkpoint {
             optimizer_sha256: write(&path.join(OPTIMIZER), &optimizer)?,
         };
         let state_path = path.join(STATE);
-        let text = serde_json::to_vec_pretty(&state).map_err(|source| CheckpointError::State {
-            path: state_path.clone(),
-            source,
-        })?;
+        let text = serde_json::to_vec_pretty(&state);
+        let text = text.map_err(CheckpointError::state(&state_path))?;
         write(&state_path, &text)?;
         Self::open(path)
     }
@@ -244,6 +238,8 @@ fn read(path: &Path, expected: &str) -> Result<Vec<u8>, CheckpointError> {
     } else {
         Err(CheckpointError::Damaged {
             path: path.to_owned(),
+            what: "not the file that was saved, its SHA-256 differs",
+            source: None,
         })
     }
 }

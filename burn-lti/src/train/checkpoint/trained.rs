@@ -1,17 +1,17 @@
 //! The parameters that train, as a safetensors file.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
 
 use super::CheckpointError;
 use crate::compat;
+use crate::files::{TensorFile, safetensors_float};
 use crate::tensors::ModulePath;
 
 /// The parameters of `module` that train as the bytes of a file; all must be of the float type `kept`.
@@ -21,66 +21,46 @@ pub(super) fn to_bytes<B: AutodiffBackend, M: Module<B>>(
     path: &Path,
 ) -> Result<Vec<u8>, CheckpointError> {
     let mut ids = HashMap::new();
-    let mut tensors = Vec::new();
+    let mut values = Vec::new();
     for (name, parameter) in parameters(module) {
         let found = parameter.values.dtype();
-        let Some(dtype) = file_type(found).filter(|_| found == kept) else {
-            return Err(CheckpointError::StateType {
-                tensor: name,
-                found,
-                kept,
-            });
+        let Some(dtype) = safetensors_float(found).filter(|_| found == kept) else {
+            return Err(CheckpointError::Refused(format!(
+                "`{name}` trains in {found:?}, but Burn brings an optimizer's state back in {kept:?}: \
+                 train it in {kept:?}"
+            )));
         };
         ids.insert(name.clone(), parameter.id.val().to_string());
-        tensors.push((name, dtype, parameter.shape, parameter.values.into_data()));
+        values.push((name, dtype, parameter.shape, parameter.values.into_data()));
     }
-    let layout = |source| CheckpointError::Tensors {
-        path: path.to_owned(),
-        source,
-    };
-    let views: Result<Vec<_>, SafeTensorError> = tensors
-        .iter()
-        .map(|(name, dtype, shape, data)| {
-            let view = TensorView::new(*dtype, shape.clone(), data.as_bytes())?;
-            Ok((name, view))
-        })
-        .collect();
-    serialize(views.map_err(layout)?, Some(ids)).map_err(layout)
+    let tensors = values.iter().map(|(name, dtype, shape, data)| {
+        let view = TensorView::new(*dtype, shape.clone(), data.as_bytes())?;
+        Ok((name.clone(), view))
+    });
+    let file = tensors.collect::<Result<_, _>>().map(|tensors| TensorFile {
+        metadata: Some(ids),
+        tensors,
+    });
+    let bytes = file.and_then(|file| file.to_bytes());
+    bytes.map_err(CheckpointError::tensors(path))
 }
 
-/// The tensors of such a file, by name.
-pub(super) struct TrainedFile(BTreeMap<String, FileTensor>);
+/// The tensors of such a file and their parameters' ids, by name.
+pub(super) struct TrainedFile<'a>(BTreeMap<String, (ParamId, TensorView<'a>)>);
 
-struct FileTensor {
-    id: ParamId,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl TrainedFile {
-    pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {
-        let broken = |source| CheckpointError::Tensors {
-            path: path.to_owned(),
-            source,
-        };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-        let id = |name: &str| {
-            let id = header.metadata().as_ref()?.get(name)?;
-            id.parse::<u64>().ok().map(ParamId::from)
-        };
-        let file = SafeTensors::deserialize(bytes).map_err(broken)?;
-        let tensors = file.iter().map(|(name, view)| {
-            let tensor = FileTensor {
-                id: id(name).ok_or_else(|| CheckpointError::ParamId {
-                    path: path.to_owned(),
-                    tensor: name.to_owned(),
-                })?,
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: view.data().to_vec(),
-            };
-            Ok((name.to_owned(), tensor))
+impl<'a> TrainedFile<'a> {
+    pub(super) fn parse(bytes: &'a [u8], path: &Path) -> Result<Self, CheckpointError> {
+        let file = TensorFile::from_bytes(bytes).map_err(CheckpointError::tensors(path))?;
+        let ids = file.metadata.unwrap_or_default();
+        let tensors = file.tensors.into_iter().map(|(name, tensor)| {
+            let id = ids.get(&name).and_then(|id| id.parse::<u64>().ok());
+            let id = id.ok_or_else(|| {
+                CheckpointError::Mismatch(format!(
+                    "{} names no parameter id for `{name}`: save with this library, not another program",
+                    path.display()
+                ))
+            })?;
+            Ok((name, (ParamId::from(id), tensor)))
         });
         tensors.collect::<Result<_, _>>().map(Self)
     }
@@ -91,19 +71,35 @@ impl TrainedFile {
         module: &M,
         checkpoint: &Path,
     ) -> Result<(), CheckpointError> {
-        let path = || checkpoint.to_owned();
+        let path = checkpoint.display();
         let parameters = parameters(module);
-        for (name, parameter) in &parameters {
-            match self.0.get(name) {
-                None => return Err(missing(path(), name)),
-                Some(tensor) => tensor.check(name, parameter, path())?,
-            }
-        }
-        match self.0.keys().find(|name| !parameters.contains_key(*name)) {
-            Some(unused) => Err(CheckpointError::Unused {
-                path: path(),
-                tensor: unused.clone(),
-            }),
+        let unused = self.0.keys().find(|name| !parameters.contains_key(*name));
+        let differences = parameters.iter().filter_map(|(name, parameter)| {
+            let Some((_, tensor)) = self.0.get(name) else {
+                return Some(format!(
+                    "{path} has no tensor `{name}`, which trains: let train what was trained when it was \
+                     saved"
+                ));
+            };
+            let (shape, dtype) = (&parameter.shape, parameter.values.dtype());
+            let difference = if tensor.shape() != shape {
+                format!("{:?} in {path} and {shape:?}", tensor.shape())
+            } else if safetensors_float(dtype) != Some(tensor.dtype()) {
+                format!("{:?} in {path} and {dtype:?}", tensor.dtype())
+            } else {
+                return None;
+            };
+            Some(format!(
+                "`{name}` is {difference} in the model: make the model that was saved"
+            ))
+        });
+        let unused = unused.map(|name| {
+            format!(
+                "{path} holds `{name}`, which does not train: let train what was trained when it was saved"
+            )
+        });
+        match differences.chain(unused).next() {
+            Some(difference) => Err(CheckpointError::Mismatch(difference)),
             None => Ok(()),
         }
     }
@@ -114,35 +110,6 @@ impl TrainedFile {
             place: ModulePath::default(),
             tensors: self.0,
         })
-    }
-}
-
-impl FileTensor {
-    fn check<B: Backend>(
-        &self,
-        name: &str,
-        parameter: &Parameter<B>,
-        path: PathBuf,
-    ) -> Result<(), CheckpointError> {
-        let tensor = name.to_owned();
-        if self.shape != parameter.shape {
-            return Err(CheckpointError::Shape {
-                path,
-                tensor,
-                found: self.shape.clone(),
-                expected: parameter.shape.clone(),
-            });
-        }
-        let expected = parameter.values.dtype();
-        if file_type(expected) != Some(self.dtype) {
-            return Err(CheckpointError::FloatType {
-                path,
-                tensor,
-                found: format!("{:?}", self.dtype),
-                expected: format!("{expected:?}"),
-            });
-        }
-        Ok(())
     }
 }
 
@@ -194,12 +161,12 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<B> {
     }
 }
 
-struct Restorer {
+struct Restorer<'a> {
     place: ModulePath,
-    tensors: BTreeMap<String, FileTensor>,
+    tensors: BTreeMap<String, (ParamId, TensorView<'a>)>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Restorer {
+impl<B: AutodiffBackend> ModuleMapper<B> for Restorer<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.place.enter(name, container_type);
     }
@@ -212,31 +179,14 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Restorer {
         if !param.is_require_grad() {
             return param;
         }
-        let Some(tensor) = self.tensors.remove(&self.place.name()) else {
+        let Some((id, tensor)) = self.tensors.remove(&self.place.name()) else {
             return param; // the check before knows of none
         };
         let (_, old, mapper) = param.consume();
         let (device, dtype) = (old.device(), old.dtype());
-        let data = TensorData::from_bytes_vec(tensor.bytes, tensor.shape, dtype);
+        let data =
+            TensorData::from_bytes_vec(tensor.data().to_vec(), tensor.shape().to_vec(), dtype);
         let value = Tensor::from_data(data, (&device, dtype)).require_grad();
-        Param::from_mapped_value(tensor.id, value, mapper)
-    }
-}
-
-/// What safetensors calls a float type that it has.
-fn file_type(dtype: DType) -> Option<Dtype> {
-    match dtype {
-        DType::F64 => Some(Dtype::F64),
-        DType::F32 => Some(Dtype::F32),
-        DType::F16 => Some(Dtype::F16),
-        DType::BF16 => Some(Dtype::BF16),
-        _ => None,
-    }
-}
-
-fn missing(path: PathBuf, name: &str) -> CheckpointError {
-    CheckpointError::Missing {
-        path,
-        tensor: name.to_owned(),
+        Param::from_mapped_value(id, value, mapper)
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::cache::{CacheHeader, LogProbType};
+use burn_lti::top_k::{CacheHeader, LogProbType};
 use burn_lti_llama::distill::{CacheCheck, CacheOrder, Event, cache_teacher, verify_cache};
 use burn_lti_llama::recipe::Recipe;
 use serde_json::json;

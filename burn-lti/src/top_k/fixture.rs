@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::format::INDEX;
-use super::{CacheHeader, CacheWriter, LogProbType, TopKRows, sha256};
+use super::{CacheHeader, CacheWriter, LogProbType, TopKRows};
+use crate::files::sha256;
 
 /// Spoils something that is in order.
 pub(super) type Edit<T> = fn(&mut T);

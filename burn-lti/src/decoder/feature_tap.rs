@@ -1,4 +1,4 @@
-//! [`Watch`]: the attention outputs of some layers, taken while a decoder runs.
+//! [`FeatureTap`]: the attention outputs of some layers, taken while a decoder runs.
 
 use burn::prelude::*;
 
@@ -7,13 +7,13 @@ use burn::prelude::*;
 /// A decoder shows it the output of every layer's output projection, in order; it keeps those that were
 /// asked for and lets the others go.
 #[derive(Debug)]
-pub struct Watch<'a, B: Backend> {
+pub struct FeatureTap<'a, B: Backend> {
     asked: &'a [usize],
     layer: usize,
     kept: Vec<Option<Tensor<B, 3>>>,
 }
 
-impl<'a, B: Backend> Watch<'a, B> {
+impl<'a, B: Backend> FeatureTap<'a, B> {
     /// Keeps nothing.
     pub const fn nothing() -> Self {
         Self {

@@ -61,7 +61,8 @@
 //! ```
 //! use std::collections::BTreeMap;
 //!
-//! use burn_lti::cache::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, sha256};
+//! use burn_lti::files::sha256;
+//! use burn_lti::top_k::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
@@ -102,19 +103,20 @@
 //! ```
 
 mod error;
+mod fault;
 #[cfg(test)]
 mod fixture;
 mod format;
 mod read;
 mod rows;
-mod top_k;
+mod tokens;
 mod verify;
 mod write;
 
-pub use error::{CacheError, Difference};
-pub use format::{CacheHeader, LogProbType, sha256};
+pub use error::CacheError;
+pub use fault::Fault;
+pub use format::CacheHeader;
 pub use read::TeacherCache;
-pub use rows::TopKRows;
-pub use top_k::TopTokens;
-pub use verify::Fault;
+pub use rows::{LogProbType, TopKRows};
+pub use tokens::TopTokens;
 pub use write::CacheWriter;

@@ -1,6 +1,10 @@
-//! The header of a safetensors file.
+//! Safetensors files: the header alone, or all of a file.
 
-use safetensors::tensor::Metadata;
+use std::collections::{BTreeMap, HashMap};
+
+use burn::tensor::DType;
+use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
 use thiserror::Error;
 
 /// Bytes of the number that a safetensors file begins with: the length of its header.
@@ -58,4 +62,51 @@ pub enum HeaderError {
     /// The header is no JSON of tensors, or contradicts itself.
     #[error("the header is none of a safetensors file")]
     Json(#[from] serde_json::Error),
+}
+
+/// A safetensors file in memory.
+#[derive(Clone, Debug)]
+pub struct TensorFile<'a> {
+    /// Texts by key, if the file has any.
+    pub metadata: Option<HashMap<String, String>>,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, TensorView<'a>>,
+}
+
+impl<'a> TensorFile<'a> {
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// [`SafeTensorError`] if they are no such file.
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self, SafeTensorError> {
+        let (_, header) = SafeTensors::read_metadata(bytes)?;
+        Ok(Self {
+            metadata: header.metadata().clone(),
+            tensors: SafeTensors::deserialize(bytes)?
+                .tensors()
+                .into_iter()
+                .collect(),
+        })
+    }
+
+    /// The bytes of the file. Tensors of wider types come first, those of one width by name.
+    ///
+    /// # Errors
+    ///
+    /// [`SafeTensorError`] if they cannot be laid out.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, SafeTensorError> {
+        serialize(&self.tensors, self.metadata.clone())
+    }
+}
+
+/// What safetensors calls a float type of Burn, if it has it.
+pub const fn safetensors_float(dtype: DType) -> Option<Dtype> {
+    match dtype {
+        DType::F64 => Some(Dtype::F64),
+        DType::F32 => Some(Dtype::F32),
+        DType::F16 => Some(Dtype::F16),
+        DType::BF16 => Some(Dtype::BF16),
+        _ => None,
+    }
 }
