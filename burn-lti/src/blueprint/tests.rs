@@ -189,7 +189,7 @@ fn what_is_one_variable_trains_as_its_source_does() {
 
 #[test]
 fn what_cannot_be_one_variable_is_refused_by_name() {
-    for (pattern, suggestion) in [("e.*", None), ("tur", Some("nearest: `turned`"))] {
+    for (pattern, suggestion) in [("e.*", None), ("turne", Some("nearest: `turned`"))] {
         let (error, message) = refusal(&[(pattern, "b")]);
         let is_it = matches!(error, BlueprintError::NoMatch { of: "student", .. });
         assert!(

@@ -646,7 +646,7 @@ fn a_report_lists_what_becomes_of_each_parameter<A: AutodiffBackend>(device: A::
     assert_eq!(lines[0], "token_table.weight [23, 12] trains");
     assert_eq!(lines[lines.len() - 1], "unembed.weight [12, 23] trains");
     for line in [
-        "blocks.0.attention.query.c [12, 4, 4] is a teacher kernel and never trains",
+        "blocks.0.attention.query.c [12, 16] is a teacher kernel and never trains",
         "blocks.2.expand.weight [12, 24] trains, shared with `blocks.0.expand.weight`",
         r"blocks.1.expand.weight [12, 24] is frozen by `blocks\.1\.`",
     ] {
@@ -658,8 +658,8 @@ fn a_report_lists_what_becomes_of_each_parameter<A: AutodiffBackend>(device: A::
         .expect("a report");
     let lines = report.to_string();
     for line in [
-        "blocks.0.attention.query.a [4, 2] trains by `query`\n",
-        "blocks.0.attention.query.c [12, 4, 4] is a teacher kernel and never trains\n",
+        "blocks.0.attention.query.right.a [4, 2] trains by `query`\n",
+        "blocks.0.attention.query.c [12, 16] is a teacher kernel and never trains\n",
         "token_table.weight [23, 12] is frozen, as no pattern trains it\n",
     ] {
         assert!(lines.contains(line), "{lines}");
