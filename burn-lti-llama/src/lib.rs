@@ -13,11 +13,15 @@
 //! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | a student held against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
+//!
+//! The command `burn-lti`, `compare` and `demo` are there with the feature `cli`, which is on by default.
 
+#[cfg(feature = "cli")]
 pub mod compare;
 pub mod config;
 pub mod corpus;
 pub mod data;
+#[cfg(feature = "cli")]
 pub mod demo;
 pub mod distill;
 pub mod eval;
