@@ -1,4 +1,4 @@
-//! A student held against its teacher on text neither was trained on.
+//! Evaluates a student against its teacher on text neither was trained on.
 
 use std::sync::Arc;
 
@@ -63,8 +63,8 @@ pub fn evaluate<B: Backend>(
     let mut sums = LossSums::default();
     let mut batches = batches.iter();
     while let Some(batch) = batches.next() {
-        let lesson = teacher.teach(&batch, &[]);
-        let sums_of_batch = DistillationLoss::KL.sums_of(student, lesson.tokens, &batch);
+        let targets = teacher.teach(&batch, &[]);
+        let sums_of_batch = DistillationLoss::KL.sums_of(student, targets.tokens, &batch);
         sums += sums_of_batch.read();
         let progress = batches.progress();
         done(progress.items_processed, progress.items_total);

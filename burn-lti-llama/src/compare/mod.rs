@@ -1,4 +1,4 @@
-//! One recipe carried out from several starts, with several seeds each, held against one another.
+//! One recipe carried out from several starts, with several seeds each, and compared.
 //!
 //! Every pair of a start and a seed is an ordinary run in a folder of its own, by the same
 //! [`Job`](crate::distill::Job) that carries out a single recipe. What ends up in the output folder:

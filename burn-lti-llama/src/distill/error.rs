@@ -33,7 +33,7 @@ pub enum DistillError {
     /// The recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
-    /// The recipe, held against the teacher.
+    /// The recipe, checked against the teacher.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// A Hugging Face folder, read or written.
@@ -154,7 +154,7 @@ pub enum DistillError {
     },
     /// A checkpoint is not of this program.
     #[error("{checkpoint} does not say where its run stood: it was saved by another program")]
-    Place {
+    Progress {
         /// The checkpoint.
         checkpoint: PathBuf,
         /// What is wrong with it.

@@ -145,7 +145,7 @@ pub(super) struct LogState {
     pub(super) window: Window,
 }
 
-/// Writes a line every so many steps and tells the listener of every step.
+/// Writes a line every n-th step and tells the listener of every step.
 pub(super) struct MetricsLog {
     path: PathBuf,
     file: File,

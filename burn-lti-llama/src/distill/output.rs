@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn_lti::files::write_atomically;
 
 use super::metrics::{LoggedEvaluation, evaluations};
-use super::{DistillError, Manifest, Started, Summary};
+use super::{DistillError, Manifest, StartSummary, Summary};
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -282,8 +282,8 @@ impl OutputDir {
         )?)
     }
 
-    pub(super) fn write_start(&self, started: &Started) -> Result<(), DistillError> {
-        let text = format!("{:#}\n", started.to_json());
+    pub(super) fn write_start(&self, summary: &StartSummary) -> Result<(), DistillError> {
+        let text = format!("{:#}\n", summary.to_json());
         let path = self.dir.join("start.json");
         Ok(write_atomically(&path, text.as_bytes())?)
     }

@@ -156,8 +156,8 @@ pub struct CacheCheck {
     pub other_choices: usize,
 }
 
-/// Holds the cache in `dir` against its own hashes and laws, and every `stride`-th of its rows against
-/// the recipe's teacher and text.
+/// Checks the cache in `dir` by its own hashes and laws, and every `stride`-th of its rows against the
+/// recipe's teacher and text.
 ///
 /// # Errors
 ///
