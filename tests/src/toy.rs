@@ -233,7 +233,7 @@ impl<B: Backend, L: Block<B>> LayeredDecoder<B> for Toy<B, L> {
             Role::Query => "query",
             Role::Key => "key",
             Role::Value => "value",
-            Role::Out => "output",
+            _ => "output",
         };
         format!("blocks.{layer}.attention.{name}")
     }
