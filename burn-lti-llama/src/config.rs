@@ -119,10 +119,9 @@ impl LlamaConfig {
     /// Checks the ranges of all fields, as reading does; for a configuration made by hand.
     ///
     /// # Errors
-    /// [`ConfigError::OutOfRange`], [`ConfigError::KvHeads`], [`ConfigError::OddHeadDim`],
-    /// [`ConfigError::NotPositive`] or [`ConfigError::TokenId`], naming `origin`.
+    /// [`ConfigError::KvHeads`] or [`ConfigError::Refused`], naming `origin`.
     pub fn check(&self, origin: &Path) -> Result<(), ConfigError> {
-        let path = || origin.to_path_buf();
+        let refused = |field, reason| Err(ConfigError::refused(origin, field, reason));
         // The upper bounds are far above any Llama; they keep every product below within 64 bits.
         let sizes = [
             ("vocab_size", self.vocab_size, 1 << 24),
@@ -140,51 +139,38 @@ impl LlamaConfig {
         ];
         for (field, value, max) in sizes {
             if !(1..=max).contains(&value) {
-                return Err(ConfigError::OutOfRange {
-                    path: path(),
-                    field,
-                    value,
-                    max,
-                });
+                return refused(field, format!("is {value}: it must be from 1 to {max}"));
             }
         }
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if !heads.is_multiple_of(kv_heads) {
             return Err(ConfigError::KvHeads {
-                path: path(),
+                path: origin.to_path_buf(),
                 heads,
                 kv_heads,
                 allowed: divisors(heads),
             });
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(ConfigError::OddHeadDim {
-                path: path(),
-                head_dim: self.head_dim,
-            });
+            let reason = format!("is {}: it must be even, for rotary pairs", self.head_dim);
+            return refused("head_dim", reason);
         }
         for (field, value) in [
             ("rms_norm_eps", self.rms_norm_eps),
             ("rope_theta", self.rope_theta),
         ] {
             if !(value > 0.0 && value.is_finite()) {
-                return Err(ConfigError::NotPositive {
-                    path: path(),
-                    field,
-                    value,
-                });
+                return refused(field, format!("is {value}: it must be positive and finite"));
             }
         }
         let bos = self.bos_token_id.iter().map(|id| ("bos_token_id", *id));
         let eos = self.eos_token_ids.iter().map(|id| ("eos_token_id", *id));
         let vocab_size = self.vocab_size;
         match bos.chain(eos).find(|(_, id)| *id as usize >= vocab_size) {
-            Some((field, id)) => Err(ConfigError::TokenId {
-                path: path(),
+            Some((field, id)) => refused(
                 field,
-                id,
-                vocab_size,
-            }),
+                format!("is {id}: it must be below `vocab_size`, {vocab_size}"),
+            ),
             None => Ok(()),
         }
     }
@@ -370,11 +356,12 @@ fn default_head_dim(hidden_size: usize, heads: usize, origin: &Path) -> Result<u
         Some(0) => Ok(hidden_size / heads),
         // No heads at all: the range check says that better.
         None => Ok(1),
-        Some(_) => Err(ConfigError::HeadDim {
-            path: origin.to_path_buf(),
-            hidden_size,
-            heads,
-        }),
+        Some(_) => {
+            let reason = format!(
+                "{hidden_size} does not divide by `num_attention_heads` {heads}: set `head_dim`"
+            );
+            Err(ConfigError::refused(origin, "hidden_size", reason))
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! ends it. Many are drawn at once, and what comes out does not depend on how many.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::prelude::*;
 use burn_lti::files::{FileError, write_atomically};
@@ -15,6 +15,11 @@ use crate::config::LlamaConfig;
 use crate::data::is_blank;
 use crate::model::{Block, Generation, GenerationError, Llama, Sampling};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+
+const NO_BOS: &str = "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or \
+                      give --prompt TEXT";
+const EMPTY_PROMPT: &str =
+    "the prompt has no tokens: give --prompt a text, or leave it out to begin with BOS";
 
 /// What a model is to write.
 ///
@@ -81,15 +86,15 @@ impl CorpusOrder {
     /// # Errors
     ///
     /// - [`CorpusError::Generation`]: the temperature or the nucleus is out of range.
-    /// - [`CorpusError::DocumentTokens`]: a document would be longer than the model reads.
-    /// - [`CorpusError::NoBos`]: there is no prompt, and no BOS to begin with.
-    /// - [`CorpusError::NoRoom`]: what a document begins with fills it.
-    /// - [`CorpusError::EmptyPrompt`], [`CorpusError::Tokenizer`]: the prompt has no tokens.
+    /// - [`CorpusError::Refused`]: a document would be longer than the model reads; there is neither a
+    ///   prompt nor a BOS to begin with; what a document begins with is nothing, or fills it.
+    /// - [`CorpusError::Tokenizer`]: the prompt has no tokens.
     pub fn check(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<(), CorpusError> {
         self.resolve(config, tokenizer).map(drop)
     }
 
     fn resolve(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Start, CorpusError> {
+        let refused = |reason: &str| CorpusError::Refused(reason.to_owned());
         let sampling = Sampling::random(self.temperature, self.top_p, self.seed)?;
         let limit = config.max_position_embeddings;
         let document_tokens = match self.document_tokens {
@@ -97,23 +102,24 @@ impl CorpusOrder {
             None => Self::DOCUMENT_TOKENS.min(limit),
         };
         if document_tokens > limit {
-            return Err(CorpusError::DocumentTokens {
-                document_tokens,
-                limit,
-            });
+            return Err(CorpusError::Refused(format!(
+                "documents of {document_tokens} tokens are longer than the model reads: \
+                 --document-tokens can be at most {limit}"
+            )));
         }
         let prompt = match &self.prompt {
             Some(text) => tokenizer.encode_prompt(text)?,
-            None => vec![tokenizer.bos_id().ok_or(CorpusError::NoBos)?],
+            None => vec![tokenizer.bos_id().ok_or_else(|| refused(NO_BOS))?],
         };
         if prompt.is_empty() {
-            return Err(CorpusError::EmptyPrompt);
+            return Err(refused(EMPTY_PROMPT));
         }
         if prompt.len() >= document_tokens {
-            return Err(CorpusError::NoRoom {
-                prompt_tokens: prompt.len(),
-                document_tokens,
-            });
+            return Err(CorpusError::Refused(format!(
+                "a document begins with {} tokens and may have {document_tokens}: give a shorter \
+                 --prompt or more --document-tokens",
+                prompt.len()
+            )));
         }
         let generation = Generation::new(document_tokens - prompt.len(), sampling);
         Ok(Start {
@@ -146,52 +152,10 @@ pub struct Corpus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CorpusError {
-    /// Nobody says how a text begins.
-    #[error(
-        "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or give \
-         --prompt TEXT"
-    )]
-    NoBos,
-    /// A document would be longer than the model reads.
-    #[error(
-        "documents of {document_tokens} tokens are longer than the model reads: --document-tokens \
-         can be at most {limit}"
-    )]
-    DocumentTokens {
-        /// What was asked for.
-        document_tokens: usize,
-        /// The model's `max_position_embeddings`.
-        limit: usize,
-    },
-    /// Nothing could be written behind the prompt.
-    #[error(
-        "a document begins with {prompt_tokens} tokens and may have {document_tokens}: give a \
-         shorter --prompt or more --document-tokens"
-    )]
-    NoRoom {
-        /// Tokens of the prompt, or of BOS.
-        prompt_tokens: usize,
-        /// The most tokens of a document.
-        document_tokens: usize,
-    },
-    /// The prompt has no tokens.
-    #[error("the prompt has no tokens: give --prompt a text, or leave it out to begin with BOS")]
-    EmptyPrompt,
-    /// The model ends documents before it says anything.
-    #[error(
-        "the model ended {documents} documents on end without a text: give --prompt TEXT to begin \
-         with, or a higher --temperature"
-    )]
-    NoText {
-        /// How many documents.
-        documents: usize,
-    },
-    /// The file would not be known for what it is.
-    #[error("{file} does not end in .jsonl, by which it would be known when it is read: rename it")]
-    Extension {
-        /// The file.
-        file: PathBuf,
-    },
+    /// The order does not suit the model, the model says nothing, or the file's name is not one to write
+    /// to.
+    #[error("{0}")]
+    Refused(String),
     /// The text could not be generated.
     #[error(transparent)]
     Generation(#[from] GenerationError),
@@ -214,7 +178,7 @@ pub enum CorpusError {
 ///
 /// - What [`CorpusOrder::check`] finds.
 /// - [`CorpusError::Generation`]: the model computes no numbers.
-/// - [`CorpusError::NoText`]: document after document ends without a text.
+/// - [`CorpusError::Refused`]: document after document ends without a text.
 /// - [`CorpusError::Tokenizer`]: the tokenizer failed on a document.
 pub fn sample_corpus<B: Backend, L: Block<B>>(
     model: &Llama<B, L>,
@@ -254,7 +218,10 @@ pub fn sample_corpus<B: Backend, L: Block<B>>(
                 corpus.blank += 1;
                 in_vain += 1;
                 if in_vain == BLANK_ON_END {
-                    return Err(CorpusError::NoText { documents: in_vain });
+                    return Err(CorpusError::Refused(format!(
+                        "the model ended {in_vain} documents on end without a text: give --prompt \
+                         TEXT to begin with, or a higher --temperature"
+                    )));
                 }
             } else {
                 tokens += document.tokens.len();
@@ -286,7 +253,7 @@ impl Corpus {
     ///
     /// # Errors
     ///
-    /// - [`CorpusError::Extension`]: the name of the file does not end in `.jsonl`.
+    /// - [`CorpusError::Refused`]: the name of the file does not end in `.jsonl`.
     /// - [`CorpusError::Write`]: the system refused; what was there before is untouched.
     pub fn write(&self, file: &Path) -> Result<(), CorpusError> {
         check_file(file)?;
@@ -303,11 +270,14 @@ impl Corpus {
 ///
 /// # Errors
 ///
-/// [`CorpusError::Extension`]: it does not end in `.jsonl`.
+/// [`CorpusError::Refused`]: it does not end in `.jsonl`.
 pub fn check_file(file: &Path) -> Result<(), CorpusError> {
     match file.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("jsonl") => Ok(()),
-        _ => Err(CorpusError::Extension { file: file.into() }),
+        _ => Err(CorpusError::Refused(format!(
+            "{} does not end in .jsonl, by which it would be known when it is read: rename it",
+            file.display()
+        ))),
     }
 }
 

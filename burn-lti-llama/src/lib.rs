@@ -16,6 +16,17 @@
 //!
 //! The command `burn-lti`, `compare` and `demo` are there with the feature `cli`, which is on by default.
 
+/// Gives an error enum a `From` of each error that its variant `Part` passes on as it is.
+macro_rules! passes_on {
+    ($whole:ty: $($part:ty),+ $(,)?) => {
+        $(impl From<$part> for $whole {
+            fn from(error: $part) -> Self {
+                Self::Part(Box::new(error))
+            }
+        })+
+    };
+}
+
 #[cfg(feature = "cli")]
 pub mod compare;
 pub mod config;

@@ -31,15 +31,9 @@ const BATCH: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// The folder has no `tokenizer.json`.
-    #[error(
-        "no {TOKENIZER} in {folder}: save one there with transformers, \
-         `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`"
-    )]
-    Missing {
-        /// The folder.
-        folder: PathBuf,
-    },
+    /// The files are not there, or contradict each other or the model.
+    #[error("{0}")]
+    Refused(String),
     /// A file of the tokenizer cannot be read.
     #[error("cannot read {file}")]
     Read {
@@ -47,14 +41,6 @@ pub enum TokenizerError {
         file: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// `tokenizer.json` is not a tokenizer.
-    #[error("{file} is not a tokenizer that the `tokenizers` library reads: save it again")]
-    Tokenizer {
-        /// The file.
-        file: PathBuf,
-        /// What the library said.
-        source: tokenizers::Error,
     },
     /// `tokenizer_config.json` is not as expected.
     #[error("{file} is not a tokenizer's settings: correct it or remove it")]
@@ -64,43 +50,11 @@ pub enum TokenizerError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The settings name a token that the tokenizer does not have.
-    #[error(
-        "`{role}` in {file} is {token:?}, which {TOKENIZER} does not know: correct one of them"
-    )]
-    UnknownToken {
-        /// The settings.
-        file: PathBuf,
-        /// The key in them.
-        role: &'static str,
-        /// The token.
-        token: String,
-    },
-    /// BOS is wanted but nobody says which token it is.
-    #[error(
-        "{file} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
-         `bos_token_id` in config.json"
-    )]
-    NoBos {
-        /// The settings.
-        file: PathBuf,
-    },
-    /// The tokenizer has ids for which the model has no embedding.
-    #[error(
-        "the tokenizer's largest id is {largest_id}, but the model's `vocab_size` is \
-         {model_vocab}: the two are not from the same model"
-    )]
-    Vocabulary {
-        /// The largest id that the tokenizer, BOS or EOS can yield.
-        largest_id: u32,
-        /// The model's number of embeddings.
-        model_vocab: usize,
-    },
-    /// The library failed on a text or on tokens.
-    #[error("the tokenizer cannot {action}")]
-    Failed {
-        /// What it was to do.
-        action: &'static str,
+    /// The library failed on `tokenizer.json`, on a text or on tokens.
+    #[error("{what}")]
+    Library {
+        /// At what.
+        what: String,
         /// What the library said.
         source: tokenizers::Error,
     },
@@ -175,18 +129,26 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// - [`TokenizerError::Missing`]: no `tokenizer.json` in the folder.
-    /// - [`TokenizerError::Read`], [`TokenizerError::Tokenizer`], [`TokenizerError::Config`]: a
-    ///   file cannot be read or understood.
-    /// - [`TokenizerError::UnknownToken`], [`TokenizerError::NoBos`]: the files contradict each
+    /// - [`TokenizerError::Refused`]: no `tokenizer.json` in the folder, or the files contradict each
     ///   other.
+    /// - [`TokenizerError::Read`], [`TokenizerError::Library`], [`TokenizerError::Config`]: a file
+    ///   cannot be read or understood.
     pub fn from_dir(dir: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
         let file = dir.join(TOKENIZER);
-        let bytes = read_if_there(&file)?.ok_or_else(|| TokenizerError::Missing {
-            folder: dir.to_owned(),
+        let bytes = read_if_there(&file)?.ok_or_else(|| {
+            TokenizerError::Refused(format!(
+                "no {TOKENIZER} in {}: save one there with transformers, \
+                 `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`",
+                dir.display()
+            ))
         })?;
-        let inner =
-            unlimited(&bytes).map_err(|source| TokenizerError::Tokenizer { file, source })?;
+        let inner = unlimited(&bytes).map_err(|source| TokenizerError::Library {
+            what: format!(
+                "{} is not a tokenizer that the `tokenizers` library reads: save it again",
+                file.display()
+            ),
+            source,
+        })?;
 
         let file = dir.join(TOKENIZER_CONFIG);
         let settings = Settings::read(&file)?;
@@ -197,17 +159,20 @@ impl Tokenizer {
             None => Ok(None),
             Some(token) => match inner.token_to_id(&token) {
                 Some(id) => Ok(Some(id)),
-                None => Err(TokenizerError::UnknownToken {
-                    file: file.clone(),
-                    role,
-                    token,
-                }),
+                None => Err(TokenizerError::Refused(format!(
+                    "`{role}` in {} is {token:?}, which {TOKENIZER} does not know: correct one of them",
+                    file.display()
+                ))),
             },
         };
         let bos = id("bos_token", settings.bos_token)?.or(bos);
         let named = id("eos_token", settings.eos_token)?;
         if start == Edge::Always && bos.is_none() {
-            return Err(TokenizerError::NoBos { file });
+            return Err(TokenizerError::Refused(format!(
+                "{} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
+                 `bos_token_id` in config.json",
+                file.display()
+            )));
         }
 
         let others = eos.iter().copied().filter(|id| Some(*id) != named);
@@ -228,7 +193,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the text.
+    /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.framed(&self.encode(text)?, self.end))
     }
@@ -237,7 +202,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on one of the texts.
+    /// [`TokenizerError::Library`]: the library failed on one of the texts.
     pub fn encode_documents(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let mut documents = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
@@ -253,7 +218,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the text.
+    /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.framed(&self.encode(text)?, Edge::Never))
     }
@@ -262,7 +227,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the tokens.
+    /// [`TokenizerError::Library`]: the library failed on the tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         let text = self.inner.decode(ids, true);
         text.map_err(failed("decode the tokens"))
@@ -292,17 +257,17 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Vocabulary`]: it has not.
+    /// [`TokenizerError::Refused`]: it has not.
     pub fn check_vocab(&self, model_vocab: usize) -> Result<(), TokenizerError> {
         // Ids may have holes, so the number of tokens would not do.
         let tokens = self.inner.get_vocab(true).into_values();
         let special = self.bos.into_iter().chain(self.eos.iter().copied());
         match tokens.chain(special).max() {
             Some(largest_id) if largest_id as usize >= model_vocab => {
-                Err(TokenizerError::Vocabulary {
-                    largest_id,
-                    model_vocab,
-                })
+                Err(TokenizerError::Refused(format!(
+                    "the tokenizer's largest id is {largest_id}, but the model's `vocab_size` is \
+                     {model_vocab}: the two are not from the same model"
+                )))
             }
             _ => Ok(()),
         }
@@ -384,7 +349,10 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
 }
 
 fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
-    move |source| TokenizerError::Failed { action, source }
+    move |source| TokenizerError::Library {
+        what: format!("the tokenizer cannot {action}"),
+        source,
+    }
 }
 
 /// A tokenizer of a few words, for tests.

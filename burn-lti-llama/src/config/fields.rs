@@ -124,11 +124,12 @@ impl<'a> Fields<'a> {
         let nested = rope.take("rope_theta")?;
         rope.finish_with(&[])?;
         match (top, nested) {
-            (Some(top), Some(nested)) if top != nested => Err(ConfigError::RopeTheta {
-                path: self.path(),
-                top,
-                nested,
-            }),
+            (Some(top), Some(nested)) if top != nested => Err(self.refused(
+                "rope_theta",
+                format!(
+                    "is {top} but `rope_parameters.rope_theta` is {nested}: delete the wrong one"
+                ),
+            )),
             (top, nested) => Ok(top.or(nested).unwrap_or(DEFAULT_ROPE_THETA)),
         }
     }
@@ -146,12 +147,9 @@ impl<'a> Fields<'a> {
         for (name, only) in fixed {
             match self.map.remove(*name) {
                 Some(value) if !only.accepts(&value) => {
-                    return Err(ConfigError::Unsupported {
-                        path: self.path(),
-                        field: self.full_name(name),
-                        value: value.to_string(),
-                        supported: only.to_string(),
-                    });
+                    let reason =
+                        format!("is {value}, but only {only} is supported: use a model without it");
+                    return Err(self.refused(name, reason));
                 }
                 _ => {}
             }
@@ -172,12 +170,17 @@ impl<'a> Fields<'a> {
             // An underscore marks what transformers keeps for itself: where a file came from, and such.
             .find(|name| !name.starts_with('_') && !harmless.contains(&name.as_str()))
         {
-            Some(name) => Err(ConfigError::Unknown {
-                path: self.path(),
-                field: self.full_name(name),
-            }),
+            Some(name) => {
+                let reason = "is not supported: use a plain Llama, or delete the field if it \
+                              changes nothing in what the model computes";
+                Err(self.refused(name, reason.to_owned()))
+            }
             None => Ok(()),
         }
+    }
+
+    fn refused(&self, name: &str, reason: String) -> ConfigError {
+        ConfigError::refused(self.origin, &self.full_name(name), reason)
     }
 
     fn missing(&self, name: &str) -> ConfigError {

@@ -29,6 +29,10 @@ fn refused(field: &str, value: Value) -> ConfigError {
     error
 }
 
+fn assert_says(error: &ConfigError, part: &str) {
+    assert!(error.to_string().contains(part), "{error}");
+}
+
 #[test]
 fn reads_the_teacher() {
     let config = read(&stories260k()).unwrap();
@@ -247,9 +251,9 @@ fn refuses_what_it_does_not_compute() {
         ("is_encoder_decoder", json!(true)),
         ("rope_parameters", json!({ "rope_type": "yarn" })),
     ] {
-        assert!(
-            matches!(refused(field, value), ConfigError::Unsupported { .. }),
-            "{field}"
+        assert_says(
+            &refused(field, value),
+            "is supported: use a model without it",
         );
     }
 }
@@ -261,9 +265,9 @@ fn refuses_unknown_fields() {
         ("auto_map", json!({})),
         ("rope_parameters", json!({ "factor": 8.0 })),
     ] {
-        assert!(
-            matches!(refused(field, value), ConfigError::Unknown { .. }),
-            "{field}"
+        assert_says(
+            &refused(field, value),
+            "is not supported: use a plain Llama",
         );
     }
 }
@@ -278,27 +282,18 @@ fn refuses_values_out_of_range() {
         ("head_dim", json!(0)),
         ("max_position_embeddings", json!(0)),
     ] {
-        assert!(
-            matches!(refused(field, value), ConfigError::OutOfRange { .. }),
-            "{field}"
-        );
+        assert_says(&refused(field, value), "it must be from 1 to ");
     }
     for field in ["rms_norm_eps", "rope_theta"] {
-        assert!(matches!(
-            refused(field, json!(0)),
-            ConfigError::NotPositive { .. }
-        ));
+        assert_says(&refused(field, json!(0)), "it must be positive and finite");
     }
     for (field, value) in [
         ("bos_token_id", json!(512)),
         ("eos_token_id", json!([2, 600])),
     ] {
-        assert!(matches!(refused(field, value), ConfigError::TokenId { .. }));
+        assert_says(&refused(field, value), "it must be below `vocab_size`, 512");
     }
-    assert!(matches!(
-        refused("head_dim", json!(7)),
-        ConfigError::OddHeadDim { .. }
-    ));
+    assert_says(&refused("head_dim", json!(7)), "is 7: it must be even");
     let error = refused("num_key_value_heads", json!(3));
     assert!(matches!(error, ConfigError::KvHeads { .. }));
     assert!(error.to_string().contains("1, 2, 4, 8"), "{error}");
@@ -309,20 +304,13 @@ fn refuses_a_default_head_dim_that_is_not_whole() {
     let mut config = stories260k();
     config["head_dim"] = Value::Null;
     config["num_attention_heads"] = json!(12);
-    assert!(matches!(read(&config), Err(ConfigError::HeadDim { .. })));
+    assert_says(&read(&config).unwrap_err(), "set `head_dim`");
     config["num_attention_heads"] = json!(0);
-    assert!(matches!(read(&config), Err(ConfigError::OutOfRange { .. })));
+    assert_says(&read(&config).unwrap_err(), "it must be from 1 to ");
 }
 
 #[test]
 fn refuses_two_rotary_bases() {
     let error = refused("rope_parameters", json!({ "rope_theta": 500.0 }));
-    assert!(matches!(
-        error,
-        ConfigError::RopeTheta {
-            top: 10_000.0,
-            nested: 500.0,
-            ..
-        }
-    ));
+    assert_says(&error, "is 10000 but `rope_parameters.rope_theta` is 500: ");
 }

@@ -109,7 +109,12 @@ fn a_written_corpus_is_read_back() {
     assert!(texts.eq(&read_documents(&file).unwrap()));
 
     let error = corpus.write(&folder.path().join("corpus.txt")).unwrap_err();
-    assert!(matches!(error, CorpusError::Extension { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("corpus.txt does not end in .jsonl"),
+        "{error}"
+    );
     let nowhere = folder.path().join("nowhere/corpus.jsonl");
     let error = corpus.write(&nowhere).unwrap_err();
     assert!(matches!(error, CorpusError::Write(_)), "{error}");
@@ -128,12 +133,11 @@ fn a_model_that_says_nothing_comes_to_an_end() {
     let folder = fixture::folder(&blank, &json!({"eos_token": "</s>"}));
     let silent = Tokenizer::from_dir(folder.path(), Some(BOS), &[]).unwrap();
     let corpus = sample_corpus(&model(VOCAB), &silent, &order(50), |_, _| {});
-    assert!(matches!(
-        corpus.unwrap_err(),
-        CorpusError::NoText {
-            documents: BLANK_ON_END
-        }
-    ));
+    let text = corpus.unwrap_err().to_string();
+    assert!(
+        text.contains(&format!("ended {BLANK_ON_END} documents on end")),
+        "{text}"
+    );
     let corpus = sample_corpus(&model(VOCAB), &all_end, &order(50), |_, _| {}).unwrap();
     let words = corpus
         .documents
@@ -155,20 +159,13 @@ fn orders_that_cannot_be_carried_out_are_errors() {
         document_tokens: NonZeroUsize::new(tokens),
         ..order(50)
     };
-    assert!(matches!(
-        refused(document_tokens(49)),
-        CorpusError::DocumentTokens {
-            document_tokens: 49,
-            limit: 48
-        }
-    ));
-    assert!(matches!(
-        refused(document_tokens(1)),
-        CorpusError::NoRoom {
-            prompt_tokens: 1,
-            document_tokens: 1
-        }
-    ));
+    for (tokens, parts) in [
+        (49, ["documents of 49 tokens", "at most 48"]),
+        (1, ["begins with 1 tokens", "may have 1: "]),
+    ] {
+        let text = refused(document_tokens(tokens)).to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
     for (temperature, top_p) in [(0.0, 1.0), (1.0, 0.0)] {
         let order = CorpusOrder {
             temperature,
@@ -194,11 +191,10 @@ fn what_no_text_can_begin_with_is_an_error() {
     let folder = fixture::folder(&plain, &json!({"eos_token": "</s>"}));
     let without_bos = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
     let error = check(&without_bos, None).unwrap_err();
-    assert!(matches!(error, CorpusError::NoBos));
-    assert!(error.to_string().contains("--prompt"), "{error}");
+    assert_eq!(error.to_string(), NO_BOS);
     check(&without_bos, Some("the")).unwrap();
     let error = check(&without_bos, Some("")).unwrap_err();
-    assert!(matches!(error, CorpusError::EmptyPrompt));
+    assert_eq!(error.to_string(), EMPTY_PROMPT);
     let failing = fixture::without_unknown_token();
     let error = check(&failing, Some("dog")).unwrap_err();
     assert!(matches!(error, CorpusError::Tokenizer(_)));

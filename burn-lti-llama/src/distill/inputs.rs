@@ -77,9 +77,10 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let differs = |name: &&String| written.get(*name) != now.get(*name);
         match written.keys().chain(now.keys()).find(differs) {
             None => Ok(()),
-            Some(tensor) => Err(DistillError::CacheOfOtherTeacher {
-                tensor: tensor.clone(),
-            }),
+            Some(tensor) => Err(DistillError::Refused(format!(
+                "the teacher's top tokens were written by another teacher: its tensor {tensor} differs; \
+                 write them again with `burn-lti cache-teacher`"
+            ))),
         }
     }
 }

@@ -17,7 +17,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use error::{Change, ManifestError};
+use error::Change;
+pub use error::ManifestError;
 
 use crate::hashes::{HashError, hash_file, hash_teacher};
 use crate::recipe::{Recipe, RecipeError};
@@ -250,8 +251,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// - [`ManifestError::TeacherFile`], [`ManifestError::TeacherTensor`], [`ManifestError::Text`],
-    ///   [`ManifestError::Key`]: the first difference.
+    /// - [`ManifestError::Changed`]: the first difference.
     /// - [`ManifestError::Recipe`]: a recipe cannot be compared.
     pub fn check_resumable(
         &self,
@@ -263,7 +263,14 @@ impl Manifest {
         check_texts(TRAIN, &self.data.train, &now.data.train)?;
         check_texts(VALID, &self.data.valid, &now.data.valid)?;
         match first_changed_key("", &table(recipe_then)?, &table(recipe_now)?) {
-            Some((key, then, now)) => Err(ManifestError::Key { key, then, now }),
+            Some((key, then, now)) => {
+                let [then, now] = [then, now].map(or_absent);
+                Err(ManifestError::Changed {
+                    what: format!("`{key}`"),
+                    change: format!("was {then} and is now {now}"),
+                    own: "recipe",
+                })
+            }
             None => Ok(self.notes(now)),
         }
     }
@@ -349,16 +356,21 @@ impl TeacherHashes {
     ///
     /// # Errors
     ///
-    /// [`ManifestError::TeacherFile`], [`ManifestError::TeacherTensor`]: the first difference, in
-    /// the order of the names.
+    /// [`ManifestError::Changed`]: the first difference, in the order of the names.
     pub fn check(&self, now: &Self) -> Result<(), ManifestError> {
-        if let Some((file, change)) = first_change(&self.files, &now.files) {
-            return Err(ManifestError::TeacherFile { file, change });
+        for (kind, then, now) in [
+            ("", &self.files, &now.files),
+            ("tensor ", &self.tensors, &now.tensors),
+        ] {
+            if let Some((name, change)) = first_change(then, now) {
+                return Err(ManifestError::Changed {
+                    what: format!("the teacher's {kind}{name}"),
+                    change: change.to_string(),
+                    own: "teacher",
+                });
+            }
         }
-        match first_change(&self.tensors, &now.tensors) {
-            Some((tensor, change)) => Err(ManifestError::TeacherTensor { tensor, change }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -394,8 +406,11 @@ fn check_texts(
         let hash = |text: Option<&TextHash>| text.map(|text| text.sha256.clone());
         let change = Change::between(hash(then).as_ref(), hash(now).as_ref());
         if let (Some(change), Some(text)) = (change, now.or(then)) {
-            let file = text.path.clone();
-            return Err(ManifestError::Text { key, file, change });
+            return Err(ManifestError::Changed {
+                what: format!("the text {} of `{key}`", text.path.display()),
+                change: change.to_string(),
+                own: "texts, in their order",
+            });
         }
     }
     Ok(())
@@ -428,6 +443,10 @@ fn first_changed_key(
             (then, now) => Some((key, then.cloned(), now.cloned())),
         }
     })
+}
+
+fn or_absent(value: Option<Value>) -> String {
+    value.map_or_else(|| "absent".into(), |value| value.to_string())
 }
 
 #[cfg(test)]

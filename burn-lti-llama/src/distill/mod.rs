@@ -54,8 +54,8 @@ use burn_lti::train::StepReport;
 pub use error::DistillError;
 pub use hook::Interrupt;
 pub use manifest::{
-    Change, Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source,
-    TeacherHashes, TextHash,
+    Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source, TeacherHashes,
+    TextHash,
 };
 pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
@@ -116,12 +116,15 @@ pub fn distill<A: AutodiffBackend>(
 ///
 /// # Errors
 ///
-/// [`DistillError::Config`], [`DistillError::Plan`], [`DistillError::NoText`].
+/// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
 pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
     let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
     let mut texts = recipe.data.train.iter().chain(&recipe.data.valid);
     match texts.find(|text| !text.is_file()) {
-        Some(text) => Err(DistillError::NoText { file: text.clone() }),
+        Some(text) => Err(DistillError::Refused(format!(
+            "there is no text file {}: correct the paths in [data] of the recipe",
+            text.display()
+        ))),
         None => Ok(plan),
     }
 }

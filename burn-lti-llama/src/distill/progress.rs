@@ -95,8 +95,9 @@ impl RunProgress {
     /// Where the run stood at `checkpoint`.
     pub(super) fn at(checkpoint: &Checkpoint) -> Result<Self, DistillError> {
         serde_json::from_value(checkpoint.run().caller.clone()).map_err(|source| {
-            DistillError::Progress {
-                checkpoint: checkpoint.path().to_owned(),
+            DistillError::Foreign {
+                file: checkpoint.path().to_owned(),
+                reason: "does not say where its run stood: it was saved by another program",
                 source,
             }
         })

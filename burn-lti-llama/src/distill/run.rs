@@ -155,7 +155,7 @@ impl<'a> Job<'a> {
     /// # Errors
     ///
     /// [`DistillError::Manifest`] if the run there, finished or not, is not the one that `now` and the
-    /// recipe say; [`DistillError::Summary`].
+    /// recipe say; [`DistillError::Foreign`] if its figures cannot be read.
     pub fn finished(&self, now: &Manifest) -> Result<Option<Summary>, DistillError> {
         if !self.out.has_run() {
             return Ok(None);
@@ -188,9 +188,12 @@ impl<'a> Job<'a> {
         }
         self.tell_all(&self.check_same(manifest)?);
         if self.out.is_finished()? {
-            return Err(DistillError::AlreadyFinished {
-                dir: self.out.path().to_owned(),
-            });
+            return Err(DistillError::Refused(format!(
+                "the run in {} is finished: its student is in {}; for another run choose another --out, \
+                 or --overwrite",
+                self.out.path().display(),
+                self.out.student_dir().display()
+            )));
         }
         let checkpoints = self.checkpoints()?;
         for broken in checkpoints.broken() {
@@ -545,7 +548,7 @@ pub enum Which {
 ///
 /// # Errors
 ///
-/// [`DistillError`], [`DistillError::NoCheckpoint`] among them.
+/// [`DistillError`], one of a run that has no whole checkpoint among them.
 pub fn collapse_run<A: AutodiffBackend>(
     run_dir: &Path,
     which: Which,
@@ -561,8 +564,11 @@ pub fn collapse_run<A: AutodiffBackend>(
         Which::Latest => checkpoints.latest(),
         Which::Best => checkpoints.best(),
     };
-    let checkpoint = checkpoint.ok_or_else(|| DistillError::NoCheckpoint {
-        dir: run_dir.to_owned(),
+    let checkpoint = checkpoint.ok_or_else(|| {
+        DistillError::Refused(format!(
+            "there is no whole checkpoint in {}: train with `train.checkpoint_every`",
+            run_dir.display()
+        ))
     })?;
     let inputs = RunInputs::<A>::load(&recipe, device)?;
     let run = Run::begin(&job, device, inputs, Instant::now())?;

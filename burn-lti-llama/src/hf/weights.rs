@@ -83,11 +83,9 @@ impl WeightFiles {
     ///
     /// - [`WeightsError::Missing`]: the folder has neither.
     /// - [`WeightsError::Read`]: a file cannot be read, a shard is missing.
-    /// - [`WeightsError::Size`], [`WeightsError::HeaderLength`], [`WeightsError::Header`]: a file
-    ///   is cut off or no safetensors file.
-    /// - [`WeightsError::Index`], [`WeightsError::ShardName`], [`WeightsError::NotInShard`],
-    ///   [`WeightsError::TwoShards`]: the index is broken or does not fit the shards.
-    /// - [`WeightsError::DataType`]: a tensor is neither F32 nor F16 nor BF16.
+    /// - [`WeightsError::Broken`]: a file is cut off or no safetensors file, or the index does not fit
+    ///   the shards.
+    /// - [`WeightsError::Tensor`]: a tensor is in two shards, or neither F32 nor F16 nor BF16.
     pub fn open(dir: &Path) -> Result<Self, WeightsError> {
         let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
         let mut files = Self {
@@ -135,7 +133,8 @@ impl WeightFiles {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::NoTensor`]: there is none of this name; [`WeightsError::NotFinite`].
+    /// [`WeightsError::NoTensor`]: there is none of this name; [`WeightsError::Tensor`]: it holds infinity or
+    /// no number at all.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let entry = self.entry(name)?;
         let values = entry.info.dtype.to_f32(self.bytes(entry));
@@ -200,16 +199,17 @@ impl WeightFiles {
     fn add_indexed(&mut self, file: &Path) -> Result<(), WeightsError> {
         let bytes = fs::read(file).map_err(reading(file))?;
         let index: Index =
-            serde_json::from_slice(&bytes).map_err(|source| WeightsError::Index {
+            serde_json::from_slice(&bytes).map_err(|source| WeightsError::Broken {
                 file: file.to_owned(),
-                source,
+                reason: "is not an index of safetensors shards: download or save it again".into(),
+                source: Some(source),
             })?;
         for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
             if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                return Err(WeightsError::ShardName {
-                    file: file.to_owned(),
-                    shard: shard.clone(),
-                });
+                let reason = format!(
+                    "names the shard {shard:?}: a shard has to lie in the index's own folder"
+                );
+                return Err(WeightsError::broken(file, reason));
             }
             self.add(self.folder.join(shard))?;
         }
@@ -223,7 +223,10 @@ impl WeightFiles {
             let found = self.tensors.get(&tensor).map(|entry| entry.shard);
             let ignored = tensor.ends_with(IGNORED_SUFFIX);
             if !ignored && found.is_none_or(|found| self.shards[found].file != file) {
-                return Err(WeightsError::NotInShard { file, tensor });
+                let reason = format!(
+                    "should hold {tensor}, says the index, and does not: download or save it again"
+                );
+                return Err(WeightsError::broken(&file, reason));
             }
         }
         Ok(())
@@ -236,11 +239,9 @@ impl WeightFiles {
                 continue;
             }
             if let Some(other) = self.tensors.get(&tensor) {
-                return Err(WeightsError::TwoShards {
-                    tensor,
-                    first: self.shards[other.shard].file.clone(),
-                    second: shard.file,
-                });
+                let [first, second] = [&self.shards[other.shard], &shard].map(|s| s.file.display());
+                let reason = format!("is in {first} and in {second}: remove one of them");
+                return Err(WeightsError::tensor(&tensor, reason));
             }
             let entry = shard.entry(&tensor, info, self.shards.len())?;
             self.tensors.insert(tensor, entry);
@@ -270,10 +271,13 @@ impl Shard {
         info: &tensor::TensorInfo,
         shard: usize,
     ) -> Result<Entry, WeightsError> {
-        let dtype = WeightType::new(info.dtype).ok_or_else(|| WeightsError::DataType {
-            file: self.file.clone(),
-            tensor: tensor.to_owned(),
-            found: format!("{:?}", info.dtype),
+        let dtype = WeightType::new(info.dtype).ok_or_else(|| {
+            let reason = format!(
+                "in {} is {:?}, which is not supported: save the model in F32, F16 or BF16",
+                self.file.display(),
+                info.dtype
+            );
+            WeightsError::tensor(tensor, reason)
         })?;
         // The tensors follow the header, up to the end of the file: `parse_header` has checked it.
         let start = self.map.len() - self.metadata.data_len();
@@ -290,21 +294,22 @@ impl Shard {
 }
 
 fn parse_header(file: &Path, bytes: &[u8]) -> Result<Metadata, WeightsError> {
-    let file = || file.to_owned();
     safetensors_header(bytes, MAX_HEADER).map_err(|error| match error {
-        HeaderError::Length { length } => WeightsError::HeaderLength {
-            file: file(),
-            length,
+        HeaderError::Length { length } => WeightsError::broken(
+            file,
+            format!(
+                "claims a header of {length} bytes, more than {MAX_HEADER}: no safetensors file"
+            ),
+        ),
+        HeaderError::Json(source) => WeightsError::Broken {
+            file: file.to_owned(),
+            reason: "has a broken header: download or save it again".into(),
+            source: Some(source),
         },
-        HeaderError::Json(source) => WeightsError::Header {
-            file: file(),
-            source,
-        },
-        HeaderError::Size { expected, found } => WeightsError::Size {
-            file: file(),
-            expected,
-            found,
-        },
+        HeaderError::Size { expected, found } => WeightsError::broken(
+            file,
+            format!("should have {expected} bytes and has {found}: download or save it again"),
+        ),
     })
 }
 
@@ -319,11 +324,13 @@ fn reading(file: &Path) -> impl FnOnce(io::Error) -> WeightsError + '_ {
 fn check_finite(file: &Path, tensor: &str, values: &[f32]) -> Result<(), WeightsError> {
     match values.iter().find(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(value) => Err(WeightsError::NotFinite {
-            file: file.to_owned(),
-            tensor: tensor.to_owned(),
-            value: *value,
-        }),
+        Some(value) => Err(WeightsError::tensor(
+            tensor,
+            format!(
+                "of {} holds {value}: the model diverged, or the file is damaged",
+                file.display()
+            ),
+        )),
     }
 }
 

@@ -23,7 +23,6 @@ use toml::Table;
 
 pub use choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
 pub use error::RecipeError;
-pub(crate) use error::way_out;
 pub use sections::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
     Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,

@@ -130,13 +130,11 @@ fn a_model_needs_an_embedding_for_every_id() {
     assert_eq!(tokenizer.vocab_size(), 5);
     tokenizer.check_vocab(5).unwrap();
     let error = tokenizer.check_vocab(4).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::Vocabulary {
-            largest_id: 4,
-            model_vocab: 4
-        }
-    ));
+    assert!(
+        error
+            .to_string()
+            .contains("id is 4, but the model's `vocab_size` is 4")
+    );
 
     let folder = fixture::folder(&fixture::json(), &json!({}));
     let tokenizer = Tokenizer::from_dir(folder.path(), None, &[7]).unwrap();
@@ -148,7 +146,8 @@ fn a_model_needs_an_embedding_for_every_id() {
 fn a_folder_without_a_tokenizer_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
-    assert!(matches!(&error, TokenizerError::Missing { folder: f } if f == folder.path()));
+    let missing = format!("no {TOKENIZER} in {}: ", folder.path().display());
+    assert!(error.to_string().contains(&missing), "{error}");
     assert!(error.to_string().contains("save_pretrained"));
 }
 
@@ -156,7 +155,7 @@ fn a_folder_without_a_tokenizer_is_named() {
 fn unreadable_files_are_errors() {
     let folder = fixture::folder(&json!({"model": 1}), &json!({}));
     let load = || Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
-    assert!(matches!(load(), TokenizerError::Tokenizer { .. }));
+    assert!(matches!(load(), TokenizerError::Library { .. }));
 
     fixture::write(folder.path(), TOKENIZER, &fixture::json());
     fixture::write(folder.path(), TOKENIZER_CONFIG, &json!({"eos_token": 2}));
@@ -170,12 +169,16 @@ fn unreadable_files_are_errors() {
 #[test]
 fn contradicting_files_are_errors() {
     let error = load(&["$A"], &json!({"eos_token": "<end>"})).unwrap_err();
+    assert!(error.to_string().contains("`eos_token` in "), "{error}");
     assert!(
-        matches!(&error, TokenizerError::UnknownToken { role: "eos_token", token, .. } if token == "<end>"),
+        error.to_string().contains(" is \"<end>\", which"),
         "{error}"
     );
     let error = load(&["$A"], &json!({"add_bos_token": true})).unwrap_err();
-    assert!(matches!(error, TokenizerError::NoBos { .. }), "{error}");
+    assert!(
+        error.to_string().contains("no BOS token is known"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -183,8 +186,8 @@ fn a_failing_library_is_an_error() {
     let tokenizer = fixture::without_unknown_token();
     let one = tokenizer.encode_document("dog").unwrap_err();
     let many = tokenizer.encode_documents(&["dog".into()]).unwrap_err();
-    assert!(matches!(one, TokenizerError::Failed { .. }));
-    assert!(matches!(many, TokenizerError::Failed { .. }));
+    assert!(matches!(one, TokenizerError::Library { .. }));
+    assert!(matches!(many, TokenizerError::Library { .. }));
 }
 
 #[test]

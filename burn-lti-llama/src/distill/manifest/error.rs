@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use burn_lti::files::FileError;
 use thiserror::Error;
-use toml::Value;
 
 use super::SCHEMA;
 use crate::hashes::HashError;
@@ -60,55 +59,23 @@ pub enum ManifestError {
     /// A recipe that cannot be compared, because TOML cannot hold it.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
-    /// A file of the teacher is another.
-    #[error("the teacher's {file} {change}: {}", resume_with("teacher"))]
-    TeacherFile {
-        /// The file, by its name in the teacher's folder.
-        file: String,
-        /// What happened to it.
-        change: Change,
-    },
-    /// A tensor of the teacher is another.
-    #[error("the teacher's tensor {tensor} {change}: {}", resume_with("teacher"))]
-    TeacherTensor {
-        /// The tensor.
-        tensor: String,
-        /// What happened to it.
-        change: Change,
-    },
-    /// A text is another, or stands in another place.
+    /// The teacher, a text or the recipe is another.
     #[error(
-        "the text {file} of `{key}` {change}: {}",
-        resume_with("texts, in their order")
+        "{what} {change}: resume with the run's own {own}, or begin a new run in another folder"
     )]
-    Text {
-        /// The key of the recipe.
-        key: &'static str,
-        /// The file.
-        file: PathBuf,
+    Changed {
+        /// What is another.
+        what: String,
         /// What happened to it.
-        change: Change,
-    },
-    /// The recipe is another.
-    #[error(
-        "`{key}` was {} and is now {}: {}",
-        or_absent(then),
-        or_absent(now),
-        resume_with("recipe")
-    )]
-    Key {
-        /// Section and key.
-        key: String,
-        /// The value with which the run began.
-        then: Option<Value>,
-        /// The value now.
-        now: Option<Value>,
+        change: String,
+        /// What the run has to be given.
+        own: &'static str,
     },
 }
 
 /// What happened to something since a run began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// It is another.
     Replaced,
     /// It is no longer there.
@@ -136,15 +103,4 @@ impl fmt::Display for Change {
             Self::Added => "was not there when this run began",
         })
     }
-}
-
-/// The way out of a difference.
-fn resume_with(what: &str) -> String {
-    format!("resume with the run's own {what}, or begin a new run in another folder")
-}
-
-fn or_absent(value: &Option<Value>) -> String {
-    value
-        .as_ref()
-        .map_or_else(|| "absent".into(), Value::to_string)
 }

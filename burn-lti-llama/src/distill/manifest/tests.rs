@@ -189,11 +189,8 @@ fn another_file_of_the_teacher_is_named() {
             text.contains(name) && text.contains("begin a new run"),
             "{text}"
         );
-        assert!(
-            matches!(error, ManifestError::TeacherFile { file, change }
-                    if file == name && change == what),
-            "{text}"
-        );
+        let begins = format!("the teacher's {name} {what}: ");
+        assert!(text.starts_with(&begins), "{text}");
     }
 }
 
@@ -215,16 +212,9 @@ fn another_tensor_of_the_teacher_is_named() {
     ];
     for (name, what, change) in changes {
         let error = refused(&[], change);
-        assert!(
-            matches!(&error, ManifestError::TeacherTensor { tensor, change }
-                    if tensor == name && *change == what),
-            "{error}"
-        );
         let text = error.to_string();
-        assert!(
-            text.contains(&format!("the teacher's tensor {name} ")),
-            "{text}"
-        );
+        let begins = format!("the teacher's tensor {name} {what}: ");
+        assert!(text.starts_with(&begins), "{text}");
     }
 }
 
@@ -242,11 +232,8 @@ fn another_text_is_named() {
         ("['1.txt', '2.txt', '3.txt']", "3.txt", Change::Added),
     ] {
         let error = refused(&[&format!("data.train={train}")], |_| {});
-        assert!(
-            matches!(&error, ManifestError::Text { key: "data.train", file, change }
-                    if file.ends_with(name) && *change == what),
-            "{error}"
-        );
+        let says = format!("{name} of `data.train` {what}: ");
+        assert!(error.to_string().contains(&says), "{error}");
     }
 }
 
@@ -273,7 +260,6 @@ fn another_key_of_the_recipe_is_named_with_both_values() {
         let error = refused(&[overrides], |_| {});
         let text = error.to_string();
         assert!(text.starts_with(expected), "{text}");
-        assert!(matches!(error, ManifestError::Key { .. }));
     }
 }
 

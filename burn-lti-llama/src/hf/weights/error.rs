@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn_lti::files::FileError;
 use safetensors::tensor::SafeTensorError;
 
-use super::{MAX_HEADER, WEIGHTS, WEIGHTS_INDEX};
+use super::{WEIGHTS, WEIGHTS_INDEX};
 
 /// How many names an error lists.
 const LISTED: usize = 10;
@@ -33,107 +33,23 @@ pub enum WeightsError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is shorter or longer than it says.
-    #[error("{file} should have {expected} bytes and has {found}: download or save it again")]
-    Size {
-        /// The file.
+    /// A file is not what it should be: cut off, no safetensors file, an index that does not fit.
+    #[error("{file} {reason}")]
+    Broken {
+        /// The file, or the folder.
         file: PathBuf,
-        /// The least size that fits what the file says of itself.
-        expected: u64,
-        /// The size it has.
-        found: u64,
+        /// How, and the way out.
+        reason: String,
+        /// What is wrong with its JSON.
+        source: Option<serde_json::Error>,
     },
-    /// The header is longer than the format allows.
-    #[error(
-        "{file} claims a header of {length} bytes, more than {MAX_HEADER}: no safetensors file"
-    )]
-    HeaderLength {
-        /// The file.
-        file: PathBuf,
-        /// The length it claims.
-        length: u64,
-    },
-    /// The header is not that of a safetensors file, or its tensors overlap, leave gaps or do not
-    /// have the size of their shapes.
-    #[error("{file} has a broken header: download or save it again")]
-    Header {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The index of a sharded model is broken.
-    #[error("{file} is not an index of safetensors shards: download or save it again")]
-    Index {
-        /// The index.
-        file: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The index names a shard outside its folder.
-    #[error("{file} names the shard {shard:?}: a shard has to lie in the index's own folder")]
-    ShardName {
-        /// The index.
-        file: PathBuf,
-        /// The name.
-        shard: String,
-    },
-    /// The index names a tensor that is not in the shard it names.
-    #[error("{file} should hold {tensor}, says the index, and does not: download or save it again")]
-    NotInShard {
-        /// The shard.
-        file: PathBuf,
+    /// A tensor cannot be read, or written.
+    #[error("{tensor} {reason}")]
+    Tensor {
         /// The tensor.
         tensor: String,
-    },
-    /// Two shards hold the same tensor.
-    #[error("{tensor} is in {first} and in {second}: remove one of them")]
-    TwoShards {
-        /// The tensor.
-        tensor: String,
-        /// A shard that holds it.
-        first: PathBuf,
-        /// Another one.
-        second: PathBuf,
-    },
-    /// A tensor's numbers are of a type that we do not read.
-    #[error(
-        "{tensor} in {file} is {found}, which is not supported: save the model in F32, F16 or BF16"
-    )]
-    DataType {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The type, as the file names it.
-        found: String,
-    },
-    /// A tensor holds infinity or no number at all.
-    #[error("{tensor} of {file} holds {value}: the model diverged, or the file is damaged")]
-    NotFinite {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The first such value.
-        value: f32,
-    },
-    /// The values of a tensor to be written cannot be had.
-    #[error("`{tensor}` cannot be read from the device: {detail}")]
-    Device {
-        /// The tensor.
-        tensor: String,
-        /// What the backend says.
-        detail: String,
-    },
-    /// The head of a tied model is written a second time, and differs.
-    #[error(
-        "{folder} says tie_word_embeddings, but its lm_head.weight is not its embedding: set \
-         tie_word_embeddings to false in config.json if the head is its own"
-    )]
-    TiedHead {
-        /// The folder.
-        folder: PathBuf,
+        /// Why, and the way out.
+        reason: String,
     },
     /// There is no tensor of this name.
     #[error("no tensor {tensor} in {folder}")]
@@ -159,22 +75,6 @@ pub enum WeightsError {
         unused: Vec<String>,
         /// Tensors that both have, in different shapes.
         shapes: Vec<ShapeMismatch>,
-    },
-    /// A tensor to be written has not as many values as its shape.
-    #[error("{tensor} of shape {shape:?} was given {values} values to write")]
-    Values {
-        /// The tensor.
-        tensor: String,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// The number of values given.
-        values: usize,
-    },
-    /// Two tensors to be written have the same name.
-    #[error("two tensors to be written are called {tensor}")]
-    SameName {
-        /// The name.
-        tensor: String,
     },
     /// The tensors to be written do not fit the format.
     #[error("the tensors for {file} cannot be laid out")]
@@ -228,6 +128,23 @@ impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
         match items.len().saturating_sub(LISTED) {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+impl WeightsError {
+    pub(in crate::hf) fn broken(file: &Path, reason: impl Into<String>) -> Self {
+        Self::Broken {
+            file: file.to_owned(),
+            reason: reason.into(),
+            source: None,
+        }
+    }
+
+    pub(in crate::hf) fn tensor(tensor: &str, reason: impl Into<String>) -> Self {
+        Self::Tensor {
+            tensor: tensor.to_owned(),
+            reason: reason.into(),
         }
     }
 }

@@ -12,6 +12,11 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+fn assert_says(error: &WeightsError, parts: &[&str]) {
+    let text = error.to_string();
+    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+}
+
 /// A file of this header, followed by `size` zeros.
 fn raw(path: &Path, header: &str, size: usize) {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -137,7 +142,7 @@ fn a_number_that_is_none_is_neither_written_nor_read() {
     let before = fs::read(&path).unwrap();
     let nan = NewTensor::new("a", [2], || Ok(vec![0.0, f32::NAN]));
     let error = write_weights(&path, WeightType::F32, [nan]).unwrap_err();
-    assert!(matches!(&error, WeightsError::NotFinite { tensor, .. } if tensor == "a"));
+    assert_says(&error, &["a of ", "holds NaN"]);
     assert_eq!(fs::read(&path).unwrap(), before);
 
     let mut damaged = before;
@@ -148,7 +153,7 @@ fn a_number_that_is_none_is_neither_written_nor_read() {
         .unwrap()
         .read_f32("a")
         .unwrap_err();
-    assert!(matches!(&error, WeightsError::NotFinite { value, .. } if *value > 0.0));
+    assert_says(&error, &["a of ", "holds inf"]);
 }
 
 #[test]
@@ -157,12 +162,7 @@ fn values_that_cannot_be_had_leave_the_file_alone() {
     let path = folder.path().join(WEIGHTS);
     write_weights(&path, WeightType::F32, [tensor("a", &[2])]).unwrap();
     let before = fs::read(&path).unwrap();
-    let lost = NewTensor::new("a", [2], || {
-        Err(WeightsError::Device {
-            tensor: "a".to_owned(),
-            detail: "gone".to_owned(),
-        })
-    });
+    let lost = NewTensor::new("a", [2], || Err(WeightsError::tensor("a", "is gone")));
     let error = write_weights(&path, WeightType::F32, [lost]).unwrap_err();
     assert!(error.to_string().contains("gone"));
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -190,11 +190,8 @@ fn an_index_has_to_fit_its_shards() {
     for tensor in ["a", "c"] {
         let map = json!({"a": "1.safetensors", "b": "2.safetensors", tensor: "2.safetensors"});
         let error = open_sharded(map).unwrap_err();
-        assert!(
-            matches!(&error, WeightsError::NotInShard { file, tensor: t }
-                    if file.ends_with("2.safetensors") && t == tensor),
-            "{error}"
-        );
+        let holds = format!("2.safetensors should hold {tensor}, says the index");
+        assert_says(&error, &[&holds]);
     }
 
     let folder = sharded(&json!({"a": "1.safetensors", "b": "2.safetensors"}));
@@ -206,23 +203,23 @@ fn an_index_has_to_fit_its_shards() {
     )
     .unwrap();
     let error = WeightFiles::open(folder.path()).unwrap_err();
-    assert!(matches!(&error, WeightsError::TwoShards { tensor, .. } if tensor == "a"));
+    assert_says(
+        &error,
+        &["a is in ", "1.safetensors and in ", "2.safetensors: remove"],
+    );
 }
 
 #[test]
 fn an_index_that_is_none_is_an_error() {
     let error = open_sharded(json!(["a"])).unwrap_err();
-    assert!(matches!(error, WeightsError::Index { .. }));
+    assert_says(&error, &["is not an index of safetensors shards"]);
 }
 
 #[test]
 fn an_index_cannot_lead_out_of_its_folder() {
     for shard in ["../1.safetensors", "/tmp/1.safetensors", "..", ""] {
         let error = open_sharded(json!({"a": shard})).unwrap_err();
-        assert!(
-            matches!(error, WeightsError::ShardName { .. }),
-            "{shard}: {error}"
-        );
+        assert_says(&error, &[&format!("names the shard {shard:?}: ")]);
     }
 }
 
@@ -245,10 +242,9 @@ fn other_types_of_numbers_are_refused_by_name() {
     for (dtype, size) in [("I64", 8), ("F64", 8), ("F8_E4M3", 1), ("BOOL", 1)] {
         let info = json!({"dtype": dtype, "shape": [1], "data_offsets": [0, size]});
         let error = open_raw(&json!({"a": info}), size).unwrap_err();
-        assert!(
-            matches!(&error, WeightsError::DataType { tensor, found, .. }
-                    if tensor == "a" && found == dtype),
-            "{error}"
+        assert_says(
+            &error,
+            &["a in ", &format!(" is {dtype}, which is not supported")],
         );
     }
 }
@@ -264,10 +260,14 @@ fn cut_off_and_padded_files_are_refused() {
         bytes.resize(size, 0);
         fs::write(&path, bytes).unwrap();
         let error = WeightFiles::open(folder.path()).unwrap_err();
+        let found = format!(" bytes and has {size}: ");
+        assert_says(
+            &error,
+            &[&format!("{} should have ", path.display()), &found],
+        );
         assert!(
-            matches!(&error, WeightsError::Size { file, found, expected }
-                    if *file == path && *found == size as u64 && expected != found),
-            "{size}: {error}"
+            !error.to_string().contains(&format!("have {size} bytes")),
+            "{error}"
         );
     }
 }
@@ -278,7 +278,7 @@ fn a_header_of_absurd_length_is_refused() {
     for length in [MAX_HEADER + 1, u64::MAX] {
         fs::write(folder.path().join(WEIGHTS), length.to_le_bytes()).unwrap();
         let error = WeightFiles::open(folder.path()).unwrap_err();
-        assert!(matches!(error, WeightsError::HeaderLength { length: l, .. } if l == length));
+        assert_says(&error, &[&format!("claims a header of {length} bytes")]);
     }
 }
 
@@ -317,10 +317,7 @@ fn broken_headers_are_refused() {
     ] {
         raw(&folder.path().join(WEIGHTS), &header, 4);
         let error = WeightFiles::open(folder.path()).unwrap_err();
-        assert!(
-            matches!(error, WeightsError::Header { .. }),
-            "{header}: {error}"
-        );
+        assert_says(&error, &["has a broken header"]);
     }
 }
 
@@ -336,7 +333,7 @@ fn sizes_that_add_up_to_all_numbers_do_not_overflow() {
         })
         .collect();
     let error = open_raw(&Value::Object(header), 4).unwrap_err();
-    assert!(matches!(error, WeightsError::Size { .. }), "{error}");
+    assert_says(&error, &["should have ", " bytes and has "]);
 }
 
 #[test]
@@ -430,14 +427,14 @@ fn tensors_that_cannot_be_written_leave_the_old_file() {
 
     let short = || NewTensor::new("b", [3], || Ok(vec![0.0; 2]));
     let error = write_weights(&path, WeightType::F32, [tensor("a", &[2]), short()]).unwrap_err();
-    assert!(matches!(&error, WeightsError::Values { tensor, values: 2, .. } if tensor == "b"));
+    assert_says(&error, &["b of shape [3] was given 2 values"]);
     let error = write_weights(
         &path,
         WeightType::F32,
         [tensor("a", &[2]), tensor("a", &[2])],
     )
     .unwrap_err();
-    assert!(matches!(&error, WeightsError::SameName { tensor } if tensor == "a"));
+    assert_says(&error, &["a is what two tensors to be written are called"]);
     for shape in [[usize::MAX, 2], [usize::MAX / 4, 1]] {
         let error = write_weights(
             &path,

@@ -39,13 +39,11 @@ impl<'a> NewTensor<'a> {
 ///
 /// # Errors
 ///
-/// - [`WeightsError::SameName`], [`WeightsError::Values`], [`WeightsError::NotFinite`],
-///   [`WeightsError::Device`], [`WeightsError::Layout`]: the tensors are no contents of such a
-///   file; what was at `path` is untouched.
+/// - [`WeightsError::Tensor`], [`WeightsError::Layout`]: the tensors are no contents of such a file;
+///   what was at `path` is untouched.
 /// - [`WeightsError::Write`]: the file could not be written ([`FileError::Write`], what was at
 ///   `path` is untouched) or is not as it was written ([`FileError::ReadBack`]).
-/// - [`WeightsError::Read`], [`WeightsError::Size`], [`WeightsError::HeaderLength`],
-///   [`WeightsError::Header`]: the new file cannot be read back at all.
+/// - [`WeightsError::Read`], [`WeightsError::Broken`]: the new file cannot be read back at all.
 pub fn write_weights<'a>(
     path: &Path,
     dtype: WeightType,
@@ -54,7 +52,8 @@ pub fn write_weights<'a>(
     let mut sorted = BTreeMap::new();
     for tensor in tensors {
         if let Some(same) = sorted.insert(tensor.name.clone(), tensor) {
-            return Err(WeightsError::SameName { tensor: same.name });
+            let reason = "is what two tensors to be written are called";
+            return Err(WeightsError::tensor(&same.name, reason));
         }
     }
     let metadata = lay_out(dtype, sorted.values()).map_err(|source| WeightsError::Layout {
@@ -125,11 +124,9 @@ fn write_tensor(
     let bytes = dtype.to_bytes(&values);
     check_finite(path, &name, &dtype.to_f32(&bytes))?;
     if values.len() != shape.iter().product::<usize>() {
-        return Err(WeightsError::Values {
-            tensor: name,
-            shape,
-            values: values.len(),
-        });
+        let given = values.len();
+        let reason = format!("of shape {shape:?} was given {given} values to write");
+        return Err(WeightsError::tensor(&name, reason));
     }
     file.write_all(&bytes).map_err(FileError::writing(path))?;
     let hash = hash(&bytes);
