@@ -5,7 +5,7 @@
 //! ends it. Many are drawn at once, and what comes out does not depend on how many.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::prelude::*;
 use burn_lti::decoder::Project;
@@ -16,6 +16,11 @@ use crate::config::LlamaConfig;
 use crate::data::is_blank;
 use crate::model::{Generation, GenerationError, Llama, Sampling};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+
+const NO_BOS: &str = "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or \
+                      give --prompt TEXT";
+const EMPTY_PROMPT: &str =
+    "the prompt has no tokens: give --prompt a text, or leave it out to begin with BOS";
 
 /// What a model is to write.
 ///
@@ -82,15 +87,15 @@ impl CorpusOrder {
     /// # Errors
     ///
     /// - [`CorpusError::Generation`]: the temperature or the nucleus is out of range.
-    /// - [`CorpusError::DocumentTokens`]: a document would be longer than the model reads.
-    /// - [`CorpusError::NoBos`]: there is no prompt, and no BOS to begin with.
-    /// - [`CorpusError::NoRoom`]: what a document begins with fills it.
-    /// - [`CorpusError::EmptyPrompt`], [`CorpusError::Tokenizer`]: the prompt has no tokens.
+    /// - [`CorpusError::Refused`]: a document would be longer than the model reads; there is neither a
+    ///   prompt nor a BOS to begin with; what a document begins with is nothing, or fills it.
+    /// - [`CorpusError::Tokenizer`]: the prompt has no tokens.
     pub fn check(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<(), CorpusError> {
         self.resolve(config, tokenizer).map(drop)
     }
 
     fn resolve(&self, config: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Start, CorpusError> {
+        let refused = |reason: &str| CorpusError::Refused(reason.to_owned());
         let sampling = Sampling::random(self.temperature, self.top_p, self.seed)?;
         let limit = config.max_position_embeddings;
         let document_tokens = match self.document_tokens {
@@ -98,23 +103,24 @@ impl CorpusOrder {
             None => Self::DOCUMENT_TOKENS.min(limit),
         };
         if document_tokens > limit {
-            return Err(CorpusError::DocumentTokens {
-                document_tokens,
-                limit,
-            });
+            return Err(CorpusError::Refused(format!(
+                "documents of {document_tokens} tokens are longer than the model reads: \
+                 --document-tokens can be at most {limit}"
+            )));
         }
         let prompt = match &self.prompt {
             Some(text) => tokenizer.encode_prompt(text)?,
-            None => vec![tokenizer.bos_id().ok_or(CorpusError::NoBos)?],
+            None => vec![tokenizer.bos_id().ok_or_else(|| refused(NO_BOS))?],
         };
         if prompt.is_empty() {
-            return Err(CorpusError::EmptyPrompt);
+            return Err(refused(EMPTY_PROMPT));
         }
         if prompt.len() >= document_tokens {
-            return Err(CorpusError::NoRoom {
-                prompt_tokens: prompt.len(),
-                document_tokens,
-            });
+            return Err(CorpusError::Refused(format!(
+                "a document begins with {} tokens and may have {document_tokens}: give a shorter \
+                 --prompt or more --document-tokens",
+                prompt.len()
+            )));
         }
         let generation = Generation::new(document_tokens - prompt.len(), sampling);
         Ok(Start {
@@ -147,52 +153,10 @@ pub struct Corpus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CorpusError {
-    /// Nobody says how a text begins.
-    #[error(
-        "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or give \
-         --prompt TEXT"
-    )]
-    NoBos,
-    /// A document would be longer than the model reads.
-    #[error(
-        "documents of {document_tokens} tokens are longer than the model reads: --document-tokens \
-         can be at most {limit}"
-    )]
-    DocumentTokens {
-        /// What was asked for.
-        document_tokens: usize,
-        /// The model's `max_position_embeddings`.
-        limit: usize,
-    },
-    /// Nothing could be written behind the prompt.
-    #[error(
-        "a document begins with {prompt_tokens} tokens and may have {document_tokens}: give a \
-         shorter --prompt or more --document-tokens"
-    )]
-    NoRoom {
-        /// Tokens of the prompt, or of BOS.
-        prompt_tokens: usize,
-        /// The most tokens of a document.
-        document_tokens: usize,
-    },
-    /// The prompt has no tokens.
-    #[error("the prompt has no tokens: give --prompt a text, or leave it out to begin with BOS")]
-    EmptyPrompt,
-    /// The model ends documents before it says anything.
-    #[error(
-        "the model ended {documents} documents on end without a text: give --prompt TEXT to begin \
-         with, or a higher --temperature"
-    )]
-    NoText {
-        /// How many documents.
-        documents: usize,
-    },
-    /// The file would not be known for what it is.
-    #[error("{file} does not end in .jsonl, by which it would be known when it is read: rename it")]
-    Extension {
-        /// The file.
-        file: PathBuf,
-    },
+    /// The order does not suit the model, the model says nothing, or the file's name is not one to write
+    /// to.
+    #[error("{0}")]
+    Refused(String),
     /// The text could not be generated.
     #[error(transparent)]
     Generation(#[from] GenerationError),
@@ -215,7 +179,7 @@ pub enum CorpusError {
 ///
 /// - What [`CorpusOrder::check`] finds.
 /// - [`CorpusError::Generation`]: the model computes no numbers.
-/// - [`CorpusError::NoText`]: document after document ends without a text.
+/// - [`CorpusError::Refused`]: document after document ends without a text.
 /// - [`CorpusError::Tokenizer`]: the tokenizer failed on a document.
 pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
     model: &Llama<B, P, E>,
@@ -255,7 +219,10 @@ pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
                 corpus.blank += 1;
                 in_vain += 1;
                 if in_vain == BLANK_ON_END {
-                    return Err(CorpusError::NoText { documents: in_vain });
+                    return Err(CorpusError::Refused(format!(
+                        "the model ended {in_vain} documents on end without a text: give --prompt \
+                         TEXT to begin with, or a higher --temperature"
+                    )));
                 }
             } else {
                 tokens += document.tokens.len();
@@ -287,7 +254,7 @@ impl Corpus {
     ///
     /// # Errors
     ///
-    /// - [`CorpusError::Extension`]: the name of the file does not end in `.jsonl`.
+    /// - [`CorpusError::Refused`]: the name of the file does not end in `.jsonl`.
     /// - [`CorpusError::Write`]: the system refused; what was there before is untouched.
     pub fn write(&self, file: &Path) -> Result<(), CorpusError> {
         check_file(file)?;
@@ -304,11 +271,14 @@ impl Corpus {
 ///
 /// # Errors
 ///
-/// [`CorpusError::Extension`]: it does not end in `.jsonl`.
+/// [`CorpusError::Refused`]: it does not end in `.jsonl`.
 pub fn check_file(file: &Path) -> Result<(), CorpusError> {
     match file.extension() {
         Some(extension) if extension.eq_ignore_ascii_case("jsonl") => Ok(()),
-        _ => Err(CorpusError::Extension { file: file.into() }),
+        _ => Err(CorpusError::Refused(format!(
+            "{} does not end in .jsonl, by which it would be known when it is read: rename it",
+            file.display()
+        ))),
     }
 }
 
@@ -360,214 +330,4 @@ fn document(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::data::read_documents;
-    use crate::model::fixture::{broken_model, model};
-    use crate::tokenizer::fixture::{self, BOS, CAT, EOS, THE};
-
-    /// As many as the fixture's words, with the special ones.
-    const VOCAB: usize = 5;
-
-    /// The fixture's tokenizer, and that BOS is 1.
-    fn tokenizer() -> Tokenizer {
-        let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
-        Tokenizer::from_dir(folder.path(), Some(BOS), &[]).unwrap()
-    }
-
-    fn order(tokens: usize) -> CorpusOrder {
-        CorpusOrder {
-            temperature: 1.5,
-            top_p: 1.0,
-            document_tokens: NonZeroUsize::new(12),
-            ..CorpusOrder::new(NonZeroUsize::new(tokens).unwrap())
-        }
-    }
-
-    fn sample(order: &CorpusOrder) -> Result<Corpus, CorpusError> {
-        sample_corpus(&model(VOCAB), &tokenizer(), order, |_, _| {})
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_documents_whatever_the_batch() {
-        let of = |batch_size, seed| {
-            let batch_size = NonZeroUsize::new(batch_size).unwrap();
-            sample(&CorpusOrder {
-                batch_size,
-                seed,
-                ..order(300)
-            })
-            .unwrap()
-        };
-        let one = of(1, 3);
-        assert!(one.documents.len() > 10);
-        for batch_size in [2, 7, 64] {
-            assert_eq!(of(batch_size, 3), one);
-        }
-        assert_ne!(of(7, 4), one);
-    }
-
-    #[test]
-    fn documents_end_with_eos_before_bos_or_at_their_full_length() {
-        let corpus = sample(&order(2000)).unwrap();
-        let mut endings = [0; 3];
-        for Document { tokens, text } in &corpus.documents {
-            let (first, rest) = tokens.split_first().unwrap();
-            let (last, amid) = rest.split_last().unwrap();
-            assert_eq!(*first, BOS);
-            assert!(!amid.contains(&EOS) && !rest.contains(&BOS), "{tokens:?}");
-            assert_eq!(*text, tokenizer().decode(tokens).unwrap());
-            match (*last, tokens.len()) {
-                (EOS, 2..=12) => endings[0] += 1,
-                (_, 12) => endings[1] += 1,
-                (_, 2..12) => endings[2] += 1,
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(endings.iter().all(|count| *count > 0), "{endings:?}");
-    }
-
-    #[test]
-    fn there_are_as_many_tokens_as_asked_for_and_no_document_in_vain() {
-        for tokens in [1, 11, 12, 13, 500] {
-            let mut told = Vec::new();
-            let done = |tokens, all| told.push((tokens, all));
-            let corpus = sample_corpus(&model(VOCAB), &tokenizer(), &order(tokens), done);
-            let corpus = corpus.unwrap();
-            let found = corpus.num_tokens();
-            let last = corpus.documents.last().unwrap().tokens.len();
-            assert!((tokens..tokens + last).contains(&found));
-            assert!(told.iter().all(|(done, all)| done <= all && *all == tokens));
-            assert!(told.windows(2).all(|pair| pair[0].0 <= pair[1].0));
-            assert_eq!(told.last(), Some(&(tokens, tokens)));
-        }
-    }
-
-    #[test]
-    fn a_prompt_begins_every_document() {
-        let prompt = Some("cat the".to_owned());
-        let corpus = sample(&CorpusOrder {
-            prompt,
-            ..order(200)
-        });
-        let corpus = corpus.unwrap();
-        for document in &corpus.documents {
-            assert_eq!(document.tokens[..3], [BOS, CAT, THE]);
-            assert!(document.text.starts_with("cat the"), "{}", document.text);
-        }
-        assert_eq!(corpus.blank, 0);
-    }
-
-    #[test]
-    fn a_written_corpus_is_read_back() {
-        let corpus = sample(&order(200)).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("corpus.jsonl");
-        corpus.write(&file).unwrap();
-        let texts = corpus.documents.iter().map(|document| &document.text);
-        assert!(texts.eq(&read_documents(&file).unwrap()));
-
-        let error = corpus.write(&folder.path().join("corpus.txt")).unwrap_err();
-        assert!(matches!(error, CorpusError::Extension { .. }), "{error}");
-        let nowhere = folder.path().join("nowhere/corpus.jsonl");
-        let error = corpus.write(&nowhere).unwrap_err();
-        assert!(matches!(error, CorpusError::Write(_)), "{error}");
-        let tokens = corpus.clone().into_tokens();
-        assert_eq!(tokens.len(), corpus.documents.len());
-        assert_eq!(tokens.concat().len(), corpus.num_tokens());
-    }
-
-    #[test]
-    fn a_model_that_says_nothing_comes_to_an_end() {
-        // Every token but the words ends a text.
-        let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
-        let all_end = Tokenizer::from_dir(folder.path(), Some(BOS), &[0, THE, CAT]).unwrap();
-        let mut blank = fixture::json();
-        blank["model"]["vocab"] = json!({"<unk>": 0, "<s>": BOS, "</s>": EOS});
-        let folder = fixture::folder(&blank, &json!({"eos_token": "</s>"}));
-        let silent = Tokenizer::from_dir(folder.path(), Some(BOS), &[]).unwrap();
-        let corpus = sample_corpus(&model(VOCAB), &silent, &order(50), |_, _| {});
-        assert!(matches!(
-            corpus.unwrap_err(),
-            CorpusError::NoText {
-                documents: BLANK_ON_END
-            }
-        ));
-        let corpus = sample_corpus(&model(VOCAB), &all_end, &order(50), |_, _| {}).unwrap();
-        let words = corpus
-            .documents
-            .iter()
-            .map(|document| document.tokens.len());
-        assert!(words.clone().all(|length| length == 2));
-        assert!(corpus.blank > 0);
-    }
-
-    #[test]
-    fn orders_that_cannot_be_carried_out_are_errors() {
-        let refused = |order: CorpusOrder| {
-            let error = order.check(model(VOCAB).config(), &tokenizer());
-            let error = error.unwrap_err();
-            assert_eq!(sample(&order).unwrap_err().to_string(), error.to_string());
-            error
-        };
-        let document_tokens = |tokens| CorpusOrder {
-            document_tokens: NonZeroUsize::new(tokens),
-            ..order(50)
-        };
-        assert!(matches!(
-            refused(document_tokens(49)),
-            CorpusError::DocumentTokens {
-                document_tokens: 49,
-                limit: 48
-            }
-        ));
-        assert!(matches!(
-            refused(document_tokens(1)),
-            CorpusError::NoRoom {
-                prompt_tokens: 1,
-                document_tokens: 1
-            }
-        ));
-        for (temperature, top_p) in [(0.0, 1.0), (1.0, 0.0)] {
-            let order = CorpusOrder {
-                temperature,
-                top_p,
-                ..order(50)
-            };
-            assert!(matches!(refused(order), CorpusError::Generation(_)));
-        }
-    }
-
-    #[test]
-    fn what_no_text_can_begin_with_is_an_error() {
-        let check = |tokenizer: &Tokenizer, prompt: Option<&str>| {
-            let prompt = prompt.map(str::to_owned);
-            let order = CorpusOrder {
-                prompt,
-                ..order(50)
-            };
-            order.check(model(VOCAB).config(), tokenizer)
-        };
-        let mut plain = fixture::json();
-        plain["post_processor"] = fixture::post_processor(&["$A"]);
-        let folder = fixture::folder(&plain, &json!({"eos_token": "</s>"}));
-        let without_bos = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
-        let error = check(&without_bos, None).unwrap_err();
-        assert!(matches!(error, CorpusError::NoBos));
-        assert!(error.to_string().contains("--prompt"), "{error}");
-        check(&without_bos, Some("the")).unwrap();
-        let error = check(&without_bos, Some("")).unwrap_err();
-        assert!(matches!(error, CorpusError::EmptyPrompt));
-        let failing = fixture::without_unknown_token();
-        let error = check(&failing, Some("dog")).unwrap_err();
-        assert!(matches!(error, CorpusError::Tokenizer(_)));
-    }
-
-    #[test]
-    fn a_model_that_computes_no_numbers_is_an_error() {
-        let corpus = sample_corpus(&broken_model(VOCAB), &tokenizer(), &order(50), |_, _| {});
-        assert!(matches!(corpus.unwrap_err(), CorpusError::Generation(_)));
-    }
-}
+mod tests;

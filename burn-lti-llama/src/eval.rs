@@ -1,4 +1,4 @@
-//! A student held against its teacher on text neither was trained on.
+//! Evaluates a student against its teacher on text neither was trained on.
 
 use std::sync::Arc;
 

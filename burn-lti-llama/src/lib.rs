@@ -8,16 +8,31 @@
 //! | [`tokenizer`], [`data`] | text to packed batches |
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
-//! | [`compare`] | one recipe carried out from several starts, held against one another |
+//! | [`compare`] | one recipe carried out from several starts, compared |
 //! | [`corpus`] | text that a model writes for its students |
 //! | [`hashes`] | whether what a run reads is what another run read |
-//! | [`eval`] | a student held against its teacher |
+//! | [`eval`] | evaluates a student against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
+//!
+//! The command `burn-lti`, `compare` and `demo` are there with the feature `cli`, which is on by default.
 
+/// Gives an error enum a `From` of each error that its variant `Part` passes on as it is.
+macro_rules! passes_on {
+    ($whole:ty: $($part:ty),+ $(,)?) => {
+        $(impl From<$part> for $whole {
+            fn from(error: $part) -> Self {
+                Self::Part(Box::new(error))
+            }
+        })+
+    };
+}
+
+#[cfg(feature = "cli")]
 pub mod compare;
 pub mod config;
 pub mod corpus;
 pub mod data;
+#[cfg(feature = "cli")]
 pub mod demo;
 pub mod distill;
 pub mod eval;

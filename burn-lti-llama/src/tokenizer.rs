@@ -31,15 +31,9 @@ const BATCH: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// The folder has no `tokenizer.json`.
-    #[error(
-        "no {TOKENIZER} in {folder}: save one there with transformers, \
-         `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`"
-    )]
-    Missing {
-        /// The folder.
-        folder: PathBuf,
-    },
+    /// The files are not there, or contradict each other or the model.
+    #[error("{0}")]
+    Refused(String),
     /// A file of the tokenizer cannot be read.
     #[error("cannot read {file}")]
     Read {
@@ -47,14 +41,6 @@ pub enum TokenizerError {
         file: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// `tokenizer.json` is not a tokenizer.
-    #[error("{file} is not a tokenizer that the `tokenizers` library reads: save it again")]
-    Tokenizer {
-        /// The file.
-        file: PathBuf,
-        /// What the library said.
-        source: tokenizers::Error,
     },
     /// `tokenizer_config.json` is not as expected.
     #[error("{file} is not a tokenizer's settings: correct it or remove it")]
@@ -64,43 +50,11 @@ pub enum TokenizerError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The settings name a token that the tokenizer does not have.
-    #[error(
-        "`{role}` in {file} is {token:?}, which {TOKENIZER} does not know: correct one of them"
-    )]
-    UnknownToken {
-        /// The settings.
-        file: PathBuf,
-        /// The key in them.
-        role: &'static str,
-        /// The token.
-        token: String,
-    },
-    /// BOS is wanted but nobody says which token it is.
-    #[error(
-        "{file} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
-         `bos_token_id` in config.json"
-    )]
-    NoBos {
-        /// The settings.
-        file: PathBuf,
-    },
-    /// The tokenizer has ids for which the model has no embedding.
-    #[error(
-        "the tokenizer's largest id is {largest_id}, but the model's `vocab_size` is \
-         {model_vocab}: the two are not from the same model"
-    )]
-    Vocabulary {
-        /// The largest id that the tokenizer, BOS or EOS can yield.
-        largest_id: u32,
-        /// The model's number of embeddings.
-        model_vocab: usize,
-    },
-    /// The library failed on a text or on tokens.
-    #[error("the tokenizer cannot {action}")]
-    Failed {
-        /// What it was to do.
-        action: &'static str,
+    /// The library failed on `tokenizer.json`, on a text or on tokens.
+    #[error("{what}")]
+    Library {
+        /// At what.
+        what: String,
         /// What the library said.
         source: tokenizers::Error,
     },
@@ -175,18 +129,26 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// - [`TokenizerError::Missing`]: no `tokenizer.json` in the folder.
-    /// - [`TokenizerError::Read`], [`TokenizerError::Tokenizer`], [`TokenizerError::Config`]: a
-    ///   file cannot be read or understood.
-    /// - [`TokenizerError::UnknownToken`], [`TokenizerError::NoBos`]: the files contradict each
+    /// - [`TokenizerError::Refused`]: no `tokenizer.json` in the folder, or the files contradict each
     ///   other.
+    /// - [`TokenizerError::Read`], [`TokenizerError::Library`], [`TokenizerError::Config`]: a file
+    ///   cannot be read or understood.
     pub fn from_dir(dir: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
         let file = dir.join(TOKENIZER);
-        let bytes = read_if_there(&file)?.ok_or_else(|| TokenizerError::Missing {
-            folder: dir.to_owned(),
+        let bytes = read_if_there(&file)?.ok_or_else(|| {
+            TokenizerError::Refused(format!(
+                "no {TOKENIZER} in {}: save one there with transformers, \
+                 `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`",
+                dir.display()
+            ))
         })?;
-        let inner =
-            unlimited(&bytes).map_err(|source| TokenizerError::Tokenizer { file, source })?;
+        let inner = unlimited(&bytes).map_err(|source| TokenizerError::Library {
+            what: format!(
+                "{} is not a tokenizer that the `tokenizers` library reads: save it again",
+                file.display()
+            ),
+            source,
+        })?;
 
         let file = dir.join(TOKENIZER_CONFIG);
         let settings = Settings::read(&file)?;
@@ -197,17 +159,20 @@ impl Tokenizer {
             None => Ok(None),
             Some(token) => match inner.token_to_id(&token) {
                 Some(id) => Ok(Some(id)),
-                None => Err(TokenizerError::UnknownToken {
-                    file: file.clone(),
-                    role,
-                    token,
-                }),
+                None => Err(TokenizerError::Refused(format!(
+                    "`{role}` in {} is {token:?}, which {TOKENIZER} does not know: correct one of them",
+                    file.display()
+                ))),
             },
         };
         let bos = id("bos_token", settings.bos_token)?.or(bos);
         let named = id("eos_token", settings.eos_token)?;
         if start == Edge::Always && bos.is_none() {
-            return Err(TokenizerError::NoBos { file });
+            return Err(TokenizerError::Refused(format!(
+                "{} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
+                 `bos_token_id` in config.json",
+                file.display()
+            )));
         }
 
         let others = eos.iter().copied().filter(|id| Some(*id) != named);
@@ -228,7 +193,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the text.
+    /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.framed(&self.encode(text)?, self.end))
     }
@@ -237,7 +202,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on one of the texts.
+    /// [`TokenizerError::Library`]: the library failed on one of the texts.
     pub fn encode_documents(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let mut documents = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
@@ -253,7 +218,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the text.
+    /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.framed(&self.encode(text)?, Edge::Never))
     }
@@ -262,7 +227,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Failed`]: the library failed on the tokens.
+    /// [`TokenizerError::Library`]: the library failed on the tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         let text = self.inner.decode(ids, true);
         text.map_err(failed("decode the tokens"))
@@ -292,17 +257,17 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::Vocabulary`]: it has not.
+    /// [`TokenizerError::Refused`]: it has not.
     pub fn check_vocab(&self, model_vocab: usize) -> Result<(), TokenizerError> {
         // Ids may have holes, so the number of tokens would not do.
         let tokens = self.inner.get_vocab(true).into_values();
         let special = self.bos.into_iter().chain(self.eos.iter().copied());
         match tokens.chain(special).max() {
             Some(largest_id) if largest_id as usize >= model_vocab => {
-                Err(TokenizerError::Vocabulary {
-                    largest_id,
-                    model_vocab,
-                })
+                Err(TokenizerError::Refused(format!(
+                    "the tokenizer's largest id is {largest_id}, but the model's `vocab_size` is \
+                     {model_vocab}: the two are not from the same model"
+                )))
             }
             _ => Ok(()),
         }
@@ -384,7 +349,10 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
 }
 
 fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
-    move |source| TokenizerError::Failed { action, source }
+    move |source| TokenizerError::Library {
+        what: format!("the tokenizer cannot {action}"),
+        source,
+    }
 }
 
 /// A tokenizer of a few words, for tests.
@@ -465,211 +433,4 @@ pub(crate) mod fixture {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::fixture::{BOS, CAT, EOS, THE};
-    use super::*;
-
-    /// A tokenizer of the fixture's words with this template and these settings.
-    fn load(template: &[&str], settings: &Value) -> Result<Tokenizer, TokenizerError> {
-        let mut tokenizer = fixture::json();
-        tokenizer["post_processor"] = fixture::post_processor(template);
-        let folder = fixture::folder(&tokenizer, settings);
-        Tokenizer::from_dir(folder.path(), None, &[])
-    }
-
-    fn document(template: &[&str], settings: Value, text: &str) -> Vec<u32> {
-        let mut settings = settings;
-        settings["bos_token"] = "<s>".into();
-        settings["eos_token"] = json!({"content": "</s>", "lstrip": false});
-        let tokenizer = load(template, &settings).unwrap();
-        tokenizer.encode_document(text).unwrap()
-    }
-
-    #[test]
-    fn a_document_starts_as_the_post_processor_says_and_ends_with_eos() {
-        assert_eq!(
-            document(&["<s>", "$A"], json!({}), "the cat"),
-            [BOS, THE, CAT, EOS]
-        );
-        assert_eq!(document(&["$A"], json!({}), "the cat"), [THE, CAT, EOS]);
-        assert_eq!(
-            document(&["<s>", "$A", "</s>"], json!({}), "the"),
-            [BOS, THE, EOS]
-        );
-    }
-
-    #[test]
-    fn settings_overrule_the_post_processor() {
-        let both = |value: bool| json!({"add_bos_token": value, "add_eos_token": value});
-        for template in [&["$A"] as &[_], &["<s>", "$A", "</s>"]] {
-            assert_eq!(document(template, both(true), "the"), [BOS, THE, EOS]);
-            assert_eq!(document(template, both(false), "the"), [THE]);
-        }
-    }
-
-    #[test]
-    fn special_tokens_that_the_text_itself_holds_stay() {
-        let never = json!({"add_bos_token": false, "add_eos_token": false});
-        assert_eq!(document(&["$A"], never, "<s> the </s>"), [BOS, THE, EOS]);
-    }
-
-    #[test]
-    fn an_empty_document_has_only_its_ends() {
-        assert_eq!(document(&["<s>", "$A"], json!({}), ""), [BOS, EOS]);
-        let never = json!({"add_bos_token": false, "add_eos_token": false});
-        assert!(document(&["<s>", "$A", "</s>"], never, "").is_empty());
-    }
-
-    #[test]
-    fn many_documents_are_encoded_as_one_is() {
-        let tokenizer = fixture::tokenizer();
-        let texts: Vec<String> = (0..2 * BATCH + 1)
-            .map(|n| "the cat ".repeat(n % 5))
-            .collect();
-        let together = tokenizer.encode_documents(&texts).unwrap();
-        for (text, ids) in texts.iter().zip(&together) {
-            assert_eq!(tokenizer.encode_document(text).unwrap(), *ids);
-        }
-        assert_eq!(together.len(), texts.len());
-    }
-
-    #[test]
-    fn a_prompt_has_a_start_and_no_end() {
-        for template in [&["<s>", "$A"] as &[_], &["<s>", "$A", "</s>"]] {
-            let settings = json!({"eos_token": "</s>", "add_eos_token": true});
-            let tokenizer = load(template, &settings).unwrap();
-            assert_eq!(tokenizer.encode_prompt("the cat").unwrap(), [BOS, THE, CAT]);
-        }
-    }
-
-    #[test]
-    fn without_any_eos_a_document_just_stops() {
-        let tokenizer = load(&["<s>", "$A"], &json!({"eos_token": null})).unwrap();
-        assert_eq!(tokenizer.encode_document("the").unwrap(), [BOS, THE]);
-        assert!(tokenizer.eos_ids().is_empty());
-    }
-
-    #[test]
-    fn ids_of_the_model_fill_in_for_the_settings() {
-        let folder = fixture::folder(&fixture::json(), &json!({"add_bos_token": true}));
-        fs::remove_file(folder.path().join(TOKENIZER_CONFIG)).unwrap();
-        let tokenizer = Tokenizer::from_dir(folder.path(), Some(BOS), &[EOS, THE]).unwrap();
-        assert_eq!(tokenizer.bos_id(), Some(BOS));
-        assert_eq!(tokenizer.encode_document("cat").unwrap(), [BOS, CAT, EOS]);
-        assert_eq!(tokenizer.eos_ids(), [EOS, THE]);
-        assert!(tokenizer.is_eos(THE) && !tokenizer.is_eos(CAT));
-    }
-
-    #[test]
-    fn the_settings_eos_comes_before_those_of_the_model() {
-        let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
-        let tokenizer = Tokenizer::from_dir(folder.path(), None, &[THE, EOS]).unwrap();
-        assert_eq!(tokenizer.eos_ids(), [EOS, THE]);
-    }
-
-    #[test]
-    fn decoding_skips_special_tokens() {
-        let text = fixture::tokenizer().decode(&[BOS, THE, CAT, EOS]).unwrap();
-        assert_eq!(text, "the cat");
-    }
-
-    #[test]
-    fn truncation_and_padding_of_the_file_do_not_apply() {
-        let mut tokenizer = fixture::json();
-        tokenizer["truncation"] = json!({"direction": "Right", "max_length": 2,
-            "strategy": "LongestFirst", "stride": 0});
-        tokenizer["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right",
-            "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
-        let folder = fixture::folder(&tokenizer, &json!({}));
-        let tokenizer = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
-        assert_eq!(
-            tokenizer.encode_document("the cat the").unwrap(),
-            [BOS, THE, CAT, THE]
-        );
-    }
-
-    #[test]
-    fn a_model_needs_an_embedding_for_every_id() {
-        let tokenizer = fixture::tokenizer();
-        assert_eq!(tokenizer.vocab_size(), 5);
-        tokenizer.check_vocab(5).unwrap();
-        let error = tokenizer.check_vocab(4).unwrap_err();
-        assert!(matches!(
-            error,
-            TokenizerError::Vocabulary {
-                largest_id: 4,
-                model_vocab: 4
-            }
-        ));
-
-        let folder = fixture::folder(&fixture::json(), &json!({}));
-        let tokenizer = Tokenizer::from_dir(folder.path(), None, &[7]).unwrap();
-        assert!(tokenizer.check_vocab(7).is_err());
-        tokenizer.check_vocab(8).unwrap();
-    }
-
-    #[test]
-    fn a_folder_without_a_tokenizer_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
-        assert!(matches!(&error, TokenizerError::Missing { folder: f } if f == folder.path()));
-        assert!(error.to_string().contains("save_pretrained"));
-    }
-
-    #[test]
-    fn unreadable_files_are_errors() {
-        let folder = fixture::folder(&json!({"model": 1}), &json!({}));
-        let load = || Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
-        assert!(matches!(load(), TokenizerError::Tokenizer { .. }));
-
-        fixture::write(folder.path(), TOKENIZER, &fixture::json());
-        fixture::write(folder.path(), TOKENIZER_CONFIG, &json!({"eos_token": 2}));
-        assert!(matches!(load(), TokenizerError::Config { .. }));
-
-        fs::remove_file(folder.path().join(TOKENIZER_CONFIG)).unwrap();
-        fs::create_dir(folder.path().join(TOKENIZER_CONFIG)).unwrap();
-        assert!(matches!(load(), TokenizerError::Read { .. }));
-    }
-
-    #[test]
-    fn contradicting_files_are_errors() {
-        let error = load(&["$A"], &json!({"eos_token": "<end>"})).unwrap_err();
-        assert!(
-            matches!(&error, TokenizerError::UnknownToken { role: "eos_token", token, .. } if token == "<end>"),
-            "{error}"
-        );
-        let error = load(&["$A"], &json!({"add_bos_token": true})).unwrap_err();
-        assert!(matches!(error, TokenizerError::NoBos { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_failing_library_is_an_error() {
-        let tokenizer = fixture::without_unknown_token();
-        let one = tokenizer.encode_document("dog").unwrap_err();
-        let many = tokenizer.encode_documents(&["dog".into()]).unwrap_err();
-        assert!(matches!(one, TokenizerError::Failed { .. }));
-        assert!(matches!(many, TokenizerError::Failed { .. }));
-    }
-
-    #[test]
-    fn files_are_carried_over_as_they_are() {
-        let from = fixture::folder(&fixture::json(), &json!({}));
-        fs::write(from.path().join("config.json"), "{}").unwrap();
-        let to = tempfile::tempdir().unwrap();
-        copy_files(from.path(), to.path()).unwrap();
-        for name in [TOKENIZER, TOKENIZER_CONFIG] {
-            let [ours, theirs] = [&to, &from].map(|folder| fs::read(folder.path().join(name)));
-            assert_eq!(ours.unwrap(), theirs.unwrap());
-        }
-        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2);
-    }
-
-    #[test]
-    fn files_cannot_be_carried_to_nowhere() {
-        let from = fixture::folder(&fixture::json(), &json!({}));
-        let error = copy_files(from.path(), &from.path().join("nowhere")).unwrap_err();
-        assert!(matches!(error, TokenizerError::Write(_)));
-    }
-}
+mod tests;

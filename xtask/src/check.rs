@@ -1,5 +1,5 @@
-//! What `cargo xtask check` runs: format, spelling, lints, documents, the tests of xtask itself, every
-//! feature alone, and the features that must not be combined.
+//! What `cargo xtask check` runs: format, spelling, lints, documents, the tests of xtask itself, the
+//! library without its command, every feature alone, and the features that must not be combined.
 
 use crate::backend::{Backend, feature_args};
 use crate::programs;
@@ -56,6 +56,7 @@ pub(crate) fn steps(
     steps.push(cargo("xtask", ["test", "--package", "xtask"]).testing("any", true));
 
     let here = System::here();
+    steps.push(lint_of("library without its command", &["flex"]));
     let (features, not_here) = alone(here, installed, with_cpu);
     steps.extend(features.into_iter().map(feature_alone));
     left_out.extend(not_here);
@@ -99,15 +100,21 @@ fn alone(
     )
 }
 
-/// `feature` may be several with commas between.
+/// `feature` may be several with commas between. The command is linted with it.
 fn feature_alone(feature: &str) -> Step {
+    let features: Vec<_> = feature.split(',').chain(["cli"]).collect();
+    lint_of(&format!("{feature} alone"), &features)
+}
+
+/// The lints of both libraries, and of the command if it is among `features`.
+fn lint_of(part: &str, features: &[&str]) -> Step {
     // Forwarded to burn-lti.
-    let forwarded: Vec<_> = feature
-        .split(',')
+    let forwarded: Vec<_> = features
+        .iter()
         .map(|name| format!("burn-lti-llama/{name}"))
         .collect();
     let packages = ["--package", "burn-lti", "--package", "burn-lti-llama"];
-    cargo(format!("{feature} alone"), ["clippy"])
+    cargo(part, ["clippy"])
         .with_args(packages)
         .with_args(["--no-default-features", "--features", &forwarded.join(",")])
         .with_args(DENY_WARNINGS)
@@ -179,8 +186,16 @@ mod tests {
         assert_eq!(
             feature_alone("cuda").line().unwrap(),
             "cargo clippy --package burn-lti --package burn-lti-llama --no-default-features \
-             --features burn-lti-llama/cuda -- -D warnings"
+             --features burn-lti-llama/cuda,burn-lti-llama/cli -- -D warnings"
         );
+    }
+
+    #[test]
+    fn the_library_is_linted_without_its_command() {
+        let (steps, _) = steps(&[Backend::Flex], &ALL, false);
+        let lines: Vec<_> = steps.iter().filter_map(|step| step.line().ok()).collect();
+        let alone = "--no-default-features --features burn-lti-llama/flex -- -D warnings";
+        assert!(lines.iter().any(|line| line.ends_with(alone)), "{lines:#?}");
     }
 
     #[test]

@@ -41,13 +41,15 @@ impl CompareDir {
     ///
     /// # Errors
     ///
-    /// [`CompareError::OutputExists`] or [`CompareError::Output`].
+    /// [`CompareError::Refused`] or [`CompareError::Output`].
     pub fn prepare(dir: &Path) -> Result<Self, CompareError> {
         match entries(dir)?.is_empty() {
             true => Ok(Self::with(dir, Existing::Refuse)),
-            false => Err(CompareError::OutputExists {
-                dir: dir.to_owned(),
-            }),
+            false => Err(CompareError::Refused(format!(
+                "{} already holds files: choose another --out, or add --resume to go on with the \
+                 comparison in it",
+                dir.display()
+            ))),
         }
     }
 
@@ -57,7 +59,7 @@ impl CompareDir {
     ///
     /// # Errors
     ///
-    /// [`CompareError::NoComparison`] if it holds files and none of a comparison, or
+    /// [`CompareError::Refused`] if it holds files and none of a comparison, or
     /// [`CompareError::Output`].
     pub fn resume(dir: &Path) -> Result<Self, CompareError> {
         let entries = entries(dir)?;
@@ -67,9 +69,10 @@ impl CompareDir {
         };
         match entries.is_empty() || entries.iter().any(ours) {
             true => Ok(Self::with(dir, Existing::Resume)),
-            false => Err(CompareError::NoComparison {
-                dir: dir.to_owned(),
-            }),
+            false => Err(CompareError::Refused(format!(
+                "{} holds files and no comparison: give the --out of the one that is to go on",
+                dir.display()
+            ))),
         }
     }
 
@@ -174,7 +177,7 @@ mod tests {
         let file = folder.path().join("notes.txt");
         fs::write(&file, "mine").unwrap();
         let error = CompareDir::prepare(folder.path()).unwrap_err();
-        assert!(matches!(error, CompareError::OutputExists { .. }));
+        assert!(error.to_string().contains("already holds files"), "{error}");
         assert!(error.to_string().contains("--resume"), "{error}");
         let error = CompareDir::prepare(&file).unwrap_err();
         assert!(matches!(error, CompareError::Output { .. }));
@@ -187,7 +190,10 @@ mod tests {
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         fs::create_dir(folder.path().join("other-seed3")).unwrap();
         let error = CompareDir::resume(folder.path()).unwrap_err();
-        assert!(matches!(error, CompareError::NoComparison { .. }));
+        assert!(
+            error.to_string().contains("holds files and no comparison"),
+            "{error}"
+        );
         fs::create_dir(folder.path().join(run_name(Start::Lecun, 3))).unwrap();
         assert!(CompareDir::resume(folder.path()).is_ok());
     }

@@ -66,20 +66,24 @@ impl CompareJob {
     ///
     /// # Errors
     ///
-    /// - [`CompareError::NoStart`], [`CompareError::Twice`], [`CompareError::NoSeeds`],
-    ///   [`CompareError::Seeds`]: nothing, or not this, can be compared.
-    /// - [`CompareError::Start`]: the recipe cannot be carried out from one of the starts.
+    /// - [`CompareError::Refused`]: nothing, or not this, can be compared.
+    /// - [`CompareError::Run`]: the recipe cannot be carried out from one of the starts.
     /// - [`CompareError::Distill`]: it cannot be carried out from any.
     pub fn new(recipe: &Recipe, starts: &[Start], seeds: usize) -> Result<Self, CompareError> {
         if starts.is_empty() {
-            return Err(CompareError::NoStart { known: names() });
+            return Err(CompareError::Refused(format!(
+                "no start is named: name at least one of {}",
+                names().join(", ")
+            )));
         }
         let twice = |(index, start): (usize, &Start)| {
             let is_twice = starts[..index].contains(start);
             is_twice.then_some(*start)
         };
         if let Some(start) = starts.iter().enumerate().find_map(twice) {
-            return Err(CompareError::Twice { start });
+            return Err(CompareError::Refused(format!(
+                "the start `{start}` is named twice: name it once"
+            )));
         }
         let seeds = seeds_from(recipe.train.seed, seeds)?;
         check_plans(recipe, starts)?;
@@ -130,9 +134,9 @@ impl CompareJob {
     ///
     /// # Errors
     ///
-    /// - [`CompareError::Foreign`]: a run in `out` is another one. This is found out before any begins.
-    /// - [`CompareError::Run`]: a run failed.
-    /// - [`CompareError::Interrupted`], [`CompareError::InterruptedBetween`]: someone asked.
+    /// - [`CompareError::Run`]: a run in `out` is another one, which is found out before any begins; or a
+    ///   run failed.
+    /// - [`CompareError::Refused`]: someone asked to stop.
     /// - [`CompareError::Distill`], [`CompareError::Output`], [`CompareError::File`],
     ///   [`CompareError::Chart`]: something cannot be read or written.
     ///
@@ -212,8 +216,12 @@ impl CompareJob {
                 job.finished(&now)
             };
             found().map_err(|source| match source {
-                DistillError::Manifest(_) | DistillError::NoRun { .. } => CompareError::Foreign {
-                    dir: out.run_dir(run.start, run.seed),
+                DistillError::Manifest(_) | DistillError::NoRun { .. } => CompareError::Run {
+                    what: format!(
+                        "what is in {} is no run of this comparison: choose another --out, or compare \
+                         what was compared there",
+                        out.run_dir(run.start, run.seed).display()
+                    ),
                     source,
                 },
                 source => CompareError::Distill(source),
@@ -239,14 +247,19 @@ impl CompareJob {
             job.run::<A>(device)
         };
         let summary = carry_out().map_err(|source| CompareError::Run {
-            dir: folder(),
+            what: format!(
+                "the run in {} did not come to its end: correct what is said; if the recipe stays as it \
+                 is, --resume goes on",
+                folder().display()
+            ),
             source,
         })?;
         match summary.ending {
-            PhaseEnd::Interrupted => Err(CompareError::Interrupted {
-                dir: folder(),
-                step: summary.steps,
-            }),
+            PhaseEnd::Interrupted => Err(CompareError::Refused(format!(
+                "interrupted in {} after step {}: the same command with --resume goes on from there",
+                folder().display(),
+                summary.steps
+            ))),
             PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience => Ok(summary),
         }
     }
@@ -254,7 +267,10 @@ impl CompareJob {
     /// A run that was asked to stop in its last step ends as if nobody had asked; the next shall not begin.
     fn check_not_interrupted(&self, next: impl Fn() -> PathBuf) -> Result<(), CompareError> {
         match self.interrupt.is_asked() {
-            true => Err(CompareError::InterruptedBetween { dir: next() }),
+            true => Err(CompareError::Refused(format!(
+                "interrupted before the run in {} began: the same command with --resume goes on with it",
+                next().display()
+            ))),
             false => Ok(()),
         }
     }
@@ -301,11 +317,18 @@ impl CompareJob {
 /// `first` and those after it.
 fn seeds_from(first: u64, seeds: usize) -> Result<Vec<u64>, CompareError> {
     if seeds == 0 {
-        return Err(CompareError::NoSeeds);
+        let nothing = "0 seeds make no run: ask for at least 1, which is one run from each start";
+        return Err(CompareError::Refused(nothing.to_owned()));
     }
     let end = first.checked_add(seeds as u64);
     let end = end.filter(|&end| end - 1 <= i64::MAX as u64);
-    let end = end.ok_or(CompareError::Seeds { first, seeds })?;
+    let end = end.ok_or_else(|| {
+        CompareError::Refused(format!(
+            "train.seed is {first}, from where {seeds} seeds go beyond {}, the largest that a recipe \
+             holds: set train.seed lower, or ask for fewer",
+            i64::MAX
+        ))
+    })?;
     Ok((first..end).collect())
 }
 
@@ -321,7 +344,13 @@ fn check_plans(recipe: &Recipe, starts: &[Start]) -> Result<(), CompareError> {
         if let Err(source) = plan_from(start) {
             let would_do = Start::ALL.into_iter().any(|other| plan_from(other).is_ok());
             return Err(match would_do {
-                true => CompareError::Start { start, source },
+                true => CompareError::Run {
+                    what: format!(
+                        "the start `{start}` does not suit the recipe: change the recipe as said, or \
+                         compare without `{start}`"
+                    ),
+                    source,
+                },
                 false => CompareError::Distill(source),
             });
         }
@@ -406,18 +435,21 @@ mod tests {
     fn what_cannot_be_compared_is_refused() {
         let lecun = [Start::Lecun];
         let error = refused(&[], &[], 1);
-        assert!(matches!(error, CompareError::NoStart { .. }));
+        assert!(error.to_string().contains("no start is named"), "{error}");
         assert!(error.to_string().contains("grouped"), "{error}");
         let error = refused(&[], &[Start::Lecun, Start::Lecun], 1);
         assert!(
-            matches!(error, CompareError::Twice { start } if start == Start::Lecun),
+            error.to_string().contains("`lecun` is named twice"),
             "{error}"
         );
         let error = refused(&[], &lecun, 0);
-        assert!(matches!(error, CompareError::NoSeeds));
+        assert!(error.to_string().contains("0 seeds make no run"), "{error}");
         let largest = format!("train.seed={}", i64::MAX);
         let error = refused(&[&largest], &lecun, 2);
-        assert!(matches!(error, CompareError::Seeds { seeds: 2, .. }));
+        assert!(
+            error.to_string().contains("from where 2 seeds go beyond"),
+            "{error}"
+        );
         let (_folder, recipe) = recipe(&[&largest]);
         assert!(CompareJob::new(&recipe, &lecun, 1).is_ok());
     }
@@ -433,7 +465,7 @@ mod tests {
         interrupt.ask();
         let error = job.check_not_interrupted(next).unwrap_err();
         assert!(
-            matches!(&error, CompareError::InterruptedBetween { dir } if *dir == next()),
+            error.to_string().contains("before the run in next began"),
             "{error}"
         );
         assert!(error.to_string().contains("--resume"), "{error}");
@@ -445,9 +477,9 @@ mod tests {
         let error = refused(&odd, &[Start::Lecun, Start::Grouped], 1);
         assert!(matches!(
             &error,
-            CompareError::Start {
-                start: Start::Grouped,
-                source: DistillError::Plan(PlanError::GroupedHeads { .. })
+            CompareError::Run {
+                source: DistillError::Plan(PlanError::GroupedHeads { .. }),
+                ..
             }
         ));
         assert!(error.to_string().contains("without `grouped`"), "{error}");
@@ -463,9 +495,10 @@ mod tests {
             CompareError::Distill(DistillError::Plan(PlanError::SeqLen { .. }))
         ));
         let error = refused(&["data.valid=['absent.txt']"], &Start::ALL, 1);
-        assert!(matches!(
-            error,
-            CompareError::Distill(DistillError::NoText { .. })
-        ));
+        assert!(matches!(error, CompareError::Distill(_)));
+        assert!(
+            error.to_string().contains("there is no text file "),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! One recipe carried out from several starts, with several seeds each, held against one another.
+//! One recipe carried out from several starts, with several seeds each, and compared.
 //!
 //! Every pair of a start and a seed is an ordinary run in a folder of its own, by the same
 //! [`Job`](crate::distill::Job) that carries out a single recipe. What ends up in the output folder:
@@ -49,7 +49,7 @@ use crate::recipe::suggest::UnknownName;
 ///
 /// # Errors
 ///
-/// [`CompareError::UnknownStart`].
+/// [`CompareError::Refused`], which names the nearest or all.
 pub fn start_named(name: &str) -> Result<Start, CompareError> {
     let found = Start::ALL
         .into_iter()
@@ -59,11 +59,8 @@ pub fn start_named(name: &str) -> Result<Start, CompareError> {
             name: name.to_owned(),
             known: names(),
         };
-        CompareError::UnknownStart {
-            suggestion: unknown.nearest(),
-            name: unknown.name,
-            known: unknown.known,
-        }
+        let way_out = unknown.way_out("starts");
+        CompareError::Refused(format!("there is no start `{name}`: {way_out}"))
     })
 }
 
@@ -87,19 +84,13 @@ mod tests {
     fn an_unknown_start_is_named_with_the_nearest_or_with_all() {
         let error = start_named("lecunn").unwrap_err();
         assert!(
-            matches!(&error, CompareError::UnknownStart { suggestion: Some(name), .. }
-            if name == "lecun")
+            error.to_string().contains("did you mean `lecun`?"),
+            "{error}"
         );
         for name in ["zzz", ""] {
             let error = start_named(name).unwrap_err();
-            assert!(matches!(
-                &error,
-                CompareError::UnknownStart {
-                    suggestion: None,
-                    ..
-                }
-            ));
             let text = error.to_string();
+            assert!(text.contains("the starts are "), "{text}");
             assert!(names().iter().all(|name| text.contains(name)), "{text}");
         }
     }

@@ -4,9 +4,9 @@ mod batch;
 mod documents;
 mod pack;
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::str::Utf8Error;
 
 pub use batch::{TokenBatcher, loader};
 pub(crate) use documents::is_blank;
@@ -27,47 +27,25 @@ pub enum DataError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file's kind is not known.
-    #[error("{file} is neither a .txt nor a .jsonl file: convert it to one of them")]
-    Extension {
+    /// The file cannot be used as it is.
+    #[error("{file} {reason}")]
+    File {
         /// The file.
         file: PathBuf,
+        /// Why, and the way out.
+        reason: &'static str,
     },
-    /// The file is not text in UTF-8.
-    #[error("{file}, line {line}: not UTF-8: convert the file, for instance with iconv")]
-    Utf8 {
+    /// A line holds no text, or no document.
+    #[error("{file}, line {line}: {reason}")]
+    Line {
         /// The file.
         file: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with its bytes.
-        source: Utf8Error,
-    },
-    /// A line of a `.jsonl` file is not JSON.
-    #[error("{file}, line {line}: not JSON: every line has to be an object with a string `text`")]
-    Json {
-        /// The file.
-        file: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it; it counts lines from the start of this one.
-        source: serde_json::Error,
-    },
-    /// A line of a `.jsonl` file is JSON, but holds no document.
-    #[error("{file}, line {line}: {found}: every line has to be an object with a string `text`")]
-    Text {
-        /// The file.
-        file: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is there instead.
-        found: &'static str,
-    },
-    /// The file holds no document.
-    #[error("{file} holds no text: give a file with at least one document")]
-    NoDocument {
-        /// The file.
-        file: PathBuf,
+        /// What is there instead, and the way out.
+        reason: String,
+        /// What is wrong with it, where it is no UTF-8 or no JSON; lines count from this one.
+        source: Option<Box<dyn Error + Send + Sync>>,
     },
     /// Windows of length 0 were asked for.
     #[error("`seq_len` is 0: a sequence needs at least one token")]

@@ -1,10 +1,10 @@
 //! What can end a demo.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use burn_lti::files::FileError;
-use thiserror::Error;
 
 use super::vocabulary::VocabularyError;
 use crate::data::DataError;
@@ -14,7 +14,7 @@ use crate::recipe::RecipeError;
 use crate::tokenizer::TokenizerError;
 
 /// A demo that did not come to its end.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DemoError {
     /// The folder cannot be made.
@@ -25,25 +25,11 @@ pub enum DemoError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file cannot be written.
+    /// A part of the way, from the stories to the students.
     #[error(transparent)]
-    File(#[from] FileError),
-    /// The stories' tokenizer.
-    #[error(transparent)]
-    Vocabulary(#[from] VocabularyError),
-    /// The stories' tokenizer, read back.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The stories, read back.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The teacher's folder.
-    #[error(transparent)]
-    Teacher(#[from] HfError),
-    /// The recipe of the students.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// A student.
-    #[error(transparent)]
-    Student(#[from] DistillError),
+    Part(Box<dyn Error + Send + Sync>),
 }
+
+passes_on!(
+    DemoError: DataError, DistillError, FileError, HfError, RecipeError, TokenizerError, VocabularyError,
+);

@@ -54,24 +54,17 @@ const SPECIALS: [&str; 3] = [UNKNOWN, BEGIN, END];
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VocabularyError {
-    /// A word stands twice in the list, or has the spelling of a special token.
-    #[error("the word '{word}' occurs twice in the vocabulary; name it once")]
-    Repeated {
+    /// A word of the list cannot be a token of its own.
+    #[error("the word '{word}' {reason}")]
+    Word {
         /// The word.
         word: String,
-    },
-    /// A text can never produce this word, because splitting cuts it up or empties it.
-    #[error("the word '{word}' is not one token; leave out spaces and punctuation in words")]
-    NotOneToken {
-        /// The word.
-        word: String,
+        /// Why, and the way out.
+        reason: &'static str,
     },
     /// The tokenizer library refused a part.
     #[error("the tokenizer could not be built or used")]
     Tokenizer(#[source] tokenizers::Error),
-    /// The tokenizer configuration could not be written as JSON.
-    #[error("the tokenizer configuration could not be written as JSON")]
-    Json(#[from] serde_json::Error),
     /// A file could not be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -88,19 +81,24 @@ pub enum VocabularyError {
 /// A word-level tokenizer whose vocabulary is the specials and then `words`, in that order.
 ///
 /// # Errors
-/// [`VocabularyError::Repeated`] if a word stands twice or is a special token,
-/// [`VocabularyError::NotOneToken`] if a word holds spaces or punctuation beside other letters,
+/// [`VocabularyError::Word`] if a word stands twice, is a special token, or holds spaces or punctuation
+/// beside other letters,
 /// [`VocabularyError::Tokenizer`] if the tokenizer library refuses a part.
 pub fn tokenizer(words: &[&str]) -> Result<Tokenizer, VocabularyError> {
     let tokenizer = build(words).map_err(VocabularyError::Tokenizer)?;
     for (word, id) in all(words) {
-        let word = || word.to_owned();
-        if tokenizer.token_to_id(&word()) != Some(id) {
-            return Err(VocabularyError::Repeated { word: word() });
+        let refused = |reason| VocabularyError::Word {
+            word: word.to_owned(),
+            reason,
+        };
+        if tokenizer.token_to_id(word) != Some(id) {
+            return Err(refused("occurs twice in the vocabulary; name it once"));
         }
-        let encoding = tokenizer.encode(word(), false);
+        let encoding = tokenizer.encode(word, false);
         if encoding.map_err(VocabularyError::Tokenizer)?.get_ids() != [id] {
-            return Err(VocabularyError::NotOneToken { word: word() });
+            return Err(refused(
+                "is not one token; leave out spaces and punctuation in words",
+            ));
         }
     }
     Ok(tokenizer)
@@ -113,7 +111,7 @@ pub fn tokenizer(words: &[&str]) -> Result<Tokenizer, VocabularyError> {
 ///
 /// # Errors
 /// [`VocabularyError::Folder`] or [`VocabularyError::File`] if one cannot be written,
-/// [`VocabularyError::Tokenizer`] or [`VocabularyError::Json`] if the text of one cannot be made.
+/// [`VocabularyError::Tokenizer`] if the text of one cannot be made.
 pub fn save(
     tokenizer: &Tokenizer,
     max_length: usize,
@@ -122,14 +120,15 @@ pub fn save(
     let model = tokenizer
         .to_string(true)
         .map_err(VocabularyError::Tokenizer)?;
-    let config = serde_json::to_string_pretty(&serde_json::json!({
+    let config = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
         "eos_token": END,
         "unk_token": UNKNOWN,
         "clean_up_tokenization_spaces": false,
         "model_max_length": max_length,
-    }))?;
+    });
+    let config = format!("{config:#}");
 
     fs::create_dir_all(folder).map_err(|source| VocabularyError::Folder {
         path: folder.to_owned(),
@@ -251,17 +250,18 @@ mod tests {
     fn a_repeated_word_is_refused() {
         for words in [["red", "red"], ["red", "<s>"]] {
             let refused = tokenizer(&words);
-            assert!(matches!(refused, Err(VocabularyError::Repeated { .. })));
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("occurs twice"), "{text}");
         }
     }
 
     #[test]
     fn a_word_that_splits_is_refused() {
         for word in ["red hat", "hat.", " hat", "\"", ""] {
-            let refused = tokenizer(&[word]);
+            let text = tokenizer(&[word]).unwrap_err().to_string();
             assert!(
-                matches!(&refused, Err(VocabularyError::NotOneToken { word: named }) if named == word),
-                "{word:?}: {refused:?}"
+                text.starts_with(&format!("the word '{word}' is not one token")),
+                "{text}"
             );
         }
     }

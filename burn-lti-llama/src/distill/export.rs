@@ -76,10 +76,10 @@ fn max_logit_difference<B: Backend>(
     let allowed = MAX_COLLAPSE_DIFFERENCE * f64::max(1.0, largest(trained));
     match difference <= allowed {
         true => Ok(difference),
-        false => Err(DistillError::Collapse {
-            difference,
-            allowed,
-        }),
+        false => Err(DistillError::Refused(format!(
+            "the reloaded student's logits differ from the trained model's by {difference}, where \
+             rounding allows {allowed}: do not use this export; please report the recipe"
+        ))),
     }
 }
 

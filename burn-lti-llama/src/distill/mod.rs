@@ -18,23 +18,27 @@
 //! |---|---|
 //! | `run` | the phases of a run in their order, and how it is taken up again |
 //! | `training` | one phase under Burn's Learner |
+//! | `module` | what is trained: a student beside its teacher |
+//! | `progress` | where a run stands, as a checkpoint keeps it |
 //! | `hook` | what happens between two steps: metrics, checkpoints, the decision to go on |
 //! | `start` | what the student begins from, calculated or read |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
-//! | `setting` | what a run reads |
+//! | `inputs` | what a run reads |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
 mod error;
 mod export;
 mod hook;
+mod inputs;
 mod manifest;
 mod metrics;
+mod module;
 mod output;
+mod progress;
 mod run;
-mod setting;
 mod start;
-mod started;
+mod start_summary;
 mod student;
 mod summary;
 mod teacher_cache;
@@ -48,15 +52,16 @@ use burn_lti::calibration::LayerReport;
 use burn_lti::train::StepReport;
 
 pub use error::DistillError;
-pub use hook::{Interrupt, PhaseEnd};
+pub use hook::Interrupt;
 pub use manifest::{
-    Change, Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source,
-    TeacherHashes, TextHash,
+    Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source, TeacherHashes,
+    TextHash,
 };
 pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
+pub use progress::PhaseEnd;
 pub use run::{Job, Which, collapse_run};
-pub use started::Started;
+pub use start_summary::StartSummary;
 pub use student::{free_student, learning_student};
 pub use summary::Summary;
 pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};
@@ -78,7 +83,7 @@ pub enum Event<'a> {
     Evaluation(&'a Evaluation),
     /// A layer of the start was calculated.
     Calibrated(&'a LayerReport),
-    /// An optimizer step was taken, of so many.
+    /// An optimizer step was taken, and how many there are in all.
     Step(&'a StepReport, usize),
     /// The run can be taken up again after this step.
     Saved(usize),
@@ -111,12 +116,15 @@ pub fn distill<A: AutodiffBackend>(
 ///
 /// # Errors
 ///
-/// [`DistillError::Config`], [`DistillError::Plan`], [`DistillError::NoText`].
+/// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
 pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
     let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
     let mut texts = recipe.data.train.iter().chain(&recipe.data.valid);
     match texts.find(|text| !text.is_file()) {
-        Some(text) => Err(DistillError::NoText { file: text.clone() }),
+        Some(text) => Err(DistillError::Refused(format!(
+            "there is no text file {}: correct the paths in [data] of the recipe",
+            text.display()
+        ))),
         None => Ok(plan),
     }
 }

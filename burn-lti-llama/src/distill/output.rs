@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn_lti::files::write_atomically;
 
 use super::metrics::{LoggedEvaluation, evaluations};
-use super::{DistillError, Manifest, Started, Summary};
+use super::{DistillError, Manifest, StartSummary, Summary};
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -49,7 +49,7 @@ impl OutputDir {
     ///
     /// # Errors
     ///
-    /// [`DistillError::OutputExists`] or [`DistillError::Output`].
+    /// [`DistillError::Refused`] or [`DistillError::Output`].
     pub fn prepare(dir: &Path, overwrite: bool) -> Result<Self, DistillError> {
         let existing = match overwrite {
             true => Existing::Overwrite,
@@ -140,7 +140,12 @@ impl OutputDir {
         let text = fs::read(&file).map_err(|source| self.problem("summary.json", source))?;
         match serde_json::from_slice(&text) {
             Ok(summary) => Ok(Some(summary)),
-            Err(source) => Err(DistillError::Summary { file, source }),
+            Err(source) => Err(DistillError::Foreign {
+                file,
+                reason: "does not hold what this program writes there: take it away, then resume the \
+                         run, which writes it again",
+                source,
+            }),
         }
     }
 
@@ -148,7 +153,7 @@ impl OutputDir {
     ///
     /// # Errors
     ///
-    /// [`DistillError::Metrics`] if the file cannot be read.
+    /// [`DistillError::Part`] if the file cannot be read.
     pub fn evaluations(&self) -> Result<Vec<LoggedEvaluation>, DistillError> {
         Ok(evaluations(&self.metrics_path())?)
     }
@@ -177,14 +182,16 @@ impl OutputDir {
     ///
     /// # Errors
     ///
-    /// [`DistillError::OutputExists`] or [`DistillError::Output`].
+    /// [`DistillError::Refused`] or [`DistillError::Output`].
     pub fn check_empty(dir: &Path) -> Result<(), DistillError> {
         match fs::read_dir(dir) {
             Ok(mut entries) => match entries.next() {
                 None => Ok(()),
-                Some(_) => Err(DistillError::OutputExists {
-                    dir: dir.to_owned(),
-                }),
+                Some(_) => Err(DistillError::Refused(format!(
+                    "{} already holds files: choose another --out, or add --overwrite to replace the \
+                     results of an earlier run",
+                    dir.display()
+                ))),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(DistillError::Output {
@@ -260,9 +267,10 @@ impl OutputDir {
         };
         let replaced = [self.student_dir(), self.unchecked_student_dir()];
         match replaced.iter().any(|dir| is_teacher(dir)) {
-            true => Err(DistillError::OutputIsTeacher {
-                dir: self.dir.clone(),
-            }),
+            true => Err(DistillError::Refused(format!(
+                "the teacher lies in {}, where its student would replace it: choose another --out",
+                self.dir.display()
+            ))),
             false => Ok(()),
         }
     }
@@ -282,8 +290,8 @@ impl OutputDir {
         )?)
     }
 
-    pub(super) fn write_start(&self, started: &Started) -> Result<(), DistillError> {
-        let text = format!("{:#}\n", started.to_json());
+    pub(super) fn write_start(&self, summary: &StartSummary) -> Result<(), DistillError> {
+        let text = format!("{:#}\n", summary.to_json());
         let path = self.dir.join("start.json");
         Ok(write_atomically(&path, text.as_bytes())?)
     }
@@ -318,7 +326,7 @@ mod tests {
         // It was written by a program that knew other figures.
         fs::write(&path, r#"{"ending": "finished"}"#).unwrap();
         let error = out.summary().unwrap_err();
-        assert!(matches!(&error, DistillError::Summary { file, .. } if *file == path));
+        assert!(matches!(&error, DistillError::Foreign { file, .. } if *file == path));
         assert!(error.to_string().contains("summary.json"), "{error}");
     }
 }

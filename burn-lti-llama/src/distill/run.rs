@@ -11,16 +11,18 @@ use burn_lti::decoder::CausalLm;
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
-use super::hook::{Hook, Interrupt, Phase, PhaseEnd, Place, Rules};
+use super::hook::{Hook, Interrupt, Rules};
+use super::inputs::RunInputs;
 use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
+use super::module::Student;
 use super::output::Existing;
-use super::setting::Setting;
+use super::progress::{Phase, PhaseEnd, RunProgress};
 use super::start::{Origin, origin};
-use super::started::Started;
+use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
 use super::tensorboard::TensorBoard;
-use super::training::{Pace, Student, Trainer};
+use super::training::{PhaseSchedule, Trainer};
 use super::{DistillError, Event, Listener, OutputDir, Summary};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, PlainLlama};
@@ -91,7 +93,7 @@ impl<'a> Job<'a> {
     /// `summary.json` nor `student`, and its checkpoints.
     pub fn run<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Summary, DistillError> {
         let began = Instant::now();
-        let (setting, manifest) = self.load::<A>(device)?;
+        let (inputs, manifest) = self.load::<A>(device)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
             Existing::Refuse | Existing::Overwrite => None,
@@ -100,7 +102,7 @@ impl<'a> Job<'a> {
             Some(_) => self.out.take_up()?,
             None => self.out.begin(self.recipe, &manifest)?,
         }
-        let run = Run::begin(self, device, setting, began)?;
+        let run = Run::begin(self, device, inputs, began)?;
         run.carry_out(resumed)
     }
 
@@ -108,14 +110,14 @@ impl<'a> Job<'a> {
     fn load<A: AutodiffBackend>(
         &self,
         device: &A::Device,
-    ) -> Result<(Setting<A>, Manifest), DistillError> {
+    ) -> Result<(RunInputs<A>, Manifest), DistillError> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
-        let setting = Setting::<A>::load(self.recipe, device)?;
+        let inputs = RunInputs::<A>::load(self.recipe, device)?;
         let compute = Compute::of::<A::InnerBackend>(device);
         let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
-        setting.check_cache(&manifest)?;
-        Ok((setting, manifest))
+        inputs.check_cache(&manifest)?;
+        Ok((inputs, manifest))
     }
 
     /// Makes the student at its start and exports it, without any training. What is left in the output
@@ -124,24 +126,27 @@ impl<'a> Job<'a> {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    pub fn start<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Started, DistillError> {
+    pub fn start<A: AutodiffBackend>(
+        &self,
+        device: &A::Device,
+    ) -> Result<StartSummary, DistillError> {
         let began = Instant::now();
-        let (setting, manifest) = self.load::<A>(device)?;
+        let (inputs, manifest) = self.load::<A>(device)?;
         self.out.begin(self.recipe, &manifest)?;
-        let run = Run::begin(self, device, setting, began)?;
-        let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);
+        let run = Run::begin(self, device, inputs, began)?;
+        let (plan, tensors) = (&run.inputs.plan, &run.origin.tensors);
         let student = free_student::<A>(self.recipe, plan, tensors, device)?.valid();
         run.tell(Event::Stage("exporting"));
         let exported = run.export(&student, &self.out.unchecked_student_dir())?;
         self.out.accept_student()?;
         let evaluation = run.evaluate("evaluating the exported student", &exported.student);
-        let started = Started {
+        let summary = StartSummary {
             evaluation,
             layers: run.origin.layers,
             seconds: began.elapsed().as_secs_f64(),
         };
-        self.out.write_start(&started)?;
-        Ok(started)
+        self.out.write_start(&summary)?;
+        Ok(summary)
     }
 
     /// The figures of the run in the output folder, if there is one that came to its end; `None` says
@@ -150,7 +155,7 @@ impl<'a> Job<'a> {
     /// # Errors
     ///
     /// [`DistillError::Manifest`] if the run there, finished or not, is not the one that `now` and the
-    /// recipe say; [`DistillError::Summary`].
+    /// recipe say; [`DistillError::Foreign`] if its figures cannot be read.
     pub fn finished(&self, now: &Manifest) -> Result<Option<Summary>, DistillError> {
         if !self.out.has_run() {
             return Ok(None);
@@ -183,9 +188,12 @@ impl<'a> Job<'a> {
         }
         self.tell_all(&self.check_same(manifest)?);
         if self.out.is_finished()? {
-            return Err(DistillError::AlreadyFinished {
-                dir: self.out.path().to_owned(),
-            });
+            return Err(DistillError::Refused(format!(
+                "the run in {} is finished: its student is in {}; for another run choose another --out, \
+                 or --overwrite",
+                self.out.path().display(),
+                self.out.student_dir().display()
+            )));
         }
         let checkpoints = self.checkpoints()?;
         for broken in checkpoints.broken() {
@@ -214,7 +222,7 @@ impl<'a> Job<'a> {
 struct Run<'a, A: AutodiffBackend> {
     job: &'a Job<'a>,
     device: &'a A::Device,
-    setting: Setting<A>,
+    inputs: RunInputs<A>,
     /// What the student begins from.
     origin: Origin<A::InnerBackend>,
     began: Instant,
@@ -225,7 +233,7 @@ struct Ended<M> {
     student: M,
     /// The step of the run that it is the student of.
     student_step: usize,
-    place: Place,
+    progress: RunProgress,
     trainable_parameters: usize,
 }
 
@@ -233,15 +241,15 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     fn begin(
         job: &'a Job<'a>,
         device: &'a A::Device,
-        setting: Setting<A>,
+        inputs: RunInputs<A>,
         began: Instant,
     ) -> Result<Self, DistillError> {
         let file = job.out.start_path();
-        let origin = origin(job.recipe, &setting, &file, device, &job.listener)?;
+        let origin = origin(job.recipe, &inputs, &file, device, &job.listener)?;
         Ok(Self {
             job,
             device,
-            setting,
+            inputs,
             origin,
             began,
         })
@@ -250,25 +258,25 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     /// The phases in their order, from the one that `checkpoint` was saved in.
     fn carry_out(&self, checkpoint: Option<Checkpoint>) -> Result<Summary, DistillError> {
         let recipe = self.job.recipe;
-        let place = checkpoint.as_ref().map(Place::at).transpose()?;
-        let place = place.filter(|place| place.phase == Phase::Second);
-        if let Some(place) = place {
+        let progress = checkpoint.as_ref().map(RunProgress::at).transpose()?;
+        let progress = progress.filter(|progress| progress.phase == Phase::Second);
+        if let Some(progress) = progress {
             let student = self.skeleton_of_second_phase()?;
-            return self.second_phase(student, place, checkpoint.as_ref());
+            return self.second_phase(student, progress, checkpoint.as_ref());
         }
         self.tell(Event::Stage("starting the student"));
         match recipe.lti.train {
             Trained::Maps => {
                 let ended = self.first_phase(self.learning()?, checkpoint.as_ref())?;
                 match &recipe.phase2 {
-                    Some(_) if ended.place.end != Some(PhaseEnd::Interrupted) => {
+                    Some(_) if ended.progress.end != Some(PhaseEnd::Interrupted) => {
                         self.fold_and_go_on(&ended)
                     }
                     _ => self.finish(&ended),
                 }
             }
             Trained::Projections | Trained::All => {
-                let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
+                let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
                 let student = free_student::<A>(recipe, plan, tensors, self.device)?;
                 self.finish(&self.first_phase(student, checkpoint.as_ref())?)
             }
@@ -276,7 +284,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     }
 
     fn learning(&self) -> Result<LearningLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
+        let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
         learning_student::<A>(plan, tensors, self.device)
     }
 
@@ -285,11 +293,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         student: M,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let place = match checkpoint {
-            Some(checkpoint) => Place::at(checkpoint)?,
-            None => Place::begin(self.evaluate("evaluating the start", &student.valid())),
+        let progress = match checkpoint {
+            Some(checkpoint) => RunProgress::at(checkpoint)?,
+            None => RunProgress::begin(self.evaluate("evaluating the start", &student.valid())),
         };
-        self.phase(student, place, checkpoint)
+        self.phase(student, progress, checkpoint)
     }
 
     /// Folds the maps away and trains what they made.
@@ -298,45 +306,51 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         ended: &Ended<M>,
     ) -> Result<Summary, DistillError> {
         let maps = self.evaluate("evaluating the maps", &ended.student);
-        let (recipe, plan) = (self.job.recipe, &self.setting.plan);
+        let (recipe, plan) = (self.job.recipe, &self.inputs.plan);
         let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
-        let place = ended.place.clone().second_phase(maps);
-        self.second_phase(student, place, None)
+        let progress = ended.progress.clone().second_phase(maps);
+        self.second_phase(student, progress, None)
     }
 
     /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
     fn skeleton_of_second_phase(&self) -> Result<PlainLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.setting.plan, &self.origin.tensors);
+        let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
         free_student::<A>(self.job.recipe, plan, tensors, self.device)
     }
 
     fn second_phase(
         &self,
         student: PlainLlama<A>,
-        place: Place,
+        progress: RunProgress,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Summary, DistillError> {
-        self.finish(&self.phase(student, place, checkpoint)?)
+        self.finish(&self.phase(student, progress, checkpoint)?)
     }
 
     /// The student as `checkpoint` has it.
     fn restored<M: Student<A>>(
         &self,
         student: M,
-        place: &Place,
+        progress: &RunProgress,
         checkpoint: &Checkpoint,
     ) -> Result<M::InnerModule, DistillError> {
-        let pace = self.pace(place.phase);
-        let trainer = Trainer::new(student, self.job.recipe, &self.setting, pace, self.device)?;
-        let trainer = trainer.restored(checkpoint, place.taken())?;
-        Ok(trainer.pupil.into_student().valid())
+        let schedule = self.schedule(progress.phase);
+        let trainer = Trainer::new(
+            student,
+            self.job.recipe,
+            &self.inputs,
+            schedule,
+            self.device,
+        )?;
+        let trainer = trainer.restored(checkpoint, progress.taken())?;
+        Ok(trainer.module.into_student().valid())
     }
 
     /// The steps of a phase.
-    fn pace(&self, phase: Phase) -> Pace {
+    fn schedule(&self, phase: Phase) -> PhaseSchedule {
         let (train, phase2) = (&self.job.recipe.train, &self.job.recipe.phase2);
         match (phase, phase2) {
-            (Phase::Second, Some(phase2)) => Pace {
+            (Phase::Second, Some(phase2)) => PhaseSchedule {
                 steps: phase2.steps,
                 learning_rate: phase2.learning_rate,
                 warmup_fraction: phase2.warmup_fraction,
@@ -344,7 +358,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
                 // Another order than in the first phase.
                 seed: train.seed.wrapping_add(1),
             },
-            _ => Pace {
+            _ => PhaseSchedule {
                 steps: train.steps,
                 learning_rate: train.learning_rate,
                 warmup_fraction: train.warmup_fraction,
@@ -358,22 +372,22 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     fn phase<M: Student<A>>(
         &self,
         student: M,
-        place: Place,
+        progress: RunProgress,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let (recipe, pace) = (self.job.recipe, self.pace(place.phase));
+        let (recipe, schedule) = (self.job.recipe, self.schedule(progress.phase));
         let skeleton = recipe.train.patience.map(|_| student.clone());
-        let trainer = Trainer::new(student, recipe, &self.setting, pace, self.device)?;
+        let trainer = Trainer::new(student, recipe, &self.inputs, schedule, self.device)?;
         let trainer = match checkpoint {
-            Some(checkpoint) => trainer.restored(checkpoint, place.taken())?,
+            Some(checkpoint) => trainer.restored(checkpoint, progress.taken())?,
             None => trainer,
         };
         let trainable_parameters = trainer.trainable_parameters();
-        if place.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
-            let last = trainer.pupil.into_student().valid();
-            return self.ended(last, skeleton, place, trainable_parameters);
+        if progress.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
+            let last = trainer.module.into_student().valid();
+            return self.ended(last, skeleton, progress, trainable_parameters);
         }
-        self.tell(Event::Stage(match place.phase {
+        self.tell(Event::Stage(match progress.phase {
             Phase::First => "training",
             Phase::Second => "training without maps",
         }));
@@ -384,26 +398,26 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
                 plateau: recipe
                     .phase2
                     .as_ref()
-                    .filter(|_| place.phase == Phase::First)
+                    .filter(|_| progress.phase == Phase::First)
                     .and_then(|phase2| phase2.plateau),
             },
-            log: self.log(&place, pace, checkpoint.is_some())?,
-            place,
+            log: self.log(&progress, schedule, checkpoint.is_some())?,
+            progress,
             checkpoints: self.job.checkpoints()?,
             optimizer: trainer.optimizer.clone(),
-            teacher: self.setting.teacher.clone(),
-            valid: self.setting.valid.clone(),
+            teacher: self.inputs.teacher.clone(),
+            valid: self.inputs.valid.clone(),
             listener: self.job.listener.clone(),
             interrupt: self.job.interrupt.clone(),
             failure: None,
         }));
-        let student = trainer.train(recipe, &self.setting, self.device, &hook)?;
-        let place = hook
+        let student = trainer.train(recipe, &self.inputs, self.device, &hook)?;
+        let progress = hook
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .place
+            .progress
             .clone();
-        self.ended(student, skeleton, place, trainable_parameters)
+        self.ended(student, skeleton, progress, trainable_parameters)
     }
 
     /// A phase that is over, with the student of its last step; or, where patience ended it, with the
@@ -412,52 +426,57 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         &self,
         last: M::InnerModule,
         skeleton: Option<M>,
-        place: Place,
+        progress: RunProgress,
         trainable_parameters: usize,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let (mut student, mut student_step) = (last, place.log.counts.steps);
-        if let (Some(PhaseEnd::Patience), Some(skeleton)) = (place.end, skeleton)
+        let (mut student, mut student_step) = (last, progress.log.counts.steps);
+        if let (Some(PhaseEnd::Patience), Some(skeleton)) = (progress.end, skeleton)
             && let Some(best) = self.job.checkpoints()?.best()
-            && Place::at(best)?.phase == place.phase
+            && RunProgress::at(best)?.phase == progress.phase
         {
-            student = self.restored(skeleton, &place, best)?;
+            student = self.restored(skeleton, &progress, best)?;
             student_step = best.run().step;
         }
         Ok(Ended {
             student,
             student_step,
-            place,
+            progress,
             trainable_parameters,
         })
     }
 
     /// The metrics of a phase, in the file of the run.
-    fn log(&self, place: &Place, pace: Pace, resumes: bool) -> Result<MetricsLog, DistillError> {
+    fn log(
+        &self,
+        progress: &RunProgress,
+        schedule: PhaseSchedule,
+        resumes: bool,
+    ) -> Result<MetricsLog, DistillError> {
         let (out, recipe) = (self.job.out, self.job.recipe);
-        let steps = place.phase_begins + pace.steps;
+        let steps = progress.phase_begins + schedule.steps;
         let (path, listener) = (out.metrics_path(), self.job.listener.clone());
-        let begins = place.log.counts.steps == 0;
+        let begins = progress.log.counts.steps == 0;
         let mut log = match begins && !resumes {
             true => MetricsLog::create(path, recipe.train.log_every, steps, listener)?,
             false => {
-                let state = place.log;
+                let state = progress.log;
                 MetricsLog::resume(path, state, recipe.train.log_every, steps, listener)?
             }
         };
-        let plan = &self.setting.plan;
-        let flops = match (place.phase, &plan.phase2) {
+        let plan = &self.inputs.plan;
+        let flops = match (progress.phase, &plan.phase2) {
             (Phase::Second, Some(phase2)) => phase2.step_flops.total(),
             _ => plan.totals.step_flops.total(),
         };
         log = log.with_flops_per_step(flops);
         if recipe.phase2.is_some() {
-            log.begin_phase(place.phase.name());
+            log.begin_phase(progress.phase.name());
         }
         if recipe.train.tensorboard {
             let dir = out.tensorboard_path();
             let board = match begins {
                 true => TensorBoard::create(&dir)?,
-                false => TensorBoard::resume(&dir, place.log.counts.steps)?,
+                false => TensorBoard::resume(&dir, progress.log.counts.steps)?,
             };
             log = log.with_tensorboard(board);
         }
@@ -474,7 +493,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let exported = self.export(&ended.student, &out.unchecked_student_dir())?;
         out.accept_student()?;
         let end = self.evaluate("evaluating the exported student", &exported.student);
-        let summary = Summary::new(self.job.recipe, &self.setting.plan, &ended.place, &end)
+        let summary = Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
             .with_student_step(ended.student_step)
             .with_trainable_parameters(ended.trainable_parameters)
             .with_collapse_difference(exported.difference)
@@ -490,19 +509,19 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     ) -> Result<super::export::Exported<A::InnerBackend>, DistillError> {
         let recipe = self.job.recipe;
         let export = Export {
-            config: &self.setting.plan.student,
+            config: &self.inputs.plan.student,
             dtype: recipe.teacher.dtype,
             precision: recipe.lti.precision,
             teacher: &recipe.teacher.path,
             dir,
         };
-        export.run(student, self.setting.valid.iter().next(), self.device)
+        export.run(student, self.inputs.valid.iter().next(), self.device)
     }
 
     fn evaluate(&self, stage: &str, student: &impl CausalLm<A::InnerBackend>) -> Evaluation {
         self.tell(Event::Stage(stage));
-        let teacher = self.setting.teacher.as_ref();
-        let evaluation = evaluate(student, teacher, &self.setting.valid, |done, all| {
+        let teacher = self.inputs.teacher.as_ref();
+        let evaluation = evaluate(student, teacher, &self.inputs.valid, |done, all| {
             self.tell(Event::Advanced(done, all));
         });
         self.tell(Event::Evaluation(&evaluation));
@@ -528,7 +547,7 @@ pub enum Which {
 ///
 /// # Errors
 ///
-/// [`DistillError`], [`DistillError::NoCheckpoint`] among them.
+/// [`DistillError`], one of a run that has no whole checkpoint among them.
 pub fn collapse_run<A: AutodiffBackend>(
     run_dir: &Path,
     which: Which,
@@ -544,27 +563,30 @@ pub fn collapse_run<A: AutodiffBackend>(
         Which::Latest => checkpoints.latest(),
         Which::Best => checkpoints.best(),
     };
-    let checkpoint = checkpoint.ok_or_else(|| DistillError::NoCheckpoint {
-        dir: run_dir.to_owned(),
+    let checkpoint = checkpoint.ok_or_else(|| {
+        DistillError::Refused(format!(
+            "there is no whole checkpoint in {}: train with `train.checkpoint_every`",
+            run_dir.display()
+        ))
     })?;
-    let setting = Setting::<A>::load(&recipe, device)?;
-    let run = Run::begin(&job, device, setting, Instant::now())?;
-    let place = Place::at(checkpoint)?;
+    let inputs = RunInputs::<A>::load(&recipe, device)?;
+    let run = Run::begin(&job, device, inputs, Instant::now())?;
+    let progress = RunProgress::at(checkpoint)?;
     OutputDir::check_empty(student_dir)?;
     (listener)(Event::Stage("collapsing and exporting"));
-    let student = match (place.phase, recipe.lti.train) {
+    let student = match (progress.phase, recipe.lti.train) {
         (Phase::First, Trained::Maps) => {
-            let student = run.restored(run.learning()?, &place, checkpoint)?;
+            let student = run.restored(run.learning()?, &progress, checkpoint)?;
             run.export(&student, student_dir)?
         }
         (Phase::First, Trained::Projections | Trained::All) => {
-            let (plan, tensors) = (&run.setting.plan, &run.origin.tensors);
+            let (plan, tensors) = (&run.inputs.plan, &run.origin.tensors);
             let student = free_student::<A>(&recipe, plan, tensors, device)?;
-            run.export(&run.restored(student, &place, checkpoint)?, student_dir)?
+            run.export(&run.restored(student, &progress, checkpoint)?, student_dir)?
         }
         (Phase::Second, _) => {
             let student = run.skeleton_of_second_phase()?;
-            run.export(&run.restored(student, &place, checkpoint)?, student_dir)?
+            run.export(&run.restored(student, &progress, checkpoint)?, student_dir)?
         }
     };
     let evaluation = run.evaluate("evaluating the exported student", &student.student);

@@ -11,7 +11,7 @@ use burn_lti::tensors::TensorSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::setting::Setting;
+use super::inputs::RunInputs;
 use super::student::learning;
 use super::{DistillError, Event, Listener};
 use crate::corpus::{CorpusOrder, sample_corpus};
@@ -32,7 +32,7 @@ pub(super) struct Origin<B: Backend> {
 /// `file`, or calculated and written to it.
 pub(super) fn origin<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &Setting<A>,
+    setting: &RunInputs<A>,
     file: &Path,
     device: &A::Device,
     listener: &Listener,
@@ -59,7 +59,7 @@ pub(super) fn origin<A: AutodiffBackend>(
 
 fn calculated<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &Setting<A>,
+    setting: &RunInputs<A>,
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
@@ -119,7 +119,7 @@ fn text(recipe: &Recipe, sequences: usize, listener: &Listener) -> CalibrationTe
 /// Sequences of documents that the teacher writes.
 fn written<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &Setting<A>,
+    setting: &RunInputs<A>,
     listener: &Listener,
 ) -> Result<Vec<PackedSequence>, DistillError> {
     listener(Event::Stage("the teacher writes the calibration text"));

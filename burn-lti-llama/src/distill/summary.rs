@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::hook::{Phase, PhaseEnd, Place};
+use super::progress::{Phase, PhaseEnd, RunProgress};
 use crate::eval::Evaluation;
 use crate::plan::{Plan, StepFlops};
 use crate::recipe::Recipe;
@@ -37,7 +37,7 @@ pub struct Summary {
     pub steps: usize,
     /// Why there were no more of them.
     pub ending: PhaseEnd,
-    /// The step whose student was exported: the last, or the best before patience was at its end.
+    /// The step whose student was exported: the last, or the best before patience was exhausted.
     pub student_step: usize,
     /// Wall time of the training loop.
     pub seconds: f64,
@@ -69,11 +69,16 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn new(recipe: &Recipe, plan: &Plan, place: &Place, end: &Evaluation) -> Self {
-        let counts = place.log.counts;
+    pub(super) fn new(
+        recipe: &Recipe,
+        plan: &Plan,
+        progress: &RunProgress,
+        end: &Evaluation,
+    ) -> Self {
+        let counts = progress.log.counts;
         Self {
-            kl_start: place.start.kl,
-            kl_maps: place.maps.and_then(|maps| maps.kl),
+            kl_start: progress.start.kl,
+            kl_maps: progress.maps.and_then(|maps| maps.kl),
             kl_end: end.kl,
             student_ce: end.student_ce,
             teacher_ce: end.teacher_ce,
@@ -81,11 +86,11 @@ impl Summary {
             eval_tokens: end.tokens,
             tokens: counts.tokens as u64,
             steps: counts.steps,
-            ending: place.end.unwrap_or(PhaseEnd::Finished),
+            ending: progress.end.unwrap_or(PhaseEnd::Finished),
             seconds: counts.seconds,
             student_step: counts.steps,
             tokens_per_second: counts.tokens / counts.seconds,
-            flops_per_second: flops(plan, place) / counts.seconds,
+            flops_per_second: flops(plan, progress) / counts.seconds,
             total_seconds: 0.0,
             peak_rss_bytes: peak_rss_bytes(),
             trainable_parameters: 0,
@@ -135,14 +140,14 @@ impl Summary {
 }
 
 /// Of all steps taken, in both phases.
-fn flops(plan: &Plan, place: &Place) -> f64 {
+fn flops(plan: &Plan, progress: &RunProgress) -> f64 {
     let of_phase = |steps: usize, flops: &StepFlops| steps as f64 * flops.total();
     let first = &plan.totals.step_flops;
-    match (place.phase, &plan.phase2) {
+    match (progress.phase, &plan.phase2) {
         (Phase::Second, Some(phase2)) => {
-            of_phase(place.phase_begins, first) + of_phase(place.taken(), &phase2.step_flops)
+            of_phase(progress.phase_begins, first) + of_phase(progress.taken(), &phase2.step_flops)
         }
-        _ => of_phase(place.taken(), first),
+        _ => of_phase(progress.taken(), first),
     }
 }
 

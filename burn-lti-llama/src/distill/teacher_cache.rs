@@ -156,8 +156,8 @@ pub struct CacheCheck {
     pub other_choices: usize,
 }
 
-/// Holds the cache in `dir` against its own hashes and laws, and every `stride`-th of its rows against
-/// the recipe's teacher and text.
+/// Checks the cache in `dir` by its own hashes and laws, and every `stride`-th of its rows against the
+/// recipe's teacher and text.
 ///
 /// # Errors
 ///
@@ -195,11 +195,12 @@ pub fn verify_cache<B: Backend>(
     };
     match check.largest_difference <= allowed {
         true => Ok(check),
-        false => Err(DistillError::CacheDiffers {
-            dir: dir.to_owned(),
-            difference: check.largest_difference,
-            allowed,
-        }),
+        false => Err(DistillError::Refused(format!(
+            "the log-probabilities in {} differ from the teacher's by up to {:.1e}, where rounding allows \
+             {allowed:.0e}: write them again with `burn-lti cache-teacher`",
+            dir.display(),
+            check.largest_difference
+        ))),
     }
 }
 
@@ -235,12 +236,13 @@ pub(super) fn open_for(
     config: &LlamaConfig,
 ) -> Result<TeacherCache, DistillError> {
     let cache = TeacherCache::open(dir)?;
-    if cache.header().vocab_size != config.vocab_size {
-        return Err(DistillError::CacheVocabulary {
-            dir: dir.to_owned(),
-            found: cache.header().vocab_size,
-            teacher: config.vocab_size,
-        });
+    let (found, teacher) = (cache.header().vocab_size, config.vocab_size);
+    if found != teacher {
+        return Err(DistillError::Refused(format!(
+            "the teacher's top tokens in {} are of a vocabulary of {found}, and the teacher's has \
+             {teacher}: write them again with `burn-lti cache-teacher`",
+            dir.display()
+        )));
     }
     check_sequences(&cache, sequences, dir)?;
     Ok(cache)
@@ -252,9 +254,12 @@ fn check_sequences(
     sequences: &[PackedSequence],
     dir: &Path,
 ) -> Result<(), DistillError> {
-    let other = |row| DistillError::CacheOfOtherText {
-        dir: dir.to_owned(),
-        row,
+    let other = |row| {
+        DistillError::Refused(format!(
+            "the teacher's top tokens in {} are not of this text: sequence {row} differs; write them \
+             again with `burn-lti cache-teacher`, for these [data] and this train.seq_len",
+            dir.display()
+        ))
     };
     if cache.rows() != sequences.len() {
         return Err(other(cache.rows().min(sequences.len())));

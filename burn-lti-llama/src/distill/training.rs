@@ -5,14 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
-use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, AdamWConfig};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::AdamWConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use burn_lti::decoder::CausalLm;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::parameters::tie;
 use burn_lti::train::{
@@ -22,21 +20,14 @@ use burn_lti::train::{
 
 use super::DistillError;
 use super::hook::Hook;
-use super::setting::{Setting, TrainingTeacher};
+use super::inputs::RunInputs;
+use super::module::{DistillationModule, ModuleOptimizer, Student};
 use crate::data::loader;
 use crate::recipe::{GrowSection, Recipe};
 
-/// A student and the teacher that it learns from.
-pub(super) type Pupil<A, M> =
-    Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
-
-/// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one,
-/// and ranks of maps wait until they are active.
-pub(super) type PupilOptimizer<A, M> = StudentOptimizer<OptimizerAdaptor<AdamW, Pupil<A, M>, A>>;
-
 /// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct PhaseSchedule {
     pub(super) steps: usize,
     pub(super) learning_rate: f64,
     pub(super) warmup_fraction: f64,
@@ -45,8 +36,8 @@ pub(super) struct Pace {
     pub(super) seed: u64,
 }
 
-impl Pace {
-    fn schedule(&self) -> WarmupCosine {
+impl PhaseSchedule {
+    fn learning_rates(&self) -> WarmupCosine {
         let warmup = (self.warmup_fraction * self.steps as f64) as usize;
         WarmupCosine::new(
             self.learning_rate,
@@ -57,45 +48,32 @@ impl Pace {
     }
 }
 
-/// What can be trained here.
-pub(super) trait Student<A: AutodiffBackend>:
-    CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static
-{
-}
-
-impl<A, M> Student<A> for M
-where
-    A: AutodiffBackend,
-    M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
-{
-}
-
 /// A student in training.
 pub(super) struct Trainer<A: AutodiffBackend, M: Student<A>> {
-    pub(super) pupil: Pupil<A, M>,
-    pub(super) optimizer: PupilOptimizer<A, M>,
+    pub(super) module: DistillationModule<A, M>,
+    pub(super) optimizer: ModuleOptimizer<A, M>,
     clock: StepClock,
-    pace: Pace,
+    schedule: PhaseSchedule,
     /// Steps of this phase taken before.
     taken: usize,
 }
 
 impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
-    /// `student` before its first step. The loss's schedules go over the steps of `pace`.
+    /// `student` before its first step. The loss's schedules go over the steps of `schedule`.
     pub(super) fn new(
         student: M,
         recipe: &Recipe,
-        setting: &Setting<A>,
-        pace: Pace,
+        inputs: &RunInputs<A>,
+        schedule: PhaseSchedule,
         device: &A::Device,
     ) -> Result<Self, DistillError> {
         let clock = StepClock::new();
-        let loss = loss(recipe, pace.steps)?;
-        let mut pupil = Distiller::new(student, setting.lesson.clone(), loss)?;
-        if let Some(feature) = &setting.plan.loss.feature {
-            pupil = pupil.with_pairs(feature.pairs.iter().copied())?;
+        let loss = loss(recipe, schedule.steps)?;
+        let mut module = Distiller::new(student, inputs.training_teacher.clone(), loss)?;
+        if let Some(feature) = &inputs.plan.loss.feature {
+            module = module.with_pairs(feature.pairs.iter().copied())?;
             if feature.projector {
-                pupil = pupil.with_projectors(setting.plan.teacher.hidden_size, device);
+                module = module.with_projectors(inputs.plan.teacher.hidden_size, device);
             }
         }
         let [beta_1, beta_2] = recipe.train.betas;
@@ -104,16 +82,16 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .with_beta_2(beta_2 as f32)
             .with_epsilon(recipe.train.eps as f32)
             .with_weight_decay(recipe.train.weight_decay as f32)
-            .init::<A, Pupil<A, M>>();
+            .init::<A, DistillationModule<A, M>>();
         let optimizer = StudentOptimizer::new(adamw)
             .with_max_norm(recipe.train.grad_clip)
             .with_ranks(ranks(recipe))
             .with_clock(clock.clone());
         Ok(Self {
-            pupil: pupil.with_clock(clock.clone()),
+            module: module.with_clock(clock.clone()),
             optimizer,
             clock,
-            pace,
+            schedule,
             taken: 0,
         })
     }
@@ -124,10 +102,10 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         checkpoint: &Checkpoint,
         taken: usize,
     ) -> Result<Self, DistillError> {
-        let (pupil, optimizer) = checkpoint.restore_into(self.pupil, self.optimizer)?;
+        let (module, optimizer) = checkpoint.restore_into(self.module, self.optimizer)?;
         Ok(Self {
             // Each parameter was restored on its own.
-            pupil: tie(pupil),
+            module: tie(module),
             optimizer,
             taken,
             ..self
@@ -136,7 +114,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
 
     /// Elements of all parameters of the student that train.
     pub(super) fn trainable_parameters(&self) -> usize {
-        count_trainable(self.pupil.student())
+        count_trainable(self.module.student())
     }
 
     /// Takes the steps, until they are all taken or `hook` ends them, and gives the student back. The
@@ -144,13 +122,13 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
     pub(super) fn train(
         self,
         recipe: &Recipe,
-        setting: &Setting<A>,
+        inputs: &RunInputs<A>,
         device: &A::Device,
         hook: &Arc<Mutex<Hook<A, M>>>,
     ) -> Result<M::InnerModule, DistillError> {
         let settings = &recipe.train;
         let micro_batches = NonZeroUsize::new(settings.accumulate).unwrap_or(NonZeroUsize::MIN);
-        let strategy = StepStrategy::new(self.pace.steps, hook.clone())
+        let strategy = StepStrategy::new(self.schedule.steps, hook.clone())
             .with_accumulation(micro_batches)
             .with_norm(self.optimizer.norm())
             .with_clock(self.clock)
@@ -158,13 +136,13 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .without_validation();
         let outcome = strategy.outcome();
         let batches = loader(
-            setting.train.clone(),
+            inputs.train.clone(),
             settings.batch_size / micro_batches,
-            Some(self.pace.seed),
+            Some(self.schedule.seed),
             device,
         );
-        let learner = Learner::new(self.pupil, self.optimizer, self.pace.schedule());
-        let result = SupervisedTraining::new(Path::new(""), batches, setting.valid.clone())
+        let learner = Learner::new(self.module, self.optimizer, self.schedule.learning_rates());
+        let result = SupervisedTraining::new(Path::new(""), batches, inputs.valid.clone())
             .with_application_logger(None)
             .with_metric_logger(InMemoryMetricLogger::default())
             .renderer(SilentRenderer)
@@ -202,13 +180,13 @@ fn loss(recipe: &Recipe, steps: usize) -> Result<LossSchedule, DistillError> {
     if let Some(feature) = &section.feature {
         loss = loss.with_feature(FeatureLoss::new(feature.kind, feature.weight.start())?);
     }
-    let mut schedule = LossSchedule::new(loss, steps)
+    let mut loss_schedule = LossSchedule::new(loss, steps)
         .with_alpha(alpha)?
         .with_temperature(temperature)?;
     if let Some(feature) = &section.feature {
-        schedule = schedule.with_feature_weight(feature.weight)?;
+        loss_schedule = loss_schedule.with_feature_weight(feature.weight)?;
     }
-    Ok(schedule)
+    Ok(loss_schedule)
 }
 
 /// Elements of all parameters that train, a shared one counted once.

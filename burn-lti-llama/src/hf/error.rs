@@ -1,20 +1,18 @@
 //! What can be wrong with a Hugging Face folder.
 
+use std::error::Error;
+
 use burn_lti::blueprint::BlueprintError;
 use burn_lti::files::FileError;
-use thiserror::Error;
 
 use super::{WeightType, WeightsError};
 use crate::config::ConfigError;
 use crate::tokenizer::TokenizerError;
 
 /// A folder that cannot be read as a model, or a model that cannot be written as one.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HfError {
-    /// `config.json`.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// A device that cannot compute in a float type.
     #[error(
         "{backend} cannot compute in {dtype}: take float32, or a backend that can; `burn-lti devices` \
@@ -26,16 +24,12 @@ pub enum HfError {
         /// What was asked for.
         dtype: WeightType,
     },
-    /// `model.safetensors`.
+    /// One of its files.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The tokenizer's files.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// Another file.
-    #[error(transparent)]
-    File(#[from] FileError),
+    Part(Box<dyn Error + Send + Sync>),
     /// Tensors that do not make up a model of this configuration.
     #[error("the tensors do not make up the configured model")]
     Model(#[from] BlueprintError),
 }
+
+passes_on!(HfError: ConfigError, FileError, TokenizerError, WeightsError);

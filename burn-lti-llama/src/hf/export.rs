@@ -47,9 +47,9 @@ pub fn export<B: Backend>(
 fn weights<B: Backend>(tensors: &TensorSet<B>, name: String, shape: Vec<usize>) -> NewTensor<'_> {
     let (naming, turned) = (Naming::of(&name), shape.clone());
     NewTensor::new(name, shape, move || {
-        let unreadable = |detail: String| WeightsError::Device {
-            tensor: naming.burn.clone(),
-            detail,
+        let unreadable = |detail: String| {
+            let reason = format!("cannot be read from the device: {detail}");
+            WeightsError::tensor(&naming.burn, reason)
         };
         let named = tensors
             .get(&naming.burn)

@@ -94,8 +94,9 @@ pub fn load_tensors<B: Backend>(
 fn check_tied_head(files: &WeightFiles, dir: &Path, tied: &[&str]) -> Result<(), HfError> {
     for head in tied.iter().filter(|head| files.info(head).is_some()) {
         if files.read_f32(head)? != files.read_f32("model.embed_tokens.weight")? {
-            let folder = dir.to_owned();
-            return Err(WeightsError::TiedHead { folder }.into());
+            let reason = "says tie_word_embeddings, but its lm_head.weight is not its embedding: set \
+                          tie_word_embeddings to false in config.json if the head is its own";
+            return Err(WeightsError::broken(dir, reason).into());
         }
     }
     Ok(())

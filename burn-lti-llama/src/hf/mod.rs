@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod import;
 mod names;
+mod weight_type;
 mod weights;
 
 #[cfg(doc)]
@@ -16,4 +17,5 @@ pub use error::HfError;
 pub use export::export;
 pub use import::{load, load_as, load_tensors, plain_from_tensors};
 pub(crate) use names::{burn_name, file_layout, file_name};
-pub use weights::{NewTensor, TensorInfo, WeightFiles, WeightType, WeightsError, write_weights};
+pub use weight_type::WeightType;
+pub use weights::{NewTensor, TensorInfo, WeightFiles, WeightsError, write_weights};

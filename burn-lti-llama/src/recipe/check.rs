@@ -200,11 +200,11 @@ impl Checks<'_> {
         self.count("train.batch_size", *batch_size)?;
         self.count("train.accumulate", *accumulate)?;
         if !batch_size.is_multiple_of(*accumulate) {
-            return Err(RecipeError::MicroBatches {
-                path: self.path.to_path_buf(),
-                accumulate: *accumulate,
-                batch_size: *batch_size,
-            });
+            let rule = format!(
+                "is {accumulate}, which does not divide train.batch_size, {batch_size}: set it to a \
+                 divisor of that, or change train.batch_size"
+            );
+            return Err(self.refused("train.accumulate", rule));
         }
         self.value(
             "train.seq_len",
@@ -323,12 +323,7 @@ impl Checks<'_> {
     ) -> Result<(), RecipeError> {
         match passed {
             true => Ok(()),
-            false => Err(RecipeError::OutOfRange {
-                path: self.path.to_path_buf(),
-                key,
-                value: format!("{value:?}"),
-                rule,
-            }),
+            false => Err(self.refused(key, format!("is {value:?}: it {rule}"))),
         }
     }
 
@@ -341,12 +336,15 @@ impl Checks<'_> {
     ) -> Result<(), RecipeError> {
         match met {
             true => Ok(()),
-            false => Err(RecipeError::Needs {
-                path: self.path.to_path_buf(),
-                key,
-                needs,
-                reason,
-            }),
+            false => Err(self.refused(key, format!("needs {needs}: {reason}"))),
+        }
+    }
+
+    fn refused(&self, key: &str, rule: String) -> RecipeError {
+        RecipeError::Refused {
+            path: self.path.to_path_buf(),
+            key: key.to_owned(),
+            rule,
         }
     }
 }

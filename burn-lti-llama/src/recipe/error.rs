@@ -33,54 +33,15 @@ pub enum RecipeError {
         /// The override.
         text: String,
     },
-    /// A section that recipes do not have.
-    #[error(
-        "{}: there is no section [{section}]: {}",
-        path.display(), way_out(suggestion, "sections", known)
-    )]
-    UnknownSection {
-        /// The file.
+    /// A section, a key or a word that there is not.
+    #[error("{}: {what}: {way_out}", path.display())]
+    Unknown {
+        /// The file, also if it came from an override.
         path: PathBuf,
-        /// The section.
-        section: String,
-        /// The sections that there are.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
-    },
-    /// A key that its section does not have.
-    #[error(
-        "{}: there is no key `{key}` in [{section}]: {}",
-        path.display(), way_out(suggestion, "keys", known)
-    )]
-    UnknownKey {
-        /// The file, also if the key came from an override.
-        path: PathBuf,
-        /// The section, or the path of a table inside one.
-        section: String,
-        /// The key.
-        key: String,
-        /// The keys that there are.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
-    },
-    /// A word that its key does not accept.
-    #[error(
-        "{}: `{key}` cannot be \"{value}\": {}",
-        path.display(), way_out(suggestion, "values", known)
-    )]
-    UnknownValue {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key.
-        key: String,
-        /// The word.
-        value: String,
-        /// The words that would do.
-        known: Vec<String>,
-        /// The nearest of them.
-        suggestion: Option<String>,
+        /// What there is not, and where.
+        what: String,
+        /// The nearest that there is, or all.
+        way_out: String,
     },
     /// A required section or key is not there.
     #[error("{}: `{key}` is missing: add it, it has no default", path.display())]
@@ -100,53 +61,16 @@ pub enum RecipeError {
         /// What was expected.
         source: Box<toml::de::Error>,
     },
-    /// A value is outside its range.
-    #[error("{}: `{key}` is {value}: it {rule}", path.display())]
-    OutOfRange {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key.
-        key: &'static str,
-        /// The value.
-        value: String,
-        /// What holds for it.
-        rule: &'static str,
-    },
-    /// A value of the right type that says too little, or two things at once.
+    /// A value is out of its range, says too little or two things at once, or means nothing beside the
+    /// rest of the recipe.
     #[error("{}: `{key}` {rule}", path.display())]
     Refused {
         /// The file, also if the value came from an override.
         path: PathBuf,
-        /// Section and key.
-        key: String,
-        /// What holds for it.
-        rule: String,
-    },
-    /// A key or section that means nothing beside what the rest of the recipe says.
-    #[error("{}: `{key}` needs {needs}: {reason}", path.display())]
-    Needs {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
         /// Section and key, or section.
-        key: &'static str,
-        /// What it needs.
-        needs: &'static str,
-        /// Why, and the way out.
-        reason: &'static str,
-    },
-    /// The sequences of a step cannot be shared out evenly among its micro-batches.
-    #[error(
-        "{}: `train.accumulate` is {accumulate}, which does not divide train.batch_size, \
-         {batch_size}: set it to a divisor of that, or change train.batch_size",
-        path.display()
-    )]
-    MicroBatches {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Micro-batches in a step.
-        accumulate: usize,
-        /// Sequences in a step.
-        batch_size: usize,
+        key: String,
+        /// What holds for it, and the way out.
+        rule: String,
     },
     /// A pattern for tensor names is no regular expression.
     #[error(
@@ -163,25 +87,6 @@ pub enum RecipeError {
         /// Where and why.
         source: Box<regex::Error>,
     },
-    /// A template names a group that its pattern does not have.
-    #[error(
-        "{}: `{key}` turns \"{pattern}\" into \"{template}\", but the pattern has no group \
-         `{group}`: use one that it has; write ${{1}} for $1 where a letter, a digit or _ follows, \
-         and $$ for a dollar",
-        path.display()
-    )]
-    Template {
-        /// The file, also if the value came from an override.
-        path: PathBuf,
-        /// Section and key.
-        key: &'static str,
-        /// The pattern.
-        pattern: String,
-        /// The template.
-        template: String,
-        /// The group.
-        group: String,
-    },
     /// The recipe holds a value that TOML cannot.
     #[error("cannot write the recipe as TOML: correct the value named")]
     Write {
@@ -196,33 +101,32 @@ impl RecipeError {
         let path = path.to_path_buf();
         let message = source.message();
         let place = place(&source);
-        if let Some(unknown) = UnknownName::from_message(message, "field") {
-            let (suggestion, UnknownName { name, known }) = (unknown.nearest(), unknown);
-            return if place.is_empty() {
-                Self::UnknownSection {
-                    path,
-                    section: name,
-                    known,
-                    suggestion,
-                }
-            } else {
-                Self::UnknownKey {
-                    path,
-                    section: place,
-                    key: name,
-                    known,
-                    suggestion,
-                }
+        let unknown = |what| UnknownName::from_message(message, what);
+        if let Some(unknown) = unknown("field") {
+            let name = &unknown.name;
+            let (what, way_out) = match place.is_empty() {
+                true => (
+                    format!("there is no section [{name}]"),
+                    unknown.way_out("sections"),
+                ),
+                false => (
+                    format!("there is no key `{name}` in [{place}]"),
+                    unknown.way_out("keys"),
+                ),
+            };
+            return Self::Unknown {
+                path,
+                what,
+                way_out,
             };
         }
-        if let Some(unknown) = UnknownName::from_message(message, "variant") {
-            let (suggestion, UnknownName { name, known }) = (unknown.nearest(), unknown);
-            return Self::UnknownValue {
+        if let Some(unknown) = unknown("variant") {
+            let what = format!("`{place}` cannot be \"{}\"", unknown.name);
+            let way_out = unknown.way_out("values");
+            return Self::Unknown {
                 path,
-                key: place,
-                value: name,
-                known,
-                suggestion,
+                what,
+                way_out,
             };
         }
         let missing = message
@@ -261,12 +165,4 @@ fn place(error: &toml::de::Error) -> String {
         .and_then(|(_, place)| place.trim_end().strip_suffix('`'))
         .unwrap_or_default()
         .to_owned()
-}
-
-/// The nearest name to one that there is not, or all `what` that there are.
-pub(crate) fn way_out(suggestion: &Option<String>, what: &str, known: &[String]) -> String {
-    match suggestion {
-        Some(name) => format!("did you mean `{name}`?"),
-        None => format!("the {what} are {}", known.join(", ")),
-    }
 }

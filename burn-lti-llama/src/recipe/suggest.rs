@@ -22,8 +22,16 @@ impl UnknownName {
         })
     }
 
+    /// The nearest name that there is, or all `what` that there are.
+    pub(crate) fn way_out(&self, what: &str) -> String {
+        match self.nearest() {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("the {what} are {}", self.known.join(", ")),
+        }
+    }
+
     /// The accepted name that looks most like it.
-    pub(crate) fn nearest(&self) -> Option<String> {
+    fn nearest(&self) -> Option<String> {
         self.known
             .iter()
             .map(|known| (strsim::jaro_winkler(known, &self.name), known))

@@ -42,12 +42,15 @@ impl WeightsSection {
                 let regex = compile(path, key, pattern)?;
                 let is_missing = |group: &&str| !has_group(&regex, group);
                 if let Some(group) = groups(template).into_iter().find(is_missing) {
-                    return Err(RecipeError::Template {
+                    let rule = format!(
+                        "turns \"{pattern}\" into \"{template}\", but the pattern has no group \
+                         `{group}`: use one that it has; write ${{1}} for $1 where a letter, a digit \
+                         or _ follows, and $$ for a dollar"
+                    );
+                    return Err(RecipeError::Refused {
                         path: path.to_path_buf(),
-                        key,
-                        pattern: pattern.clone(),
-                        template: template.clone(),
-                        group: group.to_owned(),
+                        key: key.to_owned(),
+                        rule,
                     });
                 }
             }
@@ -141,11 +144,15 @@ mod tests {
                 ..WeightsSection::default()
             })
             .unwrap_err();
-            assert!(
-                matches!(&error, RecipeError::Template { key: "weights.share", group, .. }
-                if group == expected)
-            );
-            for part in ["/r.toml", "(q)_proj", template, "${1}"] {
+            let group = format!("no group `{expected}`");
+            for part in [
+                "/r.toml",
+                "`weights.share`",
+                "(q)_proj",
+                template,
+                &group,
+                "${1}",
+            ] {
                 assert!(error.to_string().contains(part), "{error}");
             }
         }

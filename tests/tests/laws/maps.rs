@@ -809,7 +809,10 @@ fn layers_refuse_what_could_not_work<A: AutodiffBackend>(device: A::Device) {
             student: 6
         }
     ));
-    assert!(error.to_string().contains("8 long in the teacher"), "{error}");
+    assert!(
+        error.to_string().contains("8 long in the teacher"),
+        "{error}"
+    );
 }
 
 fn starts_refuse_grids_that_do_not_group<A: AutodiffBackend>(device: A::Device) {

@@ -78,7 +78,7 @@ pub(crate) enum Command {
     /// `--resume` goes on from there, or from the newest checkpoint of a run that was killed.
     #[command(after_long_help = RECIPE_HELP)]
     Distill(DistillArgs),
-    /// Carry a recipe out from several starts and hold them against one another.
+    /// Carry a recipe out from several starts and compare them.
     ///
     /// From each start with each seed, one run after another, as `distill` does it. Leaves in DIR a
     /// folder for each run (`lecun-seed0/`), `compare.json` (all numbers), `compare.csv` (a line a run),

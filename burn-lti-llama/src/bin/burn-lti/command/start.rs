@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti_llama::distill::{Job, OutputDir, Started};
+use burn_lti_llama::distill::{Job, OutputDir, StartSummary};
 use burn_lti_llama::recipe::Recipe;
 
 use crate::args::StartArgs;
@@ -13,23 +13,27 @@ pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
     burn_lti_llama::distill::plan(&recipe)?; // every mistake of the recipe before the folder is made
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
-    let started = on_backend!(args.backend, on(&recipe, &out))?;
+    let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
-        println!("{:#}", started.to_json());
+        println!("{:#}", summary.to_json());
         return Ok(());
     }
-    print!("{started}");
+    print!("{summary}");
     println!(
         "KL {} nats/token, top-1 agreement {}, {:.1} s",
-        number(started.evaluation.kl),
-        percent(started.evaluation.top1_agreement),
-        started.seconds,
+        number(summary.evaluation.kl),
+        percent(summary.evaluation.top1_agreement),
+        summary.seconds,
     );
     println!("student: {}", args.out.join("student").display());
     Ok(())
 }
 
-fn on<A: AutodiffBackend>(device: &A::Device, recipe: &Recipe, out: &OutputDir) -> Result<Started> {
+fn on<A: AutodiffBackend>(
+    device: &A::Device,
+    recipe: &Recipe,
+    out: &OutputDir,
+) -> Result<StartSummary> {
     let job = Job::new(recipe, out)
         .with_listener(progress::listener())
         .with_command(std::env::args().collect());

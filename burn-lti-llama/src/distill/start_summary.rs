@@ -1,4 +1,4 @@
-//! [`Started`]: a student that was made and not trained.
+//! [`StartSummary`]: a student that was made and not trained.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::plan::report::write_table;
 
 /// A student at its start. Its `Display` is a table of its layers, if they were calibrated.
 #[derive(Clone, Debug)]
-pub struct Started {
+pub struct StartSummary {
     /// What it is worth on the held-out text.
     pub evaluation: Evaluation,
     /// How each layer was calibrated; empty with other starts.
@@ -19,7 +19,7 @@ pub struct Started {
     pub seconds: f64,
 }
 
-impl Started {
+impl StartSummary {
     /// As an object with the keys `evaluation`, `layers` and `seconds`.
     pub fn to_json(&self) -> Value {
         json!({
@@ -42,7 +42,7 @@ const TITLES: [&str; 9] = [
     "heads kept: key/value | query",
 ];
 
-impl fmt::Display for Started {
+impl fmt::Display for StartSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.layers.is_empty() {
             return Ok(());
@@ -107,12 +107,12 @@ mod tests {
             feed_forward_residual,
             seconds: 0.04,
         };
-        let mut started = Started {
+        let mut summary = StartSummary {
             evaluation: LossSums::default().into(),
             layers: vec![layer(0, None), layer(1, Some(0.75))],
             seconds: 1.0,
         };
-        let text = started.to_string();
+        let text = summary.to_string();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(
@@ -120,8 +120,8 @@ mod tests {
             "{text}"
         );
         assert!(lines[2].contains("0.7500"), "{text}");
-        assert!(started.to_json()["evaluation"].get("kl").is_none());
-        started.layers.clear();
-        assert_eq!(started.to_string(), "");
+        assert!(summary.to_json()["evaluation"].get("kl").is_none());
+        summary.layers.clear();
+        assert_eq!(summary.to_string(), "");
     }
 }

@@ -20,18 +20,18 @@ use crate::recipe::Recipe;
 use crate::tokenizer::Tokenizer;
 
 /// Everything that a run reads.
-pub(super) struct Setting<A: AutodiffBackend> {
+pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) plan: Plan,
     pub(super) tensors: TensorSet<A::InnerBackend>,
-    /// Against whom the student is held.
+    /// With which the student is compared.
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
-    /// From whom it learns.
-    pub(super) lesson: Arc<TrainingTeacher<A::InnerBackend>>,
+    /// Whose targets it learns.
+    pub(super) training_teacher: Arc<TrainingTeacher<A::InnerBackend>>,
     pub(super) train: Vec<PackedSequence>,
     pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
 }
 
-impl<A: AutodiffBackend> Setting<A> {
+impl<A: AutodiffBackend> RunInputs<A> {
     pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
         let path = &recipe.teacher.path;
@@ -52,7 +52,7 @@ impl<A: AutodiffBackend> Setting<A> {
 
         let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
         let teacher = Arc::new(hf::plain_from_tensors(&config, &tensors, device)?);
-        let lesson = match cache {
+        let training_teacher = match cache {
             Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
             None => TrainingTeacher::Live(teacher.clone()),
         };
@@ -60,31 +60,32 @@ impl<A: AutodiffBackend> Setting<A> {
             plan,
             tensors,
             teacher,
-            lesson: Arc::new(lesson),
+            training_teacher: Arc::new(training_teacher),
             train,
             valid: data::loader(valid, recipe.train.batch_size, None, device),
         })
     }
 }
 
-impl<A: AutodiffBackend> Setting<A> {
+impl<A: AutodiffBackend> RunInputs<A> {
     /// A cache must have been written by the teacher itself.
     pub(super) fn check_cache(&self, manifest: &Manifest) -> Result<(), DistillError> {
-        let TrainingTeacher::Cached(cached) = self.lesson.as_ref() else {
+        let TrainingTeacher::Cached(cached) = self.training_teacher.as_ref() else {
             return Ok(());
         };
         let (written, now) = (&cached.header().teacher_sha256, &manifest.teacher.tensors);
         let differs = |name: &&String| written.get(*name) != now.get(*name);
         match written.keys().chain(now.keys()).find(differs) {
             None => Ok(()),
-            Some(tensor) => Err(DistillError::CacheOfOtherTeacher {
-                tensor: tensor.clone(),
-            }),
+            Some(tensor) => Err(DistillError::Refused(format!(
+                "the teacher's top tokens were written by another teacher: its tensor {tensor} differs; \
+                 write them again with `burn-lti cache-teacher`"
+            ))),
         }
     }
 }
 
-/// From whom a student learns.
+/// Whose targets a student learns.
 #[derive(Debug)]
 pub(super) enum TrainingTeacher<B: Backend> {
     /// The model itself.

@@ -1,0 +1,316 @@
+//! Tests of the configuration.
+
+use super::*;
+
+/// The teacher of the repository's recipe.
+fn stories260k() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512,
+        "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "attention_bias": false, "mlp_bias": false,
+        "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
+        "torch_dtype": "float32"
+    })
+}
+
+fn read(config: &Value) -> Result<LlamaConfig, ConfigError> {
+    LlamaConfig::from_json_str(&config.to_string(), Path::new("dir/config.json"))
+}
+
+/// The error of `stories260k` with one field changed.
+fn refused(field: &str, value: Value) -> ConfigError {
+    let mut config = stories260k();
+    config[field] = value;
+    let error = read(&config).unwrap_err();
+    assert!(error.to_string().contains("dir/config.json"), "{error}");
+    assert!(error.to_string().contains(field), "{error}");
+    error
+}
+
+fn assert_says(error: &ConfigError, part: &str) {
+    assert!(error.to_string().contains(part), "{error}");
+}
+
+#[test]
+fn reads_the_teacher() {
+    let config = read(&stories260k()).unwrap();
+    assert_eq!(config.query_grid(), HeadGrid::new(8, 8));
+    assert_eq!(config.kv_grid(), HeadGrid::new(4, 8));
+    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 10_000.0));
+    assert_eq!(
+        (config.bos_token_id, config.eos_token_ids.as_slice()),
+        (Some(1), &[2][..])
+    );
+    assert!(config.tie_word_embeddings);
+}
+
+#[test]
+fn reads_the_configs_of_real_models() {
+    // SmolLM2-135M (transformers 4) and TinyLlama-1.1B (an older 4), as published.
+    let smol = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false,
+        "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "silu",
+        "hidden_size": 576, "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192,
+        "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1", "use_cache": true, "vocab_size": 49152
+    });
+    assert_eq!(read(&smol).unwrap().num_parameters(), 134_515_008);
+    let tiny = json!({
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 5632, "max_position_embeddings": 2048, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 22, "num_key_value_heads": 4,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+        "tie_word_embeddings": false, "torch_dtype": "float32",
+        "transformers_version": "4.31.0.dev0", "use_cache": true, "vocab_size": 32000
+    });
+    assert_eq!(read(&tiny).unwrap().num_parameters(), 1_100_048_384);
+}
+
+#[test]
+fn fills_in_the_defaults_of_transformers() {
+    let config = read(&json!({
+        "model_type": "llama", "vocab_size": 10, "hidden_size": 12, "intermediate_size": 5,
+        "num_hidden_layers": 1, "num_attention_heads": 3, "head_dim": null
+    }))
+    .unwrap();
+    assert_eq!((config.num_key_value_heads, config.head_dim), (3, 4));
+    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-6, 10_000.0));
+    assert_eq!(config.max_position_embeddings, 2048);
+    assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
+}
+
+#[test]
+fn reads_transformers_5() {
+    let mut config = stories260k();
+    let fields = config.as_object_mut().unwrap();
+    fields.remove("rope_theta");
+    fields.remove("torch_dtype");
+    fields.insert("dtype".into(), json!("bfloat16"));
+    fields.insert("eos_token_id".into(), json!([2, 3]));
+    fields.insert(
+        "rope_parameters".into(),
+        json!({ "rope_type": "default", "rope_theta": 500 }),
+    );
+    let config = read(&config).unwrap();
+    assert_eq!(
+        (config.rope_theta, config.eos_token_ids),
+        (500.0, vec![2, 3])
+    );
+}
+
+#[test]
+fn reads_what_transformers_says_of_every_model() {
+    let mut config = stories260k();
+    let plain = read(&config).unwrap();
+    let fields = config.as_object_mut().unwrap();
+    for (name, value) in [
+        ("_model_name_or_path", json!("Smol")),
+        ("_commit_hash", json!("0ab1")),
+        ("chunk_size_feed_forward", json!(0)),
+        ("problem_type", json!("single_label_classification")),
+    ] {
+        fields.insert(name.into(), value);
+    }
+    assert_eq!(read(&config).unwrap(), plain);
+}
+
+#[test]
+fn reads_what_it_writes() {
+    let mut config = read(&stories260k()).unwrap();
+    for ids in [vec![], vec![2], vec![2, 3]] {
+        config.eos_token_ids = ids;
+        assert_eq!(read(&config.to_json()).unwrap(), config);
+        assert_eq!(serde_json::to_value(&config).unwrap(), config.to_json());
+    }
+    let json = config.to_json();
+    assert_eq!(json["rope_theta"], json["rope_parameters"]["rope_theta"]);
+    assert_eq!(json["torch_dtype"], json["dtype"]);
+}
+
+#[test]
+fn counts_every_tensor_once() {
+    let mut config = read(&stories260k()).unwrap();
+    // Embedding, then per layer: q, k, v, out, feed-forward, two norms; the last norm.
+    let layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 172 + 2 * 64;
+    assert_eq!(config.num_parameters(), 512 * 64 + 5 * layer + 64);
+    assert_eq!(config.tensors().len(), 1 + 5 * 9 + 1);
+
+    config.tie_word_embeddings = false;
+    config.attention_bias = true;
+    config.mlp_bias = true;
+    let biases = 64 + 32 + 32 + 64 + 172 + 172 + 64;
+    assert_eq!(
+        config.num_parameters(),
+        2 * 512 * 64 + 5 * (layer + biases) + 64
+    );
+    let tensors = config.tensors();
+    let has = |name: &str, shape: &[usize]| tensors.contains(&(name.into(), shape.to_vec()));
+    assert!(has("model.layers.4.self_attn.k_proj.weight", &[32, 64]));
+    assert!(has("model.layers.0.self_attn.o_proj.bias", &[64]));
+    assert!(has("model.layers.0.mlp.down_proj.weight", &[64, 172]));
+    assert_eq!(tensors.last().unwrap().0, "lm_head.weight");
+}
+
+#[test]
+fn counts_flops_and_cache() {
+    let config = read(&stories260k()).unwrap();
+    assert_eq!(config.kv_cache_bytes_per_token(), 2 * 5 * 4 * 8 * 4);
+    let linear = 5 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 172) + 512 * 64;
+    let weights: usize = config.tensors()[..46]
+        .iter()
+        .filter(|(_, shape)| shape.len() == 2)
+        .map(|(_, shape)| shape[0] * shape[1])
+        .sum();
+    assert_eq!(weights, linear, "the tied embedding is the head");
+    // Three tokens see 1, 2 and 3 keys: 6 scores and 6 weighted values of width 64, 5 layers.
+    let attention = 2 * 2 * 6 * 64 * 5;
+    assert_eq!(
+        config.forward_flops(3, 3),
+        (2 * 3 * linear + attention) as f64
+    );
+}
+
+#[test]
+fn reads_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        LlamaConfig::from_dir(dir.path()),
+        Err(ConfigError::Read { .. })
+    ));
+    fs::write(dir.path().join("config.json"), stories260k().to_string()).unwrap();
+    assert_eq!(
+        LlamaConfig::from_dir(dir.path()).unwrap(),
+        read(&stories260k()).unwrap()
+    );
+}
+
+#[test]
+fn refuses_what_is_no_object() {
+    for text in ["", "[1]", "{", "{\"rope_theta\": Infinity}"] {
+        let error = LlamaConfig::from_json_str(text, Path::new("c")).unwrap_err();
+        assert!(
+            matches!(error, ConfigError::Syntax { .. }),
+            "{text}: {error}"
+        );
+    }
+}
+
+#[test]
+fn refuses_missing_and_mistyped_fields() {
+    for field in [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+    ] {
+        assert!(matches!(
+            refused(field, Value::Null),
+            ConfigError::Missing { .. }
+        ));
+    }
+    for (field, value) in [
+        ("vocab_size", json!("512")),
+        ("hidden_size", json!(-64)),
+        ("tie_word_embeddings", json!(1)),
+        ("eos_token_id", json!("</s>")),
+        ("rope_parameters", json!(3)),
+    ] {
+        assert!(
+            matches!(refused(field, value), ConfigError::WrongType { .. }),
+            "{field}"
+        );
+    }
+}
+
+#[test]
+fn refuses_what_it_does_not_compute() {
+    for (field, value) in [
+        ("model_type", json!("mistral")),
+        ("architectures", json!(["LlamaForSequenceClassification"])),
+        ("hidden_act", json!("gelu")),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "llama3", "factor": 8.0 }),
+        ),
+        ("rope_interleaved", json!(true)),
+        ("attention_dropout", json!(0.1)),
+        ("pretraining_tp", json!(2)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("torch_dtype", json!("int8")),
+        ("dtype", json!("float64")),
+        ("quantization_config", json!({ "bits": 4 })),
+        ("sliding_window", json!(4096)),
+        ("is_encoder_decoder", json!(true)),
+        ("rope_parameters", json!({ "rope_type": "yarn" })),
+    ] {
+        assert_says(
+            &refused(field, value),
+            "is supported: use a model without it",
+        );
+    }
+}
+
+#[test]
+fn refuses_unknown_fields() {
+    for (field, value) in [
+        ("num_experts", json!(8)),
+        ("auto_map", json!({})),
+        ("rope_parameters", json!({ "factor": 8.0 })),
+    ] {
+        assert_says(
+            &refused(field, value),
+            "is not supported: use a plain Llama",
+        );
+    }
+}
+
+#[test]
+fn refuses_values_out_of_range() {
+    for (field, value) in [
+        ("vocab_size", json!(0)),
+        ("hidden_size", json!(1_u64 << 40)),
+        ("num_attention_heads", json!(0)),
+        ("num_key_value_heads", json!(0)),
+        ("head_dim", json!(0)),
+        ("max_position_embeddings", json!(0)),
+    ] {
+        assert_says(&refused(field, value), "it must be from 1 to ");
+    }
+    for field in ["rms_norm_eps", "rope_theta"] {
+        assert_says(&refused(field, json!(0)), "it must be positive and finite");
+    }
+    for (field, value) in [
+        ("bos_token_id", json!(512)),
+        ("eos_token_id", json!([2, 600])),
+    ] {
+        assert_says(&refused(field, value), "it must be below `vocab_size`, 512");
+    }
+    assert_says(&refused("head_dim", json!(7)), "is 7: it must be even");
+    let error = refused("num_key_value_heads", json!(3));
+    assert!(matches!(error, ConfigError::KvHeads { .. }));
+    assert!(error.to_string().contains("1, 2, 4, 8"), "{error}");
+}
+
+#[test]
+fn refuses_a_default_head_dim_that_is_not_whole() {
+    let mut config = stories260k();
+    config["head_dim"] = Value::Null;
+    config["num_attention_heads"] = json!(12);
+    assert_says(&read(&config).unwrap_err(), "set `head_dim`");
+    config["num_attention_heads"] = json!(0);
+    assert_says(&read(&config).unwrap_err(), "it must be from 1 to ");
+}
+
+#[test]
+fn refuses_two_rotary_bases() {
+    let error = refused("rope_parameters", json!({ "rope_theta": 500.0 }));
+    assert_says(&error, "is 10000 but `rope_parameters.rope_theta` is 500: ");
+}

@@ -1,0 +1,211 @@
+//! Tests of the tokenizer.
+
+use serde_json::{Value, json};
+
+use super::fixture::{BOS, CAT, EOS, THE};
+use super::*;
+
+/// A tokenizer of the fixture's words with this template and these settings.
+fn load(template: &[&str], settings: &Value) -> Result<Tokenizer, TokenizerError> {
+    let mut tokenizer = fixture::json();
+    tokenizer["post_processor"] = fixture::post_processor(template);
+    let folder = fixture::folder(&tokenizer, settings);
+    Tokenizer::from_dir(folder.path(), None, &[])
+}
+
+fn document(template: &[&str], settings: Value, text: &str) -> Vec<u32> {
+    let mut settings = settings;
+    settings["bos_token"] = "<s>".into();
+    settings["eos_token"] = json!({"content": "</s>", "lstrip": false});
+    let tokenizer = load(template, &settings).unwrap();
+    tokenizer.encode_document(text).unwrap()
+}
+
+#[test]
+fn a_document_starts_as_the_post_processor_says_and_ends_with_eos() {
+    assert_eq!(
+        document(&["<s>", "$A"], json!({}), "the cat"),
+        [BOS, THE, CAT, EOS]
+    );
+    assert_eq!(document(&["$A"], json!({}), "the cat"), [THE, CAT, EOS]);
+    assert_eq!(
+        document(&["<s>", "$A", "</s>"], json!({}), "the"),
+        [BOS, THE, EOS]
+    );
+}
+
+#[test]
+fn settings_overrule_the_post_processor() {
+    let both = |value: bool| json!({"add_bos_token": value, "add_eos_token": value});
+    for template in [&["$A"] as &[_], &["<s>", "$A", "</s>"]] {
+        assert_eq!(document(template, both(true), "the"), [BOS, THE, EOS]);
+        assert_eq!(document(template, both(false), "the"), [THE]);
+    }
+}
+
+#[test]
+fn special_tokens_that_the_text_itself_holds_stay() {
+    let never = json!({"add_bos_token": false, "add_eos_token": false});
+    assert_eq!(document(&["$A"], never, "<s> the </s>"), [BOS, THE, EOS]);
+}
+
+#[test]
+fn an_empty_document_has_only_its_ends() {
+    assert_eq!(document(&["<s>", "$A"], json!({}), ""), [BOS, EOS]);
+    let never = json!({"add_bos_token": false, "add_eos_token": false});
+    assert!(document(&["<s>", "$A", "</s>"], never, "").is_empty());
+}
+
+#[test]
+fn many_documents_are_encoded_as_one_is() {
+    let tokenizer = fixture::tokenizer();
+    let texts: Vec<String> = (0..2 * BATCH + 1)
+        .map(|n| "the cat ".repeat(n % 5))
+        .collect();
+    let together = tokenizer.encode_documents(&texts).unwrap();
+    for (text, ids) in texts.iter().zip(&together) {
+        assert_eq!(tokenizer.encode_document(text).unwrap(), *ids);
+    }
+    assert_eq!(together.len(), texts.len());
+}
+
+#[test]
+fn a_prompt_has_a_start_and_no_end() {
+    for template in [&["<s>", "$A"] as &[_], &["<s>", "$A", "</s>"]] {
+        let settings = json!({"eos_token": "</s>", "add_eos_token": true});
+        let tokenizer = load(template, &settings).unwrap();
+        assert_eq!(tokenizer.encode_prompt("the cat").unwrap(), [BOS, THE, CAT]);
+    }
+}
+
+#[test]
+fn without_any_eos_a_document_just_stops() {
+    let tokenizer = load(&["<s>", "$A"], &json!({"eos_token": null})).unwrap();
+    assert_eq!(tokenizer.encode_document("the").unwrap(), [BOS, THE]);
+    assert!(tokenizer.eos_ids().is_empty());
+}
+
+#[test]
+fn ids_of_the_model_fill_in_for_the_settings() {
+    let folder = fixture::folder(&fixture::json(), &json!({"add_bos_token": true}));
+    fs::remove_file(folder.path().join(TOKENIZER_CONFIG)).unwrap();
+    let tokenizer = Tokenizer::from_dir(folder.path(), Some(BOS), &[EOS, THE]).unwrap();
+    assert_eq!(tokenizer.bos_id(), Some(BOS));
+    assert_eq!(tokenizer.encode_document("cat").unwrap(), [BOS, CAT, EOS]);
+    assert_eq!(tokenizer.eos_ids(), [EOS, THE]);
+    assert!(tokenizer.is_eos(THE) && !tokenizer.is_eos(CAT));
+}
+
+#[test]
+fn the_settings_eos_comes_before_those_of_the_model() {
+    let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
+    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[THE, EOS]).unwrap();
+    assert_eq!(tokenizer.eos_ids(), [EOS, THE]);
+}
+
+#[test]
+fn decoding_skips_special_tokens() {
+    let text = fixture::tokenizer().decode(&[BOS, THE, CAT, EOS]).unwrap();
+    assert_eq!(text, "the cat");
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_do_not_apply() {
+    let mut tokenizer = fixture::json();
+    tokenizer["truncation"] = json!({"direction": "Right", "max_length": 2,
+            "strategy": "LongestFirst", "stride": 0});
+    tokenizer["padding"] = json!({"strategy": {"Fixed": 9}, "direction": "Right",
+            "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
+    let folder = fixture::folder(&tokenizer, &json!({}));
+    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
+    assert_eq!(
+        tokenizer.encode_document("the cat the").unwrap(),
+        [BOS, THE, CAT, THE]
+    );
+}
+
+#[test]
+fn a_model_needs_an_embedding_for_every_id() {
+    let tokenizer = fixture::tokenizer();
+    assert_eq!(tokenizer.vocab_size(), 5);
+    tokenizer.check_vocab(5).unwrap();
+    let error = tokenizer.check_vocab(4).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("id is 4, but the model's `vocab_size` is 4")
+    );
+
+    let folder = fixture::folder(&fixture::json(), &json!({}));
+    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[7]).unwrap();
+    assert!(tokenizer.check_vocab(7).is_err());
+    tokenizer.check_vocab(8).unwrap();
+}
+
+#[test]
+fn a_folder_without_a_tokenizer_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
+    let missing = format!("no {TOKENIZER} in {}: ", folder.path().display());
+    assert!(error.to_string().contains(&missing), "{error}");
+    assert!(error.to_string().contains("save_pretrained"));
+}
+
+#[test]
+fn unreadable_files_are_errors() {
+    let folder = fixture::folder(&json!({"model": 1}), &json!({}));
+    let load = || Tokenizer::from_dir(folder.path(), None, &[]).unwrap_err();
+    assert!(matches!(load(), TokenizerError::Library { .. }));
+
+    fixture::write(folder.path(), TOKENIZER, &fixture::json());
+    fixture::write(folder.path(), TOKENIZER_CONFIG, &json!({"eos_token": 2}));
+    assert!(matches!(load(), TokenizerError::Config { .. }));
+
+    fs::remove_file(folder.path().join(TOKENIZER_CONFIG)).unwrap();
+    fs::create_dir(folder.path().join(TOKENIZER_CONFIG)).unwrap();
+    assert!(matches!(load(), TokenizerError::Read { .. }));
+}
+
+#[test]
+fn contradicting_files_are_errors() {
+    let error = load(&["$A"], &json!({"eos_token": "<end>"})).unwrap_err();
+    assert!(error.to_string().contains("`eos_token` in "), "{error}");
+    assert!(
+        error.to_string().contains(" is \"<end>\", which"),
+        "{error}"
+    );
+    let error = load(&["$A"], &json!({"add_bos_token": true})).unwrap_err();
+    assert!(
+        error.to_string().contains("no BOS token is known"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_failing_library_is_an_error() {
+    let tokenizer = fixture::without_unknown_token();
+    let one = tokenizer.encode_document("dog").unwrap_err();
+    let many = tokenizer.encode_documents(&["dog".into()]).unwrap_err();
+    assert!(matches!(one, TokenizerError::Library { .. }));
+    assert!(matches!(many, TokenizerError::Library { .. }));
+}
+
+#[test]
+fn files_are_carried_over_as_they_are() {
+    let from = fixture::folder(&fixture::json(), &json!({}));
+    fs::write(from.path().join("config.json"), "{}").unwrap();
+    let to = tempfile::tempdir().unwrap();
+    copy_files(from.path(), to.path()).unwrap();
+    for name in [TOKENIZER, TOKENIZER_CONFIG] {
+        let [ours, theirs] = [&to, &from].map(|folder| fs::read(folder.path().join(name)));
+        assert_eq!(ours.unwrap(), theirs.unwrap());
+    }
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn files_cannot_be_carried_to_nowhere() {
+    let from = fixture::folder(&fixture::json(), &json!({}));
+    let error = copy_files(from.path(), &from.path().join("nowhere")).unwrap_err();
+    assert!(matches!(error, TokenizerError::Write(_)));
+}
