@@ -256,7 +256,7 @@ mod tests {
         let path = folder.path().join("start.safetensors");
         for (dtype, shape, layers, expected) in [
             (Dtype::F16, vec![2, 1], Some("[]"), "not float32"),
-            (Dtype::F32, vec![1], Some("[]"), "neither two nor four"),
+            (Dtype::F32, vec![1], Some("[]"), "not two axes"),
             (Dtype::F32, vec![1, 1], None, "no report"),
             (Dtype::F32, vec![1, 1], Some("{}"), "no report"),
         ] {

@@ -3,51 +3,41 @@
 use faer::Mat;
 
 use super::map_values::MapValues;
+use crate::geometry::HeadGrid;
 
-/// The query map, from `t_heads` heads to those that began as `chosen` of them. `features` is for each
+/// The query map, from the `teacher`'s heads to those that began as `chosen` of them. `features` is for each
 /// feature of a student's head the teacher's feature that it begins as.
-pub(super) fn query(
-    t_heads: usize,
-    t_head_dim: usize,
-    chosen: &[usize],
-    features: &[Option<usize>],
-) -> MapValues {
+pub(super) fn query(teacher: HeadGrid, chosen: &[usize], features: &[Option<usize>]) -> MapValues {
     // Scores are divided by the root of the head size.
-    let ratio = features.len() as f64 / t_head_dim as f64;
+    let ratio = features.len() as f64 / teacher.head_dim as f64;
     // A feature of a larger head that has none to begin as is nothing, which leaves the scores alone.
-    one_hot(t_heads, t_head_dim, chosen, features, ratio.sqrt())
+    one_hot(teacher, chosen, features, ratio.sqrt())
 }
 
 /// The key map, likewise. A feature of a larger head that has none to begin as is some other one, so that
 /// the query can learn to use it.
-pub(super) fn key(
-    t_heads: usize,
-    t_head_dim: usize,
-    chosen: &[usize],
-    features: &[Option<usize>],
-) -> MapValues {
+pub(super) fn key(teacher: HeadGrid, chosen: &[usize], features: &[Option<usize>]) -> MapValues {
     let again = features.iter().enumerate();
     let features: Vec<Option<usize>> = again
-        .map(|(student, teacher)| teacher.or(Some(student % t_head_dim)))
+        .map(|(student, own)| own.or(Some(student % teacher.head_dim)))
         .collect();
-    one_hot(t_heads, t_head_dim, chosen, &features, 1.0)
+    one_hot(teacher, chosen, &features, 1.0)
 }
 
 fn one_hot(
-    t_heads: usize,
-    t_head_dim: usize,
+    teacher: HeadGrid,
     chosen: &[usize],
     features: &[Option<usize>],
     scale: f64,
 ) -> MapValues {
-    let a = Mat::from_fn(t_heads, chosen.len(), |teacher, student| {
-        match chosen[student] == teacher {
+    let a = Mat::from_fn(teacher.heads, chosen.len(), |row, student| {
+        match chosen[student] == row {
             true => scale,
             false => 0.0,
         }
     });
-    let b = Mat::from_fn(t_head_dim, features.len(), |teacher, student| {
-        f64::from(u8::from(features[student] == Some(teacher)))
+    let b = Mat::from_fn(teacher.head_dim, features.len(), |row, student| {
+        f64::from(u8::from(features[student] == Some(row)))
     });
     MapValues::Factored { a, b }
 }
@@ -66,7 +56,7 @@ mod tests {
     #[test]
     fn a_smaller_head_has_features_of_its_teacher_and_scores_as_large() {
         let features = [Some(0), Some(2)];
-        let [a, b] = factors(query(3, 4, &[2, 0], &features));
+        let [a, b] = factors(query(HeadGrid::new(3, 4), &[2, 0], &features));
         assert_eq!((a[(2, 0)], a[(0, 1)]), (0.5_f64.sqrt(), 0.5_f64.sqrt()));
         assert_eq!((a.sum(), b.sum()), (2.0 * 0.5_f64.sqrt(), 2.0));
         assert_eq!((b[(0, 0)], b[(2, 1)]), (1.0, 1.0));
@@ -75,8 +65,8 @@ mod tests {
     #[test]
     fn what_a_larger_head_has_left_over_is_nothing_to_the_query_and_something_to_the_key() {
         let features = [Some(0), Some(1), None];
-        let [_, of_query] = factors(query(1, 2, &[0], &features));
-        let [_, of_key] = factors(key(1, 2, &[0], &features));
+        let [_, of_query] = factors(query(HeadGrid::new(1, 2), &[0], &features));
+        let [_, of_key] = factors(key(HeadGrid::new(1, 2), &[0], &features));
         assert_eq!((of_query[(0, 2)], of_query[(1, 2)]), (0.0, 0.0));
         assert_eq!((of_key[(0, 2)], of_key[(1, 2)]), (1.0, 0.0));
     }

@@ -41,40 +41,32 @@ impl ValueMap {
     }
 
     /// The map over all the teacher's heads, where it may be over those alone that the student's began as.
-    pub(super) fn over_all_heads(&self, features: &ValueFeatures<'_>) -> MapValues {
+    pub(super) fn over_all_heads(self, features: &ValueFeatures<'_>) -> MapValues {
         let (heads, key_value) = (features.heads, features.key_value);
-        if features.span == Span::All {
-            return match self {
-                Self::General(blocks) => MapValues::General(pairs::joined(blocks)),
-                Self::Factored { a, b } => MapValues::Factored {
-                    a: a.clone(),
-                    b: b.clone(),
-                },
-                Self::Pairs(pairs) => MapValues::Pairs(pairs.clone()),
-            };
-        }
-        match self {
-            Self::General(blocks) => {
+        match (self, features.span) {
+            (Self::General(blocks), Span::All) => MapValues::General(pairs::joined(&blocks)),
+            (Self::Factored { a, b }, Span::All) => MapValues::Factored { a, b },
+            (Self::Pairs(pairs), Span::All) => MapValues::Pairs(pairs),
+            (Self::General(blocks), Span::Own) => {
                 let all = ValueFeatures {
                     span: Span::All,
                     ..*features
                 };
-                let blocks = blocks.iter().enumerate();
-                let placed: Vec<Mat<f64>> = blocks
-                    .map(|(head, block)| all.placed(head, block))
-                    .collect();
-                MapValues::General(pairs::joined(&placed))
+                let placed = blocks.iter().enumerate();
+                let placed = placed.map(|(head, block)| all.placed(head, block));
+                MapValues::General(pairs::joined(&placed.collect::<Vec<_>>()))
             }
-            Self::Factored { a, b } => MapValues::Factored {
-                a: Mat::from_fn(heads.t_key_value, heads.s_key_value, |teacher, student| {
-                    match key_value[student] == teacher {
-                        true => a[(0, student)],
-                        false => 0.0,
-                    }
-                }),
-                b: b.clone(),
-            },
-            Self::Pairs(pairs) => MapValues::Pairs(pairs.placed(heads.t_key_value, key_value)),
+            (Self::Factored { a, b }, Span::Own) => {
+                let one_hot = |teacher: usize, student: usize| match key_value[student] == teacher {
+                    true => a[(0, student)],
+                    false => 0.0,
+                };
+                let a = Mat::from_fn(heads.t_key_value, heads.s_key_value, one_hot);
+                MapValues::Factored { a, b }
+            }
+            (Self::Pairs(pairs), Span::Own) => {
+                MapValues::Pairs(pairs.placed(heads.t_key_value, key_value))
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use super::heads::{HeadChoice, HeadCounts};
 use super::map_tensors::MapTensors;
 use super::map_values::MapValues;
 use super::out::OutMap;
+use super::regularization::Regularization;
 use super::report::LayerReport;
 use super::settings::{Calibration, FeedForward};
 use super::student::Student;
@@ -98,9 +99,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let mut student = student.filled(&self.patterns(layer, &heads)?)?;
         let features = self.value_features(&heads);
         let fitted = self.fit(layer, &heads, features, &student.valid())?;
-        student = student.filled(&self.fitted_maps(layer, features, &fitted)?)?;
         let [residual_of_output, mut residual] = fitted.residuals;
-        let strength = fitted.regularization.strength;
+        let Regularization { ridge, strength } = fitted.regularization;
+        let rounds = fitted.rounds;
+        student = student.filled(&self.fitted_maps(layer, features, fitted)?)?;
         let refinement = self.calibration.refinement;
         if refinement.steps > 0 {
             let text = &mut self.text;
@@ -125,8 +127,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             heads,
             residual_of_output,
             residual,
-            rounds: fitted.rounds,
-            ridge: Some(fitted.regularization.ridge).filter(|ridge| ridge.is_finite()),
+            rounds,
+            ridge: Some(ridge).filter(|ridge| ridge.is_finite()),
             strength,
             feed_forward_residual,
             seconds: began.elapsed().as_secs_f64(),
@@ -152,9 +154,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let axes = self.calibration.spec.teacher;
         let size = self.calibration.student.query.head_dim;
         let features = self.text.teacher.query_key_features(size);
-        let (t_query, t_key) = (axes.query, axes.key_value);
-        let query = patterns::query(t_query.heads, t_query.head_dim, &heads.query, &features);
-        let key = patterns::key(t_key.heads, t_key.head_dim, &heads.key_value, &features);
+        let query = patterns::query(axes.query, &heads.query, &features);
+        let key = patterns::key(axes.key_value, &heads.key_value, &features);
         self.tensors(layer, [(Role::Query, query), (Role::Key, key)])
     }
 
@@ -216,11 +217,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         &self,
         layer: usize,
         features: ValueFeatures<'_>,
-        fitted: &Fitted,
+        fitted: Fitted,
     ) -> Result<TensorSet<B>, CalibrationError> {
         let value = fitted.value.over_all_heads(&features);
-        let out = fitted.out.map_values();
-        self.tensors(layer, [(Role::Value, value), (Role::Out, out)])
+        let maps = [(Role::Value, value), (Role::Out, fitted.out.map_values())];
+        self.tensors(layer, maps)
     }
 
     /// The tensors of these maps of `layer`.

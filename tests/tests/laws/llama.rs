@@ -316,7 +316,9 @@ fn seen(parameters: BTreeMap<String, Parameter>) -> Seen {
         .into_iter()
         .map(|(name, parameter)| {
             let mut shape = parameter.shape;
-            if parameter.owner == "Linear" && shape.len() == 2 {
+            // The embedding of a learning model is held as a projection of tokens.
+            let is_linear = parameter.owner == "Linear" && !name.ends_with("embed_tokens.weight");
+            if is_linear && shape.len() == 2 {
                 shape.reverse();
             }
             let name = match name.strip_suffix(".gamma") {
