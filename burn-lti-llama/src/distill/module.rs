@@ -7,7 +7,7 @@ use burn::optim::AdamW;
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::CausalLm;
-use burn_lti::train::{Distiller, GlobalNormClip, Growing, SharedOptimizer, Tied};
+use burn_lti::train::{Distiller, StudentOptimizer};
 
 use super::inputs::TrainingTeacher;
 
@@ -29,7 +29,6 @@ pub(super) type DistillationModule<A, M> =
     Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
 
 /// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one,
-/// and pairs of maps wait until they join.
-pub(super) type ModuleOptimizer<A, M> = SharedOptimizer<
-    Tied<Growing<GlobalNormClip<OptimizerAdaptor<AdamW, DistillationModule<A, M>, A>>>>,
->;
+/// and ranks of maps wait until they are active.
+pub(super) type ModuleOptimizer<A, M> =
+    StudentOptimizer<OptimizerAdaptor<AdamW, DistillationModule<A, M>, A>>;
