@@ -66,7 +66,8 @@ impl<B: Backend> CpuBuffer<B> {
     /// # Safety
     ///
     /// `tensor` must be on a CPU, and what an operation allocated for its result, as a product does, or a
-    /// clone of that, and no view of another tensor: burn-tch counts who has a tensor, and does not know of all views.
+    /// clone of that, and no view of another tensor: burn-tch counts who has a tensor, and does not know of
+    /// all views.
     pub(crate) unsafe fn of_result<const D: usize>(tensor: Tensor<B, D>) -> Self {
         let device = tensor.device();
         #[cfg(feature = "tch")]
