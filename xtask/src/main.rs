@@ -9,7 +9,6 @@
 //! | `kernels` | kernels of wgpu, kept from one run of the tests to the next |
 //! | `backend` | the backends: features, names of tests, whether they are set up |
 //! | `suite`, `check`, `ci` | what runs, as steps |
-//! | `rooms` | a test of the libraries: that imports point one way |
 //! | `bench` | the benches, ours against the peers, how cost grows |
 //! | `step`, `libtest` | one command, and the tests that it ran |
 //! | `report` | the run of all steps, and the table at its end |
@@ -33,8 +32,6 @@ mod kernels;
 mod libtest;
 mod programs;
 mod report;
-#[cfg(test)]
-mod rooms;
 mod setup;
 mod step;
 mod suite;

@@ -15,6 +15,7 @@ mod error;
 mod fold;
 mod freeze;
 mod listing;
+mod pattern;
 mod rules;
 mod share;
 #[cfg(test)]
@@ -27,7 +28,8 @@ use burn::prelude::*;
 pub use error::BlueprintError;
 pub use freeze::{Fate, FreezeReport, FreezeRules, ParameterFate};
 pub use listing::Listed;
-pub use rules::{CopyRule, Rules, ShareRule};
+pub use pattern::{CopyRule, ShareRule};
+pub use rules::Rules;
 
 use crate::map::Part;
 use crate::tensors::join_name;

@@ -1,35 +1,6 @@
 //! [`Axes`]: how long the axes of a model are.
 
-use std::fmt;
-
-use super::{HeadGrid, Role};
-
-/// An axis of features along which a side of a weight lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Axis {
-    /// The residual stream.
-    Width,
-    /// All query heads.
-    QueryHeads,
-    /// All key/value heads.
-    KeyValueHeads,
-    /// Inside a feed-forward block.
-    Hidden,
-    /// The tokens.
-    Vocabulary,
-}
-
-impl fmt::Display for Axis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Width => "width",
-            Self::QueryHeads => "query heads",
-            Self::KeyValueHeads => "key/value heads",
-            Self::Hidden => "hidden",
-            Self::Vocabulary => "vocabulary",
-        })
-    }
-}
+use super::{Axis, HeadGrid, Role};
 
 /// The axes of a decoder that a student may have in another form than its teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,11 @@
 //! which [`Axis`] of the model each of its sides lies, and [`Axes`] how long that is.
 
 mod axes;
+mod axis;
 mod grid;
 mod site;
 
-pub use axes::{Axes, Axis};
+pub use axes::Axes;
+pub use axis::Axis;
 pub use grid::HeadGrid;
 pub use site::{Role, Site};

@@ -4,7 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::contraction::AxisFactors;
+use super::contraction::{AxisFactors, pairs};
 use super::{MapKind, StartError};
 use crate::compat;
 use crate::geometry::HeadGrid;
@@ -223,33 +223,5 @@ impl<B: Backend> AxisMap<B> {
     pub fn dtype(&self) -> Option<DType> {
         let param = self.a.as_ref().or(self.w.as_ref())?;
         Some(param.val().dtype())
-    }
-}
-
-/// How many pairs of factors stand one below the other in `A` and `B` of so many rows: with `rank * x`
-/// and `rank * y` rows over `x y` features, the root of `rows_of_a * rows_of_b / features`. `None` where
-/// there is no such number.
-pub(super) fn pairs(features: usize, rows_of_a: usize, rows_of_b: usize) -> Option<usize> {
-    let square = (rows_of_a * rows_of_b).checked_div(features)?;
-    let rank = square.isqrt();
-    let fits = rank > 0
-        && rank * rank * features == rows_of_a * rows_of_b
-        && rows_of_a.is_multiple_of(rank)
-        && rows_of_b.is_multiple_of(rank);
-    fits.then_some(rank)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::pairs;
-
-    #[test]
-    fn the_number_of_pairs_follows_from_the_shapes() {
-        assert_eq!(pairs(4 * 8, 4, 8), Some(1));
-        assert_eq!(pairs(4 * 8, 3 * 4, 3 * 8), Some(3));
-        assert_eq!(pairs(4 * 8, 5, 8), None);
-        assert_eq!(pairs(4 * 8, 2 * 4, 8), None);
-        assert_eq!(pairs(0, 0, 0), None);
-        assert_eq!(pairs(1, 6, 6), Some(6));
     }
 }

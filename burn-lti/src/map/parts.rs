@@ -11,8 +11,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::axis_map::pairs;
-use super::contraction::AxisFactors;
+use super::contraction::{AxisFactors, pairs};
 use super::{ContractionError, KernelPrecision, Side, contract};
 use crate::compat;
 use crate::tensors::{AnyTensor, ModulePath};
