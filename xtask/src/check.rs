@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(
             feature_alone("cuda").line().unwrap(),
             "cargo clippy --package burn-lti --package burn-lti-llama --no-default-features \
-             --features burn-lti-llama/cuda,burn-lti-llama/cli -- -D warnings"
+             --features 'burn-lti-llama/cuda,burn-lti-llama/cli' -- -D warnings"
         );
     }
 
