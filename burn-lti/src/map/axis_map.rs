@@ -4,8 +4,8 @@ use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::contraction::{AxisFactors, pairs};
-use super::{MapKind, StartError};
+use super::contraction::{AxisFactors, misfit, pairs};
+use super::{ContractionError, MapKind, StartError};
 use crate::compat;
 use crate::geometry::HeadGrid;
 
@@ -204,6 +204,21 @@ impl<B: Backend> AxisMap<B> {
         let pick = self.pick.as_ref().map(|pick| pick.val());
         AxisFactors::of_tensors(features, self.a(), self.b(), self.w(), pick)
             .unwrap_or_else(|| unreachable!("its constructors make whole maps alone"))
+    }
+
+    /// Refuses a map over other features than so many.
+    pub(super) fn check(&self, features: usize) -> Result<(), ContractionError> {
+        if let Some(pick) = &self.pick {
+            let beyond = |feature: &i64| *feature < 0 || *feature >= features as i64;
+            let picked = pick.val().into_data();
+            return match picked.iter::<i64>().find(beyond) {
+                Some(feature) => Err(ContractionError::Picked { feature, features }),
+                None => Ok(()),
+            };
+        }
+        AxisFactors::of_tensors(features, self.a(), self.b(), self.w(), None)
+            .map(|_| ())
+            .ok_or_else(|| misfit(features, [self.a(), self.b(), self.w()]))
     }
 
     /// The form of a map from `features` of the teacher; `None` for picked features.

@@ -301,6 +301,21 @@ pub(crate) fn check_precision<B: Backend>(
     }
 }
 
+/// Why `A`, `B` and `W`, as far as they are there, are no map over so many features.
+pub(super) fn misfit<B: Backend>(
+    features: usize,
+    factors: [Option<Tensor<B, 2>>; 3],
+) -> ContractionError {
+    let there = factors.into_iter().flatten();
+    ContractionError::AxisMismatch {
+        tensor: "the map",
+        axis: "teacher features",
+        in_c: features,
+        in_map: there.map(|factor| factor.dims()[0]).product(),
+        expected: vec![features],
+    }
+}
+
 /// How many pairs of factors stand one below the other in `A` and `B` of so many rows: with `rank * x`
 /// and `rank * y` rows over `x y` features, the root of `rows_of_a * rows_of_b / features`. `None` where
 /// there is no such number.

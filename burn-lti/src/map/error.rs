@@ -25,6 +25,14 @@ pub enum ContractionError {
         /// The shape that would fit.
         expected: Vec<usize>,
     },
+    /// A feature is picked that the teacher does not have.
+    #[error("feature {feature} is picked, but the teacher has features 0 to {}", features - 1)]
+    Picked {
+        /// The feature.
+        feature: i64,
+        /// How many there are.
+        features: usize,
+    },
     /// The two factors of a sum of pairs disagree on how many there are, or there is none.
     #[error(
         "A holds {in_a} pairs and B {in_b}: give both the same first axis, of at least one pair"

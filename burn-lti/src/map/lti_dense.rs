@@ -202,6 +202,21 @@ pub struct LtiDense<B: Backend> {
 }
 
 impl<B: Backend> LtiDense<B> {
+    /// The same projection with another map on that side: the way to features that are
+    /// [picked](AxisMap::pick), which no start makes.
+    ///
+    /// # Errors
+    ///
+    /// [`DenseError::Contraction`] if the map is over other features than `C` has there.
+    pub fn with_map(mut self, side: Side, map: AxisMap<B>) -> Result<Self, DenseError> {
+        map.check(self.c.lazy_shape()[side as usize])?;
+        match side {
+            Side::Left => self.left = Some(map),
+            Side::Right => self.right = Some(map),
+        }
+        Ok(self)
+    }
+
     /// `input [..., d_input] -> [..., d_output]`, as a `Linear` of the same widths.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::contraction::{AxisFactors, pairs};
+use super::contraction::{AxisFactors, misfit, pairs};
 use super::{ContractionError, KernelPrecision, Side, contract};
 use crate::compat;
 use crate::tensors::{AnyTensor, ModulePath};
@@ -171,18 +171,9 @@ impl<B: Backend> LtiParts<B> {
         }
         let features = self.c_shape[side as usize];
         let [a, b, w] = parts.factors.clone();
-        let rows = |factor: &Option<Tensor<B, 2>>| factor.as_ref().map_or(1, |f| f.dims()[0]);
-        let in_map = rows(&a) * rows(&b) * rows(&w);
-        let misfit = ContractionError::AxisMismatch {
-            tensor: "the map",
-            axis: "teacher features",
-            in_c: features,
-            in_map,
-            expected: vec![features],
-        };
         AxisFactors::of_tensors(features, a, b, w, parts.pick.clone())
             .map(Some)
-            .ok_or(misfit)
+            .ok_or_else(|| misfit(features, parts.factors.clone()))
     }
 
     /// Keeps one tensor. Those of other ranks belong to no `LtiDense` of ours.

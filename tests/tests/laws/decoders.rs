@@ -30,6 +30,7 @@ use burn_lti_tests::{chain, on_every_backend};
 on_every_backend![
     a_toy_with_the_teachers_grids_is_the_teacher,
     a_llama_with_the_teachers_grids_is_the_teacher,
+    a_mapped_feed_forward_block_of_the_teachers_size_is_the_teachers,
     collapse_changes_no_logits_of_a_toy,
     collapse_changes_no_logits_of_a_llama,
     collapse_yields_the_records_of_linears,
@@ -160,6 +161,51 @@ fn a_llama_with_the_teachers_grids_is_the_teacher<A: AutodiffBackend>(device: A:
             assert_not_close(&llama_logits(&perturbed, &batch), &expected, &tolerance);
         }
     }
+}
+
+/// The hidden axis is so many heads of one feature: its maps follow from the law alone.
+fn a_mapped_feed_forward_block_of_the_teachers_size_is_the_teachers<A: AutodiffBackend>(
+    device: A::Device,
+) {
+    let maps = |map| {
+        RoleMaps::attention(map)
+            .with(Role::Gate, MapKind::General)
+            .with(Role::Up, MapKind::General)
+            .with(Role::Down, MapKind::General)
+    };
+    let teacher = llama::load::<A::InnerBackend>("untied_bias", &device);
+    let config = teacher.config().clone();
+    let batch = packed_batch(config.vocab_size, 3, &device);
+    let expected = llama_logits(&teacher, &batch);
+    let tolerance = llama_tolerance(&config, &expected);
+    let spec = LtiSpec {
+        maps: maps(MapKind::Factored),
+        ..LtiSpec::new(config.axes())
+    };
+    let student = learning_llama(&config, &teacher, &spec, &device);
+    assert_close(&llama_logits(&student, &batch), &expected, &tolerance);
+    let changed = "model.layers.1.mlp.down_proj.left.w";
+    let perturbed = perturb(student, changed, CHANGE);
+    assert_not_close(&llama_logits(&perturbed, &batch), &expected, &tolerance);
+
+    // Half as wide, at random, it collapses to what it was.
+    let half = LlamaConfig {
+        intermediate_size: config.intermediate_size / 2,
+        ..config
+    };
+    let random = LtiSpec {
+        start: Start::Lecun,
+        ..spec
+    };
+    let student = learning_llama(&half, &teacher, &random, &device);
+    let expected = llama_logits(&student, &batch);
+    let plain = collapse(&student, KernelPrecision::Default)
+        .and_then(|collapsed| collapsed.into_plain(PlainLlama::init(&half, &device)))
+        .expect("a plain Llama");
+    let tolerance = llama_tolerance(&half, &expected);
+    assert_close(&llama_logits(&plain, &batch), &expected, &tolerance);
+    let perturbed = perturb(plain, "model.layers.0.mlp.up_proj.weight", CHANGE);
+    assert_not_close(&llama_logits(&perturbed, &batch), &expected, &tolerance);
 }
 
 // ---------------------------------------------------------------- collapse

@@ -4,13 +4,14 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::collapse::collapse;
 use burn_lti::geometry::{Axes, HeadGrid, Role};
 use burn_lti::map::{
-    AttnMap, AxisSpec, ContractionError, DenseError, KernelPrecision, LtiDense, LtiDenseConfig,
-    MapKind, ProjectionKind, Side, StackedAttnMap, Start, StartError, calculate_attn_weight,
-    calculate_stacked_attn_weight, contraction_cost,
+    AttnMap, AxisMap, AxisSpec, ContractionError, DenseError, KernelPrecision, LtiDense,
+    LtiDenseConfig, MapKind, ProjectionKind, Side, StackedAttnMap, Start, StartError,
+    calculate_attn_weight, calculate_stacked_attn_weight, contraction_cost,
 };
-use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::dense::{dense_config, leaf_of, side_of, turned};
 use burn_lti_tests::numbers::{Numbers, bits, tensor, values};
 use burn_lti_tests::on_every_backend;
@@ -27,6 +28,8 @@ on_every_backend![
     a_sum_of_all_pairs_makes_every_general_map,
     every_pair_of_a_sum_learns,
     every_precision_agrees_with_plain_loops,
+    maps_on_both_sides_agree_with_plain_loops,
+    picked_features_are_the_teachers,
     a_layer_is_its_kernel_and_bias,
     collapse_of_a_layer_changes_no_output,
     grouped_heads_are_means_and_for_out_sums,
@@ -491,6 +494,92 @@ fn kernel_if_supported<A: AutodiffBackend>(
             None
         }
     }
+}
+
+/// `K = L^T C R`, whichever side comes first.
+fn maps_on_both_sides_agree_with_plain_loops<A: AutodiffBackend>(device: A::Device) {
+    let grid = HeadGrid::new;
+    // Inputs without heads, outputs with: from 6 to 2 and 4 x 2 to 3 x 2, and from 3 to 5 and 4 x 3 to 1 x 2.
+    for (left, right) in [
+        ([grid(6, 1), grid(2, 1)], [grid(4, 2), grid(3, 2)]),
+        ([grid(3, 1), grid(5, 1)], [grid(4, 3), grid(1, 2)]),
+    ] {
+        let spec = |map, [teacher, student]: [HeadGrid; 2]| AxisSpec::mapped(map, teacher, student);
+        let config = LtiDenseConfig {
+            left: spec(MapKind::General, left),
+            right: spec(MapKind::Factored, right),
+            ..dense_config(QKV, 1, right[0], right[1], MapKind::Factored)
+        };
+        let config = config.with_start(Start::Lecun, 4);
+        let c = Numbers::new(5).tensor::<A::InnerBackend, 2>(config.c_shape(), &device);
+        let layer = config.init(c).expect("a layer");
+        let all = parameters(&layer);
+        let read = |name: &str| -> Vec<f64> {
+            let floats = all[name].bits.iter().map(|bits| f32::from_bits(*bits));
+            floats.map(f64::from).collect()
+        };
+        let (c, l, a, b) = (read("c"), read("left.w"), read("right.a"), read("right.b"));
+        let ([t_in, t_out], [s_in, s_out]) = (config.c_shape(), config.kernel_shape());
+        let ([y, v], u) = ([right[0].head_dim, right[1].head_dim], right[1].heads);
+        // Of the terms themselves, or of their magnitudes.
+        let made = |of: fn(f64) -> f64| -> Vec<f64> {
+            let r = |out: usize, k: usize| a[out / y * u + k / v] * b[out % y * v + k % v];
+            let entry = |j: usize, k: usize| -> f64 {
+                (0..t_in * t_out)
+                    .map(|at| (at / t_out, at % t_out))
+                    .map(|(i, out)| of(l[i * s_in + j] * c[i * t_out + out] * r(out, k)))
+                    .sum()
+            };
+            let places = 0..s_in * s_out;
+            places.map(|at| entry(at / s_out, at % s_out)).collect()
+        };
+        let expected = made(|term| term);
+        let tolerance = Tolerance::of_magnitudes(&made(f64::abs), rounding(t_in + t_out));
+        assert_close(&values(&layer.kernel()), &expected, &tolerance);
+        let bits_of = |layer: &LtiDense<A::InnerBackend>| bits(&layer.collapse().weight.val());
+        assert_eq!(bits_of(&layer), bits(&layer.kernel()));
+        for name in ["left.w", "right.b"] {
+            let perturbed = perturb(layer.clone(), name, 0.001);
+            assert_not_close(&values(&perturbed.kernel()), &expected, &tolerance);
+        }
+    }
+}
+
+/// And nothing learns there: no tensor of such a map is a float.
+fn picked_features_are_the_teachers<A: AutodiffBackend>(device: A::Device) {
+    let (teacher, student) = (HeadGrid::new(4, 3), HeadGrid::new(4, 3));
+    for kind in KINDS {
+        let config = dense_config(kind, 6, teacher, student, MapKind::Factored);
+        let c = Numbers::new(5).tensor::<A::InnerBackend, 2>(config.c_shape(), &device);
+        let layer = config.init(c.clone()).expect("a layer");
+        let side = side_of(kind);
+        let picked = |of: &[usize]| layer.clone().with_map(side, AxisMap::pick(of, &device));
+        let found = picked(&[7, 0, 11, 7]).expect("features that are there");
+        let axis = side as usize;
+        let of = Tensor::<A::InnerBackend, 1, Int>::from_ints([7, 0, 11, 7], &device);
+        assert_eq!(bits(&found.kernel()), bits(&c.select(axis, of)));
+        assert_eq!(parameters(&found).into_keys().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(found.map_kind(side), None);
+        let all = collapse(&vec![found.clone()], KernelPrecision::Default).expect("a collapse");
+        let weight = all
+            .tensors()
+            .get("0.weight")
+            .expect("a weight")
+            .tensor
+            .to_f32();
+        let expected = found.kernel().into_data().to_vec::<f32>();
+        assert_eq!(weight, expected.map_err(|error| error.to_string()));
+
+        let error = picked(&[0, 12]).expect_err("there are twelve").to_string();
+        assert!(error.contains("feature 12 is picked"), "{error}");
+        assert!(error.contains("0 to 11"), "{error}");
+    }
+    let config = dense_config(QKV, 6, teacher, student, MapKind::Factored);
+    let layer = config.init(Tensor::<A, 2>::ones([6, 12], &device));
+    let narrow = AxisMap::dense(Tensor::ones([11, 4], &device));
+    let error = layer.expect("a layer").with_map(Side::Right, narrow);
+    let error = error.expect_err("11 features are not 12").to_string();
+    assert!(error.contains("12 long in C but 11 long"), "{error}");
 }
 
 /// A layer of random map and bias over a random teacher.
