@@ -122,7 +122,7 @@ impl Blueprints {
             }
             blueprint.train(|tensor| {
                 let wanted = match trained {
-                    Trained::Maps => matches!(tensor.part, Part::Map | Part::Bias),
+                    Trained::Maps => matches!(tensor.part, Part::Map(_) | Part::Bias),
                     Trained::Projections => tensor.projection.is_some(),
                     Trained::All => true,
                 };

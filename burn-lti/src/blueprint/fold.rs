@@ -1,7 +1,7 @@
 //! A student once its maps are folded away.
 
 use super::{Blueprint, Source, StudentTensor};
-use crate::map::Part;
+use crate::map::{Part, Side};
 use crate::tensors::join_name;
 
 impl Blueprint {
@@ -15,7 +15,7 @@ impl Blueprint {
                 (Part::TeacherKernel, Some(projection)) => {
                     tensors.push(self.folded_weight(tensor, projection));
                 }
-                (Part::Map, _) => {}
+                (Part::Map(_), _) => {}
                 _ => tensors.push(StudentTensor {
                     part: Part::Plain,
                     ..tensor.clone()
@@ -44,14 +44,13 @@ impl Blueprint {
     fn folded_weight(&self, kernel: &StudentTensor, projection: &str) -> StudentTensor {
         let parts: Vec<_> = self.parts_of(projection).collect();
         // Along an axis: the columns of `w`, or of `a` and `b`; of an axis without a map, `C`'s own.
-        let length = |side: &str, own: usize| {
-            let prefix = format!("{projection}.{side}.");
-            let of_side = parts.iter().filter(|part| part.name.starts_with(&prefix));
+        let length = |side: Side, own: usize| {
+            let of_side = parts.iter().filter(|part| part.part == Part::Map(side));
             let columns = of_side.filter_map(|part| part.shape.get(1));
             columns.copied().reduce(|a, b| a * b).unwrap_or(own)
         };
         let shape = match *kernel.shape.as_slice() {
-            [t_in, t_out] => vec![length("left", t_in), length("right", t_out)],
+            [t_in, t_out] => vec![length(Side::Left, t_in), length(Side::Right, t_out)],
             _ => kernel.shape.clone(),
         };
         let from = match &kernel.source {
@@ -84,7 +83,7 @@ impl Blueprint {
 
     /// `C` and maps of a projection.
     fn parts_of<'a>(&'a self, projection: &'a str) -> impl Iterator<Item = &'a StudentTensor> {
-        let of_map = |part| matches!(part, Part::TeacherKernel | Part::Map);
+        let of_map = |part| matches!(part, Part::TeacherKernel | Part::Map(_));
         self.tensors.iter().filter(move |tensor| {
             of_map(tensor.part) && tensor.projection.as_deref() == Some(projection)
         })

@@ -31,7 +31,7 @@ pub use listing::Listed;
 pub use pattern::{CopyRule, ShareRule};
 pub use rules::Rules;
 
-use crate::map::Part;
+use crate::map::{Part, Side};
 use crate::tensors::join_name;
 use error::nearest_name;
 use share::Shares;
@@ -119,7 +119,7 @@ impl Blueprint {
                     Source::Mapped((*source).to_owned())
                 }
                 Some(source) => Source::Teacher((*source).to_owned()),
-                None if tensor.part == Part::Map => Source::Start,
+                None if matches!(tensor.part, Part::Map(_)) => Source::Start,
                 None => Source::New,
             };
             if let Source::Teacher(source) | Source::Mapped(source) = &source {
@@ -132,7 +132,7 @@ impl Blueprint {
                 shape: tensor.shape.clone(),
                 source,
                 shared_with: (variable != tensor.name).then(|| variable.to_owned()),
-                trains: matches!(tensor.part, Part::Map | Part::Bias),
+                trains: matches!(tensor.part, Part::Map(_) | Part::Bias),
             });
         }
         let used: BTreeSet<&str> = sources.values().copied().collect();
@@ -229,7 +229,7 @@ impl<'a> Listing<'a> {
             return Vec::new();
         };
         let of_projection = |tensor: &&&Listed| {
-            matches!(tensor.part, Part::TeacherKernel | Part::Map)
+            matches!(tensor.part, Part::TeacherKernel | Part::Map(_))
                 && tensor.projection.as_deref() == Some(projection)
         };
         self.0.values().filter(of_projection).copied().collect()
@@ -237,13 +237,8 @@ impl<'a> Listing<'a> {
 
     /// Whether it is the bias beside a map of outputs.
     fn is_mapped_bias(&self, tensor: &Listed) -> bool {
-        let right = tensor
-            .projection
-            .as_ref()
-            .map(|name| format!("{name}.right."));
-        let mut maps = self.of_projection(tensor, Part::Map);
-        tensor.part == Part::Bias
-            && right.is_some_and(|right| maps.any(|map| map.name.starts_with(&right)))
+        let mut maps = self.of_projection(tensor, Part::Map(Side::Right));
+        tensor.part == Part::Bias && maps.next().is_some()
     }
 
     /// Tensors of the projection that `tensor` belongs to, if it belongs to one.

@@ -106,7 +106,7 @@ impl Rules {
         }
         let mut unfilled = Vec::new();
         for (name, tensor) in &student.0 {
-            let is_open = tensor.part != Part::Map
+            let is_open = !matches!(tensor.part, Part::Map(_))
                 && shares.variable(name) == *name
                 && !sources.contains_key(*name)
                 && !self.new.contains(*name);

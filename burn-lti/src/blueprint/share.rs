@@ -114,7 +114,7 @@ fn alike<'a>(
     let types_differ = matches!((source.dtype, destination.dtype), (Some(a), Some(b)) if a != b);
     let differ = source.part != destination.part
         || source.shape != destination.shape
-        || (source.part == Part::Map && leaf(source) != leaf(destination))
+        || (matches!(source.part, Part::Map(_)) && leaf(source) != leaf(destination))
         || types_differ;
     match differ {
         true => Err(unlike(source, destination)),
@@ -125,7 +125,7 @@ fn alike<'a>(
 fn unlike(source: &Listed, destination: &Listed) -> BlueprintError {
     let describe = |tensor: &Listed| {
         let what = match tensor.part {
-            Part::Map => "part of a map",
+            Part::Map(_) => "part of a map",
             Part::TeacherKernel => "a teacher kernel `C`",
             Part::Bias => "the bias beside a map",
             Part::Plain => "an ordinary tensor",

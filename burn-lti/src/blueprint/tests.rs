@@ -20,8 +20,8 @@ fn listed(name: &str, part: Part, shape: &[usize]) -> Listed {
 fn mapped(projection: &str) -> Vec<Listed> {
     [
         ("c", Part::TeacherKernel, &[3, 4][..]),
-        ("right.a", Part::Map, &[2, 1]),
-        ("right.b", Part::Map, &[2, 2]),
+        ("right.a", Part::Map(Side::Right), &[2, 1]),
+        ("right.b", Part::Map(Side::Right), &[2, 2]),
         ("bias", Part::Bias, &[2]),
     ]
     .map(|(leaf, part, shape)| Listed {

@@ -23,6 +23,12 @@ pub enum DecoderError {
         /// How many layers the decoder has.
         layers: usize,
     },
+    /// A weight along the vocabulary, which has no map there.
+    #[error("{site} lies along the vocabulary, which teacher and student share: give it no map")]
+    Vocabulary {
+        /// Where it stands.
+        site: Site,
+    },
     /// One weight cannot be swapped.
     #[error("{site} cannot become a map")]
     Weight {

@@ -6,7 +6,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::geometry::{Axes, Role, Site};
+use crate::geometry::{Axes, Axis, Role, Site};
 use crate::map::{KernelPrecision, LtiDenseConfig, MapKind, Start};
 
 /// A plain decoder layer that can hand over its weights.
@@ -121,7 +121,8 @@ impl LtiSpec {
     ///
     /// # Errors
     ///
-    /// [`DecoderError::Weight`] if the map that is asked for cannot stand there.
+    /// [`DecoderError::Weight`], [`DecoderError::Vocabulary`] if the map that is asked for cannot stand
+    /// there.
     pub fn swap<B: Backend>(
         &self,
         student: &Axes,
@@ -131,6 +132,9 @@ impl LtiSpec {
         let Some(config) = self.config(student, site) else {
             return Ok(Projection::Linear(linear));
         };
+        if site.role.mapped_axis() == Axis::Vocabulary {
+            return Err(DecoderError::Vocabulary { site });
+        }
         let config = config.with_bias(linear.bias.is_some());
         config
             .check_replaces(&linear)

@@ -15,7 +15,7 @@ use burn::tensor::DType;
 pub use awaiting::AwaitingTeacher;
 
 use crate::blueprint::{Blueprint, BlueprintError, Listed, Rules, Source, StudentTensor};
-use crate::map::{LtiParts, Part, lti_parts};
+use crate::map::{LtiParts, Part, Side, lti_parts};
 use crate::parameters::set_trainable;
 use crate::tensors::{AnyTensor, TensorSet};
 use injector::{shared, with_values};
@@ -53,7 +53,7 @@ pub fn fill<B: Backend, M: Module<B>>(
 ) -> Result<M, BlueprintError> {
     check_same(&Listed::all(&student), blueprint)?;
     let mut values = BTreeMap::new();
-    for tensor in of_part(blueprint, |part| part == Part::Map) {
+    for tensor in of_part(blueprint, |part| matches!(part, Part::Map(_))) {
         if let Some(named) = teacher.get(tensor.variable()) {
             values.insert(tensor.name.clone(), named.tensor.clone());
         }
@@ -63,7 +63,7 @@ pub fn fill<B: Backend, M: Module<B>>(
     check_started(&student)?;
     let maps = lti_parts(&student);
     let mut values = BTreeMap::new();
-    for tensor in of_part(blueprint, |part| part != Part::Map) {
+    for tensor in of_part(blueprint, |part| !matches!(part, Part::Map(_))) {
         if let Source::Teacher(source) | Source::Mapped(source) = &tensor.source {
             let named = teacher.get(source).ok_or_else(|| BlueprintError::Missing {
                 student: tensor.name.clone(),
@@ -111,11 +111,10 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
     let mut biases = BTreeMap::new();
     for tensor in tensors.iter().filter(|it| it.part == Part::Bias) {
         let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
-        let is_changed = |projection: &String| {
-            let outputs = format!("{projection}.right.");
-            changed.names().any(|name| name.starts_with(&outputs))
-        };
-        if tensor.projection.as_ref().is_some_and(is_changed)
+        let mut outputs = tensors.iter().filter(|other| {
+            other.part == Part::Map(Side::Right) && other.projection == tensor.projection
+        });
+        if outputs.any(|map| changed.get(&map.name).is_some())
             && let (Some(parts), Some(named)) = (parts, teacher.get(&tensor.name))
             && let Some(bias) = parts.mapped_bias(&named.tensor)
             && let Some(bias) = AnyTensor::erase(bias)
@@ -194,7 +193,7 @@ fn check_same(student: &[Listed], blueprint: &Blueprint) -> Result<(), Blueprint
 
 /// Every map must stand at values by now.
 fn check_started<B: Backend, M: Module<B>>(student: &M) -> Result<(), BlueprintError> {
-    let waits = |tensor: &Listed| tensor.part == Part::Map && tensor.dtype.is_none();
+    let waits = |tensor: &Listed| matches!(tensor.part, Part::Map(_)) && tensor.dtype.is_none();
     match Listed::all(student).into_iter().find(waits) {
         None => Ok(()),
         Some(tensor) => Err(BlueprintError::Missing {

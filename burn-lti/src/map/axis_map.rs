@@ -169,12 +169,12 @@ impl<B: Backend> AxisMap<B> {
 
     /// A map that is no more than shapes until it is filled.
     pub(super) fn uninitialized(spec: &AxisSpec, map: MapKind, device: &B::Device) -> Self {
-        let promised = |shape| Some(compat::uninitialized(shape, true, device));
+        let shaped = |shape| Some(compat::uninitialized(shape, true, device));
         let (a, b, w) = match map {
             MapKind::Factored | MapKind::Kronecker(_) => {
-                (promised(spec.a_shape()), promised(spec.b_shape()), None)
+                (shaped(spec.a_shape()), shaped(spec.b_shape()), None)
             }
-            MapKind::General => (None, None, promised(spec.w_shape())),
+            MapKind::General => (None, None, shaped(spec.w_shape())),
         };
         Self {
             a,

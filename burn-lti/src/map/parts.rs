@@ -23,8 +23,8 @@ pub enum Part {
     Plain,
     /// `C`, the teacher's kernel.
     TeacherKernel,
-    /// Part of an axis map: `A`, `B` or `W`.
-    Map,
+    /// Part of the axis map on that side: `A`, `B` or `W`.
+    Map(Side),
     /// The bias beside the maps.
     Bias,
 }
@@ -53,10 +53,10 @@ impl MapTensor {
 
     /// What it is.
     pub(crate) fn part(&self) -> Part {
-        match self.leaf.as_str() {
-            "c" => Part::TeacherKernel,
-            "bias" => Part::Bias,
-            _ => Part::Map,
+        match (self.leaf.as_str(), self.factor()) {
+            (_, Some((side, _))) => Part::Map(side),
+            ("bias", _) => Part::Bias,
+            _ => Part::TeacherKernel,
         }
     }
 

@@ -500,6 +500,17 @@ fn swaps_that_cannot_be_done_are_refused<A: AutodiffBackend>(device: A::Device) 
     );
     assert!(chain(&error).contains("6 teacher heads"), "{error}");
 
+    let head = LtiSpec::new(teacher);
+    let maps = head.maps.clone().with(Role::Head, MapKind::General);
+    let error = refused(ToyConfig::new(6, 3), LtiSpec { maps, ..head });
+    assert!(matches!(error, DecoderError::Vocabulary { .. }));
+    assert!(
+        error
+            .to_string()
+            .contains("the head lies along the vocabulary"),
+        "{error}"
+    );
+
     a_block_of_another_width_is_refused::<A>(&device);
 }
 
