@@ -18,6 +18,20 @@ pub(crate) struct ModulePath {
     frames: Vec<Frame>,
 }
 
+/// In a visitor or mapper with a field `path`: keeps it where the traversal stands.
+macro_rules! follow_path {
+    () => {
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            self.path.enter(name, container_type);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.exit();
+        }
+    };
+}
+pub(crate) use follow_path;
+
 #[derive(Debug)]
 struct Frame {
     name: String,
@@ -265,13 +279,7 @@ struct Collector<B: Backend> {
 }
 
 impl<B: Backend> ModuleVisitor<B> for Collector<B> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    follow_path!();
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let value = compat::detached(param.val());

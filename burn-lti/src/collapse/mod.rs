@@ -124,13 +124,7 @@ struct PlainTensors<B: Backend> {
 }
 
 impl<B: Backend> ModuleVisitor<B> for PlainTensors<B> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    crate::tensors::follow_path!();
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if Part::at(&self.path) == Part::Plain {

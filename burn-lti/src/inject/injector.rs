@@ -56,13 +56,7 @@ struct Injector<B: Backend> {
 }
 
 impl<B: Backend> ModuleMapper<B> for Injector<B> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    crate::tensors::follow_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         match self.values.remove(&self.path.name()) {
@@ -86,13 +80,7 @@ struct Sources<'a> {
 }
 
 impl<B: Backend> ModuleVisitor<B> for Sources<'_> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    crate::tensors::follow_path!();
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let name = self.path.name();
@@ -112,13 +100,7 @@ struct Sharer<'a> {
 }
 
 impl<B: Backend> ModuleMapper<B> for Sharer<'_> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    crate::tensors::follow_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let source = self.sources.get(self.path.name().as_str()).copied();

@@ -38,13 +38,7 @@ struct Freezer<F> {
 }
 
 impl<B: Backend, F: FnMut(&TrainableParameter<'_>) -> bool> ModuleMapper<B> for Freezer<F> {
-    fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.path.enter(name, container_type);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.exit();
-    }
+    crate::tensors::follow_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let name = self.path.name();
