@@ -24,8 +24,8 @@ const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
 const STATE: &str = "state.json";
 
-/// How these files are laid out.
-const SCHEMA: u32 = 1;
+/// How these files are laid out, and how tensors are named: 2 since maps have two axes and a side.
+const SCHEMA: u32 = 2;
 
 /// Where a run stands, besides its model and its optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
