@@ -35,9 +35,7 @@ impl<A: AutodiffBackend, S: AutodiffModule<A>> Student<A, S> {
     ) -> Result<Self, CalibrationError> {
         let module = refill(self.module, &TensorSet::from_inner(changed), &self.teacher);
         Ok(Self {
-            module: module.map_err(|error| CalibrationError::Student {
-                source: Box::new(error),
-            })?,
+            module: module.map_err(CalibrationError::student)?,
             start: self.start.with(changed),
             teacher: self.teacher,
         })

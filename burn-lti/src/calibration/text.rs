@@ -76,13 +76,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             tokens += present.into_data().iter::<f64>().sum::<f64>();
         }
         if tokens == 0.0 {
-            return Err(CalibrationError::NoTokens);
+            let what = "the calibration text holds no token: give it text";
+            return Err(CalibrationError::Refused(what.to_owned()));
         }
         match text.importance.len() {
-            count if count < HELD_OUT => Err(CalibrationError::TooLittleText {
-                batches: count,
-                least: HELD_OUT,
-            }),
+            count if count < HELD_OUT => Err(CalibrationError::Refused(format!(
+                "calibration read {count} batches, and needs at least {HELD_OUT}, to fit on some and \
+                 choose by the others: give it more text, or fewer sequences in a batch"
+            ))),
             _ => Ok(text),
         }
     }

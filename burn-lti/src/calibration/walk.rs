@@ -62,15 +62,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 maps.add_placeholder(&mut start, role, &name)?;
             }
         }
-        let student = student_with(&start).map_err(|error| CalibrationError::Student {
-            source: Box::new(error),
-        })?;
+        let student = student_with(&start).map_err(CalibrationError::student)?;
         if student.layers() != teacher.layers() {
-            return Err(CalibrationError::Misfit {
-                what: "layers",
-                teacher: teacher.layers(),
-                student: student.layers(),
-            });
+            let (teacher, student) = (teacher.layers(), student.layers());
+            return Err(CalibrationError::misfit("layers", teacher, student));
         }
         let (d_model, feed_forward) = (spec.teacher.d_model, calibration.feed_forward);
         let text = Text::read(teacher, &student.valid(), d_model, batches, feed_forward)?;

@@ -675,7 +675,7 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
 
     let empty = forge(&checkpoint("empty"), TRAINED, b"");
     let error = refused(&empty);
-    assert!(matches!(&error, CheckpointError::Tensors { .. }), "{error}");
+    assert!(error.to_string().contains("are no safetensors"), "{error}");
     assert!(chain(&error).len() > error.to_string().len(), "{error}");
 
     let anonymous = forge(
@@ -696,7 +696,7 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
     let amnesic = forge(&checkpoint("amnesic"), OPTIMIZER, b"");
     let error = refused(&amnesic);
     assert!(
-        matches!(&error, CheckpointError::Optimizer { .. }),
+        error.to_string().contains("the optimizer's state"),
         "{error}"
     );
 

@@ -25,7 +25,7 @@ pub(super) fn to_bytes<B: AutodiffBackend, M: Module<B>>(
     for (name, parameter) in parameters(module) {
         let found = parameter.values.dtype();
         let Some(dtype) = safetensors_float(found).filter(|_| found == kept) else {
-            return Err(CheckpointError::Refused(format!(
+            return Err(CheckpointError::refused(format!(
                 "`{name}` trains in {found:?}, but Burn brings an optimizer's state back in {kept:?}: \
                  train it in {kept:?}"
             )));
@@ -55,7 +55,7 @@ impl<'a> TrainedFile<'a> {
         let tensors = file.tensors.into_iter().map(|(name, tensor)| {
             let id = ids.get(&name).and_then(|id| id.parse::<u64>().ok());
             let id = id.ok_or_else(|| {
-                CheckpointError::Mismatch(format!(
+                CheckpointError::refused(format!(
                     "{} names no parameter id for `{name}`: save with this library, not another program",
                     path.display()
                 ))
@@ -99,7 +99,7 @@ impl<'a> TrainedFile<'a> {
             )
         });
         match differences.chain(unused).next() {
-            Some(difference) => Err(CheckpointError::Mismatch(difference)),
+            Some(difference) => Err(CheckpointError::refused(difference)),
             None => Ok(()),
         }
     }
