@@ -18,7 +18,7 @@ pub(super) struct OutFactors {
 }
 
 /// Rounds of the two factors in turn.
-const TURNS: usize = 4;
+const ROUNDS: usize = 4;
 /// Steps of conjugate gradients for a factor.
 const STEPS: usize = 40;
 
@@ -33,7 +33,7 @@ impl OutFactors {
         last: (&Mat<f64>, &Mat<f64>),
     ) -> Result<(Mat<f64>, Mat<f64>), CalibrationError> {
         let (mut a, mut b) = (last.0.clone(), last.1.clone());
-        for _ in 0..TURNS {
+        for _ in 0..ROUNDS {
             a = self.better_a(moments, cross, &a, &b, ridge)?;
             b = self.better_b(moments, cross, &a, &b, ridge);
         }

@@ -31,8 +31,8 @@ pub(super) struct Quadratic<'a> {
     pub(super) diagonal: Mat<f64>,
 }
 
-/// Turns of both factors.
-const TURNS: usize = 4;
+/// Rounds over both factors.
+const ROUNDS: usize = 4;
 /// Steps of conjugate gradients for a factor.
 const STEPS: usize = 30;
 
@@ -88,7 +88,7 @@ impl Pairs {
         rearranged(&(&self.a * self.b.transpose()), [x, u, y, v])
     }
 
-    /// The sum that is best for `quadratic`, as far as some turns of both factors bring it. None makes
+    /// The sum that is best for `quadratic`, as far as some rounds over both factors bring it. None makes
     /// it worse.
     pub(super) fn improved(mut self, quadratic: &Quadratic<'_>) -> Self {
         let [x, y, u, v] = self.sizes;
@@ -96,13 +96,19 @@ impl Pairs {
             let image = (quadratic.apply)(&rearranged(r, [x, u, y, v]));
             rearranged(&image, self.sizes)
         };
-        let turned = |r: &Mat<f64>| turn(&apply(&turn(r)));
+        let transposed = |r: &Mat<f64>| transpose(&apply(&transpose(r)));
         let right = rearranged(&quadratic.right, self.sizes);
         let diagonal = rearranged(&quadratic.diagonal, self.sizes);
-        let (turned_right, turned_diagonal) = (turn(&right), turn(&diagonal));
-        for _ in 0..TURNS {
+        let (transposed_right, transposed_diagonal) = (transpose(&right), transpose(&diagonal));
+        for _ in 0..ROUNDS {
             self.a = better(&self.a, &self.b, &apply, &right, &diagonal);
-            self.b = better(&self.b, &self.a, &turned, &turned_right, &turned_diagonal);
+            self.b = better(
+                &self.b,
+                &self.a,
+                &transposed,
+                &transposed_right,
+                &transposed_diagonal,
+            );
         }
         self
     }
@@ -175,7 +181,7 @@ pub(super) fn joined(blocks: &[Mat<f64>]) -> Mat<f64> {
     })
 }
 
-fn turn(r: &Mat<f64>) -> Mat<f64> {
+fn transpose(r: &Mat<f64>) -> Mat<f64> {
     r.transpose().to_owned()
 }
 

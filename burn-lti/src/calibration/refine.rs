@@ -2,7 +2,7 @@
 //!
 //! A student's head begins with the pattern of one teacher head. Here the maps of a layer, query and key
 //! among them, are moved together towards the layer's target, on the batches that are fitted on, so that
-//! heads that were dropped find a place in those that were kept. It is a training of one layer on its own:
+//! heads that were dropped are made up for by those that were kept. It is a training of one layer on its own:
 //! no other layer, no head, no vocabulary.
 
 use burn::module::AutodiffModule;
@@ -54,8 +54,8 @@ where
         for (index, batch) in fitted.take(refinement.steps - step) {
             let loss = layer_loss(text, index, layer, &batch, &moved, strength)?;
             let gradients = GradientsParams::from_grads(loss.backward(), &moved);
-            let turn = std::f64::consts::PI * step as f64 / refinement.steps as f64;
-            let rate = refinement.learning_rate * 0.5 * (1.0 + turn.cos());
+            let angle = std::f64::consts::PI * step as f64 / refinement.steps as f64;
+            let rate = refinement.learning_rate * 0.5 * (1.0 + angle.cos());
             moved = optimizer.step(rate, moved, gradients);
             step += 1;
         }

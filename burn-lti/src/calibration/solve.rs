@@ -122,13 +122,13 @@ impl Kronecker {
         let [left, right] = &self.bases;
         let (rows, columns) = (left.nrows(), right.nrows());
         let residual = MatRef::from_column_major_slice(residual, rows, columns);
-        let mut turned = left.transpose() * residual * right;
-        for (turned, weights) in turned.col_iter_mut().zip(self.weights.col_iter()) {
-            for (value, weight) in turned.iter_mut().zip(weights.iter()) {
+        let mut projected = left.transpose() * residual * right;
+        for (projected, weights) in projected.col_iter_mut().zip(self.weights.col_iter()) {
+            for (value, weight) in projected.iter_mut().zip(weights.iter()) {
                 *value *= weight;
             }
         }
-        let solved = left * turned * right.transpose();
+        let solved = left * projected * right.transpose();
         let columns = solved.col_iter();
         columns.flat_map(|column| column.iter().copied()).collect()
     }

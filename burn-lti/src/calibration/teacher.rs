@@ -4,7 +4,7 @@ use burn::prelude::*;
 use faer::Mat;
 
 use super::error::CalibrationError;
-use super::moments::host_matrix;
+use super::moments::matrix;
 use crate::decoder::LayeredDecoder;
 use crate::geometry::{Role, Site};
 use crate::tensors::{TensorSet, join_name};
@@ -37,7 +37,7 @@ impl<B: Backend> TeacherTensors<B> {
             return Err(CalibrationError::no_weight(&name));
         };
         let elements = named.tensor.num_elements();
-        host_matrix(
+        matrix(
             named.tensor.to_rank::<1>([elements]),
             elements / d_model.max(1),
         )

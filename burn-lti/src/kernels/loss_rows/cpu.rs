@@ -17,7 +17,7 @@ use crate::kernels::cpu::exp;
 /// Elements whose sum is kept in float32: a block of both rows is in the first cache.
 const BLOCK: usize = 1024;
 
-/// What the loss of a row is, as far as a row can tell.
+/// The loss of a row, as far as the row alone gives it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowLoss {
     pub(crate) alpha: f64,

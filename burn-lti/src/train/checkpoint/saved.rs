@@ -1,4 +1,4 @@
-//! [`Checkpoint`]: one saved step, written, checked and put in place.
+//! [`Checkpoint`]: one saved step, written, checked and restored.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -40,7 +40,7 @@ pub struct RunState {
 }
 
 impl RunState {
-    /// After `step` optimizer steps, with nothing else to say.
+    /// After `step` optimizer steps, with nothing else to keep.
     pub const fn at(step: usize) -> Self {
         Self {
             step,

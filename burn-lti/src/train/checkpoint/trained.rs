@@ -107,7 +107,7 @@ impl<'a> TrainedFile<'a> {
     /// `module` with the values and ids of these tensors, once [`Self::check`] has passed.
     pub(super) fn put_into<B: AutodiffBackend, M: Module<B>>(self, module: M) -> M {
         module.map(&mut Restorer {
-            place: ModulePath::default(),
+            path: ModulePath::default(),
             tensors: self.0,
         })
     }
@@ -125,7 +125,7 @@ fn parameters<B: AutodiffBackend, M: Module<B>>(
     module: &M,
 ) -> BTreeMap<String, Parameter<B::InnerBackend>> {
     let mut collector = Collector::<B> {
-        place: ModulePath::default(),
+        path: ModulePath::default(),
         found: BTreeMap::new(),
     };
     module.visit(&mut collector);
@@ -133,17 +133,17 @@ fn parameters<B: AutodiffBackend, M: Module<B>>(
 }
 
 struct Collector<B: AutodiffBackend> {
-    place: ModulePath,
+    path: ModulePath,
     found: BTreeMap<String, Parameter<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<B> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.place.enter(name, container_type);
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.place.exit();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
@@ -157,29 +157,29 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<B> {
             values: value.reshape([shape.iter().product::<usize>()]),
             shape,
         };
-        self.found.insert(self.place.name(), parameter);
+        self.found.insert(self.path.name(), parameter);
     }
 }
 
 struct Restorer<'a> {
-    place: ModulePath,
+    path: ModulePath,
     tensors: BTreeMap<String, (ParamId, TensorView<'a>)>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Restorer<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.place.enter(name, container_type);
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.place.exit();
+        self.path.exit();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         if !param.is_require_grad() {
             return param;
         }
-        let Some((id, tensor)) = self.tensors.remove(&self.place.name()) else {
+        let Some((id, tensor)) = self.tensors.remove(&self.path.name()) else {
             return param; // the check before knows of none
         };
         let (_, old, mapper) = param.consume();
