@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 
 /// Activations that are kept for each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +52,11 @@ struct Region {
 
 impl ActivationStore {
     /// For a teacher of so many layers.
-    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
+    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self> {
         Self::in_folder(&std::env::temp_dir(), dtype, layers)
     }
 
-    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
+    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self> {
         Ok(Self {
             file: tempfile::tempfile_in(folder).map_err(|source| problem(folder, source))?,
             folder: folder.to_owned(),
@@ -85,7 +85,7 @@ impl ActivationStore {
         batch: usize,
         stream: Stream,
         tensor: Tensor<B, 3>,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let data = tensor.cast(self.dtype).into_data();
         self.seek(batch, stream)?;
         let written = self.file.write_all(data.as_bytes());
@@ -97,7 +97,7 @@ impl ActivationStore {
         batch: usize,
         stream: Stream,
         device: &B::Device,
-    ) -> Result<Tensor<B, 3>, CalibrationError> {
+    ) -> Result<Tensor<B, 3>> {
         let Region { shape, bytes, .. } = self.batches[batch];
         self.seek(batch, stream)?;
         let mut values = vec![0; bytes as usize];
@@ -107,7 +107,7 @@ impl ActivationStore {
         Ok(Tensor::from_data(data, (device, self.dtype)))
     }
 
-    fn seek(&mut self, batch: usize, stream: Stream) -> Result<(), CalibrationError> {
+    fn seek(&mut self, batch: usize, stream: Stream) -> Result<()> {
         let Region { begins, bytes, .. } = self.batches[batch];
         let to = SeekFrom::Start(begins + stream.index() * bytes);
         let found = self.file.seek(to).map(drop);

@@ -6,6 +6,9 @@ use thiserror::Error;
 
 use crate::map::StartError;
 
+/// Of a step of the calibration.
+pub(super) type Result<T, E = CalibrationError> = std::result::Result<T, E>;
+
 /// A calibration that failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
 use super::report::{CalibratedStart, LayerReport};
@@ -75,7 +75,7 @@ impl<B: Backend> CalibratedStart<B> {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes)?;
             Ok(((*name).to_owned(), view))
         });
-        let tensors: Result<_, _> = tensors.collect();
+        let tensors: Result<_, SafeTensorError> = tensors.collect();
         let mut file = TensorFile {
             metadata: None,
             tensors: tensors.map_err(StartFileError::of(unwritten()))?,
@@ -246,8 +246,8 @@ mod tests {
             tensors: [("x".to_owned(), view)].into(),
         };
         let hash = hash(&file);
-        let metadata = metadata.iter().chain([&(HASH, hash.as_str())]);
-        let owned = metadata.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let metadata = metadata.iter().copied().chain([(HASH, hash.as_str())]);
+        let owned = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
         file.metadata = Some(owned.collect());
         fs::write(path, file.to_bytes().unwrap()).unwrap();
     }

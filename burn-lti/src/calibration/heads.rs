@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use crate::geometry::Axes;
 
 /// Teacher heads, one for each of the student's.
@@ -28,7 +28,7 @@ pub(super) struct HeadCounts {
 
 impl HeadCounts {
     /// Of both sides' grids, once they can be calibrated.
-    pub(super) fn of(teacher: &Axes, student: &Axes) -> Result<Self, CalibrationError> {
+    pub(super) fn of(teacher: &Axes, student: &Axes) -> Result<Self> {
         for geometry in [teacher, student] {
             let Axes {
                 query, key_value, ..

@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use crate::compat;
 
 /// Second moments of what a kernel reads, `features`, and of what its product with a kernel should be.
@@ -50,7 +50,7 @@ impl Moments {
         features: Tensor<B, 2>,
         attention: Tensor<B, 2>,
         drift: Tensor<B, 2>,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| compat::total(a.clone() * b.clone());
         let squares = [
             square(&attention, &attention),
@@ -142,14 +142,7 @@ impl Moments {
 
     /// Features times the target of this strength, `[features, d_model]`.
     pub(super) fn cross(&self, strength: f64) -> Mat<f64> {
-        let drift = &self.drift;
-        let mut cross = self.attention.clone();
-        for column in 0..cross.ncols() {
-            for row in 0..cross.nrows() {
-                cross[(row, column)] += strength * drift[(row, column)];
-            }
-        }
-        cross
+        &self.attention + faer::Scale(strength) * &self.drift
     }
 
     /// Squared size of the target of this strength.
@@ -175,9 +168,7 @@ impl Moments {
 }
 
 /// The values of a tensor, row-major.
-pub(super) fn floats<B: Backend, const D: usize>(
-    tensor: Tensor<B, D>,
-) -> Result<Vec<f32>, CalibrationError> {
+pub(super) fn floats<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
     let data = tensor.cast(DType::F32).into_data();
     let values: Vec<f32> = data.iter().collect();
     match all_finite(&values) {
@@ -195,7 +186,7 @@ fn all_finite(values: &[f32]) -> bool {
 pub(super) fn matrix<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
     rows: usize,
-) -> Result<Mat<f64>, CalibrationError> {
+) -> Result<Mat<f64>> {
     let values = floats(tensor)?;
     let columns = values.len() / rows.max(1);
     Ok(Mat::from_fn(rows, columns, |row, column| {

@@ -7,8 +7,8 @@
 
 use faer::Mat;
 
-use super::error::CalibrationError;
-use super::solve::{by_diagonal, conjugate_gradients};
+use super::error::{CalibrationError, Result};
+use super::solve::{by_diagonal, column_major, conjugate_gradients, from_columns};
 
 /// `W[(x,y),(u,v)] = sum_r a[(x,u),r] b[(y,v),r]`
 #[derive(Clone, Debug)]
@@ -38,11 +38,7 @@ const STEPS: usize = 30;
 
 impl Pairs {
     /// The sum of `rank` pairs nearest to `w [x * y, u * v]`, whose heads have `y` and `v` features.
-    pub(super) fn nearest(
-        w: &Mat<f64>,
-        [y, v]: [usize; 2],
-        rank: usize,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn nearest(w: &Mat<f64>, [y, v]: [usize; 2], rank: usize) -> Result<Self> {
         let sizes = [w.nrows() / y, y, w.ncols() / v, v];
         let parts = rearranged(w, sizes).thin_svd();
         // It fails on what is not finite alone.
@@ -63,11 +59,7 @@ impl Pairs {
     }
 
     /// The same for a map of one block `[x * y, v]` for each `u`.
-    pub(super) fn nearest_to_blocks(
-        blocks: &[Mat<f64>],
-        y: usize,
-        rank: usize,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn nearest_to_blocks(blocks: &[Mat<f64>], y: usize, rank: usize) -> Result<Self> {
         let v = blocks.first().map_or(1, Mat::ncols);
         Self::nearest(&joined(blocks), [y, v], rank)
     }
@@ -193,14 +185,9 @@ fn better(
     right: &Mat<f64>,
     diagonal: &Mat<f64>,
 ) -> Mat<f64> {
-    let (rows, rank) = (p.nrows(), p.ncols());
-    let flat = |matrix: &Mat<f64>| -> Vec<f64> {
-        (0..rank)
-            .flat_map(|pair| (0..rows).map(move |row| matrix[(row, pair)]))
-            .collect()
-    };
-    let unflat = |flat: &[f64]| Mat::from_fn(rows, rank, |row, pair| flat[pair * rows + row]);
-    let squares = Mat::from_fn(q.nrows(), rank, |row, pair| q[(row, pair)].powi(2));
+    let flat = |matrix: &Mat<f64>| column_major(matrix.as_ref());
+    let unflat = |flat: &[f64]| from_columns(flat, p.nrows());
+    let squares = Mat::from_fn(q.nrows(), q.ncols(), |row, pair| q[(row, pair)].powi(2));
     let image = |p: &[f64]| flat(&(apply(&(unflat(p) * q.transpose())) * q));
     let diagonal = flat(&(diagonal * &squares));
     let precondition = by_diagonal(&diagonal);

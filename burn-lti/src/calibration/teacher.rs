@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use super::moments::matrix;
 use crate::decoder::LayeredDecoder;
 use crate::geometry::{Role, Site};
@@ -14,7 +14,7 @@ pub(super) fn site_name<B: Backend>(
     teacher: &impl LayeredDecoder<B>,
     layer: usize,
     role: Role,
-) -> Result<String, CalibrationError> {
+) -> Result<String> {
     let site = Site::new(layer, role);
     teacher
         .site_name(site)
@@ -27,11 +27,7 @@ pub(super) struct TeacherTensors<B: Backend>(pub(super) TensorSet<B>);
 
 impl<B: Backend> TeacherTensors<B> {
     /// The weight of a `Linear` with `d_model` outputs, `[inputs, d_model]`.
-    pub(super) fn weight(
-        &self,
-        projection: &str,
-        d_model: usize,
-    ) -> Result<Mat<f64>, CalibrationError> {
+    pub(super) fn weight(&self, projection: &str, d_model: usize) -> Result<Mat<f64>> {
         let name = join_name(projection, "weight");
         let Some(named) = self.0.get(&name) else {
             return Err(CalibrationError::no_weight(&name));

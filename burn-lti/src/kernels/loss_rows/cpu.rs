@@ -134,7 +134,7 @@ impl WithSimd for Evaluate<'_> {
             tokens: 1.0,
             soft,
             student_ce: log_s_untempered - student_target,
-            agreements: f64::from(u8::from(student_choice == teacher_choice)),
+            agreements: f64::from(student_choice == teacher_choice),
             kl: forward(
                 sums.cross_untempered,
                 sums.teacher_untempered,
