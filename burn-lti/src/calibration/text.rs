@@ -105,11 +105,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     }
 
     /// Takes the student's stream through `layer`.
-    pub(super) fn advance<S: LayeredDecoder<B>>(
-        &mut self,
-        layer: usize,
-        student: &S,
-    ) -> Result<()> {
+    pub(super) fn advance(&mut self, layer: usize, student: &impl LayeredDecoder<B>) -> Result<()> {
         for (index, batch) in self.batches() {
             let h = self.student_input(index)?;
             let next = layer_output(student, layer, h, &student.context(&batch));
