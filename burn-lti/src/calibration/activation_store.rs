@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 
 /// Activations that are kept for each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Its place among the streams of a batch.
-    const fn place(self) -> u64 {
+    /// Its number among the streams of a batch.
+    const fn index(self) -> u64 {
         match self {
             Self::Attention => 0,
             Self::Student => 1,
@@ -39,12 +39,12 @@ pub(super) struct ActivationStore {
     dtype: DType,
     /// Streams that a batch has room for.
     streams: u64,
-    batches: Vec<Place>,
+    batches: Vec<Region>,
     end: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Region {
     shape: [usize; 3],
     begins: u64,
     bytes: u64,
@@ -52,16 +52,16 @@ struct Place {
 
 impl ActivationStore {
     /// For a teacher of so many layers.
-    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
+    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self> {
         Self::in_folder(&std::env::temp_dir(), dtype, layers)
     }
 
-    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self, CalibrationError> {
+    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self> {
         Ok(Self {
             file: tempfile::tempfile_in(folder).map_err(|source| problem(folder, source))?,
             folder: folder.to_owned(),
             dtype,
-            streams: Stream::Teacher(layers).place() + 1,
+            streams: Stream::Teacher(layers).index() + 1,
             batches: Vec::new(),
             end: 0,
         })
@@ -71,7 +71,7 @@ impl ActivationStore {
     pub(super) fn add_batch(&mut self, shape: [usize; 3]) -> usize {
         let elements = shape.iter().product::<usize>() as u64;
         let bytes = elements * self.dtype.size() as u64;
-        self.batches.push(Place {
+        self.batches.push(Region {
             shape,
             begins: self.end,
             bytes,
@@ -85,7 +85,7 @@ impl ActivationStore {
         batch: usize,
         stream: Stream,
         tensor: Tensor<B, 3>,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let data = tensor.cast(self.dtype).into_data();
         self.seek(batch, stream)?;
         let written = self.file.write_all(data.as_bytes());
@@ -97,8 +97,8 @@ impl ActivationStore {
         batch: usize,
         stream: Stream,
         device: &B::Device,
-    ) -> Result<Tensor<B, 3>, CalibrationError> {
-        let Place { shape, bytes, .. } = self.batches[batch];
+    ) -> Result<Tensor<B, 3>> {
+        let Region { shape, bytes, .. } = self.batches[batch];
         self.seek(batch, stream)?;
         let mut values = vec![0; bytes as usize];
         let read = self.file.read_exact(&mut values);
@@ -107,9 +107,9 @@ impl ActivationStore {
         Ok(Tensor::from_data(data, (device, self.dtype)))
     }
 
-    fn seek(&mut self, batch: usize, stream: Stream) -> Result<(), CalibrationError> {
-        let Place { begins, bytes, .. } = self.batches[batch];
-        let to = SeekFrom::Start(begins + stream.place() * bytes);
+    fn seek(&mut self, batch: usize, stream: Stream) -> Result<()> {
+        let Region { begins, bytes, .. } = self.batches[batch];
+        let to = SeekFrom::Start(begins + stream.index() * bytes);
         let found = self.file.seek(to).map(drop);
         found.map_err(|source| problem(&self.folder, source))
     }
@@ -142,19 +142,19 @@ mod tests {
         for dtype in [DType::F32, DType::BF16] {
             let mut store = ActivationStore::new(dtype, 2).unwrap();
             assert_eq!(shapes.map(|shape| store.add_batch(shape)), [0, 1]);
-            let number = |batch: usize, place: usize| (10 * batch + place) as f32;
-            for (place, stream) in streams.into_iter().enumerate() {
+            let number = |batch: usize, index: usize| (10 * batch + index) as f32;
+            for (index, stream) in streams.into_iter().enumerate() {
                 for (batch, shape) in shapes.into_iter().enumerate() {
-                    let tensor = Tensor::<Flex, 3>::full(shape, number(batch, place), &device);
+                    let tensor = Tensor::<Flex, 3>::full(shape, number(batch, index), &device);
                     store.write(batch, stream, tensor).unwrap();
                 }
             }
-            for (place, stream) in streams.into_iter().enumerate() {
+            for (index, stream) in streams.into_iter().enumerate() {
                 for (batch, shape) in shapes.into_iter().enumerate() {
                     let found = store.read::<Flex>(batch, stream, &device).unwrap();
                     assert_eq!((found.dims(), found.dtype()), (shape, dtype));
                     let data = found.into_data();
-                    let expected = number(batch, place);
+                    let expected = number(batch, index);
                     assert!(data.iter::<f32>().all(|value| value == expected));
                 }
             }

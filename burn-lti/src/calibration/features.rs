@@ -89,7 +89,7 @@ mod tests {
         let all = numbers(of_all_values(weights(), values.clone()));
         assert_eq!(all, (vec![1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 4.0], [2, 4]));
         assert_eq!(shared, all);
-        let turned = numbers(flat(of_heads(values, 2, &[1, 0, 1])));
-        assert_eq!(turned, (vec![2.0, 1.0, 2.0, 6.0, 3.0, 6.0], [2, 3]));
+        let chosen = numbers(flat(of_heads(values, 2, &[1, 0, 1])));
+        assert_eq!(chosen, (vec![2.0, 1.0, 2.0, 6.0, 3.0, 6.0], [2, 3]));
     }
 }

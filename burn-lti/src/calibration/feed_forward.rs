@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::features::flat;
 use super::map_values::row_major;
 use super::solve;
@@ -20,16 +20,11 @@ const RIDGES: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
 /// What the fit leaves of what was missing, on held-out tokens, and the new weight of `layer`. Where none
 /// helps, nothing is changed.
-pub(super) fn refit<B, T, S>(
-    text: &mut Text<'_, B, T>,
+pub(super) fn refit<B: Backend>(
+    text: &mut Text<'_, B, impl LayeredDecoder<B>>,
     layer: usize,
-    student: &S,
-) -> Result<(f64, TensorSet<B>), CalibrationError>
-where
-    B: Backend,
-    T: LayeredDecoder<B>,
-    S: LayeredDecoder<B>,
-{
+    student: &impl LayeredDecoder<B>,
+) -> Result<(f64, TensorSet<B>)> {
     let name = site_name(text.teacher, layer, Role::Down)?;
     let weight = text.tensors.weight(&name, text.d_model)?;
     let mut sums = SplitMoments::zeros(weight.nrows(), text.d_model);
@@ -64,7 +59,7 @@ where
 
 /// What is best added to the weight, and what that leaves on held-out tokens. What does not help there is
 /// left alone.
-fn change(sums: &SplitMoments) -> Result<(f64, Option<Mat<f64>>), CalibrationError> {
+fn change(sums: &SplitMoments) -> Result<(f64, Option<Mat<f64>>)> {
     let best = RIDGES
         .into_iter()
         // A ridge too little for the rounding of the sums is passed over.

@@ -1,17 +1,17 @@
 //! A calculated start in a file: a run that goes on begins with the same numbers.
 
-use std::collections::HashMap;
+use std::error::Error as StdError;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize};
+use safetensors::{Dtype, SafeTensorError};
 use thiserror::Error;
 
 use super::report::{CalibratedStart, LayerReport};
-use crate::files::{FileError, sha256, write_atomically};
+use crate::files::{FileError, TensorFile, sha256, write_atomically};
 use crate::tensors::{TensorSet, split_name};
 
 /// A start that could not be written or read.
@@ -21,40 +21,35 @@ pub enum StartFileError {
     /// The file could not be written.
     #[error(transparent)]
     Write(#[from] FileError),
-    /// The file could not be read.
-    #[error("cannot read the calculated start {path}: begin the run anew, with --overwrite")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is none of safetensors.
-    #[error("{path} is no calculated start: begin the run anew, with --overwrite")]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: SafeTensorError,
-    },
-    /// What is in the file is not what was written.
-    #[error("{path} is damaged ({what}): begin the run anew, with --overwrite")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// A tensor cannot be read from its device.
-    #[error("cannot read the tensor {name} from its device: {reason}")]
-    Device {
-        /// The tensor.
-        name: String,
-        /// What the backend said.
-        reason: String,
+    /// The start cannot be laid out in a file, or read from it.
+    #[error("{what}")]
+    Start {
+        /// The file or the tensor, what is wrong with it, and the way out.
+        what: String,
+        /// What was reported, if anything was.
+        source: Option<Box<dyn StdError + Send + Sync>>,
     },
 }
 
+impl StartFileError {
+    fn new(what: String) -> Self {
+        Self::Start { what, source: None }
+    }
+
+    /// Says what came of a reported error: `map_err(StartFileError::of(what))`.
+    fn of<E: StdError + Send + Sync + 'static>(what: String) -> impl FnOnce(E) -> Self {
+        move |source| Self::Start {
+            what,
+            source: Some(Box::new(source)),
+        }
+    }
+}
+
+/// Names and shapes of the tensors: another number if they change.
+const FORMAT: &str = "2";
+
+/// Keys of the metadata.
+const FORMAT_KEY: &str = "format";
 const HASH: &str = "sha256";
 const LAYERS: &str = "layers";
 
@@ -63,42 +58,37 @@ impl<B: Backend> CalibratedStart<B> {
     ///
     /// # Errors
     ///
-    /// [`StartFileError::Write`], [`StartFileError::Device`].
+    /// [`StartFileError::Write`]; [`StartFileError::Start`] if a tensor cannot be read from its device.
     pub fn save(&self, path: &Path) -> Result<(), StartFileError> {
-        let mut tensors = Vec::new();
+        let mut values = Vec::new();
         for (name, named) in self.tensors.iter() {
-            let values = named.tensor.to_f32();
-            let values = values.map_err(|reason| StartFileError::Device {
-                name: name.to_owned(),
-                reason,
+            let floats = named.tensor.to_f32().map_err(|reason| {
+                StartFileError::new(format!(
+                    "cannot read the tensor {name} from its device: {reason}"
+                ))
             })?;
-            let bytes: Vec<u8> = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            tensors.push((name.to_owned(), named.tensor.shape(), bytes));
+            let bytes: Vec<u8> = floats.into_iter().flat_map(f32::to_le_bytes).collect();
+            values.push((name, named.tensor.shape(), bytes));
         }
-        let broken = |source| StartFileError::Tensors {
-            path: path.to_owned(),
-            source,
+        let unwritten = || format!("the calculated start {} cannot be written", path.display());
+        let tensors = values.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes)?;
+            Ok(((*name).to_owned(), view))
+        });
+        let tensors: Result<_, SafeTensorError> = tensors.collect();
+        let mut file = TensorFile {
+            metadata: None,
+            tensors: tensors.map_err(StartFileError::of(unwritten()))?,
         };
-        let layers = serde_json::to_string(&self.layers).map_err(|_| StartFileError::Damaged {
-            path: path.to_owned(),
-            what: "its report cannot be written",
-        })?;
-        let hash = hash(
-            tensors
-                .iter()
-                .map(|(name, _, bytes)| (name.as_str(), &bytes[..])),
-        );
-        let metadata = HashMap::from([(HASH.to_owned(), hash), (LAYERS.to_owned(), layers)]);
-        let views: Result<Vec<_>, _> = tensors
-            .iter()
-            .map(|(name, shape, bytes)| {
-                Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
-            })
-            .collect();
-        let bytes = serialize(views.map_err(broken)?, Some(metadata)).map_err(broken)?;
+        let layers = serde_json::to_string(&self.layers);
+        let layers = layers.map_err(StartFileError::of(unwritten()))?;
+        let metadata = [
+            (FORMAT_KEY, FORMAT.to_owned()),
+            (HASH, hash(&file)),
+            (LAYERS, layers),
+        ];
+        file.metadata = Some(metadata.map(|(key, value)| (key.to_owned(), value)).into());
+        let bytes = file.to_bytes().map_err(StartFileError::of(unwritten()))?;
         Ok(write_atomically(path, &bytes)?)
     }
 
@@ -107,52 +97,46 @@ impl<B: Backend> CalibratedStart<B> {
     ///
     /// # Errors
     ///
-    /// [`StartFileError::Read`], [`StartFileError::Tensors`], [`StartFileError::Damaged`].
+    /// [`StartFileError::Start`]: the file cannot be read, is another version's, or is not what was
+    /// written.
     pub fn load(path: &Path, dtype: DType, device: &B::Device) -> Result<Self, StartFileError> {
-        let damaged = |what| StartFileError::Damaged {
-            path: path.to_owned(),
-            what,
-        };
-        let broken = |source| StartFileError::Tensors {
-            path: path.to_owned(),
-            source,
-        };
-        let bytes = fs::read(path).map_err(|source| StartFileError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
-        let mut views: Vec<_> = file.iter().collect();
-        views.sort_by(|a, b| a.0.cmp(b.0));
-        let found = hash(views.iter().map(|(name, view)| (*name, view.data())));
-        if metadata.get(HASH) != Some(&found) {
+        let shown = path.display();
+        let unread = format!("cannot read the calculated start {shown}: {ANEW}");
+        let bytes = fs::read(path).map_err(StartFileError::of(unread))?;
+        let other = format!("{shown} is no calculated start: {ANEW}");
+        let file = TensorFile::from_bytes(&bytes).map_err(StartFileError::of(other))?;
+        let noted = |key| file.metadata.as_ref()?.get(key);
+        let format = noted(FORMAT_KEY).map_or("none", String::as_str);
+        if format != FORMAT {
+            return Err(StartFileError::new(format!(
+                "{shown} is of another version of burn-lti, which wrote format {format} where this one \
+                 reads {FORMAT}: go on with the version that wrote it, or begin anew with a new --out"
+            )));
+        }
+        let damaged =
+            |what: &str| StartFileError::new(format!("{shown} is damaged ({what}): {ANEW}"));
+        if noted(HASH) != Some(&hash(&file)) {
             return Err(damaged("its values are not those that were written"));
         }
-        let layers: Option<Vec<LayerReport>> = metadata
-            .get(LAYERS)
-            .and_then(|text| serde_json::from_str(text).ok());
+        let layers: Option<Vec<LayerReport>> =
+            noted(LAYERS).and_then(|text| serde_json::from_str(text).ok());
         let mut tensors = TensorSet::new();
-        for (name, view) in views {
+        for (name, view) in &file.tensors {
             if view.dtype() != Dtype::F32 {
                 return Err(damaged("a tensor is not float32"));
             }
-            let bytes = view.data().to_vec();
-            let data = |shape: Vec<usize>| TensorData::from_bytes_vec(bytes, shape, DType::F32);
-            match *view.shape() {
-                [rows, columns] if split_name(name).1 == "weight" => {
-                    let data = data(vec![rows, columns]).convert_dtype(dtype);
-                    let tensor = Tensor::<B, 2>::from_data(data, (device, dtype));
-                    tensors.insert(name, "Linear", tensor);
-                }
-                [rows, columns] => {
-                    let data = data(vec![rows, columns]);
-                    let tensor = Tensor::<B, 2>::from_data(data, (device, DType::F32));
-                    tensors.insert(name, "AxisMap", tensor);
-                }
-                _ => return Err(damaged("a tensor has not two axes")),
-            }
+            let &[rows, columns] = view.shape() else {
+                return Err(damaged("a tensor has not two axes"));
+            };
+            let (owner, dtype) = match split_name(name).1 {
+                "weight" => ("Linear", dtype),
+                _ => ("AxisMap", DType::F32),
+            };
+            let values = view.data().to_vec();
+            let data = TensorData::from_bytes_vec(values, [rows, columns], DType::F32);
+            let data = data.convert_dtype(dtype);
+            let tensor = Tensor::<B, 2>::from_data(data, (device, dtype));
+            tensors.insert(name, owner, tensor);
         }
         Ok(Self {
             tensors,
@@ -161,12 +145,14 @@ impl<B: Backend> CalibratedStart<B> {
     }
 }
 
+/// The way out without the file.
+const ANEW: &str = "begin the run anew, with --overwrite";
+
 /// Of names and values, in the order of the names.
-fn hash<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let hashes: Vec<String> = tensors
-        .map(|(name, bytes)| format!("{name} {}\n", sha256(bytes)))
-        .collect();
-    sha256(hashes.concat().as_bytes())
+fn hash(file: &TensorFile<'_>) -> String {
+    let tensors = file.tensors.iter();
+    let hashes = tensors.map(|(name, view)| format!("{name} {}\n", sha256(view.data())));
+    sha256(hashes.collect::<String>().as_bytes())
 }
 
 #[cfg(test)]
@@ -227,8 +213,10 @@ mod tests {
         assert_eq!(read.layers, written.layers);
     }
 
-    fn refused(path: &Path) -> StartFileError {
-        CalibratedStart::<Flex>::load(path, DType::F32, &Default::default()).unwrap_err()
+    /// What loading the file says.
+    fn refused(path: &Path) -> String {
+        let read = CalibratedStart::<Flex>::load(path, DType::F32, &Default::default());
+        read.unwrap_err().to_string()
     }
 
     #[test]
@@ -241,34 +229,62 @@ mod tests {
         bytes[last] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let error = refused(&path);
-        assert!(matches!(error, StartFileError::Damaged { .. }), "{error}");
+        assert!(error.contains("is damaged"), "{error}");
         fs::write(&path, b"no").unwrap();
         let error = refused(&path);
-        assert!(matches!(error, StartFileError::Tensors { .. }), "{error}");
+        assert!(error.contains("is no calculated start"), "{error}");
         fs::remove_file(&path).unwrap();
         let error = refused(&path);
-        assert!(matches!(error, StartFileError::Read { .. }), "{error}");
+        assert!(error.contains("cannot read"), "{error}");
+    }
+
+    /// A file of one tensor `x` of four bytes.
+    fn write(path: &Path, dtype: Dtype, shape: Vec<usize>, metadata: &[(&str, &str)]) {
+        let view = TensorView::new(dtype, shape, &[0; 4]).unwrap();
+        let mut file = TensorFile {
+            metadata: None,
+            tensors: [("x".to_owned(), view)].into(),
+        };
+        let hash = hash(&file);
+        let metadata = metadata.iter().copied().chain([(HASH, hash.as_str())]);
+        let owned = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        file.metadata = Some(owned.collect());
+        fs::write(path, file.to_bytes().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_start_of_another_version_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("start.safetensors");
+        for (metadata, found) in [
+            (&[(LAYERS, "[]")][..], "none"),
+            (&[(LAYERS, "[]"), (FORMAT_KEY, "1")], "1"),
+        ] {
+            write(&path, Dtype::F32, vec![1, 1], metadata);
+            let error = refused(&path);
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            assert!(error.contains(&format!("format {found} where")), "{error}");
+            assert!(error.contains("the version that wrote it"), "{error}");
+            assert!(!error.contains("--overwrite"), "{error}");
+        }
     }
 
     #[test]
     fn a_start_that_was_never_written_so_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("start.safetensors");
-        for (dtype, shape, layers, expected) in [
-            (Dtype::F16, vec![2, 1], Some("[]"), "not float32"),
-            (Dtype::F32, vec![1], Some("[]"), "not two axes"),
-            (Dtype::F32, vec![1, 1], None, "no report"),
-            (Dtype::F32, vec![1, 1], Some("{}"), "no report"),
+        let format = (FORMAT_KEY, FORMAT);
+        let (none, other) = ((LAYERS, "[]"), (LAYERS, "{}"));
+        for (dtype, shape, metadata, expected) in [
+            (Dtype::F16, vec![2, 1], &[format, none][..], "not float32"),
+            (Dtype::F32, vec![1], &[format, none], "not two axes"),
+            (Dtype::F32, vec![1, 1], &[format], "no report"),
+            (Dtype::F32, vec![1, 1], &[format, other], "no report"),
         ] {
-            let bytes = [0; 4];
-            let mut metadata =
-                HashMap::from([(HASH.to_owned(), hash([("x", &bytes[..])].into_iter()))]);
-            metadata.extend(layers.map(|layers| (LAYERS.to_owned(), layers.to_owned())));
-            let view = TensorView::new(dtype, shape, &bytes).unwrap();
-            fs::write(&path, serialize([("x", view)], Some(metadata)).unwrap()).unwrap();
+            write(&path, dtype, shape, metadata);
             let error = refused(&path);
-            assert!(matches!(error, StartFileError::Damaged { .. }), "{error}");
-            assert!(error.to_string().contains(expected), "{error}");
+            assert!(error.contains("is damaged"), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         // What should be a folder is a file.
         let error = start().save(&path.join("start")).unwrap_err();

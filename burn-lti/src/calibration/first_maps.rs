@@ -1,12 +1,12 @@
 //! The value and output maps from which a layer's fit begins.
 
-use faer::{Mat, Side};
+use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::moments::Moments;
 use super::out::{OutFit, OutMap};
 use super::pairs::Pairs;
-use super::solve::{mean_diagonal, ridge, ridged};
+use super::solve::{cholesky, eigen, mean_diagonal, ridge};
 use super::value_features::ValueFeatures;
 use super::value_map::ValueMap;
 use crate::map::MapKind;
@@ -18,13 +18,9 @@ pub(super) fn first_maps(
     value: MapKind,
     out: &OutMap,
     fitted: &Moments,
-) -> Result<(ValueMap, OutFit), CalibrationError> {
+) -> Result<(ValueMap, OutFit)> {
     let (teacher, student) = (features.t_head_dim, features.s_head_dim);
-    let whole = |size: usize| {
-        Mat::from_fn(teacher, size, |row, column| {
-            f64::from(u8::from(row == column))
-        })
-    };
+    let whole = |size: usize| Mat::identity(teacher, size);
     let kept: Vec<Mat<f64>> = match student < teacher {
         true => {
             // A factor, of values or output, has one set of directions for all heads.
@@ -42,7 +38,7 @@ pub(super) fn first_maps(
             let wrapped = heads.map(|head| {
                 Mat::from_fn(count, student, |row, column| {
                     let own = (features.own(head) + column) % count;
-                    f64::from(u8::from(row == own))
+                    f64::from(row == own)
                 })
             });
             ValueMap::General(wrapped.collect())
@@ -69,7 +65,7 @@ pub(super) fn first_maps(
         }
         MapKind::Factored => ValueMap::Factored {
             a: Mat::from_fn(count / teacher, features.heads.s_key_value, |row, head| {
-                f64::from(u8::from(row * teacher == features.own(head)))
+                f64::from(row * teacher == features.own(head))
             }),
             b: kept[0].clone(),
         },
@@ -85,7 +81,7 @@ fn principal_directions(
     shared: bool,
     fitted: &Moments,
     whole: &Mat<f64>,
-) -> Result<Vec<Mat<f64>>, CalibrationError> {
+) -> Result<Vec<Mat<f64>>> {
     let heads = features.heads;
     let blocks: Vec<Mat<f64>> = (0..heads.s_key_value)
         .map(|head| features.placed(head, whole))
@@ -113,19 +109,11 @@ fn principal_directions(
 }
 
 /// The `count` directions that carry most of `read` in the metric of `gram`, as columns.
-fn leading(gram: &Mat<f64>, read: &Mat<f64>, count: usize) -> Result<Mat<f64>, CalibrationError> {
-    let singular = CalibrationError::Singular { ridge: 1e-6 };
+fn leading(gram: &Mat<f64>, read: &Mat<f64>, count: usize) -> Result<Mat<f64>> {
     let size = gram.nrows();
-    let Ok(factor) = ridged(gram, 1e-6).llt(Side::Lower) else {
-        return Err(singular);
-    };
+    let factor = cholesky(gram, 1e-6)?;
     let lower = factor.L();
-    let inner = lower.transpose() * read * lower;
-    let Ok(eigen) = inner.self_adjoint_eigen(Side::Lower) else {
-        return Err(singular);
-    };
-    // In ascending order.
-    let vectors = eigen.U();
+    let (vectors, _) = eigen(&(lower.transpose() * read * lower))?;
     let mut kept = Mat::from_fn(size, count, |row, column| vectors[(row, size - 1 - column)]);
     // F M has these directions of its own second moments: M = L^-T E, scaled to the size of values.
     faer::linalg::triangular_solve::solve_upper_triangular_in_place(
@@ -139,6 +127,7 @@ fn leading(gram: &Mat<f64>, read: &Mat<f64>, count: usize) -> Result<Mat<f64>, C
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::CalibrationError;
     use super::*;
 
     #[test]

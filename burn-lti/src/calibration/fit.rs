@@ -5,7 +5,7 @@
 //! its part of the output kernel. The sum over heads should be the target of
 //! [`Moments`]. That is linear in `O` for given `M` and in `M` for given `O`, so both are fitted in turn.
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use super::first_maps::first_maps;
 use super::moments::Moments;
 use super::out::{OutFit, OutMap};
@@ -49,11 +49,7 @@ impl LayerFit<'_> {
     /// # Errors
     ///
     /// [`CalibrationError::Singular`].
-    pub(super) fn run(
-        &self,
-        strengths: &[f64],
-        most_rounds: usize,
-    ) -> Result<Fitted, CalibrationError> {
+    pub(super) fn run(&self, strengths: &[f64], most_rounds: usize) -> Result<Fitted> {
         let fitted = &self.moments.fitted;
         let start = first_maps(&self.features, self.value, self.out, fitted)?;
         let regularization = self.regularization(&start, strengths)?;
@@ -89,11 +85,7 @@ impl LayerFit<'_> {
     }
 
     /// The strictest fit that held-out tokens bear out.
-    fn regularization(
-        &self,
-        (value, out): &Maps,
-        strengths: &[f64],
-    ) -> Result<Regularization, CalibrationError> {
+    fn regularization(&self, (value, out): &Maps, strengths: &[f64]) -> Result<Regularization> {
         let fitted = value.through(&self.features, &self.moments.fitted);
         let held_out = value.through(&self.features, &self.moments.held_out);
         let spectrum = self.out.spectrum(&fitted, &held_out, out)?;
@@ -116,7 +108,7 @@ impl LayerFit<'_> {
         moments: &Moments,
         (value, out): &Maps,
         regularization: Regularization,
-    ) -> Result<Maps, CalibrationError> {
+    ) -> Result<Maps> {
         let value = improved(&self.features, moments, value, &out.kernel, regularization)?;
         self.output(moments, &(value, out.clone()), regularization)
     }
@@ -127,7 +119,7 @@ impl LayerFit<'_> {
         moments: &Moments,
         (value, out): &Maps,
         regularization: Regularization,
-    ) -> Result<Maps, CalibrationError> {
+    ) -> Result<Maps> {
         let out = self
             .out
             .fit(&value.through(&self.features, moments), regularization, out)?;

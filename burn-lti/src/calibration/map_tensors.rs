@@ -5,7 +5,7 @@ use burn::tensor::{DType, TensorData};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::map_values::{MapValues, row_major};
 use super::pairs::{Pairs, outer_product};
 use crate::decoder::LtiSpec;
@@ -35,7 +35,7 @@ impl<B: Backend> MapTensors<'_, B> {
         tensors: &mut TensorSet<B>,
         role: Role,
         projection: &str,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let spec = self.map_spec(role);
         let map = &map_name(projection, role);
         spec.check_rank()?;
@@ -72,7 +72,7 @@ impl<B: Backend> MapTensors<'_, B> {
         site: Site,
         projection: &str,
         values: &MapValues,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let spec = self.map_spec(site.role);
         let map = &map_name(projection, site.role);
         let (mut a, mut b) = match (values, self.form(site.role).pairs()) {
@@ -110,17 +110,17 @@ impl<B: Backend> MapTensors<'_, B> {
     }
 
     /// Adds one tensor of a map; zeros where there are no values.
-    fn add<const D: usize>(
+    fn add(
         &self,
         tensors: &mut TensorSet<B>,
         map: &str,
         leaf: &str,
         values: Option<Vec<f32>>,
-        shape: [usize; D],
+        shape: [usize; 2],
     ) {
         let on = (&self.device, DType::F32);
         let tensor = match values {
-            Some(values) => Tensor::<B, D>::from_data(TensorData::new(values, shape), on),
+            Some(values) => Tensor::<B, 2>::from_data(TensorData::new(values, shape), on),
             None => Tensor::zeros(shape, on),
         };
         tensors.insert(&join_name(map, leaf), "AxisMap", tensor);

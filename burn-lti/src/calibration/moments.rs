@@ -4,7 +4,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use crate::compat;
 
 /// Second moments of what a kernel reads, `features`, and of what its product with a kernel should be.
@@ -50,7 +50,7 @@ impl Moments {
         features: Tensor<B, 2>,
         attention: Tensor<B, 2>,
         drift: Tensor<B, 2>,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let square = |a: &Tensor<B, 2>, b: &Tensor<B, 2>| compat::total(a.clone() * b.clone());
         let squares = [
             square(&attention, &attention),
@@ -59,9 +59,9 @@ impl Moments {
         ];
         let all = Tensor::cat(vec![features.clone(), attention, drift], 1);
         // What multiplies the features goes to the left: a row of the product is a column of the sums.
-        self.add_products(&host(all.transpose().matmul(features))?);
+        self.add_products(&floats(all.transpose().matmul(features))?);
         for (sum, square) in self.squares.iter_mut().zip(squares) {
-            *sum += f64::from(host(square)?[0]);
+            *sum += f64::from(floats(square)?[0]);
         }
         Ok(())
     }
@@ -123,11 +123,11 @@ impl Moments {
         }
         let mut to = 0;
         for (index, block) in blocks.iter().enumerate() {
-            let turned = block.transpose();
-            let rows = turned * half.subrows(index * part, part);
+            let transposed = block.transpose();
+            let rows = transposed * half.subrows(index * part, part);
             gram.subrows_mut(to, block.ncols()).copy_from(&rows);
             for (into, from) in [(&mut attention, &self.attention), (&mut drift, &self.drift)] {
-                let rows = turned * from.subrows(index * part, part);
+                let rows = transposed * from.subrows(index * part, part);
                 into.subrows_mut(to, block.ncols()).copy_from(&rows);
             }
             to += block.ncols();
@@ -142,14 +142,7 @@ impl Moments {
 
     /// Features times the target of this strength, `[features, d_model]`.
     pub(super) fn cross(&self, strength: f64) -> Mat<f64> {
-        let drift = &self.drift;
-        let mut cross = self.attention.clone();
-        for column in 0..cross.ncols() {
-            for row in 0..cross.nrows() {
-                cross[(row, column)] += strength * drift[(row, column)];
-            }
-        }
-        cross
+        &self.attention + faer::Scale(strength) * &self.drift
     }
 
     /// Squared size of the target of this strength.
@@ -175,9 +168,7 @@ impl Moments {
 }
 
 /// The values of a tensor, row-major.
-pub(super) fn host<B: Backend, const D: usize>(
-    tensor: Tensor<B, D>,
-) -> Result<Vec<f32>, CalibrationError> {
+pub(super) fn floats<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
     let data = tensor.cast(DType::F32).into_data();
     let values: Vec<f32> = data.iter().collect();
     match all_finite(&values) {
@@ -192,11 +183,11 @@ fn all_finite(values: &[f32]) -> bool {
 }
 
 /// The values of a tensor as a matrix of so many rows.
-pub(super) fn host_matrix<B: Backend, const D: usize>(
+pub(super) fn matrix<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
     rows: usize,
-) -> Result<Mat<f64>, CalibrationError> {
-    let values = host(tensor)?;
+) -> Result<Mat<f64>> {
+    let values = floats(tensor)?;
     let columns = values.len() / rows.max(1);
     Ok(Mat::from_fn(rows, columns, |row, column| {
         f64::from(values[row * columns + column])

@@ -1,16 +1,16 @@
 //! The output map: least squares in its own parameters.
 
+use faer::Mat;
 use faer::linalg::solvers::{Llt, Solve};
-use faer::{Mat, Side};
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::heads::HeadCounts;
 use super::map_values::MapValues;
 use super::moments::Moments;
-use super::out_factors::OutFactors;
+use super::out_factors::{Equations, OutFactors};
 use super::pairs::{Pairs, Quadratic};
 use super::regularization::Regularization;
-use super::solve::{self, ridge, ridged};
+use super::solve::{self, cholesky, ridge, ridged};
 use super::spectrum::Spectrum;
 use crate::map::MapKind;
 
@@ -61,9 +61,8 @@ impl OutMap {
         [t_head_dim, s_head_dim]: [usize; 2],
         query: &[usize],
         kernel: Mat<f64>,
-    ) -> Result<Self, CalibrationError> {
+    ) -> Result<Self> {
         let gram = &kernel * kernel.transpose();
-        let span = ridged(&gram, SPAN_RIDGE).llt(Side::Lower);
         Ok(Self {
             kind,
             factors: OutFactors {
@@ -73,7 +72,7 @@ impl OutMap {
                 kernel,
             },
             query: query.to_vec(),
-            span: span.map_err(|_| CalibrationError::Singular { ridge: SPAN_RIDGE })?,
+            span: cholesky(&gram, SPAN_RIDGE)?,
             gram,
         })
     }
@@ -86,7 +85,7 @@ impl OutMap {
     /// The map that hands each of the student's heads to where the teacher's own went. `kept` is for each
     /// of the student's heads what it keeps of the values of the head that it began as,
     /// `[t_head_dim, s_head_dim]`; what it keeps goes on as it did.
-    pub(super) fn first(&self, kept: &[&Mat<f64>]) -> Result<OutFit, CalibrationError> {
+    pub(super) fn first(&self, kept: &[&Mat<f64>]) -> Result<OutFit> {
         let size = self.factors.s_head_dim;
         let heads = self.factors.heads;
         let back: Vec<Mat<f64>> = kept
@@ -98,7 +97,7 @@ impl OutMap {
             .collect::<Result<_, _>>()?;
         if self.kind == MapKind::Factored {
             let a = Mat::from_fn(heads.t_query, heads.s_query, |t, s| {
-                f64::from(u8::from(self.query[s] == t)) / self.copies(s)
+                f64::from(self.query[s] == t) / self.copies(s)
             });
             let b = back
                 .into_iter()
@@ -162,19 +161,20 @@ impl OutMap {
         moments: &Moments,
         Regularization { ridge, strength }: Regularization,
         last: &OutFit,
-    ) -> Result<OutFit, CalibrationError> {
+    ) -> Result<OutFit> {
         if ridge.is_infinite() {
             return Ok(last.clone());
         }
-        let cross = moments.cross(strength);
+        let equations = Equations {
+            gram: &moments.gram,
+            cross: moments.cross(strength),
+            ridge,
+        };
         match &last.values {
-            MapValues::General(_) => {
-                let free = free(moments, &cross, ridge, &last.kernel)?;
-                Ok(self.of_map(self.nearest(&free)))
-            }
-            MapValues::Pairs(_) => self.pairs(moments, &cross, ridge, &last.kernel),
+            MapValues::General(_) => Ok(self.of_map(self.nearest(&equations, &last.kernel)?)),
+            MapValues::Pairs(_) => self.pairs(&equations, &last.kernel),
             MapValues::Factored { a, b } => {
-                let (a, b) = self.factors.fit(moments, &cross, ridge, (a, b))?;
+                let (a, b) = self.factors.fit(&equations, (a, b))?;
                 let kernel = self.factors.made(&a, &b);
                 Ok(OutFit {
                     values: MapValues::Factored { a, b },
@@ -190,36 +190,38 @@ impl OutMap {
         fitted: &Moments,
         held_out: &Moments,
         last: &OutFit,
-    ) -> Result<Option<Spectrum>, CalibrationError> {
+    ) -> Result<Option<Spectrum>> {
         if self.kind != MapKind::General {
             return Ok(None);
         }
-        let onto = |free: &Mat<f64>| self.nearest(free).transpose() * &self.factors.kernel;
+        let onto = |free: &Mat<f64>| self.nearest_to(free).transpose() * &self.factors.kernel;
         Spectrum::new(fitted, held_out, &last.kernel, onto).map(Some)
     }
 
     /// The general map whose kernel is nearest to `free [s_heads * s_head_dim, d_model]`. With the
     /// moments' metric on one side of the kernel alone, that is also the best map for the target.
-    fn nearest(&self, free: &Mat<f64>) -> Mat<f64> {
+    fn nearest_to(&self, free: &Mat<f64>) -> Mat<f64> {
         self.span.solve(&self.factors.kernel * free.transpose())
     }
 
+    /// The general map that is nearest to the kernel that would be best if a map could make every one.
+    fn nearest(&self, equations: &Equations<'_>, last: &Mat<f64>) -> Result<Mat<f64>> {
+        let Equations { gram, cross, ridge } = equations;
+        let missing = cross - *gram * last;
+        Ok(self.nearest_to(&(solve::ridge(gram, &missing, *ridge)? + last)))
+    }
+
     /// What a general map would be fitted to, by as many pairs as there are, in the fit's own metric.
-    fn pairs(
-        &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        ridge: f64,
-        last: &Mat<f64>,
-    ) -> Result<OutFit, CalibrationError> {
-        let general = self.nearest(&free(moments, cross, ridge, last)?);
+    fn pairs(&self, equations: &Equations<'_>, last: &Mat<f64>) -> Result<OutFit> {
+        let general = self.nearest(equations, last)?;
+        let Equations { gram, cross, ridge } = equations;
         let rank = self.kind.pairs().unwrap_or(1);
         // The ridge is part of what is made small: Gram matrix and target of the free kernel's own equations.
-        let gram = ridged(&moments.gram, ridge);
-        let apply = |map: &Mat<f64>| &self.gram * map * &gram;
-        let right = &self.factors.kernel * (cross + (&gram - &moments.gram) * last).transpose();
+        let with_ridge = ridged(gram, *ridge);
+        let apply = |map: &Mat<f64>| &self.gram * map * &with_ridge;
+        let right = &self.factors.kernel * (cross + (&with_ridge - *gram) * last).transpose();
         let diagonal = Mat::from_fn(general.nrows(), general.ncols(), |row, column| {
-            self.gram[(row, row)] * gram[(column, column)]
+            self.gram[(row, row)] * with_ridge[(column, column)]
         });
         let pairs = Pairs::nearest(&general, self.head_sizes(), rank)?;
         Ok(self.of_pairs(pairs.improved(&Quadratic {
@@ -228,17 +230,6 @@ impl OutMap {
             diagonal,
         })))
     }
-}
-
-/// The kernel that would be best if a map could make every one.
-fn free(
-    moments: &Moments,
-    cross: &Mat<f64>,
-    ridge: f64,
-    last: &Mat<f64>,
-) -> Result<Mat<f64>, CalibrationError> {
-    let missing = cross - &moments.gram * last;
-    Ok(solve::ridge(&moments.gram, &missing, ridge)? + last)
 }
 
 #[cfg(test)]
@@ -283,7 +274,7 @@ mod tests {
         let heads = HeadCounts::counted([2, 2], [2, 2]);
         let kernel = Mat::from_fn(4, D_MODEL, |i, j| f64::from(number(i, j, 9)));
         let map = OutMap::new(MapKind::General, heads, [2, 3], &[0, 1], kernel).unwrap();
-        let kept = Mat::from_fn(2, 3, |i, j| f64::from(u8::from(i == j)));
+        let kept = Mat::from_fn(2, 3, |i, j| f64::from(i == j));
         let first = map.first(&[&kept, &kept]).unwrap();
         let (fitted, held_out) = (moments(1), moments(5));
         let spectrum = map.spectrum(&fitted, &held_out, &first).unwrap().unwrap();

@@ -2,10 +2,11 @@
 
 use faer::{Mat, MatRef};
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::heads::HeadCounts;
-use super::moments::Moments;
-use super::solve::{self, by_diagonal, conjugate_gradients, dot, towards};
+use super::solve::{
+    self, by_diagonal, column_major, conjugate_gradients, dot, from_columns, products, towards,
+};
 
 /// The teacher's output kernel by heads, and what two factors make of it.
 #[derive(Debug)]
@@ -17,25 +18,31 @@ pub(super) struct OutFactors {
     pub(super) kernel: Mat<f64>,
 }
 
+/// What an output kernel is fitted to: `gram * kernel = cross`, and a ridge that pulls towards what there was.
+pub(super) struct Equations<'a> {
+    pub(super) gram: &'a Mat<f64>,
+    /// `[s_heads * s_head_dim, d_model]`
+    pub(super) cross: Mat<f64>,
+    pub(super) ridge: f64,
+}
+
 /// Rounds of the two factors in turn.
-const TURNS: usize = 4;
+const ROUNDS: usize = 4;
 /// Steps of conjugate gradients for a factor.
 const STEPS: usize = 40;
 
 impl OutFactors {
     /// `a [t_heads, s_heads]` and `b [s_head_dim, t_head_dim]` in turn, from `last`, whose kernel should
-    /// give `cross [s_heads * s_head_dim, d_model]` of the moments' features.
+    /// solve the equations.
     pub(super) fn fit(
         &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        ridge: f64,
+        equations: &Equations<'_>,
         last: (&Mat<f64>, &Mat<f64>),
-    ) -> Result<(Mat<f64>, Mat<f64>), CalibrationError> {
+    ) -> Result<(Mat<f64>, Mat<f64>)> {
         let (mut a, mut b) = (last.0.clone(), last.1.clone());
-        for _ in 0..TURNS {
-            a = self.better_a(moments, cross, &a, &b, ridge)?;
-            b = self.better_b(moments, cross, &a, &b, ridge);
+        for _ in 0..ROUNDS {
+            a = self.better_a(equations, &a, &b)?;
+            b = self.better_b(equations, &a, &b);
         }
         Ok((a, b))
     }
@@ -68,24 +75,20 @@ impl OutFactors {
 
     fn better_a(
         &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
+        equations: &Equations<'_>,
         last: &Mat<f64>,
         b: &Mat<f64>,
-        ridge: f64,
-    ) -> Result<Mat<f64>, CalibrationError> {
+    ) -> Result<Mat<f64>> {
+        let Equations { gram, cross, ridge } = equations;
         let (teacher, student) = (self.heads.t_query, self.heads.s_query);
         let size = self.s_head_dim;
         let parts: Vec<Mat<f64>> = (0..teacher).map(|head| b * self.head(head)).collect();
-        let inner: Vec<Vec<Mat<f64>>> = parts
-            .iter()
-            .map(|left| parts.iter().map(|right| left * right.transpose()).collect())
-            .collect();
+        let inner = products(&parts);
         let blocks: Vec<Vec<Mat<f64>>> = (0..student)
             .map(|u| {
                 (0..student)
                     .map(|v| {
-                        let block = moments.gram.submatrix(u * size, v * size, size, size);
+                        let block = gram.submatrix(u * size, v * size, size, size);
                         block.to_owned()
                     })
                     .collect()
@@ -104,38 +107,24 @@ impl OutFactors {
         let start = Mat::from_fn(teacher * student, 1, |i, _| {
             last[(i % teacher, i / teacher)]
         });
-        let flat = solve::ridge(&normal, &(right - &normal * &start), ridge)? + start;
+        let flat = solve::ridge(&normal, &(right - &normal * &start), *ridge)? + start;
         Ok(Mat::from_fn(teacher, student, |t, s| {
             flat[(s * teacher + t, 0)]
         }))
     }
 
-    fn better_b(
-        &self,
-        moments: &Moments,
-        cross: &Mat<f64>,
-        a: &Mat<f64>,
-        last: &Mat<f64>,
-        ridge: f64,
-    ) -> Mat<f64> {
+    fn better_b(&self, equations: &Equations<'_>, a: &Mat<f64>, last: &Mat<f64>) -> Mat<f64> {
+        let Equations { gram, cross, ridge } = equations;
         let (student, teacher, heads) = (self.s_head_dim, self.t_head_dim, self.heads.s_query);
         let mixed: Vec<Mat<f64>> = (0..heads).map(|head| self.mixed(a, head)).collect();
         let block = |u: usize, v: usize| {
             let (row, column) = (u * student, v * student);
-            moments.gram.submatrix(row, column, student, student)
+            gram.submatrix(row, column, student, student)
         };
-        let inner: Vec<Vec<Mat<f64>>> = mixed
-            .iter()
-            .map(|left| mixed.iter().map(|right| left * right.transpose()).collect())
-            .collect();
-        let unflattened = |flat: &[f64]| {
-            Mat::from_fn(student, teacher, |row, column| flat[row * teacher + column])
-        };
-        let flattened = |matrix: &Mat<f64>| -> Vec<f64> {
-            let rows = 0..student;
-            rows.flat_map(|row| (0..teacher).map(move |column| matrix[(row, column)]))
-                .collect()
-        };
+        let inner = products(&mixed);
+        // Row by row.
+        let unflattened = |flat: &[f64]| from_columns(flat, teacher).transpose().to_owned();
+        let flattened = |matrix: &Mat<f64>| column_major(matrix.transpose());
         let apply = |flat: &[f64]| {
             let b = unflattened(flat);
             let mut image = Mat::<f64>::zeros(student, teacher);
@@ -160,7 +149,7 @@ impl OutFactors {
             }
         }
         let (diagonal, start) = (flattened(&diagonal), flattened(last));
-        let (apply, right) = towards(apply, flattened(&right), &diagonal, &start, ridge);
+        let (apply, right) = towards(apply, flattened(&right), &diagonal, &start, *ridge);
         let precondition = by_diagonal(&diagonal);
         unflattened(&conjugate_gradients(
             apply,
@@ -177,6 +166,7 @@ mod tests {
     use burn::backend::Flex;
     use burn::tensor::{Distribution, Tensor};
 
+    use super::super::moments::Moments;
     use super::*;
 
     #[test]
@@ -199,17 +189,19 @@ mod tests {
         let nothing = Tensor::zeros([40, 8], &device);
         moments.add(features, nothing.clone(), nothing).unwrap();
         let kernel = factors.made(&a, &b);
-        let cross = &moments.gram * &kernel;
+        let equations = Equations {
+            gram: &moments.gram,
+            cross: &moments.gram * &kernel,
+            ridge: 1e-9,
+        };
         let distance = |a: &Mat<f64>, b: &Mat<f64>| (factors.made(a, b) - &kernel).norm_l2();
-        let (same_a, same_b) = factors.fit(&moments, &cross, 1e-9, (&a, &b)).unwrap();
+        let (same_a, same_b) = factors.fit(&equations, (&a, &b)).unwrap();
         assert!(distance(&same_a, &same_b) < 1e-6 * kernel.norm_l2());
         let (off_a, off_b) = (
             &a + random(3, 2, 5) * faer::Scale(0.2),
             &b + random(2, 3, 6) * faer::Scale(0.2),
         );
-        let found = factors
-            .fit(&moments, &cross, 1e-9, (&off_a, &off_b))
-            .unwrap();
+        let found = factors.fit(&equations, (&off_a, &off_b)).unwrap();
         let (before, after) = (distance(&off_a, &off_b), distance(&found.0, &found.1));
         assert!(after < 0.2 * before, "{after}, before {before}");
     }

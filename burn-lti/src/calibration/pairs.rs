@@ -7,8 +7,8 @@
 
 use faer::Mat;
 
-use super::error::CalibrationError;
-use super::solve::{by_diagonal, conjugate_gradients};
+use super::error::{CalibrationError, Result};
+use super::solve::{by_diagonal, column_major, conjugate_gradients, from_columns};
 
 /// `W[(x,y),(u,v)] = sum_r a[(x,u),r] b[(y,v),r]`
 #[derive(Clone, Debug)]
@@ -31,18 +31,14 @@ pub(super) struct Quadratic<'a> {
     pub(super) diagonal: Mat<f64>,
 }
 
-/// Turns of both factors.
-const TURNS: usize = 4;
+/// Rounds over both factors.
+const ROUNDS: usize = 4;
 /// Steps of conjugate gradients for a factor.
 const STEPS: usize = 30;
 
 impl Pairs {
     /// The sum of `rank` pairs nearest to `w [x * y, u * v]`, whose heads have `y` and `v` features.
-    pub(super) fn nearest(
-        w: &Mat<f64>,
-        [y, v]: [usize; 2],
-        rank: usize,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn nearest(w: &Mat<f64>, [y, v]: [usize; 2], rank: usize) -> Result<Self> {
         let sizes = [w.nrows() / y, y, w.ncols() / v, v];
         let parts = rearranged(w, sizes).thin_svd();
         // It fails on what is not finite alone.
@@ -63,11 +59,7 @@ impl Pairs {
     }
 
     /// The same for a map of one block `[x * y, v]` for each `u`.
-    pub(super) fn nearest_to_blocks(
-        blocks: &[Mat<f64>],
-        y: usize,
-        rank: usize,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn nearest_to_blocks(blocks: &[Mat<f64>], y: usize, rank: usize) -> Result<Self> {
         let v = blocks.first().map_or(1, Mat::ncols);
         Self::nearest(&joined(blocks), [y, v], rank)
     }
@@ -88,7 +80,7 @@ impl Pairs {
         rearranged(&(&self.a * self.b.transpose()), [x, u, y, v])
     }
 
-    /// The sum that is best for `quadratic`, as far as some turns of both factors bring it. None makes
+    /// The sum that is best for `quadratic`, as far as some rounds over both factors bring it. None makes
     /// it worse.
     pub(super) fn improved(mut self, quadratic: &Quadratic<'_>) -> Self {
         let [x, y, u, v] = self.sizes;
@@ -96,13 +88,19 @@ impl Pairs {
             let image = (quadratic.apply)(&rearranged(r, [x, u, y, v]));
             rearranged(&image, self.sizes)
         };
-        let turned = |r: &Mat<f64>| turn(&apply(&turn(r)));
+        let transposed = |r: &Mat<f64>| transpose(&apply(&transpose(r)));
         let right = rearranged(&quadratic.right, self.sizes);
         let diagonal = rearranged(&quadratic.diagonal, self.sizes);
-        let (turned_right, turned_diagonal) = (turn(&right), turn(&diagonal));
-        for _ in 0..TURNS {
+        let (transposed_right, transposed_diagonal) = (transpose(&right), transpose(&diagonal));
+        for _ in 0..ROUNDS {
             self.a = better(&self.a, &self.b, &apply, &right, &diagonal);
-            self.b = better(&self.b, &self.a, &turned, &turned_right, &turned_diagonal);
+            self.b = better(
+                &self.b,
+                &self.a,
+                &transposed,
+                &transposed_right,
+                &transposed_diagonal,
+            );
         }
         self
     }
@@ -175,7 +173,7 @@ pub(super) fn joined(blocks: &[Mat<f64>]) -> Mat<f64> {
     })
 }
 
-fn turn(r: &Mat<f64>) -> Mat<f64> {
+fn transpose(r: &Mat<f64>) -> Mat<f64> {
     r.transpose().to_owned()
 }
 
@@ -187,14 +185,9 @@ fn better(
     right: &Mat<f64>,
     diagonal: &Mat<f64>,
 ) -> Mat<f64> {
-    let (rows, rank) = (p.nrows(), p.ncols());
-    let flat = |matrix: &Mat<f64>| -> Vec<f64> {
-        (0..rank)
-            .flat_map(|pair| (0..rows).map(move |row| matrix[(row, pair)]))
-            .collect()
-    };
-    let unflat = |flat: &[f64]| Mat::from_fn(rows, rank, |row, pair| flat[pair * rows + row]);
-    let squares = Mat::from_fn(q.nrows(), rank, |row, pair| q[(row, pair)].powi(2));
+    let flat = |matrix: &Mat<f64>| column_major(matrix.as_ref());
+    let unflat = |flat: &[f64]| from_columns(flat, p.nrows());
+    let squares = Mat::from_fn(q.nrows(), q.ncols(), |row, pair| q[(row, pair)].powi(2));
     let image = |p: &[f64]| flat(&(apply(&(unflat(p) * q.transpose())) * q));
     let diagonal = flat(&(diagonal * &squares));
     let precondition = by_diagonal(&diagonal);

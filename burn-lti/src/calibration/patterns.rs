@@ -31,13 +31,10 @@ fn one_hot(
     scale: f64,
 ) -> MapValues {
     let a = Mat::from_fn(teacher.heads, chosen.len(), |row, student| {
-        match chosen[student] == row {
-            true => scale,
-            false => 0.0,
-        }
+        scale * f64::from(chosen[student] == row)
     });
     let b = Mat::from_fn(teacher.head_dim, features.len(), |row, student| {
-        f64::from(u8::from(features[student] == Some(row)))
+        f64::from(features[student] == Some(row))
     });
     MapValues::Factored { a, b }
 }

@@ -2,7 +2,7 @@
 //!
 //! A student's head begins with the pattern of one teacher head. Here the maps of a layer, query and key
 //! among them, are moved together towards the layer's target, on the batches that are fitted on, so that
-//! heads that were dropped find a place in those that were kept. It is a training of one layer on its own:
+//! heads that were dropped are made up for by those that were kept. It is a training of one layer on its own:
 //! no other layer, no head, no vocabulary.
 
 use burn::module::AutodiffModule;
@@ -11,7 +11,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::features::flat;
 use super::map_tensors::is_map_of;
 use super::settings::Refinement;
@@ -32,7 +32,7 @@ pub(super) fn moved<A, T, S>(
     student: &S,
     strength: f64,
     refinement: Refinement,
-) -> Result<TensorSet<A::InnerBackend>, CalibrationError>
+) -> Result<TensorSet<A::InnerBackend>>
 where
     A: AutodiffBackend,
     T: LayeredDecoder<A::InnerBackend>,
@@ -54,8 +54,8 @@ where
         for (index, batch) in fitted.take(refinement.steps - step) {
             let loss = layer_loss(text, index, layer, &batch, &moved, strength)?;
             let gradients = GradientsParams::from_grads(loss.backward(), &moved);
-            let turn = std::f64::consts::PI * step as f64 / refinement.steps as f64;
-            let rate = refinement.learning_rate * 0.5 * (1.0 + turn.cos());
+            let angle = std::f64::consts::PI * step as f64 / refinement.steps as f64;
+            let rate = refinement.learning_rate * 0.5 * (1.0 + angle.cos());
             moved = optimizer.step(rate, moved, gradients);
             step += 1;
         }
@@ -70,16 +70,11 @@ where
 }
 
 /// Squared distance to the full target on held-out tokens, as a part of the target's squared size.
-pub(super) fn held_out_residual<B, T, S>(
-    text: &mut Text<'_, B, T>,
+pub(super) fn held_out_residual<B: Backend>(
+    text: &mut Text<'_, B, impl LayeredDecoder<B>>,
     layer: usize,
-    student: &S,
-) -> Result<f64, CalibrationError>
-where
-    B: Backend,
-    T: LayeredDecoder<B>,
-    S: LayeredDecoder<B>,
-{
+    student: &impl LayeredDecoder<B>,
+) -> Result<f64> {
     let (mut distance, mut size) = (0.0, 0.0);
     for (index, batch) in text.batches().filter(|(index, _)| is_held_out(*index)) {
         let targets = text.targets(index, layer, &batch)?;
@@ -99,19 +94,14 @@ where
 }
 
 /// Weighted squared distance of what the attention adds to its target, as a part of the target's size.
-fn layer_loss<A, T, S>(
-    text: &mut Text<'_, A::InnerBackend, T>,
+fn layer_loss<A: AutodiffBackend>(
+    text: &mut Text<'_, A::InnerBackend, impl LayeredDecoder<A::InnerBackend>>,
     index: usize,
     layer: usize,
     batch: &TokenBatch<A::InnerBackend>,
-    student: &S,
+    student: &impl LayeredDecoder<A>,
     strength: f64,
-) -> Result<Tensor<A, 1>, CalibrationError>
-where
-    A: AutodiffBackend,
-    T: LayeredDecoder<A::InnerBackend>,
-    S: LayeredDecoder<A>,
-{
+) -> Result<Tensor<A, 1>> {
     let targets = text.targets(index, layer, batch)?;
     let target = targets.weighted(strength);
     let size = compat::total(target.clone().powi_scalar(2));

@@ -1,6 +1,6 @@
 //! How strictly a layer is fitted, chosen by tokens held out of the fit.
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::split::WORTH;
 
 /// How strictly a layer is fitted.
@@ -23,8 +23,8 @@ impl Regularization {
     pub(super) fn choose(
         strengths: &[f64],
         unfitted: f64,
-        residual: impl Fn(Self) -> Result<Option<f64>, CalibrationError>,
-    ) -> Result<Self, CalibrationError> {
+        residual: impl Fn(Self) -> Result<Option<f64>>,
+    ) -> Result<Self> {
         let mut best = Self {
             ridge: f64::INFINITY,
             strength: 1.0,

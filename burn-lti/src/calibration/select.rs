@@ -8,13 +8,13 @@
 
 use std::ops::Range;
 
-use faer::linalg::solvers::Solve;
+use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use super::heads::{HeadChoice, HeadCounts};
 use super::moments::Moments;
-use super::solve::{dot, mean_diagonal, ridge};
+use super::solve::{dot, ridge, ridged};
 
 /// The ridge of the choice. What it decides between differs by far more.
 const RIDGE: f64 = 1e-4;
@@ -24,10 +24,7 @@ const EXHAUSTIVE: f64 = 4e9;
 
 /// Chooses by `moments` of the teacher's head outputs, `[t_heads * head_dim]` features, each with its own
 /// values.
-pub(super) fn choose(
-    moments: &Moments,
-    heads: &HeadCounts,
-) -> Result<HeadChoice, CalibrationError> {
+pub(super) fn choose(moments: &Moments, heads: &HeadCounts) -> Result<HeadChoice> {
     let cross = moments.cross(1.0);
     let features = moments.features() / heads.t_query;
     let kept = (heads.s_query.min(heads.t_query) * features) as f64;
@@ -51,7 +48,7 @@ fn exhaustive(
     cross: &Mat<f64>,
     heads: &HeadCounts,
     features: usize,
-) -> Result<Groups, CalibrationError> {
+) -> Result<Groups> {
     let mut best: Option<(f64, Groups)> = None;
     for groups in heads.all_choices() {
         let chosen = groups.iter().flat_map(|(_, query)| query);
@@ -65,11 +62,7 @@ fn exhaustive(
 }
 
 /// How much of the target the features in `columns` explain.
-fn explained(
-    moments: &Moments,
-    cross: &Mat<f64>,
-    columns: &[usize],
-) -> Result<f64, CalibrationError> {
+fn explained(moments: &Moments, cross: &Mat<f64>, columns: &[usize]) -> Result<f64> {
     let gram = moments.select(columns).gram;
     let rows = Mat::from_fn(columns.len(), cross.ncols(), |row, column| {
         cross[(columns[row], column)]
@@ -82,16 +75,11 @@ fn greedy(
     cross: &Mat<f64>,
     heads: &HeadCounts,
     features: usize,
-) -> Result<Groups, CalibrationError> {
-    let (mut gram, mut cross) = (moments.gram.clone(), cross.clone());
-    let added = RIDGE * mean_diagonal(&gram);
-    for i in 0..gram.nrows() {
-        gram[(i, i)] += added;
-    }
+) -> Result<Groups> {
+    let (mut gram, mut cross) = (ridged(&moments.gram, RIDGE), cross.clone());
     let mut open: Groups = Vec::new();
     let mut left: Vec<usize> = (0..heads.t_query).collect();
-    let wanted = heads.natural();
-    for _ in 0..wanted {
+    for _ in 0..heads.natural() {
         let mut best: Option<(f64, usize)> = None;
         for &head in left.iter().filter(|head| heads.may_take(&open, **head)) {
             let gain = gain(&gram, &cross, block(head, features))?;
@@ -111,27 +99,22 @@ fn block(head: usize, features: usize) -> Range<usize> {
     head * features..(head + 1) * features
 }
 
-fn square_block(gram: &Mat<f64>, block: &Range<usize>) -> Mat<f64> {
-    gram.submatrix(block.start, block.start, block.len(), block.len())
-        .to_owned()
+/// The Cholesky factor of a block on the diagonal of `gram`, to which the ridge was added before.
+fn factor(gram: &Mat<f64>, block: &Range<usize>) -> Result<Llt<f64>> {
+    let block = gram.submatrix(block.start, block.start, block.len(), block.len());
+    let factor = block.llt(Side::Lower);
+    factor.map_err(|_| CalibrationError::Singular { ridge: RIDGE })
 }
 
 /// What is explained by one more block, after `gram` and `cross` lost what the chosen ones explain.
-fn gain(gram: &Mat<f64>, cross: &Mat<f64>, block: Range<usize>) -> Result<f64, CalibrationError> {
+fn gain(gram: &Mat<f64>, cross: &Mat<f64>, block: Range<usize>) -> Result<f64> {
     let rows = cross.subrows(block.start, block.len()).to_owned();
-    let factor = square_block(gram, &block).llt(Side::Lower);
-    let factor = factor.map_err(|_| CalibrationError::Singular { ridge: RIDGE })?;
-    Ok(dot(&rows, &factor.solve(&rows)))
+    Ok(dot(&rows, &factor(gram, &block)?.solve(&rows)))
 }
 
 /// Takes what a block explains out of all the others: a step of a block Cholesky factorisation.
-fn eliminate(
-    gram: &mut Mat<f64>,
-    cross: &mut Mat<f64>,
-    block: Range<usize>,
-) -> Result<(), CalibrationError> {
-    let factor = square_block(gram, &block).llt(Side::Lower);
-    let factor = factor.map_err(|_| CalibrationError::Singular { ridge: RIDGE })?;
+fn eliminate(gram: &mut Mat<f64>, cross: &mut Mat<f64>, block: Range<usize>) -> Result<()> {
+    let factor = factor(gram, &block)?;
     let columns = gram.subcols(block.start, block.len()).to_owned();
     let to_gram = factor.solve(&gram.subrows(block.start, block.len()).to_owned());
     let to_cross = factor.solve(&cross.subrows(block.start, block.len()).to_owned());

@@ -1,9 +1,9 @@
 //! The few pieces of linear algebra that the fits share, on top of faer.
 
-use faer::linalg::solvers::Solve;
+use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, MatRef, Side};
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 
 /// Mean of the diagonal.
 pub(super) fn mean_diagonal(gram: &Mat<f64>) -> f64 {
@@ -31,21 +31,23 @@ pub(super) fn ridged(gram: &Mat<f64>, ridge: f64) -> Mat<f64> {
     sum
 }
 
+/// The Cholesky factor of [`ridged`].
+///
+/// # Errors
+///
+/// [`CalibrationError::Singular`] if the sum is not positive definite.
+pub(super) fn cholesky(gram: &Mat<f64>, ridge: f64) -> Result<Llt<f64>> {
+    let factor = ridged(gram, ridge).llt(Side::Lower);
+    factor.map_err(|_| CalibrationError::Singular { ridge })
+}
+
 /// `(gram + ridge * mean diagonal)^-1 right`: ridge least squares.
 ///
 /// # Errors
 ///
 /// [`CalibrationError::Singular`] if the sum is not positive definite.
-pub(super) fn ridge(
-    gram: &Mat<f64>,
-    right: &Mat<f64>,
-    ridge: f64,
-) -> Result<Mat<f64>, CalibrationError> {
-    let factor = ridged(gram, ridge).llt(Side::Lower);
-    match factor {
-        Ok(factor) => Ok(factor.solve(right)),
-        Err(_) => Err(CalibrationError::Singular { ridge }),
-    }
+pub(super) fn ridge(gram: &Mat<f64>, right: &Mat<f64>, ridge: f64) -> Result<Mat<f64>> {
+    Ok(cholesky(gram, ridge)?.solve(right))
 }
 
 /// Eigenvectors of a symmetric matrix as columns, and their eigenvalues, ascending.
@@ -53,7 +55,7 @@ pub(super) fn ridge(
 /// # Errors
 ///
 /// [`CalibrationError::NotFinite`].
-pub(super) fn eigen(matrix: &Mat<f64>) -> Result<(Mat<f64>, Vec<f64>), CalibrationError> {
+pub(super) fn eigen(matrix: &Mat<f64>) -> Result<(Mat<f64>, Vec<f64>)> {
     let eigen = matrix.self_adjoint_eigen(Side::Lower);
     // It fails on what is not finite alone.
     let eigen = eigen.map_err(|_| CalibrationError::NotFinite)?;
@@ -70,6 +72,23 @@ pub(super) fn dot(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
         }
     }
     sum
+}
+
+/// The elements, column by column.
+pub(super) fn column_major(matrix: MatRef<'_, f64>) -> Vec<f64> {
+    let columns = matrix.col_iter();
+    columns.flat_map(|column| column.iter().copied()).collect()
+}
+
+/// The matrix of these elements, [`column_major`], in columns of so many rows.
+pub(super) fn from_columns(elements: &[f64], rows: usize) -> Mat<f64> {
+    MatRef::from_column_major_slice(elements, rows, elements.len() / rows.max(1)).to_owned()
+}
+
+/// `M_i M_j^T` by `i`, then `j`.
+pub(super) fn products(parts: &[Mat<f64>]) -> Vec<Vec<Mat<f64>>> {
+    let with_all = |left: &Mat<f64>| parts.iter().map(|right| left * right.transpose()).collect();
+    parts.iter().map(with_all).collect()
 }
 
 /// A preconditioner of [`conjugate_gradients`]: the operator's diagonal.
@@ -96,11 +115,7 @@ impl Kronecker {
     /// # Errors
     ///
     /// [`CalibrationError::NotFinite`].
-    pub(super) fn new(
-        left: &Mat<f64>,
-        right: &Mat<f64>,
-        added: f64,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn new(left: &Mat<f64>, right: &Mat<f64>, added: f64) -> Result<Self> {
         let (left, of_left) = eigen(left)?;
         let (right, of_right) = eigen(right)?;
         let largest = |values: &[f64]| values.last().copied().unwrap_or_default();
@@ -122,15 +137,14 @@ impl Kronecker {
         let [left, right] = &self.bases;
         let (rows, columns) = (left.nrows(), right.nrows());
         let residual = MatRef::from_column_major_slice(residual, rows, columns);
-        let mut turned = left.transpose() * residual * right;
-        for (turned, weights) in turned.col_iter_mut().zip(self.weights.col_iter()) {
-            for (value, weight) in turned.iter_mut().zip(weights.iter()) {
+        let mut projected = left.transpose() * residual * right;
+        for (projected, weights) in projected.col_iter_mut().zip(self.weights.col_iter()) {
+            for (value, weight) in projected.iter_mut().zip(weights.iter()) {
                 *value *= weight;
             }
         }
-        let solved = left * turned * right.transpose();
-        let columns = solved.col_iter();
-        columns.flat_map(|column| column.iter().copied()).collect()
+        let solved = left * projected * right.transpose();
+        column_major(solved.as_ref())
     }
 }
 

@@ -8,7 +8,7 @@
 
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::moments::Moments;
 use super::regularization::Regularization;
 use super::solve::{self, added_to_diagonal, dot};
@@ -34,19 +34,19 @@ impl Spectrum {
     ///
     /// # Errors
     ///
-    /// [`CalibrationError::NotFinite`].
+    /// If a sum is not finite.
     pub(super) fn new(
         fitted: &Moments,
         held_out: &Moments,
         last: &Mat<f64>,
         onto: impl Fn(&Mat<f64>) -> Mat<f64>,
-    ) -> Result<Self, CalibrationError> {
+    ) -> Result<Self> {
         let (basis, values) = solve::eigen(&fitted.gram)?;
-        let turned = |kernel: &Mat<f64>| basis.transpose() * onto(kernel);
+        let projected = |kernel: &Mat<f64>| basis.transpose() * onto(kernel);
         let (none, full) = (fitted.cross(0.0), fitted.cross(1.0));
-        let l = turned(last);
-        let e = turned(&(&none - &fitted.gram * last));
-        let f = turned(&(full - none));
+        let l = projected(last);
+        let e = projected(&(&none - &fitted.gram * last));
+        let f = projected(&(full - none));
 
         let gram = basis.transpose() * &held_out.gram * &basis;
         let cross = basis.transpose() * held_out.cross(1.0);

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::moments::Moments;
 
 /// Every n-th batch is held out of the fits.
@@ -38,7 +38,7 @@ impl SplitMoments {
         features: Tensor<B, 2>,
         attention: Tensor<B, 2>,
         drift: Tensor<B, 2>,
-    ) -> Result<(), CalibrationError> {
+    ) -> Result<()> {
         let sums = match is_held_out(batch) {
             true => &mut self.held_out,
             false => &mut self.fitted,

@@ -3,7 +3,7 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use crate::inject::refill;
 use crate::tensors::TensorSet;
 
@@ -29,15 +29,10 @@ impl<A: AutodiffBackend, S: AutodiffModule<A>> Student<A, S> {
     }
 
     /// The same with other values in the tensors that `changed` names.
-    pub(super) fn filled(
-        self,
-        changed: &TensorSet<A::InnerBackend>,
-    ) -> Result<Self, CalibrationError> {
+    pub(super) fn filled(self, changed: &TensorSet<A::InnerBackend>) -> Result<Self> {
         let module = refill(self.module, &TensorSet::from_inner(changed), &self.teacher);
         Ok(Self {
-            module: module.map_err(|error| CalibrationError::Student {
-                source: Box::new(error),
-            })?,
+            module: module.map_err(CalibrationError::student)?,
             start: self.start.with(changed),
             teacher: self.teacher,
         })

@@ -3,8 +3,8 @@
 use burn::prelude::*;
 use faer::Mat;
 
-use super::error::CalibrationError;
-use super::moments::host_matrix;
+use super::error::{CalibrationError, Result};
+use super::moments::matrix;
 use crate::decoder::LayeredDecoder;
 use crate::geometry::{Role, Site};
 use crate::tensors::{TensorSet, join_name};
@@ -14,13 +14,11 @@ pub(super) fn site_name<B: Backend>(
     teacher: &impl LayeredDecoder<B>,
     layer: usize,
     role: Role,
-) -> Result<String, CalibrationError> {
+) -> Result<String> {
     let site = Site::new(layer, role);
     teacher
         .site_name(site)
-        .ok_or_else(|| CalibrationError::NoWeight {
-            name: site.to_string(),
-        })
+        .ok_or_else(|| CalibrationError::no_weight(&site.to_string()))
 }
 
 /// The tensors of the teacher.
@@ -29,17 +27,13 @@ pub(super) struct TeacherTensors<B: Backend>(pub(super) TensorSet<B>);
 
 impl<B: Backend> TeacherTensors<B> {
     /// The weight of a `Linear` with `d_model` outputs, `[inputs, d_model]`.
-    pub(super) fn weight(
-        &self,
-        projection: &str,
-        d_model: usize,
-    ) -> Result<Mat<f64>, CalibrationError> {
+    pub(super) fn weight(&self, projection: &str, d_model: usize) -> Result<Mat<f64>> {
         let name = join_name(projection, "weight");
         let Some(named) = self.0.get(&name) else {
-            return Err(CalibrationError::NoWeight { name });
+            return Err(CalibrationError::no_weight(&name));
         };
         let elements = named.tensor.num_elements();
-        host_matrix(
+        matrix(
             named.tensor.to_rank::<1>([elements]),
             elements / d_model.max(1),
         )
@@ -69,6 +63,7 @@ mod tests {
         assert_eq!((found.nrows(), found[(1, 0)]), (2, 4.0));
         assert!(teacher.bias("out", 3).is_none());
         let error = teacher.weight("output", 3).unwrap_err();
-        assert!(matches!(error, CalibrationError::NoWeight { name } if name == "output.weight"));
+        let message = error.to_string();
+        assert!(message.contains("no tensor output.weight:"), "{message}");
     }
 }

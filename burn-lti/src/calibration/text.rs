@@ -6,7 +6,7 @@ use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
 
 use super::activation_store::{ActivationStore, Stream};
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use super::importance;
 use super::settings::FeedForward;
 use super::split::{HELD_OUT, SplitMoments};
@@ -31,13 +31,13 @@ pub(super) struct Text<'a, B: Backend, T> {
 impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     /// Has the teacher read the text once: keeps its inputs of all layers, and finds out how much each
     /// token counts. The student's stream begins as the input of the first layer.
-    pub(super) fn read<S: LayeredDecoder<B>>(
+    pub(super) fn read(
         teacher: &'a T,
-        student: &S,
+        student: &impl LayeredDecoder<B>,
         d_model: usize,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
         feed_forward: FeedForward,
-    ) -> Result<Self, CalibrationError> {
+    ) -> Result<Self> {
         let layers = teacher.layers();
         let mut text = Self {
             teacher,
@@ -76,13 +76,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             tokens += present.into_data().iter::<f64>().sum::<f64>();
         }
         if tokens == 0.0 {
-            return Err(CalibrationError::NoTokens);
+            let what = "the calibration text holds no token: give it text";
+            return Err(CalibrationError::Refused(what.to_owned()));
         }
         match text.importance.len() {
-            count if count < HELD_OUT => Err(CalibrationError::TooLittleText {
-                batches: count,
-                least: HELD_OUT,
-            }),
+            count if count < HELD_OUT => Err(CalibrationError::Refused(format!(
+                "calibration read {count} batches, and needs at least {HELD_OUT}, to fit on some and \
+                 choose by the others: give it more text, or fewer sequences in a batch"
+            ))),
             _ => Ok(text),
         }
     }
@@ -93,7 +94,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     }
 
     /// Keeps what the teacher's attention adds in `layer`, which [`targets`](Self::targets) needs.
-    pub(super) fn keep_attention(&mut self, layer: usize) -> Result<(), CalibrationError> {
+    pub(super) fn keep_attention(&mut self, layer: usize) -> Result<()> {
         for (index, batch) in self.batches() {
             let context = self.teacher.context(&batch);
             let h = self.teacher_input(index, layer)?;
@@ -104,11 +105,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     }
 
     /// Takes the student's stream through `layer`.
-    pub(super) fn advance<S: LayeredDecoder<B>>(
-        &mut self,
-        layer: usize,
-        student: &S,
-    ) -> Result<(), CalibrationError> {
+    pub(super) fn advance(&mut self, layer: usize, student: &impl LayeredDecoder<B>) -> Result<()> {
         for (index, batch) in self.batches() {
             let h = self.student_input(index)?;
             let next = layer_output(student, layer, h, &student.context(&batch));
@@ -118,16 +115,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     }
 
     /// The teacher's input of `layer`, `[batch, tokens, d_model]`, or after the last the output.
-    pub(super) fn teacher_input(
-        &mut self,
-        batch: usize,
-        layer: usize,
-    ) -> Result<Tensor<B, 3>, CalibrationError> {
+    pub(super) fn teacher_input(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
         self.store.read(batch, Stream::Teacher(layer), &self.device)
     }
 
     /// The student's input of the layer that it has come to, `[batch, tokens, d_model]`.
-    pub(super) fn student_input(&mut self, batch: usize) -> Result<Tensor<B, 3>, CalibrationError> {
+    pub(super) fn student_input(&mut self, batch: usize) -> Result<Tensor<B, 3>> {
         self.store.read(batch, Stream::Student, &self.device)
     }
 
@@ -137,7 +130,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         index: usize,
         layer: usize,
         batch: &TokenBatch<B>,
-    ) -> Result<Targets<B>, CalibrationError> {
+    ) -> Result<Targets<B>> {
         let streams = [
             self.teacher_input(index, layer)?,
             self.student_input(index)?,
@@ -159,7 +152,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         layer: usize,
         count: usize,
         features: impl Fn(&TokenBatch<B>, Tensor<B, 3>) -> Tensor<B, 2>,
-    ) -> Result<SplitMoments, CalibrationError> {
+    ) -> Result<SplitMoments> {
         let mut sums = SplitMoments::zeros(count, self.d_model);
         for (index, batch) in self.batches() {
             let features = features(&batch, self.student_input(index)?);

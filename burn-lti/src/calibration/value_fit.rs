@@ -2,11 +2,14 @@
 
 use faer::Mat;
 
-use super::error::CalibrationError;
+use super::error::Result;
 use super::moments::Moments;
 use super::pairs::{self, Pairs, Quadratic};
 use super::regularization::Regularization;
-use super::solve::{Kronecker, by_diagonal, conjugate_gradients, mean_diagonal, pull, towards};
+use super::solve::{
+    Kronecker, by_diagonal, column_major, conjugate_gradients, from_columns, mean_diagonal,
+    products, pull, towards,
+};
 use super::value_features::ValueFeatures;
 use super::value_map::ValueMap;
 
@@ -21,7 +24,7 @@ pub(super) fn improved(
     last: &ValueMap,
     kernel: &Mat<f64>,
     Regularization { ridge, strength }: Regularization,
-) -> Result<ValueMap, CalibrationError> {
+) -> Result<ValueMap> {
     let system = ValueSystem::new(features, moments, kernel, strength);
     let shape = (features.count(), features.s_head_dim);
     match last {
@@ -75,15 +78,14 @@ impl<'a> ValueSystem<'a> {
     ) -> Self {
         let (heads, size) = (features.heads.s_query, features.s_head_dim);
         let (group, count) = (features.heads.s_group(), features.count());
-        let part = |head: usize| kernel.subrows(head * size, size);
-        let outputs: Vec<Vec<Mat<f64>>> = (0..heads)
-            .map(|v| (0..heads).map(|u| part(v) * part(u).transpose()).collect())
-            .collect();
+        let part = |head: usize| kernel.subrows(head * size, size).to_owned();
+        let parts: Vec<Mat<f64>> = (0..heads).map(part).collect();
+        let outputs = products(&parts);
         let cross = moments.cross(strength);
         let mut right = vec![Mat::<f64>::zeros(count, size); features.heads.s_key_value];
         let mut diagonal = right.clone();
         for u in 0..heads {
-            right[u / group] += cross.subrows(u * count, count) * part(u).transpose();
+            right[u / group] += cross.subrows(u * count, count) * parts[u].transpose();
             let of_group = outputs.iter().enumerate().skip(u / group * group);
             for (v, outputs) in of_group.take(group) {
                 for column in 0..size {
@@ -96,12 +98,8 @@ impl<'a> ValueSystem<'a> {
             }
         }
         // Heads of one group may work against one another; a diagonal must not.
-        for block in &mut diagonal {
-            for column in 0..size {
-                for row in 0..count {
-                    block[(row, column)] = block[(row, column)].max(0.0);
-                }
-            }
+        for column in diagonal.iter_mut().flat_map(Mat::col_iter_mut) {
+            column.iter_mut().for_each(|value| *value = value.max(0.0));
         }
         Self {
             features,
@@ -137,7 +135,7 @@ impl<'a> ValueSystem<'a> {
         blocks: &[Mat<f64>],
         ridge: f64,
         shape: (usize, usize),
-    ) -> Result<(Vec<Mat<f64>>, f64), CalibrationError> {
+    ) -> Result<(Vec<Mat<f64>>, f64)> {
         let apply = |flat: &[f64]| flatten(&self.apply(&unflatten(flat, shape)));
         let diagonal = flatten(&self.diagonal);
         let start = flatten(blocks);
@@ -156,7 +154,7 @@ impl<'a> ValueSystem<'a> {
 
     /// For each key/value head what nearly undoes [`Self::apply`] with `pull` on its diagonal: the heads of
     /// its group each by itself, with one Gram matrix for all, their mean by the size of their outputs.
-    fn inverses(&self, pull: f64) -> Result<Vec<Kronecker>, CalibrationError> {
+    fn inverses(&self, pull: f64) -> Result<Vec<Kronecker>> {
         let (group, features) = (self.features.heads.s_group(), self.features.count());
         let size = self.features.s_head_dim;
         let inverse = |head: usize| {
@@ -179,10 +177,8 @@ impl<'a> ValueSystem<'a> {
     /// The best `a` beside this `b`.
     fn better_a(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
         let (rows, heads, size) = (a.nrows(), a.ncols(), b.nrows());
-        let unflattened =
-            |flat: &[f64]| Mat::from_fn(rows, heads, |row, head| flat[head * rows + row]);
         let expand = |flat: &[f64]| ValueMap::Factored {
-            a: unflattened(flat),
+            a: from_columns(flat, rows),
             b: b.clone(),
         };
         let gather = |blocks: &[Mat<f64>], power: i32| {
@@ -201,18 +197,16 @@ impl<'a> ValueSystem<'a> {
             }
             sums
         };
-        let start = (0..heads).flat_map(|head| (0..rows).map(move |row| a[(row, head)]));
-        unflattened(&self.factor(start.collect(), ridge, expand, gather))
+        let found = self.factor(column_major(a.as_ref()), ridge, expand, gather);
+        from_columns(&found, rows)
     }
 
     /// The best `b` beside this `a`.
     fn better_b(&self, a: &Mat<f64>, b: &Mat<f64>, ridge: f64) -> Mat<f64> {
         let (size, columns) = (b.nrows(), b.ncols());
-        let unflattened =
-            |flat: &[f64]| Mat::from_fn(size, columns, |row, column| flat[column * size + row]);
         let expand = |flat: &[f64]| ValueMap::Factored {
             a: a.clone(),
-            b: unflattened(flat),
+            b: from_columns(flat, size),
         };
         let gather = |blocks: &[Mat<f64>], power: i32| {
             let mut sums = vec![0.0; size * columns];
@@ -229,8 +223,8 @@ impl<'a> ValueSystem<'a> {
             }
             sums
         };
-        let start = (0..columns).flat_map(|column| (0..size).map(move |row| b[(row, column)]));
-        unflattened(&self.factor(start.collect(), ridge, expand, gather))
+        let found = self.factor(column_major(b.as_ref()), ridge, expand, gather);
+        from_columns(&found, size)
     }
 
     /// The best numbers of one factor, as far as some steps bring them from `start`. `expand` makes maps of
@@ -252,19 +246,15 @@ impl<'a> ValueSystem<'a> {
 }
 
 fn flatten(blocks: &[Mat<f64>]) -> Vec<f64> {
-    let mut flat = Vec::new();
-    for block in blocks {
-        for column in 0..block.ncols() {
-            flat.extend((0..block.nrows()).map(|row| block[(row, column)]));
-        }
-    }
-    flat
+    let blocks = blocks.iter();
+    blocks
+        .flat_map(|block| column_major(block.as_ref()))
+        .collect()
 }
 
 fn unflatten(flat: &[f64], (rows, columns): (usize, usize)) -> Vec<Mat<f64>> {
-    flat.chunks_exact(rows * columns)
-        .map(|block| Mat::from_fn(rows, columns, |row, column| block[column * rows + row]))
-        .collect()
+    let blocks = flat.chunks_exact(rows * columns);
+    blocks.map(|block| from_columns(block, rows)).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::error::CalibrationError;
+use super::error::{CalibrationError, Result};
 use super::features::{of_all_values, of_heads, of_own_values};
 use super::fit::{Fitted, LayerFit};
 use super::heads::{HeadChoice, HeadCounts};
@@ -42,7 +42,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         teacher: &'a T,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
         student_with: impl FnOnce(&TensorSet<B>) -> Result<S, E>,
-    ) -> Result<(Self, Student<A, S>), CalibrationError>
+    ) -> Result<(Self, Student<A, S>)>
     where
         A: AutodiffBackend<InnerBackend = B>,
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
@@ -62,15 +62,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 maps.add_placeholder(&mut start, role, &name)?;
             }
         }
-        let student = student_with(&start).map_err(|error| CalibrationError::Student {
-            source: Box::new(error),
-        })?;
+        let student = student_with(&start).map_err(CalibrationError::student)?;
         if student.layers() != teacher.layers() {
-            return Err(CalibrationError::Misfit {
-                what: "layers",
-                teacher: teacher.layers(),
-                student: student.layers(),
-            });
+            let (teacher, student) = (teacher.layers(), student.layers());
+            return Err(CalibrationError::misfit("layers", teacher, student));
         }
         let (d_model, feed_forward) = (spec.teacher.d_model, calibration.feed_forward);
         let text = Text::read(teacher, &student.valid(), d_model, batches, feed_forward)?;
@@ -89,7 +84,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         &mut self,
         layer: usize,
         student: Student<A, S>,
-    ) -> Result<(Student<A, S>, LayerReport), CalibrationError>
+    ) -> Result<(Student<A, S>, LayerReport)>
     where
         A: AutodiffBackend<InnerBackend = B>,
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
@@ -137,7 +132,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     }
 
     /// The heads of the teacher that those of `layer` begin as.
-    fn choose_heads(&mut self, layer: usize) -> Result<HeadChoice, CalibrationError> {
+    fn choose_heads(&mut self, layer: usize) -> Result<HeadChoice> {
         self.text.keep_attention(layer)?;
         let axes = self.calibration.spec.teacher;
         let teacher = self.text.teacher;
@@ -150,7 +145,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     }
 
     /// Query and key maps that make each head one of the teacher's.
-    fn patterns(&self, layer: usize, heads: &HeadChoice) -> Result<TensorSet<B>, CalibrationError> {
+    fn patterns(&self, layer: usize, heads: &HeadChoice) -> Result<TensorSet<B>> {
         let axes = self.calibration.spec.teacher;
         let size = self.calibration.student.query.head_dim;
         let features = self.text.teacher.query_key_features(size);
@@ -175,13 +170,13 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     }
 
     /// Fits value and output of `layer` on the student's own patterns.
-    fn fit<S: LayeredDecoder<B>>(
+    fn fit(
         &mut self,
         layer: usize,
         heads: &HeadChoice,
         features: ValueFeatures<'_>,
-        student: &S,
-    ) -> Result<Fitted, CalibrationError> {
+        student: &impl LayeredDecoder<B>,
+    ) -> Result<Fitted> {
         let teacher = self.text.teacher;
         let count = self.counts.s_query * features.count();
         let moments = self.text.moments(layer, count, |batch, h| {
@@ -218,18 +213,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         layer: usize,
         features: ValueFeatures<'_>,
         fitted: Fitted,
-    ) -> Result<TensorSet<B>, CalibrationError> {
+    ) -> Result<TensorSet<B>> {
         let value = fitted.value.over_all_heads(&features);
         let maps = [(Role::Value, value), (Role::Out, fitted.out.map_values())];
         self.tensors(layer, maps)
     }
 
     /// The tensors of these maps of `layer`.
-    fn tensors(
-        &self,
-        layer: usize,
-        maps: [(Role, MapValues); 2],
-    ) -> Result<TensorSet<B>, CalibrationError> {
+    fn tensors(&self, layer: usize, maps: [(Role, MapValues); 2]) -> Result<TensorSet<B>> {
         let mut tensors = TensorSet::new();
         for (role, values) in &maps {
             let name = site_name(self.text.teacher, layer, *role)?;

@@ -46,7 +46,7 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// For each feature of a query or key head of `head_dim` features, the feature of this decoder's heads
-    /// that it may begin as; `None` if there is none. Features that a rotary embedding turns together
+    /// that it may begin as; `None` if there is none. Features that a rotary embedding rotates together
     /// stay together, at the nearest frequency.
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>>;
 

@@ -22,8 +22,8 @@ pub struct TokenBatch<B: Backend> {
     pub targets: Tensor<B, 2, Int>,
     /// 1 where there is a target, 0 where there is none, `[batch, tokens]`.
     pub mask: Tensor<B, 2>,
-    /// Which sequence of its data each row is, for a teacher that wrote down what it says of each; empty
-    /// where nobody counts them.
+    /// Which sequence of its data each row is, for a teacher whose outputs on each were saved; empty
+    /// where they are not counted.
     pub rows: Vec<usize>,
 }
 

@@ -53,19 +53,19 @@ impl<B: Backend> Chunk<B> {
             self.teacher
                 .outcomes(&self.student, temperature, loss.sparse)
         };
-        let warm = outcomes(loss.temperature);
-        let soft = loss.divergence.value(&warm.teacher, &warm.student);
+        let tempered = outcomes(loss.temperature);
+        let soft = loss.divergence.value(&tempered.teacher, &tempered.student);
         // What the loss compares may serve for the metrics, which are at temperature 1.
         let (kl, student, teacher_ce) = match &self.teacher {
             TeacherChunk::Logits(_) => {
-                let cold = (loss.temperature != 1.0).then(|| outcomes(1.0));
-                let cold = cold.as_ref().unwrap_or(&warm);
+                let untempered = (loss.temperature != 1.0).then(|| outcomes(1.0));
+                let untempered = untempered.as_ref().unwrap_or(&tempered);
                 let kl = match (loss.temperature == 1.0, loss.divergence) {
                     (true, Divergence::ForwardKl) => soft.clone(),
-                    _ => Divergence::ForwardKl.value(&cold.teacher, &cold.student),
+                    _ => Divergence::ForwardKl.value(&untempered.teacher, &untempered.student),
                 };
-                let teacher_ce = self.cross_entropy(&cold.teacher);
-                (kl, cold.student.clone(), teacher_ce)
+                let teacher_ce = self.cross_entropy(&untempered.teacher);
+                (kl, untempered.student.clone(), teacher_ce)
             }
             TeacherChunk::TopK(top) => {
                 let known = top.target_log_prob.clone().map(Tensor::neg);
@@ -87,7 +87,7 @@ impl<B: Backend> Chunk<B> {
         let terms = Tensor::cat(terms.into(), 1) * self.mask.clone();
         RowsOutput {
             sums: terms.sum_dim(0).flatten(0, 1),
-            logits_grad: weight.map(|weight| self.logits_grad(loss, &warm, student, weight)),
+            logits_grad: weight.map(|weight| self.logits_grad(loss, &tempered, student, weight)),
         }
     }
 
@@ -100,17 +100,19 @@ impl<B: Backend> Chunk<B> {
     fn logits_grad(
         &self,
         loss: &DistillationLoss,
-        warm: &Outcomes<B>,
+        tempered: &Outcomes<B>,
         log_probs: Tensor<B, 2>,
         weight: Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         let [_, vocab] = self.student.dims();
-        let soft = loss.divergence.gradient(&warm.teacher, &warm.student);
+        let soft = loss
+            .divergence
+            .gradient(&tempered.teacher, &tempered.student);
         let soft = match loss.alpha * loss.temperature {
             1.0 => soft,
             factor => soft.mul_scalar(factor),
         };
-        let soft = warm.to_logits(soft, vocab);
+        let soft = tempered.to_logits(soft, vocab);
         let hard_share = 1.0 - loss.alpha;
         if hard_share == 0.0 {
             return soft * weight;
@@ -125,7 +127,7 @@ impl<B: Backend> Chunk<B> {
     }
 }
 
-/// The part of a loss that a row can tell by itself; none for a divergence of mixtures, which takes more than
+/// The part of a loss that each row has by itself; none for a divergence of mixtures, which takes more than
 /// sums.
 fn row_loss(loss: &DistillationLoss) -> Option<RowLoss> {
     let reverse = match loss.divergence {

@@ -142,7 +142,7 @@ impl AddAssign for LossSums {
     }
 }
 
-/// What a teacher does not tell.
+/// Which sums a teacher's outputs give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) kl: bool,

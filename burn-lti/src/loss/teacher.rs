@@ -64,10 +64,10 @@ const OUT: f64 = -1e30;
 pub(super) struct Outcomes<B: Backend> {
     pub(super) teacher: Tensor<B, 2>,
     pub(super) student: Tensor<B, 2>,
-    of: Of<B>,
+    support: Support<B>,
 }
 
-enum Of<B: Backend> {
+enum Support<B: Backend> {
     /// Every token is an outcome.
     Vocabulary,
     /// The tokens with these ids are, `[n, k]`.
@@ -86,7 +86,7 @@ impl<B: Backend> Outcomes<B> {
         Self {
             teacher: log_softmax(teacher, 1),
             student: log_softmax(student, 1),
-            of: Of::Vocabulary,
+            support: Support::Vocabulary,
         }
     }
 
@@ -107,7 +107,7 @@ impl<B: Backend> Outcomes<B> {
             return Self {
                 teacher: log_softmax(teacher_top, 1),
                 student: log_softmax(top, 1),
-                of: Of::TopK(ids),
+                support: Support::TopK(ids),
             };
         }
         let out = top.full_like(OUT);
@@ -125,7 +125,7 @@ impl<B: Backend> Outcomes<B> {
         Self {
             teacher: log_softmax(Tensor::cat(vec![teacher_top, teacher_tail], 1), 1),
             student: log_softmax(Tensor::cat(vec![top, log_sum_exp(&rest)], 1), 1),
-            of: Of::TopKAndTail {
+            support: Support::TopKAndTail {
                 ids,
                 rest: softmax(rest, 1),
             },
@@ -136,14 +136,14 @@ impl<B: Backend> Outcomes<B> {
     /// respect to the outcomes' logits, `[n, outcomes]`. The logit of the tail is the log-sum-exp of
     /// those in it, whose gradient is their softmax.
     pub(super) fn to_logits(&self, gradient: Tensor<B, 2>, vocab: usize) -> Tensor<B, 2> {
-        match &self.of {
-            Of::Vocabulary => gradient,
-            Of::TopK(ids) => {
+        match &self.support {
+            Support::Vocabulary => gradient,
+            Support::TopK(ids) => {
                 let [n, _] = gradient.dims();
                 let zeros = Tensor::zeros([n, vocab], (&gradient.device(), gradient.dtype()));
                 add_at(zeros, ids, gradient)
             }
-            Of::TopKAndTail { ids, rest } => {
+            Support::TopKAndTail { ids, rest } => {
                 let [_, k] = ids.dims();
                 let top = gradient.clone().narrow(1, 0, k);
                 add_at(rest.clone() * gradient.narrow(1, k, 1), ids, top)

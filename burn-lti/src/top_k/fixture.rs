@@ -17,7 +17,7 @@ use crate::files::sha256;
 /// Spoils something that is in order.
 pub(super) type Edit<T> = fn(&mut T);
 
-/// The same with something from around it.
+/// The same with what a closure captures.
 pub(super) type EditWith<'a, T> = dyn Fn(&mut T) + 'a;
 
 pub(super) const SHARD: &str = "shard-00000.safetensors";

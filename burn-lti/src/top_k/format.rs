@@ -1,4 +1,4 @@
-//! How a cache describes itself: [`CacheHeader`], `index.json` around it, and the tensors of a shard.
+//! How a cache describes itself: [`CacheHeader`], `index.json`, which holds it, and the tensors of a shard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -2,7 +2,7 @@
 //!
 //! A cache is a folder with `index.json` and shards `shard-00000.safetensors`, `shard-00001.safetensors`
 //! and so on. Its *rows* are packed sequences of `seq_len` tokens. [`CacheWriter`] writes it, in as
-//! many runs as it takes; [`TeacherCache`] reads it. All is on the host, without a backend.
+//! many runs as it takes; [`TeacherCache`] reads it. All is in CPU memory, without a backend.
 //!
 //! # Files
 //!

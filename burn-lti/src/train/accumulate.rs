@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use super::gradients::{Source, gather};
+use super::gradients::{Gradient, Source, gather};
 
 /// The gradient of the mean over all tokens of a step, from those of its micro-batches.
 ///
@@ -56,10 +56,7 @@ struct Mix {
 }
 
 impl<B: AutodiffBackend> Source<B> for Mix {
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>> {
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         let running = self.running.remove::<B::InnerBackend, D>(param.id);
         let added = self.added.remove::<B::InnerBackend, D>(param.id);
         let running = running.map(|gradient| gradient * self.running_share);

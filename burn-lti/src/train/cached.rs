@@ -1,4 +1,4 @@
-//! [`CachedTeacher`]: a teacher that does not run, because its outputs were written down.
+//! [`CachedTeacher`]: a teacher that does not run, because its outputs were saved.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
@@ -28,7 +28,7 @@ impl CachedTeacher {
         self.cache.header()
     }
 
-    /// What was written of each token of a batch, or of nothing known.
+    /// What was saved of each token of a batch, or of nothing known.
     fn rows(&self, rows: &[usize], tokens: usize) -> TopKRows {
         let k = self.cache.header().k;
         match self.cache.gather(rows) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// Whatever changes by step reads it, under any training loop:
 /// [`StudentOptimizer`](super::StudentOptimizer) advances it. In step `s`, counted from 1, and until the
-/// optimizer has moved the weights, it says `s - 1`.
+/// optimizer has moved the weights, it is `s - 1`.
 ///
 /// ```
 /// # use burn_lti::train::StepClock;

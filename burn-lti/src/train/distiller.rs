@@ -286,7 +286,7 @@ where
         let hidden_gradient = gradient.hidden.reshape(student.hidden.dims());
         let mut surrogate = (student.hidden * Tensor::from_inner(hidden_gradient)).sum();
         if let Some(head_gradient) = gradient.head {
-            // A clone, while `head` lives: a tied head is a turned view of the embedding, which libtorch
+            // A clone, while `head` lives: a tied head is a transposed view of the embedding, which libtorch
             // takes for a tensor of its own and would write this product into.
             let product = student.head.weight.clone() * Tensor::from_inner(head_gradient);
             surrogate = surrogate + product.sum();

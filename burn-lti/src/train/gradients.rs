@@ -5,18 +5,17 @@ use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::compat;
-use crate::compat::at_least_float32;
+use crate::compat::{at_least_float32, total};
+
+/// The gradient of a parameter, on the inner backend.
+pub(super) type Gradient<B, const D: usize> = Tensor<<B as AutodiffBackend>::InnerBackend, D>;
 
 /// Where the gradient of each parameter comes from.
 ///
 /// It is taken away, so that parameters of one id get what they share once.
 pub(super) trait Source<B: AutodiffBackend> {
     /// The gradient of this parameter, if there is one that was not taken before.
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>>;
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>>;
 }
 
 /// What `source` has for the parameters of `module`, added over those of one id.
@@ -93,19 +92,13 @@ impl<B: AutodiffBackend, S: Source<B>> ModuleVisitor<B> for Gather<'_, S> {
 struct OfGraph<B: AutodiffBackend>(B::Gradients);
 
 impl<B: AutodiffBackend> Source<B> for OfGraph<B> {
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>> {
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         param.val().grad_remove(&mut self.0)
     }
 }
 
 impl<B: AutodiffBackend> Source<B> for MultiGradientsParams {
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>> {
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         let (gradient, _) = self.remove::<B::InnerBackend, D>(param.id)?;
         Some(gradient.to_device(&param.device()))
     }
@@ -117,10 +110,7 @@ struct Scaled<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Source<B> for Scaled<B> {
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>> {
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         let gradient = self.grads.remove::<B::InnerBackend, D>(param.id)?;
         let factor = self.factor.clone().cast(gradient.dtype()).unsqueeze();
         Some(gradient * factor)
@@ -133,14 +123,11 @@ struct Squares<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Source<B> for Squares<B> {
-    fn take<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<B, D>>,
-    ) -> Option<Tensor<B::InnerBackend, D>> {
+    fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         let gradient = self.grads.remove::<B::InnerBackend, D>(param.id)?;
         // The square of a small half-precision number would be zero.
         let wide = at_least_float32(gradient.dtype());
-        let square = compat::total(gradient.clone().cast(wide).square());
+        let square = total(gradient.clone().cast(wide).square());
         self.sum = Some(match self.sum.take() {
             Some(sum) => sum + square,
             None => square,

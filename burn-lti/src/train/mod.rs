@@ -3,8 +3,8 @@
 //! [`Distiller`] is an ordinary trainable Burn module: give it to
 //! [`Learner`](burn::train::Learner) and [`SupervisedTraining`](burn::train::SupervisedTraining).
 //! [`StepStrategy`] is a training strategy for those who count optimizer steps instead of epochs;
-//! [`StudentOptimizer`], [`WarmupCosine`] and [`StepClock`] are an optimizer with what goes on around
-//! its steps, a schedule and a count of steps that work under both. With a [`CheckpointDir`], a training
+//! [`StudentOptimizer`], [`WarmupCosine`] and [`StepClock`] are an optimizer with what comes before and
+//! after its steps, a schedule and a count of steps that work under both. With a [`CheckpointDir`], a training
 //! that was stopped goes on as if it had not been.
 
 mod accumulate;

@@ -1,4 +1,4 @@
-//! [`StudentOptimizer`]: what goes on around each step of an optimizer.
+//! [`StudentOptimizer`]: an optimizer, and what is done before and after each of its steps.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +26,7 @@ impl GradNorm {
     }
 }
 
-/// An optimizer as a student needs it. Its record is that of the optimizer in it. Around each step it
+/// An optimizer as a student needs it. Its record is that of the optimizer in it. In each step it
 ///
 /// 1. adds the gradients of several devices,
 /// 2. masks those of ranks that are not active yet, if there is a [`RankSchedule`],
@@ -163,7 +163,7 @@ where
         tie(self.lock().step(lr, module, grads))
     }
 
-    /// What goes on around a joint step is done with the sum over its devices, so the sum comes first.
+    /// What comes before and after a joint step is done with the sum over its devices, so the sum comes first.
     fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
         let sum = sum_of_devices::<B, M>(&module, grads);
         self.step(lr, module, sum)

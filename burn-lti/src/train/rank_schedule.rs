@@ -116,7 +116,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Mask<'_, B> {
         // The pairs stand one below the other.
         let rows = grad.dims()[0];
         let active = rows / pairs * self.active;
-        let mask = (0..rows).map(|row| f32::from(u8::from(row < active)));
+        let mask = (0..rows).map(|row| f32::from(row < active));
         let mask = TensorData::new(mask.collect(), [rows, 1]);
         let mask = Tensor::<B::InnerBackend, 2>::from_data(mask, &grad.device());
         let mask = mask.cast(grad.dtype()).unsqueeze();

@@ -33,17 +33,9 @@ pub enum TrainError {
         /// The step, counted from 1.
         step: usize,
     },
-    /// The training data holds no batch.
-    #[error("the training data holds no batch: give more text or a shorter seq_len")]
-    NoData,
-    /// The training was to go on from beyond its end.
-    #[error("cannot go on from step {step} of a training of {steps}: ask for more steps")]
-    BehindEnd {
-        /// The steps already taken.
-        step: usize,
-        /// All steps of the training.
-        steps: usize,
-    },
+    /// The training data holds no batch, or the training was to go on from beyond its end.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Why a training that nothing went wrong with took no more steps.
@@ -237,10 +229,10 @@ where
     ) -> Result<Ending, TrainError> {
         self.clock.set(self.resumed_at);
         if self.resumed_at > self.steps {
-            return Err(TrainError::BehindEnd {
-                step: self.resumed_at,
-                steps: self.steps,
-            });
+            return Err(TrainError::Refused(format!(
+                "cannot go on from step {} of a training of {}: ask for more steps",
+                self.resumed_at, self.steps
+            )));
         }
         if self.resumed_at == self.steps {
             return Ok(Ending::Finished);
@@ -249,7 +241,8 @@ where
         loop {
             let mut batches = train.iter().peekable();
             if batches.peek().is_none() {
-                return Err(TrainError::NoData);
+                let what = "the training data holds no batch: give more text or a shorter seq_len";
+                return Err(TrainError::Refused(what.to_owned()));
             }
             while batches.peek().is_some() {
                 step += 1;

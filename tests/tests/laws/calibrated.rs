@@ -582,15 +582,10 @@ fn too_little_text_is_refused<A: AutodiffBackend>(device: A::Device) {
             .expect_err("too little")
     };
     let error = calibrate(&batches(3, config.vocab_size, 5, &device));
-    assert!(matches!(
-        error,
-        CalibrationError::TooLittleText {
-            batches: 3,
-            least: 4
-        }
-    ));
-    let text = loader(Vec::new(), 4, None, &device);
-    assert!(matches!(calibrate(&text), CalibrationError::NoTokens));
+    let expected = "read 3 batches, and needs at least 4,";
+    assert!(error.to_string().contains(expected), "{error}");
+    let error = calibrate(&loader(Vec::new(), 4, None, &device));
+    assert!(error.to_string().contains("holds no token"), "{error}");
 }
 
 fn a_rank_beyond_the_grids_is_refused<A: AutodiffBackend>(device: A::Device) {
@@ -717,12 +712,8 @@ fn a_student_with_other_layers_is_refused<A: AutodiffBackend>(device: A::Device)
     };
     let factored = spec(from.geometry, RoleMaps::attention(MapKind::Factored));
     let error = toy_refusal::<A>(&teacher, &fewer, &factored, &device);
-    let expected = CalibrationError::Misfit {
-        what: "layers",
-        teacher: 3,
-        student: 2,
-    };
-    assert_eq!(error.to_string(), expected.to_string());
+    let expected = "teacher and student have 3 and 2 layers: calibration needs them equal";
+    assert_eq!(error.to_string(), expected);
 }
 
 /// A teacher with maps: it names its projections as the plain one does, and their weights are not there.
@@ -734,9 +725,6 @@ fn a_teacher_without_a_projection_that_it_names_is_refused<A: AutodiffBackend>(d
         from.learning(&TensorSet::collect(&plain), &grouped, &device);
     let factored = spec(from.geometry, RoleMaps::attention(MapKind::Factored));
     let error = toy_refusal::<A>(&teacher, &ToyConfig::new(2, 1), &factored, &device);
-    let missing = "blocks.0.attention.output.weight";
-    assert!(
-        matches!(&error, CalibrationError::NoWeight { name } if name == missing),
-        "{error}"
-    );
+    let expected = "the teacher has no tensor blocks.0.attention.output.weight:";
+    assert!(error.to_string().starts_with(expected), "{error}");
 }

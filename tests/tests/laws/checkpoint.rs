@@ -475,7 +475,7 @@ fn what_was_cut_off_or_damaged_is_passed_over_and_removed<A: AutodiffBackend>(de
             fs::remove_file(step.join(TRAINED)).expect("a file")
         }),
         ("is no state of a checkpoint", |step| {
-            fs::write(step.join(STATE), "{\"schema\": 1}").expect("a file")
+            fs::write(step.join(STATE), "{\"schema\": 2}").expect("a file")
         }),
     ];
     for (expected, damage) in damages {
@@ -675,7 +675,7 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
 
     let empty = forge(&checkpoint("empty"), TRAINED, b"");
     let error = refused(&empty);
-    assert!(matches!(&error, CheckpointError::Tensors { .. }), "{error}");
+    assert!(error.to_string().contains("are no safetensors"), "{error}");
     assert!(chain(&error).len() > error.to_string().len(), "{error}");
 
     let anonymous = forge(
@@ -696,19 +696,24 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
     let amnesic = forge(&checkpoint("amnesic"), OPTIMIZER, b"");
     let error = refused(&amnesic);
     assert!(
-        matches!(&error, CheckpointError::Optimizer { .. }),
+        error.to_string().contains("the optimizer's state"),
         "{error}"
     );
 
-    let newer = checkpoint("newer");
-    let mut state = state_of(newer.path());
-    state["schema"] = 2.into();
-    fs::write(newer.path().join(STATE), state.to_string()).expect("a file");
-    let error = Checkpoint::open(newer.path()).expect_err("another version's");
-    assert!(error.to_string().contains("has schema 2"), "{error}");
-    // Another version's may well be whole: nothing is passed over, nothing removed.
-    let error = CheckpointDir::open(folder.path().join("newer"), NonZeroUsize::MIN);
-    assert!(matches!(error, Err(CheckpointError::Mismatch(text)) if text.contains("has schema 2")));
+    for schema in [1, 3] {
+        let name = format!("schema-{schema}");
+        let other = checkpoint(&name);
+        let mut state = state_of(other.path());
+        state["schema"] = schema.into();
+        fs::write(other.path().join(STATE), state.to_string()).expect("a file");
+        let expected = format!("has schema {schema}, this version reads 2: use the version that");
+        let error = Checkpoint::open(other.path()).expect_err("another version's");
+        assert!(error.to_string().contains(&expected), "{error}");
+        // Another version's may well be whole: nothing is passed over, nothing removed.
+        let error = CheckpointDir::open(folder.path().join(&name), NonZeroUsize::MIN);
+        let error = error.expect_err("another version's");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
 }
 
 fn a_folder_that_cannot_be_used_is_an_error<A: AutodiffBackend>(device: A::Device) {

@@ -686,7 +686,6 @@ fn data_without_a_batch_is_an_error<A: AutodiffBackend>(device: A::Device) {
         (nothing, valid),
     );
     let error = ended.error.expect("there is no batch");
-    assert_eq!(error, TrainError::NoData);
     assert!(error.to_string().contains("holds no batch"), "{error}");
     assert!(ended.diary.steps.is_empty());
     assert!(moved(&before, &parameters(ended.model.student())).is_empty());
@@ -1110,7 +1109,6 @@ fn a_training_behind_its_end_is_an_error<A: AutodiffBackend>(device: A::Device) 
     };
     assert_eq!(run(8), Ok(Ending::Finished));
     let error = run(9).expect_err("there are only eight");
-    assert_eq!(error, TrainError::BehindEnd { step: 9, steps: 8 });
     assert!(
         error.to_string().contains("step 9 of a training of 8"),
         "{error}"

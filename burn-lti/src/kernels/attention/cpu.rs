@@ -137,7 +137,7 @@ const fn step(keys: usize) -> usize {
     keys.next_multiple_of(LANES) + LANES
 }
 
-/// Keys with tokens side by side: `[batch, kv_heads, head_dim, step]`, zeros behind the last.
+/// Keys with tokens side by side: `[batch, kv_heads, head_dim, step]`, zeros after the last.
 fn all_transposed(pool: ThreadPool, k: &[f32], shape: Shape) -> Vec<f32> {
     let head = shape.head_dim * step(shape.keys);
     let mut transposed = vec![0.0; shape.batch * shape.kv_heads * head];

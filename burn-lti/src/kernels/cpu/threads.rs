@@ -13,7 +13,7 @@ pub(crate) fn whole_rows(width: usize) -> usize {
 }
 
 /// Those that the other operations of a device run on. Threads of another kind would share the cores with
-/// them: OpenMP's wait for their next loop with all their might.
+/// them: OpenMP's spin until their next loop.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ThreadPool {
     Rayon,

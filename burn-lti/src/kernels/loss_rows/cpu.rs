@@ -17,7 +17,7 @@ use crate::kernels::cpu::exp;
 /// Elements whose sum is kept in float32: a block of both rows is in the first cache.
 const BLOCK: usize = 1024;
 
-/// What the loss of a row is, as far as a row can tell.
+/// The loss of a row, as far as the row alone gives it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowLoss {
     pub(crate) alpha: f64,
@@ -121,23 +121,30 @@ impl WithSimd for Evaluate<'_> {
             row.work,
             [student_max, teacher_max],
         );
+        let [
+            z_s,
+            z_t,
+            cross,
+            z_s_untempered,
+            z_t_untempered,
+            cross_untempered,
+        ] = sums;
         let temperature = loss.temperature;
-        let (log_s, log_t) = (sums.student.ln(), sums.teacher.ln());
-        let (log_s_untempered, log_t_untempered) =
-            (sums.student_untempered.ln(), sums.teacher_untempered.ln());
+        let (log_s, log_t) = (z_s.ln(), z_t.ln());
+        let (log_s_untempered, log_t_untempered) = (z_s_untempered.ln(), z_t_untempered.ln());
         let forward = |cross: f64, z_t: f64, log_t: f64, log_s: f64| cross / z_t - log_t + log_s;
         let soft = match loss.reverse {
-            false => forward(sums.cross / temperature, sums.teacher, log_t, log_s),
-            true => forward(sums.cross / temperature, sums.student, log_s, log_t),
+            false => forward(cross / temperature, z_t, log_t, log_s),
+            true => forward(cross / temperature, z_s, log_s, log_t),
         };
         let terms = RowTerms {
             tokens: 1.0,
             soft,
             student_ce: log_s_untempered - student_target,
-            agreements: f64::from(u8::from(student_choice == teacher_choice)),
+            agreements: f64::from(student_choice == teacher_choice),
             kl: forward(
-                sums.cross_untempered,
-                sums.teacher_untempered,
+                cross_untempered,
+                z_t_untempered,
                 log_t_untempered,
                 log_s_untempered,
             ),
@@ -150,19 +157,15 @@ impl WithSimd for Evaluate<'_> {
         // `weight (alpha T dD/dz_T + (1 - alpha) (softmax(z) - y))`, of unnormalised exponentials.
         let soft_share = weight * loss.alpha * temperature;
         let hard_share = weight * (1.0 - loss.alpha);
-        let share = soft_share / sums.student;
+        let share = soft_share / z_s;
         let (student, second) = match loss.reverse {
-            false => (share, -soft_share / sums.teacher),
+            false => (share, -soft_share / z_t),
             // `q (ln q - ln p - D)`, where `ln q - ln p` is `(S - R) / T - ln Z_S + ln Z_R`.
             true => (share * (log_t - log_s - soft), share / temperature),
         };
-        let shares = Shares {
-            student,
-            second,
-            untempered: hard_share / sums.student_untempered,
-        };
+        let shares = [student, second, hard_share / z_s_untempered];
         let power = Power::new(temperature);
-        gradient(simd, power, &shares, row.student, row.teacher, row.work);
+        gradient(simd, power, shares, row.student, row.teacher, row.work);
         row.student[row.target] -= hard_share as f32;
         terms
     }
@@ -194,36 +197,9 @@ fn largest<S: Simd>(simd: S, row: &[f32]) -> (f32, usize) {
     (best, start + within.unwrap_or(0))
 }
 
-/// Sums over a row, see the module; `untempered` are those at temperature 1.
-#[derive(Default)]
-struct Sums {
-    student: f64,
-    teacher: f64,
-    /// `T K`, in reverse that of the student against the teacher.
-    cross: f64,
-    student_untempered: f64,
-    teacher_untempered: f64,
-    cross_untempered: f64,
-}
-
-impl Sums {
-    fn add(&mut self, block: [f64; 6]) {
-        let [
-            student,
-            teacher,
-            cross,
-            student_untempered,
-            teacher_untempered,
-            cross_untempered,
-        ] = block;
-        self.student += student;
-        self.teacher += teacher;
-        self.cross += cross;
-        self.student_untempered += student_untempered;
-        self.teacher_untempered += teacher_untempered;
-        self.cross_untempered += cross_untempered;
-    }
-}
+/// Sums over a row, see the module: `Z` of the student and the teacher and `T K`, in reverse that of the
+/// student against the teacher; then the same three at temperature 1.
+type Sums = [f64; 6];
 
 /// The sums of a block, lane by lane, on the way.
 struct Block<S: Simd> {
@@ -295,7 +271,7 @@ fn exponentials<S: Simd>(
         max: max.map(|max| simd.splat_f32s(max)),
         lanes: [zero; 6],
     };
-    let mut sums = Sums::default();
+    let mut sums = [0.0; 6];
     let mut work = work.chunks_mut(BLOCK);
     for (student, teacher) in student.chunks_mut(BLOCK).zip(teacher.chunks_mut(BLOCK)) {
         block.lanes = [zero; 6];
@@ -321,11 +297,9 @@ fn exponentials<S: Simd>(
             simd.partial_store_f32s(t_tail, second);
             simd.partial_store_f32s(w_tail, untempered);
         }
-        sums.add(
-            block
-                .lanes
-                .map(|lanes| f64::from(simd.reduce_sum_f32s(lanes))),
-        );
+        for (sum, lanes) in sums.iter_mut().zip(block.lanes) {
+            *sum += f64::from(simd.reduce_sum_f32s(lanes));
+        }
     }
     sums
 }
@@ -333,27 +307,20 @@ fn exponentials<S: Simd>(
 /// More lanes than any processor has.
 const MAX_LANES: usize = 64;
 
-/// What the gradient has of each number that the first pass left.
-struct Shares {
-    /// Of `exp(S / T)`.
-    student: f64,
-    /// Of what the teacher's place holds.
-    second: f64,
-    /// Of `exp(S)`.
-    untempered: f64,
-}
+/// What the gradient has of each number that the first pass left: of `exp(S / T)`, of what the teacher's place
+/// holds, and of `exp(S)`.
+type Shares = [f64; 3];
 
 /// The gradient but for its target, in the student's place.
 #[inline(always)]
 fn gradient<S: Simd>(
     simd: S,
     power: Power,
-    shares: &Shares,
+    shares: Shares,
     student: &mut [f32],
     teacher: &[f32],
     work: &[f32],
 ) {
-    let shares = [shares.student, shares.second, shares.untempered];
     let shares = shares.map(|share| simd.splat_f32s(share as f32));
     let zero = simd.splat_f32s(0.0);
     let (s_head, s_tail) = S::as_mut_simd_f32s(student);

@@ -31,8 +31,8 @@ pub(crate) struct LossRows<B: Backend> {
 
 /// What the rows add to the whole.
 pub(crate) struct RowsOutput<B: Backend> {
-    /// `[tokens, soft, student_ce, agreements, kl, teacher_ce]`; the last two 0 where a teacher does not
-    /// tell.
+    /// `[tokens, soft, student_ce, agreements, kl, teacher_ce]`; the last two 0 where a teacher's
+    /// outputs do not give them.
     pub(crate) sums: Tensor<B, 1>,
     /// Gradient with respect to the student's logits, if it was asked for, `[n, vocab]`.
     pub(crate) logits_grad: Option<Tensor<B, 2>>,

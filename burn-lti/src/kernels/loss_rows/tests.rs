@@ -67,7 +67,7 @@ impl Case {
             tokens: 1.0,
             soft,
             student_ce: -q_untempered[self.target],
-            agreements: f64::from(u8::from(agree)),
+            agreements: f64::from(agree),
             kl: kl(&p_untempered, &q_untempered),
             teacher_ce: -p_untempered[self.target],
         };
@@ -76,7 +76,7 @@ impl Case {
                 false => q[i].exp() - p[i].exp(),
                 true => q[i].exp() * (q[i] - p[i] - soft),
             };
-            let y = f64::from(u8::from(i == self.target));
+            let y = f64::from(i == self.target);
             weight * (alpha * t * d + (1.0 - alpha) * (q_untempered[i].exp() - y))
         });
         (terms, gradient.collect())

@@ -72,7 +72,7 @@ pub fn apply_rotary<B: Backend>(x: Tensor<B, 2>, table: &RotaryTable<B>) -> Tens
     let ([rows, width], [of, size]) = (x.dims(), cos.dims());
     assert!(
         rows == of && width.is_multiple_of(size),
-        "there is a turn for each row, and a head of its size"
+        "there is a rotation for each row, and a head of its size"
     );
     let form = Form::of(is_rust, [&x, &cos, &sin]);
     apply(Rotary, form, [x, cos, sin, rotate_half])
@@ -98,8 +98,8 @@ impl Operation<4, 2> for Rotary {
             Form::Tensors => {
                 let shape = x.dims();
                 let [x, cos, sin] = by_head([x, cos, sin]);
-                let turned = product(x.clone(), rotate_half);
-                (x * cos + turned * sin).reshape(shape)
+                let rotated = product(x.clone(), rotate_half);
+                (x * cos + rotated * sin).reshape(shape)
             }
             Form::Cpu => cpu::rotate::<B, false>(x, cos, sin),
         };
@@ -117,8 +117,8 @@ impl Operation<4, 2> for Rotary {
             Form::Tensors => {
                 let shape = gradient.dims();
                 let [gradient, cos, sin] = by_head([gradient, cos, sin]);
-                let turned = product(gradient.clone() * sin, rotate_half.transpose());
-                (gradient * cos + turned).reshape(shape)
+                let rotated = product(gradient.clone() * sin, rotate_half.transpose());
+                (gradient * cos + rotated).reshape(shape)
             }
             Form::Cpu => cpu::rotate::<B, true>(gradient, cos, sin),
         };

@@ -13,7 +13,7 @@ fn header() -> CacheHeader {
     fixture::header(LogProbType::F32)
 }
 
-/// Changes the JSON of a shard's header, not the tensors behind it.
+/// Changes the JSON of a shard's header, not the tensors after it.
 fn edit_header(dir: &Path, edit: impl FnOnce(&mut Value)) {
     edit_shard(dir, |bytes| {
         let (length, rest) = bytes.split_first_chunk().unwrap();

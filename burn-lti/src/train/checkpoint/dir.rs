@@ -43,7 +43,7 @@ impl CheckpointDir {
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Io`] if something there cannot be read, [`CheckpointError::Mismatch`] if it
+    /// [`CheckpointError::Io`] if something there cannot be read, [`CheckpointError::Refused`] if it
     /// is another version's. What is merely broken is no error: see [`Self::broken`].
     pub fn open(dir: impl Into<PathBuf>, keep: NonZeroUsize) -> Result<Self, CheckpointError> {
         let mut found = Self {
@@ -96,7 +96,6 @@ impl CheckpointDir {
     ///
     /// - [`CheckpointError::Refused`]: the score is not finite, there is a checkpoint of that step or a
     ///   later one, or a parameter does not train in the device's float type.
-    /// - [`CheckpointError::Tensors`], [`CheckpointError::Optimizer`]: they cannot be written as such.
     /// - [`CheckpointError::Io`], [`CheckpointError::Damaged`]: the system failed. Earlier checkpoints are
     ///   untouched.
     pub fn save<B, M, O>(
@@ -142,12 +141,12 @@ impl CheckpointDir {
     fn check(&self, run: &RunState) -> Result<(), CheckpointError> {
         let step = run.step;
         if let Some(score) = run.score.filter(|score| !score.is_finite()) {
-            return Err(CheckpointError::Refused(format!(
+            return Err(CheckpointError::refused(format!(
                 "the score of step {step} is {score}, which compares with no other: give none instead"
             )));
         }
         match self.latest().map(|latest| latest.run().step) {
-            Some(newest) if newest >= step => Err(CheckpointError::Refused(format!(
+            Some(newest) if newest >= step => Err(CheckpointError::refused(format!(
                 "{} holds a checkpoint of step {newest}, so none of step {step} goes there: go on from \
                  the newest, or give the run a folder of its own",
                 self.dir.display()

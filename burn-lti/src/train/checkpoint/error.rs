@@ -29,28 +29,15 @@ pub enum CheckpointError {
         /// Where it is no JSON.
         source: Option<serde_json::Error>,
     },
-    /// The trained tensors cannot be laid out in a file, or read from it.
-    #[error("the tensors of {path} are no safetensors file")]
-    Tensors {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with them.
-        source: SafeTensorError,
+    /// The checkpoint is another version's or another model's, or the run cannot be saved as it is, or not
+    /// in this folder.
+    #[error("{what}")]
+    Refused {
+        /// What differs or cannot be, and the way out.
+        what: String,
+        /// What was reported, if anything was.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The state of the optimizer cannot be written or read.
-    #[error(
-        "the optimizer's state cannot be recorded or read: go on with the optimizer that was saved"
-    )]
-    Optimizer {
-        /// What Burn's recorder reported.
-        source: RecorderError,
-    },
-    /// The checkpoint is another version's or another model's. The message names what differs.
-    #[error("{0}")]
-    Mismatch(String),
-    /// The run cannot be saved as it is, or not in this folder. The message says why.
-    #[error("{0}")]
-    Refused(String),
 }
 
 impl CheckpointError {
@@ -73,10 +60,23 @@ impl CheckpointError {
 
     /// Names the path of a broken safetensors file: `map_err(CheckpointError::tensors(path))`.
     pub(super) fn tensors(path: &Path) -> impl Fn(SafeTensorError) -> Self + '_ {
-        move |source| Self::Tensors {
-            path: path.to_owned(),
-            source,
+        move |source| Self::Refused {
+            what: format!("the tensors of {} are no safetensors file", path.display()),
+            source: Some(Box::new(source)),
         }
+    }
+
+    /// Where the optimizer's state cannot be written or read.
+    pub(super) fn optimizer(source: RecorderError) -> Self {
+        let what = "the optimizer's state cannot be recorded or read: go on with the optimizer that was saved";
+        Self::Refused {
+            what: what.to_owned(),
+            source: Some(Box::new(source)),
+        }
+    }
+
+    pub(super) const fn refused(what: String) -> Self {
+        Self::Refused { what, source: None }
     }
 
     /// Whether the checkpoint itself is broken. Otherwise it may well be whole, and must be left alone.

@@ -1,4 +1,4 @@
-//! [`Checkpoint`]: one saved step, written, checked and put in place.
+//! [`Checkpoint`]: one saved step, written, checked and restored.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,8 +24,8 @@ const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
 const STATE: &str = "state.json";
 
-/// How these files are laid out.
-const SCHEMA: u32 = 1;
+/// How these files are laid out, and how tensors are named: 2 since maps have two axes and a side.
+const SCHEMA: u32 = 2;
 
 /// Where a run stands, besides its model and its optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct RunState {
 }
 
 impl RunState {
-    /// After `step` optimizer steps, with nothing else to say.
+    /// After `step` optimizer steps, with nothing else to keep.
     pub const fn at(step: usize) -> Self {
         Self {
             step,
@@ -84,14 +84,14 @@ impl Checkpoint {
     ///
     /// - [`CheckpointError::Io`]: a file is not there or cannot be read.
     /// - [`CheckpointError::Damaged`]: a file is not what was saved.
-    /// - [`CheckpointError::Mismatch`]: `state.json` is another version's.
+    /// - [`CheckpointError::Refused`]: `state.json` is another version's.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let state_path = path.join(STATE);
         let text = fs::read(&state_path).map_err(CheckpointError::at(&state_path))?;
         let broken = CheckpointError::state(&state_path);
         let Schema { schema } = serde_json::from_slice(&text).map_err(&broken)?;
         if schema != SCHEMA {
-            return Err(CheckpointError::Mismatch(format!(
+            return Err(CheckpointError::refused(format!(
                 "{} has schema {schema}, this version reads {SCHEMA}: use the version that wrote it",
                 state_path.display()
             )));
@@ -116,10 +116,8 @@ impl Checkpoint {
     /// Before anything is changed:
     ///
     /// - [`CheckpointError::Io`], [`CheckpointError::Damaged`]: the files have changed since.
-    /// - [`CheckpointError::Tensors`]: they are no tensors.
-    /// - [`CheckpointError::Mismatch`]: the tensors are not those that train, by name, or were not written
-    ///   by this library.
-    /// - [`CheckpointError::Optimizer`]: the state is not that of such an optimizer.
+    /// - [`CheckpointError::Refused`]: the tensors are not those that train, by name, or were not written
+    ///   by this library, or the state is not that of such an optimizer.
     pub fn restore_into<B, M, O>(&self, module: M, optimizer: O) -> Result<(M, O), CheckpointError>
     where
         B: AutodiffBackend,
@@ -131,7 +129,7 @@ impl Checkpoint {
         tensors.check(&module, &self.path)?;
         let device = module.devices().into_iter().next().unwrap_or_default();
         let record = from_bytes::<B, O::Record>(self.optimizer()?, &device)
-            .map_err(|source| CheckpointError::Optimizer { source })?;
+            .map_err(CheckpointError::optimizer)?;
         Ok((tensors.put_into(module), optimizer.load_record(record)))
     }
 
@@ -154,7 +152,7 @@ impl Checkpoint {
         let trained_sha256 = write(&trained_path, &trained)?;
         drop(trained);
         let optimizer = to_bytes::<B, O::Record>(optimizer.to_record(), float)
-            .map_err(|source| CheckpointError::Optimizer { source })?;
+            .map_err(CheckpointError::optimizer)?;
         let state = StateFile {
             schema: SCHEMA,
             run,

@@ -25,7 +25,7 @@ pub(super) fn to_bytes<B: AutodiffBackend, M: Module<B>>(
     for (name, parameter) in parameters(module) {
         let found = parameter.values.dtype();
         let Some(dtype) = safetensors_float(found).filter(|_| found == kept) else {
-            return Err(CheckpointError::Refused(format!(
+            return Err(CheckpointError::refused(format!(
                 "`{name}` trains in {found:?}, but Burn brings an optimizer's state back in {kept:?}: \
                  train it in {kept:?}"
             )));
@@ -55,7 +55,7 @@ impl<'a> TrainedFile<'a> {
         let tensors = file.tensors.into_iter().map(|(name, tensor)| {
             let id = ids.get(&name).and_then(|id| id.parse::<u64>().ok());
             let id = id.ok_or_else(|| {
-                CheckpointError::Mismatch(format!(
+                CheckpointError::refused(format!(
                     "{} names no parameter id for `{name}`: save with this library, not another program",
                     path.display()
                 ))
@@ -99,7 +99,7 @@ impl<'a> TrainedFile<'a> {
             )
         });
         match differences.chain(unused).next() {
-            Some(difference) => Err(CheckpointError::Mismatch(difference)),
+            Some(difference) => Err(CheckpointError::refused(difference)),
             None => Ok(()),
         }
     }
@@ -107,7 +107,7 @@ impl<'a> TrainedFile<'a> {
     /// `module` with the values and ids of these tensors, once [`Self::check`] has passed.
     pub(super) fn put_into<B: AutodiffBackend, M: Module<B>>(self, module: M) -> M {
         module.map(&mut Restorer {
-            place: ModulePath::default(),
+            path: ModulePath::default(),
             tensors: self.0,
         })
     }
@@ -125,7 +125,7 @@ fn parameters<B: AutodiffBackend, M: Module<B>>(
     module: &M,
 ) -> BTreeMap<String, Parameter<B::InnerBackend>> {
     let mut collector = Collector::<B> {
-        place: ModulePath::default(),
+        path: ModulePath::default(),
         found: BTreeMap::new(),
     };
     module.visit(&mut collector);
@@ -133,17 +133,17 @@ fn parameters<B: AutodiffBackend, M: Module<B>>(
 }
 
 struct Collector<B: AutodiffBackend> {
-    place: ModulePath,
+    path: ModulePath,
     found: BTreeMap<String, Parameter<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<B> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.place.enter(name, container_type);
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.place.exit();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
@@ -157,29 +157,29 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<B> {
             values: value.reshape([shape.iter().product::<usize>()]),
             shape,
         };
-        self.found.insert(self.place.name(), parameter);
+        self.found.insert(self.path.name(), parameter);
     }
 }
 
 struct Restorer<'a> {
-    place: ModulePath,
+    path: ModulePath,
     tensors: BTreeMap<String, (ParamId, TensorView<'a>)>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Restorer<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.place.enter(name, container_type);
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.place.exit();
+        self.path.exit();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         if !param.is_require_grad() {
             return param;
         }
-        let Some((id, tensor)) = self.tensors.remove(&self.place.name()) else {
+        let Some((id, tensor)) = self.tensors.remove(&self.path.name()) else {
             return param; // the check before knows of none
         };
         let (_, old, mapper) = param.consume();
