@@ -1,8 +1,8 @@
 //! What a recipe means for a teacher, worked out from configurations alone.
 //!
 //! A [`Plan`] says for each tensor of the student where it comes from and whether it is trained,
-//! and what the whole costs. No tensor is made for it, so it is there at once, and behind it
-//! nothing about the recipe can be wrong any more.
+//! and what the whole costs. No tensor is made for it, so it is there at once, and every mistake of the
+//! recipe is found by it.
 
 mod check;
 mod cost;
@@ -30,8 +30,8 @@ pub use error::PlanError;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_start, check_trained_type, check_weights_of_start,
-    plan_feature, resolve_layers, student_config,
+    check_nothing_new, check_ranks, check_seq_len, check_start, check_trained_type,
+    check_weights_of_start, plan_feature, resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
@@ -282,10 +282,7 @@ impl Plan {
         let student = student_config(recipe, teacher)?;
         check_start(recipe.lti.start, &student, teacher)?;
         check_ranks(&recipe.lti.map, &student, teacher)?;
-        let (seq_len, max) = (recipe.train.seq_len, teacher.max_position_embeddings);
-        if seq_len > max {
-            return Err(PlanError::SeqLen { seq_len, max });
-        }
+        check_seq_len(recipe.train.seq_len, teacher)?;
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         let spec = lti_spec(recipe, teacher, &layers);
