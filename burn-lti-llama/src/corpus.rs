@@ -289,7 +289,7 @@ struct Start {
     generation: Generation,
 }
 
-/// Documents without a text, one after the other, behind which no other is waited for.
+/// Documents without a text, one after the other, after which no more are drawn.
 const BLANK_ON_END: usize = 256;
 
 /// What makes a document end before its full length.
@@ -310,7 +310,7 @@ impl Ending {
     }
 }
 
-/// The document of what was drawn behind `prompt`.
+/// The document of what was drawn after `prompt`.
 fn document(
     prompt: &[u32],
     mut row: Vec<u32>,

@@ -478,7 +478,7 @@ mod tests {
         assert!(matches!(
             &error,
             CompareError::Run {
-                source: DistillError::Plan(PlanError::GroupedHeads { .. }),
+                source: DistillError::Plan(PlanError::Refused { .. }),
                 ..
             }
         ));
@@ -492,7 +492,7 @@ mod tests {
         let error = refused(&["train.seq_len=100000"], &Start::ALL, 1);
         assert!(matches!(
             error,
-            CompareError::Distill(DistillError::Plan(PlanError::SeqLen { .. }))
+            CompareError::Distill(DistillError::Plan(PlanError::Refused { .. }))
         ));
         let error = refused(&["data.valid=['absent.txt']"], &Start::ALL, 1);
         assert!(matches!(error, CompareError::Distill(_)));

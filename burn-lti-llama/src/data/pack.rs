@@ -11,7 +11,7 @@ pub struct PackedSequence {
     pub tokens: Vec<u32>,
     /// The token that follows each input in its document; 0 where there is none.
     pub targets: Vec<u32>,
-    /// Place of each token in its document, counted from where the document starts *in this
+    /// Position of each token in its document, counted from where the document starts *in this
     /// window*: what came before cannot be seen from here. 0 in the padding.
     pub positions: Vec<u32>,
     /// Number of each token's document in this window, from 1; 0 in the padding.

@@ -137,7 +137,7 @@ pub struct DataHashes {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextHash {
-    /// Where it was. Another place with the same contents is as good.
+    /// Where it was. Another path with the same contents is as good.
     pub path: PathBuf,
     /// SHA-256 of its bytes, in hexadecimal digits.
     pub sha256: String,
@@ -401,8 +401,8 @@ fn check_texts(
     then: &[TextHash],
     now: &[TextHash],
 ) -> Result<(), ManifestError> {
-    for place in 0..then.len().max(now.len()) {
-        let (then, now) = (then.get(place), now.get(place));
+    for index in 0..then.len().max(now.len()) {
+        let (then, now) = (then.get(index), now.get(index));
         let hash = |text: Option<&TextHash>| text.map(|text| text.sha256.clone());
         let change = Change::between(hash(then).as_ref(), hash(now).as_ref());
         if let (Some(change), Some(text)) = (change, now.or(then)) {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn_lti::files::write_atomically;
+use serde_json::Value;
 
 use super::metrics::{LoggedEvaluation, evaluations};
 use super::{DistillError, Manifest, StartSummary, Summary};
@@ -226,7 +227,9 @@ impl OutputDir {
                 .map_err(|source| DistillError::Output { path: dir, source })?;
         }
         self.remove_students()?;
-        self.make_unchecked_student_dir()?; // what cannot be written is found out before the training
+        // What cannot be written is found out before the training.
+        let path = self.unchecked_student_dir();
+        fs::create_dir_all(&path).map_err(|source| DistillError::Output { path, source })?;
         let text = recipe.to_toml()?;
         write_atomically(&self.recipe_path(), text.as_bytes())?;
         Ok(manifest.write(&self.manifest_path())?)
@@ -245,12 +248,6 @@ impl OutputDir {
                 .map_err(|source| DistillError::Output { path: dir, source })?;
         }
         Ok(())
-    }
-
-    /// An empty folder for a student that nobody has checked.
-    pub(super) fn make_unchecked_student_dir(&self) -> Result<(), DistillError> {
-        let path = self.unchecked_student_dir();
-        fs::create_dir_all(&path).map_err(|source| DistillError::Output { path, source })
     }
 
     /// The student was compared with what was trained: gives it its name.
@@ -283,17 +280,16 @@ impl OutputDir {
     }
 
     pub(super) fn write_summary(&self, summary: &Summary) -> Result<(), DistillError> {
-        let text = format!("{:#}\n", summary.to_json());
-        Ok(write_atomically(
-            &self.dir.join("summary.json"),
-            text.as_bytes(),
-        )?)
+        self.write_json("summary.json", &summary.to_json())
     }
 
     pub(super) fn write_start(&self, summary: &StartSummary) -> Result<(), DistillError> {
-        let text = format!("{:#}\n", summary.to_json());
-        let path = self.dir.join("start.json");
-        Ok(write_atomically(&path, text.as_bytes())?)
+        self.write_json("start.json", &summary.to_json())
+    }
+
+    fn write_json(&self, name: &str, value: &Value) -> Result<(), DistillError> {
+        let text = format!("{value:#}\n");
+        Ok(write_atomically(&self.dir.join(name), text.as_bytes())?)
     }
 
     pub(super) fn metrics_path(&self) -> PathBuf {

@@ -18,7 +18,7 @@ use super::metrics::MetricsLog;
 use super::module::Student;
 use super::output::Existing;
 use super::progress::{Phase, PhaseEnd, RunProgress};
-use super::start::{Origin, origin};
+use super::start::{StartTensors, start_tensors};
 use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
 use super::tensorboard::TensorBoard;
@@ -134,15 +134,14 @@ impl<'a> Job<'a> {
         let (inputs, manifest) = self.load::<A>(device)?;
         self.out.begin(self.recipe, &manifest)?;
         let run = Run::begin(self, device, inputs, began)?;
-        let (plan, tensors) = (&run.inputs.plan, &run.origin.tensors);
-        let student = free_student::<A>(self.recipe, plan, tensors, device)?.valid();
+        let student = run.free()?.valid();
         run.tell(Event::Stage("exporting"));
         let exported = run.export(&student, &self.out.unchecked_student_dir())?;
         self.out.accept_student()?;
         let evaluation = run.evaluate("evaluating the exported student", &exported.student);
         let summary = StartSummary {
             evaluation,
-            layers: run.origin.layers,
+            layers: run.start.layers,
             seconds: began.elapsed().as_secs_f64(),
         };
         self.out.write_start(&summary)?;
@@ -223,8 +222,7 @@ struct Run<'a, A: AutodiffBackend> {
     job: &'a Job<'a>,
     device: &'a A::Device,
     inputs: RunInputs<A>,
-    /// What the student begins from.
-    origin: Origin<A::InnerBackend>,
+    start: StartTensors<A::InnerBackend>,
     began: Instant,
 }
 
@@ -245,12 +243,12 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         began: Instant,
     ) -> Result<Self, DistillError> {
         let file = job.out.start_path();
-        let origin = origin(job.recipe, &inputs, &file, device, &job.listener)?;
+        let start = start_tensors(job.recipe, &inputs, &file, device, &job.listener)?;
         Ok(Self {
             job,
             device,
             inputs,
-            origin,
+            start,
             began,
         })
     }
@@ -261,8 +259,8 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let progress = checkpoint.as_ref().map(RunProgress::at).transpose()?;
         let progress = progress.filter(|progress| progress.phase == Phase::Second);
         if let Some(progress) = progress {
-            let student = self.skeleton_of_second_phase()?;
-            return self.second_phase(student, progress, checkpoint.as_ref());
+            // What is frozen in the second phase is the teacher's; all else comes out of the checkpoint.
+            return self.finish(&self.phase(self.free()?, progress, checkpoint.as_ref())?);
         }
         self.tell(Event::Stage("starting the student"));
         match recipe.lti.train {
@@ -276,16 +274,21 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
                 }
             }
             Trained::Projections | Trained::All => {
-                let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
-                let student = free_student::<A>(recipe, plan, tensors, self.device)?;
-                self.finish(&self.first_phase(student, checkpoint.as_ref())?)
+                self.finish(&self.first_phase(self.free()?, checkpoint.as_ref())?)
             }
         }
     }
 
+    /// The student with its maps at the start.
     fn learning(&self) -> Result<LearningLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
+        let (plan, tensors) = (&self.inputs.plan, &self.start.tensors);
         learning_student::<A>(plan, tensors, self.device)
+    }
+
+    /// The student without maps at the start.
+    fn free(&self) -> Result<PlainLlama<A>, DistillError> {
+        let (plan, tensors) = (&self.inputs.plan, &self.start.tensors);
+        free_student::<A>(self.job.recipe, plan, tensors, self.device)
     }
 
     fn first_phase<M: Student<A>>(
@@ -309,22 +312,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let (recipe, plan) = (self.job.recipe, &self.inputs.plan);
         let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
         let progress = ended.progress.clone().second_phase(maps);
-        self.second_phase(student, progress, None)
-    }
-
-    /// What is frozen in the second phase is the teacher's; all else comes out of a checkpoint.
-    fn skeleton_of_second_phase(&self) -> Result<PlainLlama<A>, DistillError> {
-        let (plan, tensors) = (&self.inputs.plan, &self.origin.tensors);
-        free_student::<A>(self.job.recipe, plan, tensors, self.device)
-    }
-
-    fn second_phase(
-        &self,
-        student: PlainLlama<A>,
-        progress: RunProgress,
-        checkpoint: Option<&Checkpoint>,
-    ) -> Result<Summary, DistillError> {
-        self.finish(&self.phase(student, progress, checkpoint)?)
+        self.finish(&self.phase(student, progress, None)?)
     }
 
     /// The student as `checkpoint` has it.
@@ -493,11 +481,13 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let exported = self.export(&ended.student, &out.unchecked_student_dir())?;
         out.accept_student()?;
         let end = self.evaluate("evaluating the exported student", &exported.student);
-        let summary = Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
-            .with_student_step(ended.student_step)
-            .with_trainable_parameters(ended.trainable_parameters)
-            .with_collapse_difference(exported.difference)
-            .with_total_seconds(self.began.elapsed().as_secs_f64());
+        let summary = Summary {
+            student_step: ended.student_step,
+            trainable_parameters: ended.trainable_parameters,
+            collapse_max_abs_logit_diff: exported.difference,
+            total_seconds: self.began.elapsed().as_secs_f64(),
+            ..Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
+        };
         out.write_summary(&summary)?;
         Ok(summary)
     }
@@ -579,14 +569,9 @@ pub fn collapse_run<A: AutodiffBackend>(
             let student = run.restored(run.learning()?, &progress, checkpoint)?;
             run.export(&student, student_dir)?
         }
-        (Phase::First, Trained::Projections | Trained::All) => {
-            let (plan, tensors) = (&run.inputs.plan, &run.origin.tensors);
-            let student = free_student::<A>(&recipe, plan, tensors, device)?;
-            run.export(&run.restored(student, &progress, checkpoint)?, student_dir)?
-        }
-        (Phase::Second, _) => {
-            let student = run.skeleton_of_second_phase()?;
-            run.export(&run.restored(student, &progress, checkpoint)?, student_dir)?
+        (Phase::First, Trained::Projections | Trained::All) | (Phase::Second, _) => {
+            let student = run.restored(run.free()?, &progress, checkpoint)?;
+            run.export(&student, student_dir)?
         }
     };
     let evaluation = run.evaluate("evaluating the exported student", &student.student);

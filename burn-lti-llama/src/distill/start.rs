@@ -1,4 +1,4 @@
-//! What the student begins from: the teacher's tensors, and those of a start that is calculated.
+//! What the student starts from: the teacher's tensors, and those of a start that is calculated.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -19,59 +19,59 @@ use crate::data::{self, PackedSequence};
 use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
 use crate::tokenizer::Tokenizer;
 
-/// What a student begins from.
-pub(super) struct Origin<B: Backend> {
+/// What a student starts from.
+pub(super) struct StartTensors<B: Backend> {
     /// By the names under which the student takes them.
     pub(super) tensors: TensorSet<B>,
     /// How each layer was calibrated.
     pub(super) layers: Vec<LayerReport>,
 }
 
-/// The tensors that the student of `recipe` begins from, by the names under which it takes them: the
+/// The tensors that the student of `recipe` starts from, by the names under which it takes them: the
 /// teacher's, and with the calibrated start its maps and what else was fitted. These are read from
 /// `file`, or calculated and written to it.
-pub(super) fn origin<A: AutodiffBackend>(
+pub(super) fn start_tensors<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &RunInputs<A>,
+    inputs: &RunInputs<A>,
     file: &Path,
     device: &A::Device,
     listener: &Listener,
-) -> Result<Origin<A::InnerBackend>, DistillError> {
-    if setting.plan.start != Start::Calibrated {
-        return Ok(Origin {
-            tensors: setting.tensors.clone(),
+) -> Result<StartTensors<A::InnerBackend>, DistillError> {
+    if inputs.plan.start != Start::Calibrated {
+        return Ok(StartTensors {
+            tensors: inputs.tensors.clone(),
             layers: Vec::new(),
         });
     }
     let start = match file.is_file() {
         true => CalibratedStart::load(file, recipe.teacher.dtype.dtype(), device)?,
         false => {
-            let start = calculated(recipe, setting, device, listener)?;
+            let start = calculated(recipe, inputs, device, listener)?;
             start.save(file)?;
             start
         }
     };
-    Ok(Origin {
-        tensors: setting.tensors.with(&start.tensors),
+    Ok(StartTensors {
+        tensors: inputs.tensors.with(&start.tensors),
         layers: start.layers,
     })
 }
 
 fn calculated<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &RunInputs<A>,
+    inputs: &RunInputs<A>,
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
-    let sequences = match text(recipe, setting.train.len(), listener) {
+    let sequences = match text(recipe, inputs.train.len(), listener) {
         CalibrationText::Train => {
             let count = recipe.calibration.sequences;
-            chosen(&setting.train, count, recipe.train.seed)
+            chosen(&inputs.train, count, recipe.train.seed)
         }
-        CalibrationText::Teacher => written(recipe, setting, listener)?,
+        CalibrationText::Teacher => written(recipe, inputs, listener)?,
     };
     listener(Event::Stage("calibrating the start"));
-    let plan = &setting.plan;
+    let plan = &inputs.plan;
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.rounds = section.rounds;
@@ -88,10 +88,10 @@ fn calculated<A: AutodiffBackend>(
         listener(Event::Advanced(done, layers));
     };
     let student_with = |tensors: &TensorSet<A::InnerBackend>| {
-        let tensors = TensorSet::from_inner(&setting.tensors.with(tensors));
+        let tensors = TensorSet::from_inner(&inputs.tensors.with(tensors));
         learning::<A>(plan, &tensors, device)
     };
-    let teacher = setting.teacher.as_ref();
+    let teacher = inputs.teacher.as_ref();
     Ok(calibrate::<A, _, _, _>(
         &calibration,
         teacher,
@@ -119,7 +119,7 @@ fn text(recipe: &Recipe, sequences: usize, listener: &Listener) -> CalibrationTe
 /// Sequences of documents that the teacher writes.
 fn written<A: AutodiffBackend>(
     recipe: &Recipe,
-    setting: &RunInputs<A>,
+    inputs: &RunInputs<A>,
     listener: &Listener,
 ) -> Result<Vec<PackedSequence>, DistillError> {
     listener(Event::Stage("the teacher writes the calibration text"));
@@ -129,10 +129,10 @@ fn written<A: AutodiffBackend>(
         seed: recipe.train.seed,
         ..CorpusOrder::new(tokens)
     };
-    let config = &setting.plan.teacher;
+    let config = &inputs.plan.teacher;
     let path = &recipe.teacher.path;
     let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-    let corpus = sample_corpus(setting.teacher.as_ref(), &tokenizer, &order, |done, all| {
+    let corpus = sample_corpus(inputs.teacher.as_ref(), &tokenizer, &order, |done, all| {
         listener(Event::Advanced(done, all));
     })?;
     let mut sequences = data::pack(corpus.into_tokens(), seq_len);

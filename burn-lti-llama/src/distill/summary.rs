@@ -69,6 +69,8 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// What the plan and the progress of a run say. What only its end does is left at the last step and at
+    /// zero.
     pub(super) fn new(
         recipe: &Recipe,
         plan: &Plan,
@@ -101,26 +103,6 @@ impl Summary {
             collapse_max_abs_logit_diff: None,
             seed: recipe.train.seed,
         }
-    }
-
-    pub(super) fn with_student_step(mut self, step: usize) -> Self {
-        self.student_step = step;
-        self
-    }
-
-    pub(super) fn with_trainable_parameters(mut self, parameters: usize) -> Self {
-        self.trainable_parameters = parameters;
-        self
-    }
-
-    pub(super) fn with_collapse_difference(mut self, difference: Option<f64>) -> Self {
-        self.collapse_max_abs_logit_diff = difference;
-        self
-    }
-
-    pub(super) fn with_total_seconds(mut self, seconds: f64) -> Self {
-        self.total_seconds = seconds;
-        self
     }
 
     /// Whether `text`, a `summary.json`, is not that of an interrupted run.

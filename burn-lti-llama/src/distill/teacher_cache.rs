@@ -69,7 +69,7 @@ impl<B: Backend> Source<B> {
         }
     }
 
-    /// What the teacher says of some sequences.
+    /// The teacher's outputs for some sequences.
     fn rows(&self, sequences: &[PackedSequence], k: usize, device: &B::Device) -> TopKRows {
         let batch = TokenBatcher.batch(sequences.to_vec(), device);
         let hidden: Tensor<B, 2> = self.teacher.hidden_states(&batch).flatten(0, 1);
@@ -116,7 +116,7 @@ impl<B: Backend> Source<B> {
 /// Tokens whose logits exist at a time.
 const CHUNK: usize = 512;
 
-/// Writes down what the recipe's teacher says of the training text, or goes on with a cache in `dir`
+/// Caches the outputs of the recipe's teacher for the training text, or goes on with a cache in `dir`
 /// that is not finished. `done` is told how many of how many sequences are.
 ///
 /// # Errors

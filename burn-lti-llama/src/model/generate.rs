@@ -5,49 +5,8 @@ use burn_lti::decoder::Project;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 
+use super::error::GenerationError;
 use super::{KvCache, Llama, Sampling};
-
-/// Why a text could not be generated.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GenerationError {
-    /// The temperature divides by nothing, or turns likely into unlikely.
-    #[error("the temperature is {temperature}: give a finite number above 0")]
-    Temperature {
-        /// What was asked for.
-        temperature: f64,
-    },
-    /// The nucleus would hold no token, or more than all.
-    #[error("top-p is {top_p}: give a share above 0, at most 1")]
-    TopP {
-        /// What was asked for.
-        top_p: f64,
-    },
-    /// Texts that are continued together have unlike beginnings.
-    #[error(
-        "prompt {row} has {found} tokens, but the first has {expected}: prompts that are continued \
-         together have to be of one length"
-    )]
-    PromptLength {
-        /// The prompt, from 0.
-        row: usize,
-        /// Tokens of the first prompt.
-        expected: usize,
-        /// Tokens of this one.
-        found: usize,
-    },
-    /// The model's numbers overflowed, or its weights are none.
-    #[error(
-        "the model's logits for token {position} of text {row} are not finite: its weights are \
-         damaged, or it has to be computed in float32"
-    )]
-    NotFinite {
-        /// The row's number.
-        row: u64,
-        /// The token's place in its text, the prompt included, from 0.
-        position: usize,
-    },
-}
 
 /// A continuation of at most so many tokens.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +17,7 @@ pub struct Generation {
 
 /// A text that is not at its end.
 struct Row {
-    /// Its place among the prompts.
+    /// The index of its prompt.
     index: usize,
     rng: StdRng,
 }
@@ -88,7 +47,7 @@ impl Generation {
         Ok(rows.concat())
     }
 
-    /// Continues many prompts of one length at once, telling each token, with the place of its prompt,
+    /// Continues many prompts of one length at once, telling each token, with the index of its prompt,
     /// to `go_on`. A text that is answered `false` ends and leaves the batch; the token that ended it is
     /// part of the result. The results stand in the order of the prompts.
     ///
@@ -138,14 +97,14 @@ impl Generation {
             let mut kept: Vec<i64> = Vec::with_capacity(before);
             let mut going = Vec::with_capacity(before);
             pending.clear();
-            for (place, (row, token)) in (0..).zip(rows.into_iter().zip(drawn)) {
+            for (index, (row, token)) in (0..).zip(rows.into_iter().zip(drawn)) {
                 let token = token.ok_or(GenerationError::NotFinite {
                     row: first_row + row.index as u64,
                     position: length + step,
                 })?;
                 texts[row.index].push(token);
                 if go_on(row.index, token) {
-                    kept.push(place);
+                    kept.push(index);
                     pending.push(token);
                     going.push(row);
                 }
@@ -262,13 +221,13 @@ mod tests {
     fn a_row_hears_of_its_tokens_until_it_ends() {
         let model = model(VOCAB);
         let generation = Generation::new(10, Sampling::random(2.0, 1.0, 0).unwrap());
-        let mut heard = vec![Vec::new(); 4];
+        let mut told = vec![Vec::new(); 4];
         let texts = generation.run_batch(&model, &PROMPTS, 0, |row, token| {
-            heard[row].push(token);
-            heard[row].len() <= 2 * row
+            told[row].push(token);
+            told[row].len() <= 2 * row
         });
-        assert_eq!(texts.unwrap(), heard);
-        let lengths: Vec<usize> = heard.iter().map(Vec::len).collect();
+        assert_eq!(texts.unwrap(), told);
+        let lengths: Vec<usize> = told.iter().map(Vec::len).collect();
         assert_eq!(lengths, [1, 3, 5, 7]);
     }
 

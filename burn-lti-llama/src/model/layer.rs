@@ -9,7 +9,7 @@ use burn_lti::kernels::rms_norm;
 use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
 use crate::config::LlamaConfig;
 
-/// Attention and feed-forward, each behind a norm and around a residual. `h` is the residual stream,
+/// Attention and feed-forward, each after a norm and with a residual connection. `h` is the residual stream,
 /// `[batch, tokens, d_model]`.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend, P: Module<B>> {

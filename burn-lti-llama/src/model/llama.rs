@@ -132,7 +132,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         self.apply_head(hidden.narrow(1, new - 1, 1)).flatten(0, 1)
     }
 
-    /// Hidden states behind the last norm, `[batch, new, d_model]`.
+    /// Hidden states after the last norm, `[batch, new, d_model]`.
     fn continue_hidden(&self, tokens: Tensor<B, 2, Int>, cache: &mut KvCache<B>) -> Tensor<B, 3> {
         let device = tokens.device();
         let [batch, new] = tokens.dims();

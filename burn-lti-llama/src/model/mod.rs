@@ -22,6 +22,7 @@
 
 mod attention;
 mod cache;
+mod error;
 mod generate;
 mod layer;
 mod llama;
@@ -32,7 +33,8 @@ mod sampling;
 pub use attention::Attention;
 pub use burn_lti::kernels::AttentionMask;
 pub use cache::{KvCache, LayerCache};
-pub use generate::{Generation, GenerationError};
+pub use error::GenerationError;
+pub use generate::Generation;
 pub use layer::LlamaLayer;
 pub use llama::{LearningLlama, Llama, LlamaContext, PlainLlama};
 pub use mlp::Mlp;

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::GenerationError;
+use super::error::GenerationError;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,8 +81,8 @@ fn highest(logits: &[f32]) -> Option<f32> {
 }
 
 fn first(logits: &[f32], wanted: f32) -> u32 {
-    let place = logits.iter().position(|logit| *logit == wanted);
-    place.unwrap_or(0) as u32
+    let index = logits.iter().position(|logit| *logit == wanted);
+    index.unwrap_or(0) as u32
 }
 
 fn sample(logits: &[f32], highest: f32, temperature: f64, top_p: f64, rng: &mut StdRng) -> u32 {
@@ -231,7 +231,7 @@ mod tests {
             sum += token.weight;
             sum >= goal
         });
-        let kept = enough.map_or(all.len(), |place| place + 1);
+        let kept = enough.map_or(all.len(), |index| index + 1);
         let mut ids: Vec<u32> = all[..kept].iter().map(|token| token.id).collect();
         ids.sort_unstable();
         ids

@@ -7,7 +7,7 @@ use burn_lti::map::{MapKind, Start};
 use burn_lti::train::LayerPair;
 
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
-use crate::config::{ConfigError, LlamaConfig, divisors};
+use crate::config::{ConfigError, LlamaConfig, divisors, list};
 use crate::hf::WeightType;
 use crate::recipe::{FeatureSection, LayerPairs, Layers, MapChoice, Recipe, Trained};
 
@@ -24,10 +24,14 @@ pub(super) fn student_config(
         ("student.head_dim", head_dim),
     ];
     if let Some((key, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
-        return Err(PlanError::Zero { key });
+        return Err(PlanError::refused(
+            key,
+            "is 0: give the student at least one".to_owned(),
+        ));
     }
     if !head_dim.is_multiple_of(2) {
-        return Err(PlanError::OddHeadDim { head_dim });
+        let reason = format!("is {head_dim}: make it even, for rotary pairs");
+        return Err(PlanError::refused("student.head_dim", reason));
     }
     let student = LlamaConfig {
         num_attention_heads: heads,
@@ -42,11 +46,14 @@ pub(super) fn student_config(
             kv_heads,
             allowed,
             ..
-        }) => Err(PlanError::KvHeads {
-            heads,
-            kv_heads,
-            allowed,
-        }),
+        }) => Err(PlanError::refused(
+            "student.heads",
+            format!(
+                "is {heads}, no multiple of student.kv_heads, which is {kv_heads}: set \
+                 student.kv_heads to one of {}",
+                list(&allowed)
+            ),
+        )),
         Err(source) => Err(PlanError::Student { source }),
     }
 }
@@ -66,10 +73,15 @@ pub(super) fn check_trained_type(
     };
     let in_half = |tensor: &&PlannedTensor| tensor.trained && !beside_maps(tensor);
     match tensors.iter().find(in_half) {
-        Some(tensor) if dtype != WeightType::F32 => Err(PlanError::TrainedInHalf {
-            dtype,
-            tensor: tensor.name.clone(),
-        }),
+        Some(tensor) if dtype != WeightType::F32 => Err(PlanError::refused(
+            "teacher.dtype",
+            format!(
+                "is \"{dtype}\", but {} would train in it, and an optimizer's small steps are lost in \
+                 half precision: set teacher.dtype = \"float32\", or let only maps train (lti.train = \
+                 \"maps\" with lti.layers = \"all\")",
+                tensor.name
+            ),
+        )),
         _ => Ok(()),
     }
 }
@@ -96,23 +108,27 @@ pub(super) fn check_start(
         ),
     ] {
         if !teacher.is_multiple_of(student) {
-            let allowed = divisors(teacher);
-            return Err(PlanError::GroupedHeads {
-                key,
-                student,
-                teacher,
-                allowed,
-            });
+            let reason = format!(
+                "is {student}, which does not divide the teacher's {teacher}: with lti.start = \
+                 \"grouped\", set it to one of {}; any number goes with lti.start = \"calibrated\" or \
+                 \"lecun\"",
+                list(&divisors(teacher))
+            );
+            return Err(PlanError::refused(key, reason));
         }
     }
     let (student, teacher) = (student.head_dim, teacher.head_dim);
     if student != teacher {
-        return Err(PlanError::GroupedHeadDim { student, teacher });
+        let reason = format!(
+            "is {student}, but lti.start = \"grouped\" keeps the teacher's {teacher}: set \
+             student.head_dim = {teacher}, or lti.start = \"calibrated\" or \"lecun\""
+        );
+        return Err(PlanError::refused("student.head_dim", reason));
     }
     Ok(())
 }
 
-/// A sum has at most as many pairs as its factors have places.
+/// A sum has at most as many pairs as the smaller of its factors has entries.
 pub(super) fn check_ranks(
     map: &MapChoice,
     student: &LlamaConfig,
@@ -122,11 +138,12 @@ pub(super) fn check_ranks(
         let largest = MapKind::largest_rank(teacher.axes().grid(role), student.axes().grid(role));
         match map.kind(role) {
             MapKind::Kronecker(rank) if rank > largest => {
-                return Err(PlanError::KroneckerRank {
-                    role,
-                    rank,
-                    largest,
-                });
+                let reason = format!(
+                    "asks for kronecker rank {rank} in the {role} projection, whose largest is \
+                     {largest}, which makes every general map: set {role} = {{ kronecker = {largest} }} \
+                     or less, or {role} = \"general\""
+                );
+                return Err(PlanError::refused("lti.map", reason));
             }
             _ => {}
         }
@@ -142,7 +159,12 @@ pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
     ];
     match rules.into_iter().find(|(_, rules)| !rules.is_empty()) {
         Some((key, _)) if recipe.lti.start == Start::Calibrated => {
-            Err(PlanError::CalibratedRules { key })
+            let reason = format!(
+                "gives student tensors other sources than their own names, and lti.start = \
+                 \"calibrated\" fits each layer to the teacher's of the same number: take {key} out, or \
+                 set lti.start = \"grouped\""
+            );
+            Err(PlanError::refused(key, reason))
         }
         _ => Ok(()),
     }
@@ -158,6 +180,21 @@ pub(super) fn check_nothing_new(start: Start, tensors: &[PlannedTensor]) -> Resu
     }
 }
 
+/// The sequences can be no longer than what the teacher was made for.
+pub(super) fn check_seq_len(seq_len: usize, teacher: &LlamaConfig) -> Result<(), PlanError> {
+    let max = teacher.max_position_embeddings;
+    match seq_len > max {
+        true => Err(PlanError::refused(
+            "train.seq_len",
+            format!(
+                "is {seq_len}, but the teacher's max_position_embeddings is {max}: set train.seq_len to \
+                 {max} or less"
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
 pub(super) fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize>, PlanError> {
     let mut chosen = match choice {
         Layers::All => (0..layers).collect(),
@@ -165,8 +202,17 @@ pub(super) fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize
     };
     chosen.sort_unstable();
     match chosen.last() {
-        None => Err(PlanError::NoLayers),
-        Some(&layer) if layer >= layers => Err(PlanError::LayerOutOfRange { layer, layers }),
+        None => Err(PlanError::refused(
+            "lti.layers",
+            "is empty: name at least one layer, or set lti.layers = \"all\"".to_owned(),
+        )),
+        Some(&layer) if layer >= layers => Err(PlanError::refused(
+            "lti.layers",
+            format!(
+                "names layer {layer}, but the teacher has {layers}: use numbers from 0 to {}",
+                layers - 1
+            ),
+        )),
         Some(_) => Ok(chosen),
     }
 }
@@ -188,11 +234,12 @@ pub(super) fn plan_feature(
             ("teacher", pair.teacher, teacher.num_hidden_layers),
         ] {
             if layer >= layers {
-                return Err(PlanError::FeatureLayer {
-                    model,
-                    layer,
-                    layers,
-                });
+                let reason = format!(
+                    "names layer {layer} of the {model}, which has {layers}: use numbers from 0 to {}, as \
+                     [student, teacher]",
+                    layers - 1
+                );
+                return Err(PlanError::refused("loss.feature.pairs", reason));
             }
         }
     }

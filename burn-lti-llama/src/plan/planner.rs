@@ -43,10 +43,14 @@ impl Planner<'_> {
                 trainable_parameters: count(tensors, |tensor| tensor.trained),
                 step_flops: self.step_flops(tensors),
             }),
-            (dtype, Some(tensor)) => Err(PlanError::Phase2InHalf {
-                dtype,
-                tensor: tensor.name.clone(),
-            }),
+            (dtype, Some(tensor)) => Err(PlanError::refused(
+                "teacher.dtype",
+                format!(
+                    "is \"{dtype}\", but [phase2] would train {} in it, and an optimizer's small steps \
+                     are lost in half precision: set teacher.dtype = \"float32\", or leave [phase2] out",
+                    tensor.name
+                ),
+            )),
         }
     }
 

@@ -74,7 +74,7 @@ impl Plan {
         }
     }
 
-    /// Towards what, how long, and what is left behind on the way.
+    /// The loss, the steps, and which checkpoints are kept.
     fn write_training(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LossPlan {
             divergence,
@@ -257,17 +257,16 @@ impl PhasePlan {
 
 impl Totals {
     fn rows(&self) -> Vec<Vec<String>> {
-        let parameters = |count| thousands(count);
         let flops = &self.step_flops;
         [
-            ("parameters, teacher", parameters(self.teacher_parameters)),
+            ("parameters, teacher", thousands(self.teacher_parameters)),
             (
                 "parameters, student once collapsed",
-                parameters(self.student_parameters),
+                thousands(self.student_parameters),
             ),
-            ("parameters, maps", parameters(self.map_parameters)),
-            ("parameters, trained", parameters(self.trained_parameters)),
-            ("parameters, frozen", parameters(self.frozen_parameters)),
+            ("parameters, maps", thousands(self.map_parameters)),
+            ("parameters, trained", thousands(self.trained_parameters)),
+            ("parameters, frozen", thousands(self.frozen_parameters)),
             (
                 "key/value cache, teacher",
                 cache(self.teacher_kv_cache_bytes_per_token),
@@ -373,7 +372,7 @@ fn cache(bytes_per_token: usize) -> String {
 }
 
 fn gflop(flops: f64) -> String {
-    format!("{:.3} GFLOP", flops / 1e9)
+    format!("{} GFLOP", giga(flops))
 }
 
 /// Columns as wide as their widest cell, two blanks apart.

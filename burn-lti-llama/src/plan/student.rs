@@ -4,7 +4,7 @@
 //! The blueprint is that of the very modules that are filled by it later. Here they stand on a backend on
 //! which nothing is ever allocated. Names are Hugging Face's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn_flex::Flex;
 use burn_lti::blueprint::{
@@ -21,6 +21,10 @@ use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name};
 use crate::model::PlainLlama;
 use crate::recipe::{Recipe, Trained};
+
+/// The keys of the recipe whose rules a blueprint follows.
+const COPY: &str = "weights.copy";
+const SHARE: &str = "weights.share";
 
 /// How the student learns, for the toolkit.
 pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
@@ -62,8 +66,18 @@ impl Blueprints {
         let student_tensors = named(skeleton.listed());
         let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
         let shapes = teacher_tensors.into_iter().map(|it| (it.name, it.shape));
-        let rules = rules(recipe, new_tensors(&spec, teacher, student))?;
-        let with_maps = Blueprint::new(&student_tensors, &shapes.collect(), &rules)?;
+        let shapes: BTreeMap<_, _> = shapes.collect();
+        let new = new_tensors(&spec, teacher, student);
+        let shared = rules_of_sharing(recipe).map_err(refused(SHARE))?;
+        let shared = shared.with_new(new.iter().cloned());
+        let copies = recipe.weights.copy.iter();
+        let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
+        let rules = shared.clone().with_copies(copies).map_err(refused(COPY))?;
+        let with_maps = Blueprint::new(&student_tensors, &shapes, &rules).map_err(|source| {
+            let without_copies = Blueprint::new(&student_tensors, &shapes, &shared);
+            refused(if without_copies.is_err() { SHARE } else { COPY })(source)
+        })?;
+        check_heads(&with_maps, &new, student)?;
         let without_maps = with_maps.folded();
         let mut blueprints = Self {
             with_maps,
@@ -84,10 +98,10 @@ impl Blueprints {
     /// Without maps, rules that share nothing but maps would say nothing.
     fn check_shares(&self, recipe: &Recipe) -> Result<(), PlanError> {
         for (pattern, template) in &recipe.weights.share {
-            let rule = CopyRule::new(pattern, template)?;
+            let rule = CopyRule::new(pattern, template).map_err(refused(SHARE))?;
             let mut names = self.without_maps.tensors.iter().map(|it| &it.name);
             if !names.any(|name| rule.apply(name).is_some()) {
-                return Err(PlanError::Weights(BlueprintError::NoMatch {
+                return Err(refused(SHARE)(BlueprintError::NoMatch {
                     pattern: pattern.clone(),
                     of: "student",
                     suggestion: None,
@@ -134,7 +148,10 @@ impl Blueprints {
             Some(pattern) => Err(PlanError::FreezesNothing {
                 pattern: (*pattern).to_owned(),
             }),
-            None if nothing_trains => Err(PlanError::NothingTrains),
+            None if nothing_trains => Err(PlanError::refused(
+                "weights.freeze",
+                "leaves nothing to train, or nothing in [phase2]: take a pattern out".to_owned(),
+            )),
             None => Ok(()),
         }
     }
@@ -148,13 +165,50 @@ fn named(mut tensors: Vec<Listed>) -> Vec<Listed> {
     tensors
 }
 
-fn rules(recipe: &Recipe, new: Vec<String>) -> Result<Rules, BlueprintError> {
-    let weights = &recipe.weights;
-    let copies = weights.copy.iter().map(|(p, t)| (p.as_str(), t.as_str()));
-    let shares = weights.share.iter().map(|(p, t)| ShareRule::new(p, t));
-    let shares: Vec<_> = shares.collect::<Result<_, _>>()?;
-    let rules = Rules::by_name().with_copies(copies)?;
-    Ok(rules.with_shares(shares).with_new(new))
+fn rules_of_sharing(recipe: &Recipe) -> Result<Rules, BlueprintError> {
+    let shares = recipe.weights.share.iter();
+    let shares = shares.map(|(pattern, template)| ShareRule::new(pattern, template));
+    Ok(Rules::by_name().with_shares(shares.collect::<Result<Vec<_>, _>>()?))
+}
+
+/// What is wrong with the rules of `key`.
+fn refused(key: &'static str) -> impl Fn(BlueprintError) -> PlanError {
+    move |source| PlanError::Weights { key, source }
+}
+
+/// Shapes do not tell heads apart: 4 of 16 are as wide as 8 of 8, and both may be as wide as the residual
+/// stream, which is on the other side of the output projection.
+fn check_heads(
+    with_maps: &Blueprint,
+    new: &[String],
+    student: &LlamaConfig,
+) -> Result<(), PlanError> {
+    let layers = 0..student.num_hidden_layers;
+    let sites = layers.flat_map(|layer| Role::ATTENTION.map(|role| Site::new(layer, role)));
+    let roles: BTreeMap<String, Role> = sites.map(|it| (site_name(it), it.role)).collect();
+    let is_out = |name: &str| {
+        let (projection, leaf) = name.rsplit_once('.')?;
+        let is_out = *roles.get(projection)? == Role::Out;
+        // The bias of the output projection belongs to no head.
+        (!is_out || leaf != "bias").then_some(is_out)
+    };
+    for tensor in &with_maps.tensors {
+        let to = &tensor.name;
+        let source = match &tensor.source {
+            Source::Teacher(from) | Source::Mapped(from) => Some(from),
+            Source::Start | Source::New => None,
+        };
+        for (key, from, is_new) in [
+            (SHARE, tensor.shared_with.as_ref(), false),
+            (COPY, source, new.contains(to)),
+        ] {
+            if let Some(from) = from.filter(|from| is_new || is_out(from) != is_out(to)) {
+                let (from, to) = (from.clone(), to.clone());
+                return Err(PlanError::OtherHeads { key, from, to });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What no tensor of the teacher's fits: projections of other heads in layers without maps. Heads are
@@ -219,3 +273,6 @@ fn origin(tensor: &StudentTensor, refitted: &BTreeSet<String>) -> Origin {
         (Source::New, _) => Origin::New,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The choices of a recipe that are more than one word or number.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use burn_lti::geometry::Role;
 use burn_lti::map::MapKind;
@@ -91,28 +92,9 @@ impl Serialize for LayerPairs {
 
 impl<'de> Deserialize<'de> for LayerPairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = LayerPairs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"same\" or a list of [student layer, teacher layer]")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<LayerPairs, E> {
-                match text {
-                    "same" => Ok(LayerPairs::Same),
-                    _ => Err(E::unknown_variant(text, &["same"])),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<LayerPairs, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(LayerPairs::These)
-            }
-        }
-
-        deserializer.deserialize_any(PairsVisitor)
+        let expecting = "\"same\" or a list of [student layer, teacher layer]";
+        let list = word_or_list(deserializer, &["same"], expecting)?;
+        Ok(list.map_or(LayerPairs::Same, LayerPairs::These))
     }
 }
 
@@ -137,32 +119,8 @@ impl Serialize for Layers {
 
 impl<'de> Deserialize<'de> for Layers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct LayersVisitor;
-
-        impl<'de> Visitor<'de> for LayersVisitor {
-            type Value = Layers;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"all\" or a list of layer numbers")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Layers, E> {
-                match text {
-                    "all" => Ok(Layers::All),
-                    _ => Err(E::unknown_variant(text, &["all"])),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Layers, A::Error> {
-                let mut layers = Vec::new();
-                while let Some(layer) = seq.next_element()? {
-                    layers.push(layer);
-                }
-                Ok(Layers::These(layers))
-            }
-        }
-
-        deserializer.deserialize_any(LayersVisitor)
+        let list = word_or_list(deserializer, &["all"], "\"all\" or a list of layer numbers")?;
+        Ok(list.map_or(Layers::All, Layers::These))
     }
 }
 
@@ -343,6 +301,44 @@ impl<'de> Deserialize<'de> for OneMap {
 #[serde(deny_unknown_fields)]
 struct Pairs {
     kronecker: usize,
+}
+
+/// A list, or `None` for the only word that may stand in its place.
+fn word_or_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    word: &'static [&'static str; 1],
+    expecting: &'static str,
+) -> Result<Option<Vec<T>>, D::Error> {
+    struct WordOrList<T> {
+        word: &'static [&'static str; 1],
+        expecting: &'static str,
+        of: PhantomData<T>,
+    }
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for WordOrList<T> {
+        type Value = Option<Vec<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.expecting)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            match text == self.word[0] {
+                true => Ok(None),
+                false => Err(E::unknown_variant(text, self.word)),
+            }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq)).map(Some)
+        }
+    }
+
+    deserializer.deserialize_any(WordOrList {
+        word,
+        expecting,
+        of: PhantomData,
+    })
 }
 
 fn one_word<E: de::Error>(text: &str) -> Result<MapKind, E> {

@@ -100,17 +100,17 @@ impl RecipeError {
     pub(super) fn from_toml(path: &Path, source: toml::de::Error) -> Self {
         let path = path.to_path_buf();
         let message = source.message();
-        let place = place(&source);
+        let section = key_of(&source);
         let unknown = |what| UnknownName::from_message(message, what);
         if let Some(unknown) = unknown("field") {
             let name = &unknown.name;
-            let (what, way_out) = match place.is_empty() {
+            let (what, way_out) = match section.is_empty() {
                 true => (
                     format!("there is no section [{name}]"),
                     unknown.way_out("sections"),
                 ),
                 false => (
-                    format!("there is no key `{name}` in [{place}]"),
+                    format!("there is no key `{name}` in [{section}]"),
                     unknown.way_out("keys"),
                 ),
             };
@@ -121,7 +121,7 @@ impl RecipeError {
             };
         }
         if let Some(unknown) = unknown("variant") {
-            let what = format!("`{place}` cannot be \"{}\"", unknown.name);
+            let what = format!("`{section}` cannot be \"{}\"", unknown.name);
             let way_out = unknown.way_out("values");
             return Self::Unknown {
                 path,
@@ -133,10 +133,10 @@ impl RecipeError {
             .strip_prefix("missing field `")
             .and_then(|m| m.strip_suffix('`'));
         if let Some(name) = missing {
-            let key = if place.is_empty() {
+            let key = if section.is_empty() {
                 name.into()
             } else {
-                format!("{place}.{name}")
+                format!("{section}.{name}")
             };
             return Self::Missing { path, key };
         }
@@ -145,24 +145,24 @@ impl RecipeError {
         if message.starts_with("invalid ") {
             return Self::WrongType {
                 path,
-                key: place,
+                key: section,
                 source: Box::new(source),
             };
         }
         Self::Refused {
             path,
-            key: place,
+            key: section,
             rule: message.to_owned(),
         }
     }
 }
 
-/// The dotted path at which reading stopped; empty at the top. `toml` only prints it, as
+/// The dotted key at which reading stopped; empty at the top. `toml` only prints it, as
 /// "message\nin `section.key`".
-fn place(error: &toml::de::Error) -> String {
+fn key_of(error: &toml::de::Error) -> String {
     let text = error.to_string();
     text.rsplit_once("\nin `")
-        .and_then(|(_, place)| place.trim_end().strip_suffix('`'))
+        .and_then(|(_, key)| key.trim_end().strip_suffix('`'))
         .unwrap_or_default()
         .to_owned()
 }

@@ -93,15 +93,15 @@ pub(crate) enum Command {
     ///
     /// Of a run that is under way, was interrupted or was killed: its newest checkpoint, or its best.
     Collapse(CollapseArgs),
-    /// Write down what the teacher says of the training text.
+    /// Cache the teacher's top tokens for the training text.
     ///
     /// Of each token the K likeliest that follow, with their log-probabilities, and how likely all
     /// others are together. A recipe with `teacher.cache = "DIR"` learns from that. A cache that is not
     /// finished is gone on with.
     CacheTeacher(CacheTeacherArgs),
-    /// Hold a teacher's saved top tokens against their hashes, the teacher and the text.
+    /// Check a teacher's saved top tokens by their hashes, the teacher and the text.
     VerifyCache(VerifyCacheArgs),
-    /// Hold a student against its teacher on a text.
+    /// Evaluate a student against its teacher on a text.
     ///
     /// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
     Eval(EvalArgs),

@@ -11,7 +11,7 @@ use super::*;
 const STEPS: usize = 10;
 
 /// The path of the metrics in a new folder.
-fn place() -> (TempDir, PathBuf) {
+fn metrics_path() -> (TempDir, PathBuf) {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("metrics.jsonl");
     (folder, path)
@@ -74,7 +74,7 @@ fn timeless(path: &Path) -> Vec<Value> {
 
 #[test]
 fn a_line_has_the_means_since_the_line_before() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 4);
     take(&mut log, 1..=STEPS);
     let counts = log.state().unwrap().counts;
@@ -102,7 +102,7 @@ fn what_is_unknown_is_absent() {
     let names: Vec<&String> = line.as_object().unwrap().keys().collect();
     assert_eq!(names, ["step", "learning_rate", "tokens", "seconds"]);
 
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 1);
     log.step(&StepReport {
         sums: LossSums::default(),
@@ -116,7 +116,7 @@ fn what_is_unknown_is_absent() {
 
 #[test]
 fn a_rate_is_that_of_the_window() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 2).with_flops_per_step(100.0);
     log.begin_phase("warm");
     log.state = LogState {
@@ -145,13 +145,13 @@ fn a_rate_is_that_of_the_window() {
 
 #[test]
 fn a_resumed_run_writes_the_lines_of_one_that_never_stopped() {
-    let (_folder, whole) = place();
+    let (_folder, whole) = metrics_path();
     let mut log = create(&whole, 4);
     take(&mut log, 1..=STEPS);
     let whole_counts = log.state().unwrap().counts;
 
     // Stopped between two lines, after one that the checkpoint does not know, amid another.
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 4);
     take(&mut log, 1..=6);
     let state = log.state().unwrap();
@@ -189,7 +189,7 @@ fn a_last_line_without_its_end_is_dropped_or_completed() {
 
 #[test]
 fn lines_that_are_gone_are_noticed() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 2);
     take(&mut log, 1..=5);
     let state = log.state().unwrap();
@@ -205,7 +205,7 @@ fn lines_that_are_gone_are_noticed() {
 
 #[test]
 fn a_line_that_no_run_wrote_is_named() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     for damaged in ["{\"step\":1}\n{\"st\n{\"step\":3}\n", "{\"step\":1}\n\n"] {
         fs::write(&path, damaged).unwrap();
         let error = resume(&path, LogState::default(), 1).err().unwrap();
@@ -219,14 +219,14 @@ fn a_line_that_no_run_wrote_is_named() {
 
 #[test]
 fn metrics_that_are_not_there_cannot_be_resumed() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let error = resume(&path, LogState::default(), 1).err().unwrap();
     assert!(matches!(error, MetricsError::Read { file, .. } if file == path));
 }
 
 #[test]
 fn what_cannot_be_written_ends_the_run() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let nowhere = path.join("metrics.jsonl");
     let created = MetricsLog::create(nowhere.clone(), 1, STEPS, Arc::new(|_| {}));
     let error = created.err().unwrap();
@@ -242,7 +242,7 @@ fn what_cannot_be_written_ends_the_run() {
 
 #[test]
 fn an_evaluation_has_a_line_of_its_own() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 100);
     take(&mut log, 1..=3);
     log.evaluation(3, &Evaluation::from(report(3).sums));
@@ -259,7 +259,7 @@ fn an_evaluation_has_a_line_of_its_own() {
 
 #[test]
 fn evaluations_are_read_back_from_among_the_steps() {
-    let (_folder, path) = place();
+    let (_folder, path) = metrics_path();
     let mut log = create(&path, 1);
     let (known, unknown) = (report(2).sums.into(), LossSums::default().into());
     take(&mut log, 1..=2);
@@ -281,7 +281,7 @@ fn evaluations_are_read_back_from_among_the_steps() {
 
 #[test]
 fn tensorboard_is_given_the_same_numbers() {
-    let (folder, path) = place();
+    let (folder, path) = metrics_path();
     let dir = folder.path().join("tensorboard");
     let mut log = create(&path, 1).with_tensorboard(TensorBoard::create(&dir).unwrap());
     log.begin_phase("warm");

@@ -45,7 +45,7 @@ fn measured_on(backend: BackendName) -> Result<DeviceSpeed> {
 
 /// The speed of the fastest of some products and of a sum of tensors that no cache holds.
 fn measured<A: AutodiffBackend>(device: &A::Device) -> Result<DeviceSpeed> {
-    /// Rows, inner features and columns. At a power of two, rows fall on the same places of a cache, and a
+    /// Rows, inner features and columns. At a power of two, rows fall on the same sets of a cache, and a
     /// library may be slower than at what models have.
     const PRODUCTS: [[usize; 3]; 3] = [[2048, 2048, 2048], [1920, 1920, 1920], [512, 576, 4608]];
     /// A tensor just below what the allocator maps anew each time.

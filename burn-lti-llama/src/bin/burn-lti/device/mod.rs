@@ -3,15 +3,15 @@
 //! Burn takes a device on trust and panics when it is not there, so each backend is asked here what it
 //! sees before anything is computed on it.
 
-#[cfg(feature = "cuda")]
-mod cuda;
 #[cfg(any(
     feature = "flex",
     feature = "ndarray",
     feature = "cpu",
     feature = "tch"
 ))]
-mod host;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "rocm")]
 mod rocm;
 #[cfg(feature = "tch")]

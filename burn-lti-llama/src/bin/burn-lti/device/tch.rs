@@ -5,7 +5,7 @@ use anyhow::Result;
 use burn::backend::libtorch::LibTorchDevice;
 use burn_lti::backend::LibTorch;
 
-use super::{Devices, Found, host};
+use super::{Devices, Found, cpu};
 
 impl Devices for LibTorch {
     fn devices() -> Result<Vec<Found<Self>>> {
@@ -16,7 +16,7 @@ impl Devices for LibTorch {
             driver: None,
             is_default: device == LibTorchDevice::default(),
         };
-        let mut devices = vec![found(LibTorchDevice::Cpu, host::name(), "CPU")];
+        let mut devices = vec![found(LibTorchDevice::Cpu, cpu::name(), "CPU")];
         // libtorch counts AMD's GPUs as CUDA devices too. It does not say what they are called.
         let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
         devices.extend((0..count).map(|index| {

@@ -13,13 +13,13 @@ use burn::tensor::{DType, TensorData, read_sync};
 /// What `touch` returns, or the message of the first panic of any thread as an error.
 pub(super) fn caught<T>(touch: impl FnOnce() -> T) -> Result<T> {
     let first = Arc::new(Mutex::new(None));
-    let heard = Arc::clone(&first);
+    let seen = Arc::clone(&first);
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or("it gives no reason");
-        let mut first = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let first = first.get_or_insert_with(|| one_line(message));
-        // So panics a wrapper of a C function after its own panic. Behind it the program is aborted, and
+        // So panics a wrapper of a C function after its own panic. After it the program is aborted, and
         // what is not said here is never said.
         if message.starts_with("panic in a function that cannot unwind") {
             eprintln!("error: {first}");

@@ -18,7 +18,7 @@ pub(super) fn name() -> String {
 }
 
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "cpu"))]
-fn host<B: Backend>() -> Result<Vec<Found<B>>> {
+fn cpu<B: Backend>() -> Result<Vec<Found<B>>> {
     Ok(vec![Found {
         device: B::Device::default(),
         name: name(),
@@ -31,20 +31,20 @@ fn host<B: Backend>() -> Result<Vec<Found<B>>> {
 #[cfg(feature = "flex")]
 impl Devices for burn_lti::backend::Flex {
     fn devices() -> Result<Vec<Found<Self>>> {
-        host()
+        cpu()
     }
 }
 
 #[cfg(feature = "ndarray")]
 impl Devices for burn_lti::backend::NdArray {
     fn devices() -> Result<Vec<Found<Self>>> {
-        host()
+        cpu()
     }
 }
 
 #[cfg(feature = "cpu")]
 impl Devices for burn_lti::backend::Cpu {
     fn devices() -> Result<Vec<Found<Self>>> {
-        host()
+        cpu()
     }
 }

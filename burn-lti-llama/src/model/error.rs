@@ -1,0 +1,43 @@
+//! What can be wrong with a generation.
+
+/// Why a text could not be generated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// The temperature divides by nothing, or turns likely into unlikely.
+    #[error("the temperature is {temperature}: give a finite number above 0")]
+    Temperature {
+        /// What was asked for.
+        temperature: f64,
+    },
+    /// The nucleus would hold no token, or more than all.
+    #[error("top-p is {top_p}: give a share above 0, at most 1")]
+    TopP {
+        /// What was asked for.
+        top_p: f64,
+    },
+    /// Texts that are continued together have unlike beginnings.
+    #[error(
+        "prompt {row} has {found} tokens, but the first has {expected}: prompts that are continued \
+         together have to be of one length"
+    )]
+    PromptLength {
+        /// The prompt, from 0.
+        row: usize,
+        /// Tokens of the first prompt.
+        expected: usize,
+        /// Tokens of this one.
+        found: usize,
+    },
+    /// The model's numbers overflowed, or its weights are none.
+    #[error(
+        "the model's logits for token {position} of text {row} are not finite: its weights are \
+         damaged, or it has to be computed in float32"
+    )]
+    NotFinite {
+        /// The row's number.
+        row: u64,
+        /// The token's position in its text, the prompt included, from 0.
+        position: usize,
+    },
+}

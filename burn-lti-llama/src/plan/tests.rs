@@ -1,0 +1,683 @@
+//! Tests of the plan.
+
+use std::path::Path;
+
+use burn_lti::geometry::{HeadGrid, Role};
+use burn_lti::map::MapKind;
+
+use super::planner::contraction_with_gradients;
+use super::report::{count, runs, thousands};
+use super::*;
+use crate::config::LlamaConfig;
+
+/// The teacher of the repository's recipe.
+pub(super) fn teacher() -> LlamaConfig {
+    let text = r#"{ "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
+        "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "max_position_embeddings": 512,
+        "tie_word_embeddings": true }"#;
+    LlamaConfig::from_json_str(text, Path::new("config.json")).unwrap()
+}
+
+fn recipe(overrides: &[&str]) -> Recipe {
+    let text = "teacher.path = 't'\nstudent = { heads = 4, kv_heads = 2 }\ntrain.steps = 9\n\
+        lti = { start = 'grouped', map = 'factored' }\ndata = { train = ['a'], valid = ['b'] }";
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+    Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
+}
+
+pub(super) fn plan(overrides: &[&str]) -> Plan {
+    Plan::new(&recipe(overrides), &teacher()).unwrap()
+}
+
+pub(super) fn refused(overrides: &[&str]) -> PlanError {
+    Plan::new(&recipe(overrides), &teacher()).unwrap_err()
+}
+
+/// What `overrides` change is refused by `key`, with a message that has these parts.
+#[track_caller]
+fn assert_refused(overrides: &[&str], key: &str, parts: &[&str]) {
+    let error = refused(overrides);
+    let by = |wanted| matches!(error, PlanError::Refused { key, .. } if key == wanted);
+    assert!(by(key), "{key}: {error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
+}
+
+pub(super) fn tensor<'a>(plan: &'a Plan, name: &str) -> &'a PlannedTensor {
+    let tensor = plan.tensors.iter().find(|tensor| tensor.name == name);
+    tensor.unwrap_or_else(|| panic!("no tensor {name}"))
+}
+
+fn q_proj(leaf: &str) -> String {
+    format!("model.layers.0.self_attn.q_proj.{leaf}")
+}
+
+#[test]
+fn maps_are_trained_and_the_rest_is_frozen() {
+    let plan = plan(&[]);
+    assert_eq!(plan.layers, [0, 1, 2, 3, 4]);
+    assert_eq!(
+        (plan.student.query_grid(), plan.student.kv_grid()),
+        (HeadGrid::new(4, 8), HeadGrid::new(2, 8))
+    );
+    for (name, shape) in [("q_proj", [8, 4]), ("k_proj", [4, 2]), ("v_proj", [4, 2])] {
+        let a = tensor(&plan, &format!("model.layers.4.self_attn.{name}.right.a"));
+        assert_eq!(
+            (a.shape.as_slice(), &a.origin, a.trained),
+            (&shape[..], &Origin::Map, true)
+        );
+    }
+    let c = tensor(&plan, &q_proj("c"));
+    let from = q_proj("weight");
+    assert_eq!((c.shape.as_slice(), c.trained), (&[64, 64][..], false));
+    assert_eq!(c.origin, Origin::TeacherKernel { from });
+    assert_eq!(
+        tensor(&plan, "model.layers.0.self_attn.o_proj.c").shape,
+        [64, 64]
+    );
+    for tensor in &plan.tensors {
+        assert_eq!(
+            tensor.trained,
+            tensor.origin == Origin::Map,
+            "{}",
+            tensor.name
+        );
+    }
+    let norm = "model.layers.2.input_layernorm.weight".to_owned();
+    assert_eq!(tensor(&plan, &norm).origin, Origin::Copied { from: norm });
+}
+
+#[test]
+fn the_maps_have_the_shapes_of_the_method() {
+    let overrides = [
+        "student.head_dim=6",
+        "lti.start=lecun",
+        "lti.map={ default = 'factored', key = 'general' }",
+    ];
+    let plan = plan(&overrides);
+    for (name, shape) in [
+        ("q_proj.right.b", &[8, 6][..]),
+        ("k_proj.right.w", &[4 * 8, 2 * 6]),
+        ("v_proj.right.b", &[8, 6]),
+        ("o_proj.left.a", &[8, 4]),
+        ("o_proj.left.b", &[8, 6]),
+    ] {
+        assert_eq!(
+            tensor(&plan, &format!("model.layers.0.self_attn.{name}")).shape,
+            shape
+        );
+    }
+    let maps = Role::ATTENTION.map(|role| {
+        let (teacher, student) = (
+            plan.teacher.axes().grid(role),
+            plan.student.axes().grid(role),
+        );
+        plan.map.kind(role).num_params(teacher, student)
+    });
+    assert_eq!(plan.totals.map_parameters, 5 * maps.iter().sum::<usize>());
+}
+
+#[test]
+fn biases_go_through_the_map_but_for_that_of_out() {
+    let teacher = LlamaConfig {
+        attention_bias: true,
+        ..teacher()
+    };
+    for (train, q) in [
+        ("maps", Origin::Map),
+        (
+            "projections",
+            Origin::Start {
+                from: q_proj("bias"),
+            },
+        ),
+    ] {
+        let recipe = recipe(&[&format!("lti.train={train}"), "lti.layers=[0]"]);
+        let plan = Plan::new(&recipe, &teacher).unwrap();
+        let bias = tensor(&plan, &q_proj("bias"));
+        assert_eq!(
+            (bias.shape.as_slice(), &bias.origin, bias.trained),
+            (&[32][..], &q, true)
+        );
+        let out = |layer| format!("model.layers.{layer}.self_attn.o_proj.bias");
+        let bias = tensor(&plan, &out(0));
+        assert_eq!(bias.origin, Origin::Copied { from: out(0) });
+        assert_eq!((bias.shape.as_slice(), bias.trained), (&[64][..], true));
+        // In a layer without maps it fits, whatever becomes of the heads.
+        assert_eq!(
+            tensor(&plan, &out(1)).origin,
+            Origin::Copied { from: out(1) }
+        );
+        assert!(!tensor(&plan, &out(1)).trained);
+    }
+}
+
+#[test]
+fn projections_are_trained_without_maps() {
+    for (train, all) in [("projections", false), ("all", true)] {
+        let plan = plan(&[&format!("lti.train={train}")]);
+        let weight = tensor(&plan, &q_proj("weight"));
+        assert_eq!(
+            (weight.shape.as_slice(), weight.trained),
+            (&[32, 64][..], true)
+        );
+        assert_eq!(
+            weight.origin,
+            Origin::Start {
+                from: q_proj("weight")
+            }
+        );
+        assert_eq!(tensor(&plan, "model.norm.weight").trained, all);
+        let names: Vec<_> = plan.tensors.iter().map(|t| (&t.name, &t.shape)).collect();
+        let student = plan.student.tensors();
+        assert_eq!(
+            names,
+            student.iter().map(|(n, s)| (n, s)).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            (
+                plan.totals.map_parameters,
+                plan.totals.step_flops.kernel_contraction
+            ),
+            (0, 0.0)
+        );
+    }
+}
+
+#[test]
+fn layers_without_maps_are_copied_or_new() {
+    let layer_1 = |name: &str| format!("model.layers.1.self_attn.{name}_proj.weight");
+    let with = |overrides: &[&str]| plan(&[overrides, &["lti.layers=[2, 0]"]].concat());
+    let same_heads = with(&["student.heads=8"]);
+    assert_eq!(same_heads.layers, [0, 2]);
+    for (name, fits) in [("q", true), ("k", false), ("v", false), ("o", true)] {
+        let tensor = tensor(&same_heads, &layer_1(name));
+        assert_eq!(
+            (tensor.origin != Origin::New, !tensor.trained),
+            (fits, fits)
+        );
+    }
+    assert_eq!(same_heads.new_tensors().count(), 3 * 2);
+    // Half the heads of twice the size: the shape fits, the heads do not.
+    let overrides = [
+        "student.kv_heads=4",
+        "student.head_dim=16",
+        "lti.start=lecun",
+    ];
+    let plan = with(&overrides);
+    let weight = tensor(&plan, &layer_1("q"));
+    assert_eq!(
+        (weight.shape.as_slice(), &weight.origin),
+        (&[64, 64][..], &Origin::New)
+    );
+    assert!(
+        plan.render()
+            .contains("12 tensors (49,152 parameters) are NEW"),
+        "{plan}"
+    );
+}
+
+#[test]
+fn totals_add_up() {
+    let plan = plan(&[]);
+    let totals = &plan.totals;
+    assert_eq!(totals.teacher_parameters, 260_032);
+    let halved = 5 * 64 * (32 + 16 + 16 + 32);
+    assert_eq!(
+        totals.student_parameters,
+        totals.teacher_parameters - halved
+    );
+    assert_eq!(totals.map_parameters, 5 * (2 * (32 + 64) + 2 * (8 + 64)));
+    assert_eq!(totals.trained_parameters, totals.map_parameters);
+    // What is frozen is the whole teacher: its kernels as C, the rest as copies.
+    assert_eq!(totals.frozen_parameters, totals.teacher_parameters);
+    assert_eq!(totals.teacher_kv_cache_bytes_per_token, 1280);
+    assert_eq!(totals.student_kv_cache_bytes_per_token, 640);
+}
+
+#[test]
+fn flops_follow_the_formulas() {
+    let plan = plan(&["train.batch_size=2", "train.seq_len=3", "lti.layers=[0]"]);
+    let Plan {
+        teacher, student, ..
+    } = &plan;
+    let flops = &plan.totals.step_flops;
+    assert_eq!(flops.teacher_forward, teacher.forward_flops(6, 3));
+    assert_eq!(flops.student_forward, student.forward_flops(6, 3));
+    // Five layers of kernels, made by maps in one and new in four.
+    let kernels = 5 * 64 * (32 + 16 + 16 + 32);
+    let linear = kernels + 5 * 3 * 64 * 172 + 512 * 64;
+    let attention = 2 * (4 * 6 * 5 * 32 * 2);
+    assert_eq!(
+        flops.student_backward,
+        (2 * 6 * (linear + kernels) + attention) as f64
+    );
+    // Query and out: 8x8 to 4x8, heads first; key and value: 4x8 to 2x8, heads first.
+    let maps = 2 * (2 * 256 + 3 * 256) + 2 * (2 * 64 + 3 * 128);
+    assert_eq!(flops.kernel_contraction, (2 * 64 * maps) as f64);
+}
+
+#[test]
+fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
+    let plan = plan(&["lti.map={ kronecker = 3 }"]);
+    let shape = |name: &str| {
+        let name = format!("model.layers.0.self_attn.{name}");
+        let mut tensors = plan.tensors.iter();
+        let tensor = tensors.find(|tensor| tensor.name == name);
+        tensor.expect("a tensor").shape.clone()
+    };
+    assert_eq!(shape("q_proj.right.a"), [3 * 8, 4]);
+    assert_eq!(shape("o_proj.left.b"), [3 * 8, 8]);
+    assert!(plan.to_string().contains("kronecker 3"));
+    // 4 heads to 2: no more than 8 entries in A.
+    assert_refused(
+        &["lti.map={ kronecker = 9 }"],
+        "lti.map",
+        &[
+            "rank 9 in the key projection, whose largest is 8",
+            "key = { kronecker = 8 }",
+        ],
+    );
+}
+
+#[test]
+fn the_contraction_takes_the_cheaper_order() {
+    let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
+    // Heads first 40 + 80, head size first 80 + 16.
+    let cost = |map| contraction_with_gradients(map, teacher, student, 7);
+    assert_eq!(cost(MapKind::Factored), 7.0 * (2.0 * 80.0 + 3.0 * 16.0));
+    assert_eq!(cost(MapKind::General), 7.0 * 2.0 * 160.0);
+    // Two pairs cost more than their sum, which is made once.
+    let sum = 3.0 * 2.0 * 160.0;
+    assert_eq!(cost(MapKind::Kronecker(2)), 7.0 * 2.0 * 160.0 + sum);
+}
+
+#[test]
+fn training_all_counts_every_kernel() {
+    let gradient = |teacher: LlamaConfig| {
+        let recipe = recipe(&["lti.train=all", "train.batch_size=1"]);
+        let plan = Plan::new(&recipe, &teacher).unwrap();
+        let (flops, student) = (&plan.totals.step_flops, &plan.student);
+        let given = student.linear_flops(128) + 2.0 * student.attention_flops(128, 128);
+        assert_eq!(flops.student_backward - given, student.linear_flops(128));
+    };
+    gradient(teacher());
+    gradient(LlamaConfig {
+        tie_word_embeddings: false,
+        ..teacher()
+    });
+}
+
+#[test]
+fn the_report_groups_layers_and_aligns() {
+    let text = plan(&[]).render();
+    let line = |part: &str| text.lines().find(|line| line.contains(part)).unwrap();
+    let a = line("q_proj.right.a");
+    for part in [
+        "model.layers.{0..4}.self_attn.q_proj.right.a",
+        "[8, 4]",
+        "160",
+        "map (grouped)",
+    ] {
+        assert!(a.contains(part), "{a}");
+    }
+    assert_eq!(a.find("trained"), line("q_proj.c").find("frozen"));
+    assert!(line("teacher  ").contains("8 heads x 8, 4 key/value heads"));
+    assert!(line("parameters, teacher").contains("260,032"));
+    assert!(!text.contains("NEW"));
+
+    let some = plan(&["lti.layers=[0, 1, 3]"]).render();
+    assert!(
+        some.contains("model.layers.{0..1, 3}.self_attn.q_proj.right.a"),
+        "{some}"
+    );
+    assert!(
+        some.contains("model.layers.{2, 4}.self_attn.q_proj.weight"),
+        "{some}"
+    );
+}
+
+#[test]
+fn serializes() {
+    let json = serde_json::to_value(plan(&["lti.map=general"])).unwrap();
+    assert_eq!(json["start"], "grouped");
+    assert_eq!(json["tensors"][0]["origin"]["kind"], "copied");
+    assert_eq!(json["totals"]["teacher_parameters"], 260_032);
+    assert_eq!(json["student"]["num_attention_heads"], 4);
+}
+
+#[test]
+fn the_report_says_how_training_goes_on() {
+    let text = plan(&[]).render();
+    let short = "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\n";
+    assert!(text.contains(short), "{text}");
+
+    let text = plan(&[
+        "loss.divergence={ skewed_kl = 0.1 }",
+        "loss.alpha={ start = 0.9, end = 0.5, schedule = 'linear' }",
+        "loss.temperature={ start = 4, end = 1, schedule = 'cosine' }",
+        "loss.feature={ weight = 0.5, kind = 'l2', projector = true }",
+        "train.steps=2000",
+        "train.accumulate=4",
+        "train.checkpoint_every=500",
+        "train.patience=3",
+        "phase2.steps=100",
+        "phase2.plateau={}",
+    ])
+    .render();
+    for line in [
+        "loss     skewed_kl 0.1, alpha 0.9 -> 0.5 (linear), temperature 4 -> 1 (cosine)",
+        "feature  l2, weight 0.5, 5 pairs of layers, projector",
+        "steps    2,000 of 16 x 128 tokens, in 4 micro-batches of 4",
+        "keeps    a checkpoint every 500 steps, the last 2; ends after 3 evaluations without a \
+         better held-out KL",
+        "phase 2  projections, 100 steps: 20 tensors, 30,720 parameters; phase 1 ends early once \
+         50 steps improve its loss by less than 0.01",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    for part in [
+        "parameters, trained in phase 2",
+        "a step of phase 2, student backward",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn the_report_says_what_the_start_is_calculated_from() {
+    let text = |set: &[&str]| plan(&[&["lti.start=calibrated"], set].concat()).render();
+    for (set, line) in [
+        (
+            &[][..],
+            "text     256 sequences of 128 tokens to calibrate on: training text, or the \
+             teacher's own where that is less than 4",
+        ),
+        (
+            &["calibration.text=teacher", "calibration.sequences=8"],
+            "text     8 sequences of 128 tokens to calibrate on: the teacher's own",
+        ),
+        (
+            &["calibration.text=train"],
+            "text     256 sequences of 128 tokens to calibrate on: training text",
+        ),
+    ] {
+        let text = text(set);
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(!plan(&[]).render().contains("to calibrate on"));
+}
+
+#[test]
+fn serializes_how_training_goes_on() {
+    let json = serde_json::to_value(plan(&[])).unwrap();
+    assert_eq!(json["loss"]["divergence"], "forward_kl");
+    assert_eq!(json["loss"]["alpha"], 1.0);
+    assert_eq!(json["training"]["accumulate"], 1);
+    for absent in [
+        &json["loss"]["feature"],
+        &json["training"]["checkpoints"],
+        &json["phase2"],
+    ] {
+        assert!(absent.is_null());
+    }
+    let json = serde_json::to_value(plan(&[
+        "loss.divergence={ jensen_shannon = 0.5 }",
+        "loss.alpha={ start = 0.9, end = 0.5, schedule = 'linear' }",
+        "loss.feature={ weight = 1, pairs = [[0, 1]] }",
+        "train.checkpoint_every=3",
+        "phase2.steps=4",
+        "phase2.train=all",
+    ]))
+    .unwrap();
+    assert_eq!(json["loss"]["divergence"]["jensen_shannon"], 0.5);
+    assert_eq!(json["loss"]["alpha"]["end"], 0.5);
+    assert_eq!(json["loss"]["feature"]["pairs"][0][1], 1);
+    assert_eq!(json["training"]["checkpoints"]["keep"], 2);
+    assert_eq!(json["phase2"]["train"], "all");
+    assert_eq!(json["phase2"]["trained"][0], "model.embed_tokens.weight");
+}
+
+#[test]
+fn same_pairs_every_layer() {
+    let pairs = |choice: &str| {
+        let feature = format!("loss.feature={{ weight = 1, pairs = {choice} }}");
+        let feature = plan(&[&feature]).loss.feature.unwrap();
+        feature
+            .pairs
+            .into_iter()
+            .map(Into::into)
+            .collect::<Vec<[usize; 2]>>()
+    };
+    assert_eq!(pairs("'same'"), [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]);
+    assert_eq!(pairs("[[4, 0], [1, 4]]"), [[4, 0], [1, 4]]);
+    for (choice, expected) in [("[[0, 5]]", "teacher"), ("[[0, 0], [7, 9]]", "student")] {
+        assert_refused(
+            &[&format!("loss.feature={{ weight = 1, pairs = {choice} }}")],
+            "loss.feature.pairs",
+            &[expected, "which has 5", "from 0 to 4"],
+        );
+    }
+}
+
+#[test]
+fn phase_2_trains_what_would_train_without_maps() {
+    let teacher = LlamaConfig {
+        attention_bias: true,
+        ..teacher()
+    };
+    let with = |overrides: &[&str]| Plan::new(&recipe(overrides), &teacher).unwrap();
+    // Layer 0 has maps, the others have heads that do not fit: all of these are new.
+    let layers = "lti.layers=[0]";
+    for train in ["projections", "all"] {
+        let phase2 = ["phase2.steps=3", &format!("phase2.train={train}")];
+        let plan = with(&[&[layers], &phase2[..]].concat());
+        let alone = with(&[layers, &format!("lti.train={train}")]);
+        let phase = plan.phase2.as_ref().unwrap();
+        let expected = alone.tensors.iter().filter(|tensor| tensor.trained);
+        let expected: Vec<_> = expected.map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(phase.trained, expected);
+        assert_eq!(phase.trainable_parameters, alone.totals.trained_parameters);
+        assert_eq!(phase.step_flops, alone.totals.step_flops);
+        assert_eq!(phase.step_flops.kernel_contraction, 0.0);
+
+        // No name is that of a map, and what phase 1 trained trains on.
+        let student = plan.student.tensors();
+        for name in &phase.trained {
+            assert!(student.iter().any(|(known, _)| known == name), "{name}");
+        }
+        let in_phase_1 = plan.tensors.iter().filter(|tensor| tensor.trained);
+        for tensor in in_phase_1.filter(|tensor| tensor.origin != Origin::Map) {
+            assert!(phase.trained.contains(&tensor.name), "{}", tensor.name);
+        }
+        let all = phase.trained.len() == student.len();
+        assert_eq!(all, train == "all");
+    }
+    let phase = with(&[layers, "phase2.steps=3"]).phase2.unwrap();
+    let of_layer_0 = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|projection| {
+        ["weight", "bias"].map(|leaf| format!("model.layers.0.self_attn.{projection}.{leaf}"))
+    });
+    for name in of_layer_0.as_flattened() {
+        assert!(phase.trained.contains(name), "{name}");
+    }
+    // Of the others everything but the bias of the output projection, which fits.
+    assert_eq!(phase.trained.len(), 8 + 4 * 7);
+}
+
+#[test]
+fn a_step_without_its_teacher_or_in_parts() {
+    let flops = |overrides: &[&str]| plan(overrides).totals.step_flops;
+    let whole = flops(&[]);
+    let parts = flops(&["train.accumulate=4"]);
+    assert_eq!(parts.kernel_contraction, 4.0 * whole.kernel_contraction);
+    assert_eq!(parts.student_backward, whole.student_backward);
+    let cached = flops(&["teacher.cache=k"]);
+    assert_eq!(cached.teacher_forward, 0.0);
+    assert_eq!(cached.student_forward, whole.student_forward);
+    let with_layers = flops(&["teacher.cache=k", "loss.feature={ weight = 1 }"]);
+    assert_eq!(with_layers.teacher_forward, whole.teacher_forward);
+}
+
+#[test]
+fn phase_2_needs_a_teacher_in_float32() {
+    for (train, first) in [
+        ("projections", q_proj("weight")),
+        ("all", "model.embed_tokens.weight".to_owned()),
+    ] {
+        let phase2 = ["phase2.steps=3", &format!("phase2.train={train}")];
+        for dtype in ["bfloat16", "float16"] {
+            let tensor = format!("[phase2] would train {first} in it");
+            assert_refused(
+                &[&phase2[..], &[&format!("teacher.dtype={dtype}")]].concat(),
+                "teacher.dtype",
+                &[&tensor, "teacher.dtype = \"float32\"", "leave [phase2] out"],
+            );
+        }
+        plan(&phase2);
+    }
+}
+
+#[test]
+fn small_words() {
+    assert_eq!(
+        [0, 999, 1000, 1_234_567].map(thousands),
+        ["0", "999", "1,000", "1,234,567"]
+    );
+    assert_eq!(runs(&[0, 1, 2, 4, 6, 7]), "0..2, 4, 6..7");
+    let steps = [1, 2000].map(|number| count(number, "step", "steps"));
+    assert_eq!(steps, ["1 step", "2,000 steps"]);
+}
+
+#[test]
+fn refuses_layers_that_are_not_there() {
+    assert_refused(
+        &["lti.layers=[0, 5]"],
+        "lti.layers",
+        &["layer 5, but the teacher has 5", "from 0 to 4"],
+    );
+    assert_refused(&["lti.layers=[]"], "lti.layers", &["is empty"]);
+}
+
+#[test]
+fn refuses_heads_that_make_no_llama() {
+    for key in ["student.heads", "student.kv_heads", "student.head_dim"] {
+        assert_refused(&[&format!("{key}=0")], key, &["is 0"]);
+    }
+    assert_refused(
+        &["student.kv_heads=3"],
+        "student.heads",
+        &["is 4", "student.kv_heads, which is 3", "1, 2, 4"],
+    );
+    assert_refused(
+        &["student.head_dim=7"],
+        "student.head_dim",
+        &["is 7: make it even"],
+    );
+    let huge = ["student.heads=4611686018427387904", "lti.start=lecun"];
+    assert!(matches!(refused(&huge), PlanError::Student { .. }));
+}
+
+#[test]
+fn refuses_heads_that_do_not_group() {
+    assert_refused(&["student.heads=6"], "student.heads", &["1, 2, 4, 8"]);
+    assert_refused(
+        &["student.heads=8", "student.kv_heads=8"],
+        "student.kv_heads",
+        &["does not divide the teacher's 4"],
+    );
+    assert_refused(
+        &["student.head_dim=4"],
+        "student.head_dim",
+        &["is 4", "keeps the teacher's 8"],
+    );
+    plan(&["student.heads=6", "student.head_dim=4", "lti.start=lecun"]);
+}
+
+#[test]
+fn a_calibrated_start_takes_any_heads_and_says_what_it_fits() {
+    plan(&[
+        "student.heads=6",
+        "student.head_dim=4",
+        "lti.start=calibrated",
+    ]);
+    let refit = plan(&[
+        "lti.start=calibrated",
+        "calibration.feed_forward=refit",
+        "lti.layers=[0]",
+        "student.heads=8",
+        "student.kv_heads=4",
+    ]);
+    let origin = |layer: usize| {
+        let name = format!("model.layers.{layer}.mlp.down_proj.weight");
+        tensor(&refit, &name).origin.clone()
+    };
+    assert!(matches!(origin(0), Origin::Start { .. }));
+    assert!(matches!(origin(1), Origin::Copied { .. }));
+    // Layers without maps would begin at random, which no fit of the others can know.
+    let error = refused(&["lti.start=calibrated", "lti.layers=[0]"]);
+    assert!(matches!(error, PlanError::CalibratedLayers { .. }));
+    assert!(
+        error.to_string().contains("lti.layers = \"all\""),
+        "{error}"
+    );
+    for key in ["weights.copy", "weights.share"] {
+        let rule = format!("{key}={{ 'model\\.layers\\.1\\.(.*)' = 'model.layers.0.$1' }}");
+        let take_it_out = format!("take {key} out");
+        assert_refused(&["lti.start=calibrated", &rule], key, &[&take_it_out]);
+    }
+}
+
+#[test]
+fn only_maps_train_beside_a_teacher_in_half_precision() {
+    for dtype in ["bfloat16", "float16"] {
+        let dtype = format!("teacher.dtype={dtype}");
+        plan(&[&dtype]);
+        for (set, first) in [
+            ("lti.train=projections", q_proj("weight")),
+            ("lti.train=all", "model.embed_tokens.weight".to_owned()),
+            ("lti.layers=[1]", q_proj("weight")),
+        ] {
+            let starts_anywhere = ["lti.start=lecun", "student.heads=2", "student.kv_heads=1"];
+            let would_train = format!("but {first} would train in it");
+            assert_refused(
+                &[&starts_anywhere[..], &[&dtype, set]].concat(),
+                "teacher.dtype",
+                &[&would_train, "teacher.dtype = \"float32\""],
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_frozen_by_name_does_not_train() {
+    let plan = plan(&[
+        "weights.freeze=['layers.0.', 'q_proj.right.b$']",
+        "phase2.steps=3",
+    ]);
+    assert!(!tensor(&plan, &q_proj("right.a")).trained);
+    assert!(tensor(&plan, "model.layers.1.self_attn.q_proj.right.a").trained);
+    assert!(!tensor(&plan, "model.layers.1.self_attn.q_proj.right.b").trained);
+    let second = plan.phase2.unwrap().trained;
+    assert!(!second.contains(&q_proj("weight")));
+    assert!(second.contains(&"model.layers.1.self_attn.q_proj.weight".to_owned()));
+
+    let error = refused(&["weights.freeze=['q_prj']"]);
+    assert!(matches!(&error, PlanError::FreezesNothing { pattern } if pattern == "q_prj"));
+    assert_refused(
+        &["weights.freeze=['']"],
+        "weights.freeze",
+        &["leaves nothing to train"],
+    );
+}
+
+#[test]
+fn refuses_sequences_beyond_the_teacher() {
+    assert_refused(
+        &["train.seq_len=513"],
+        "train.seq_len",
+        &["is 513", "max_position_embeddings is 512"],
+    );
+    plan(&["train.seq_len=512"]);
+}
