@@ -20,14 +20,13 @@ pub(super) fn first_maps(
     fitted: &Moments,
 ) -> Result<(ValueMap, OutFit)> {
     let (teacher, student) = (features.t_head_dim, features.s_head_dim);
-    let whole = |size: usize| Mat::identity(teacher, size);
     let kept: Vec<Mat<f64>> = match student < teacher {
         true => {
             // A factor, of values or output, has one set of directions for all heads.
             let shared = value != MapKind::General || out.kind() != MapKind::General;
-            principal_directions(features, shared, fitted, &whole(teacher))?
+            principal_directions(features, shared, fitted)?
         }
-        false => vec![whole(student); features.heads.s_key_value],
+        false => vec![Mat::identity(teacher, student); features.heads.s_key_value],
     };
     let out = out.first(&features.by_query(&kept))?;
     let count = features.count();
@@ -43,14 +42,7 @@ pub(super) fn first_maps(
             });
             ValueMap::General(wrapped.collect())
         }
-        MapKind::General => {
-            let placed = kept.iter().enumerate();
-            ValueMap::General(
-                placed
-                    .map(|(head, kept)| features.placed(head, kept))
-                    .collect(),
-            )
-        }
+        MapKind::General => ValueMap::General(features.all_placed(&kept)),
         MapKind::Kronecker(rank) => {
             // What a larger head has left over reads its values again, so that it can learn.
             let again = |kept: &Mat<f64>| {
@@ -58,9 +50,8 @@ pub(super) fn first_maps(
                     kept[(row, column % teacher.min(student))]
                 })
             };
-            let placed = kept.iter().enumerate();
-            let placed = placed.map(|(head, kept)| features.placed(head, &again(kept)));
-            let blocks: Vec<Mat<f64>> = placed.collect();
+            let repeated: Vec<Mat<f64>> = kept.iter().map(again).collect();
+            let blocks = features.all_placed(&repeated);
             ValueMap::Pairs(Pairs::nearest_to_blocks(&blocks, teacher, rank)?)
         }
         MapKind::Factored => ValueMap::Factored {
@@ -75,17 +66,14 @@ pub(super) fn first_maps(
 
 /// For each key/value head the directions of its own values that matter most to the output, or the
 /// same for all where they are `shared`: the leading eigenvectors of `sum_u L^T O_u O_u^T L`, where
-/// `O` is the best output of `whole` heads and `L L^T` the heads' own second moments.
+/// `O` is the best output of whole heads and `L L^T` the heads' own second moments.
 fn principal_directions(
     features: &ValueFeatures<'_>,
     shared: bool,
     fitted: &Moments,
-    whole: &Mat<f64>,
 ) -> Result<Vec<Mat<f64>>> {
-    let heads = features.heads;
-    let blocks: Vec<Mat<f64>> = (0..heads.s_key_value)
-        .map(|head| features.placed(head, whole))
-        .collect();
+    let (heads, size) = (features.heads, features.t_head_dim);
+    let blocks = features.all_placed(&vec![Mat::identity(size, size); heads.s_key_value]);
     let own = fitted.through(&features.by_query(&blocks));
     let output = ridge(&own.gram, &own.cross(1.0), 1e-4)?;
     let group = heads.s_group();
@@ -93,7 +81,6 @@ fn principal_directions(
         true => 0..heads.s_query,
         false => head * group..(head + 1) * group,
     });
-    let size = features.t_head_dim;
     groups
         .map(|group| {
             let mut gram = Mat::<f64>::zeros(size, size);

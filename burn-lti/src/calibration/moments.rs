@@ -90,22 +90,6 @@ impl Moments {
         sum
     }
 
-    /// Of these features alone.
-    pub(super) fn select(&self, features: &[usize]) -> Self {
-        let n = features.len();
-        let rows = |from: &Mat<f64>| {
-            Mat::from_fn(n, from.ncols(), |row, column| from[(features[row], column)])
-        };
-        Self {
-            gram: Mat::from_fn(n, n, |row, column| {
-                self.gram[(features[row], features[column])]
-            }),
-            attention: rows(&self.attention),
-            drift: rows(&self.drift),
-            squares: self.squares,
-        }
-    }
-
     /// Of the features after a linear map that is one block for each of `blocks.len()` equal parts of
     /// the features: part `i` times `blocks[i]`.
     pub(super) fn through(&self, blocks: &[&Mat<f64>]) -> Self {

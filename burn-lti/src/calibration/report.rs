@@ -9,7 +9,7 @@ use crate::tensors::TensorSet;
 /// The start of a student, and how it came about.
 #[derive(Clone, Debug)]
 pub struct CalibratedStart<B: Backend> {
-    /// The maps by the names of their tensors in the learning student (`....q_proj.a`), and the weights of
+    /// The maps by the names of their tensors in the learning student (`....q_proj.right.a`), and the weights of
     /// the feed-forward blocks that were fitted.
     pub tensors: TensorSet<B>,
     /// A report for each layer with maps.

@@ -25,16 +25,13 @@ const EXHAUSTIVE: f64 = 4e9;
 /// Chooses by `moments` of the teacher's head outputs, `[t_heads * head_dim]` features, each with its own
 /// values.
 pub(super) fn choose(moments: &Moments, heads: &HeadCounts) -> Result<HeadChoice> {
-    let cross = moments.cross(1.0);
-    let features = moments.features() / heads.t_query;
+    let features = head_features(moments, heads);
     let kept = (heads.s_query.min(heads.t_query) * features) as f64;
     let cost = kept.powi(3) / 3.0 + kept * kept * moments.d_model() as f64;
     let choice = match heads.choices() {
         Some(1) => heads.all_choices().swap_remove(0),
-        Some(choices) if choices as f64 * cost <= EXHAUSTIVE => {
-            exhaustive(moments, &cross, heads, features)?
-        }
-        _ => greedy(moments, &cross, heads, features)?,
+        Some(choices) if choices as f64 * cost <= EXHAUSTIVE => exhaustive(moments, heads)?,
+        _ => greedy(moments, heads)?,
     };
     Ok(heads.filled(choice))
 }
@@ -43,17 +40,13 @@ pub(super) fn choose(moments: &Moments, heads: &HeadCounts) -> Result<HeadChoice
 /// be fewer than the student has, never more.
 type Groups = Vec<(usize, Vec<usize>)>;
 
-fn exhaustive(
-    moments: &Moments,
-    cross: &Mat<f64>,
-    heads: &HeadCounts,
-    features: usize,
-) -> Result<Groups> {
+fn exhaustive(moments: &Moments, heads: &HeadCounts) -> Result<Groups> {
+    let (cross, features) = (moments.cross(1.0), head_features(moments, heads));
     let mut best: Option<(f64, Groups)> = None;
     for groups in heads.all_choices() {
         let chosen = groups.iter().flat_map(|(_, query)| query);
         let columns: Vec<usize> = chosen.flat_map(|head| block(*head, features)).collect();
-        let gain = explained(moments, cross, &columns)?;
+        let gain = explained(&moments.gram, &cross, &columns)?;
         if best.as_ref().is_none_or(|(least, _)| gain > *least) {
             best = Some((gain, groups));
         }
@@ -62,21 +55,16 @@ fn exhaustive(
 }
 
 /// How much of the target the features in `columns` explain.
-fn explained(moments: &Moments, cross: &Mat<f64>, columns: &[usize]) -> Result<f64> {
-    let gram = moments.select(columns).gram;
-    let rows = Mat::from_fn(columns.len(), cross.ncols(), |row, column| {
-        cross[(columns[row], column)]
-    });
+fn explained(gram: &Mat<f64>, cross: &Mat<f64>, columns: &[usize]) -> Result<f64> {
+    let count = columns.len();
+    let gram = Mat::from_fn(count, count, |i, j| gram[(columns[i], columns[j])]);
+    let rows = Mat::from_fn(count, cross.ncols(), |i, j| cross[(columns[i], j)]);
     Ok(dot(&rows, &ridge(&gram, &rows, RIDGE)?))
 }
 
-fn greedy(
-    moments: &Moments,
-    cross: &Mat<f64>,
-    heads: &HeadCounts,
-    features: usize,
-) -> Result<Groups> {
-    let (mut gram, mut cross) = (ridged(&moments.gram, RIDGE), cross.clone());
+fn greedy(moments: &Moments, heads: &HeadCounts) -> Result<Groups> {
+    let features = head_features(moments, heads);
+    let (mut gram, mut cross) = (ridged(&moments.gram, RIDGE), moments.cross(1.0));
     let mut open: Groups = Vec::new();
     let mut left: Vec<usize> = (0..heads.t_query).collect();
     for _ in 0..heads.natural() {
@@ -93,6 +81,11 @@ fn greedy(
         eliminate(&mut gram, &mut cross, block(head, features))?;
     }
     Ok(open)
+}
+
+/// Of each of the teacher's heads.
+fn head_features(moments: &Moments, heads: &HeadCounts) -> usize {
+    moments.features() / heads.t_query
 }
 
 fn block(head: usize, features: usize) -> Range<usize> {
@@ -169,8 +162,7 @@ mod tests {
             key_value: vec![1, 3],
         };
         assert_eq!(choose(&moments, &heads).unwrap(), expected);
-        let cross = moments.cross(1.0);
-        let mut groups = greedy(&moments, &cross, &heads, 2).unwrap();
+        let mut groups = greedy(&moments, &heads).unwrap();
         groups.sort();
         for (_, query) in &mut groups {
             query.sort();

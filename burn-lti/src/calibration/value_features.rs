@@ -51,6 +51,12 @@ impl ValueFeatures<'_> {
         placed
     }
 
+    /// The same for each key/value head.
+    pub(super) fn all_placed(&self, kept: &[Mat<f64>]) -> Vec<Mat<f64>> {
+        let heads = kept.iter().enumerate();
+        heads.map(|(head, kept)| self.placed(head, kept)).collect()
+    }
+
     /// For each query head the block of its key/value head.
     pub(super) fn by_query<'m>(&self, blocks: &'m [Mat<f64>]) -> Vec<&'m Mat<f64>> {
         (0..self.heads.s_query)

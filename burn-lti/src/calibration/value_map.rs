@@ -52,9 +52,7 @@ impl ValueMap {
                     span: Span::All,
                     ..*features
                 };
-                let placed = blocks.iter().enumerate();
-                let placed = placed.map(|(head, block)| all.placed(head, block));
-                MapValues::General(pairs::joined(&placed.collect::<Vec<_>>()))
+                MapValues::General(pairs::joined(&all.all_placed(&blocks)))
             }
             (Self::Factored { a, b }, Span::Own) => {
                 let one_hot = |teacher: usize, student: usize| match key_value[student] == teacher {

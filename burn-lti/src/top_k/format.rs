@@ -345,17 +345,13 @@ impl Field {
 }
 
 fn u32s(values: &[u32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let values = values.iter().copied();
+    values.flat_map(u32::to_le_bytes).collect()
 }
 
 fn f32s(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let values = values.iter().copied();
+    values.flat_map(f32::to_le_bytes).collect()
 }
 
 #[cfg(test)]

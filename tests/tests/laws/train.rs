@@ -62,7 +62,7 @@ on_every_backend![
     steps_visit_the_same_text_in_batches_of_any_size,
     a_clock_counts_the_steps_that_are_taken,
     ranks_of_a_map_become_active_one_after_another,
-    a_training_behind_its_end_is_an_error,
+    a_training_beyond_its_end_is_an_error,
     data_without_a_batch_is_an_error,
 ];
 
@@ -1094,7 +1094,7 @@ fn ranks_of_a_map_become_active_one_after_another<A: AutodiffBackend>(device: A:
     }
 }
 
-fn a_training_behind_its_end_is_an_error<A: AutodiffBackend>(device: A::Device) {
+fn a_training_beyond_its_end_is_an_error<A: AutodiffBackend>(device: A::Device) {
     let run = |resumed_at| {
         let (config, student, teacher) = pair::<A>(&device);
         let diary = Arc::new(Mutex::new(Diary::default()));

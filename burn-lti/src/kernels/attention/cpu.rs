@@ -214,25 +214,19 @@ impl WithSimd for Forward<'_> {
         let q = &self.q[(batch * self.shape.queries + self.queries.start) * width..];
         for head in 0..heads {
             let kv = self.shape.kv_of(head);
-            let scores = &mut RowsMut {
-                data: self.scores,
-                step: wide,
-            };
+            let scores = &mut RowsMut(self.scores, wide);
             let q = &q[head * head_dim..];
             match self.transposed {
                 Some(transposed) => {
                     let keys = &transposed[(batch * self.shape.kv_heads + kv) * head_dim * step..];
-                    let keys = Rows {
-                        data: &keys[seen.start..],
-                        step,
-                    };
+                    let keys = Rows(&keys[seen.start..], step);
                     let left = Left::Rows(q, width);
                     product::<S, false>(simd, scores, left, keys, [rows, wide, head_dim]);
                 }
                 None => {
                     let keys = kv_head(self.k, self.shape, batch, kv);
                     let keys = &keys[seen.start * self.shape.kv_width()..];
-                    for (row, places) in scores.data.chunks_exact_mut(wide).enumerate() {
+                    for (row, places) in scores.0.chunks_exact_mut(wide).enumerate() {
                         let q = &q[row * width..][..head_dim];
                         for (key, place) in places[..seen.len()].iter_mut().enumerate() {
                             let k = &keys[key * self.shape.kv_width()..][..head_dim];
@@ -255,15 +249,12 @@ impl WithSimd for Forward<'_> {
             let values = kv_head(self.v, self.shape, batch, kv);
             product::<S, false>(
                 simd,
-                &mut RowsMut {
-                    data: &mut self.output[head * head_dim..],
-                    step: width,
-                },
+                &mut RowsMut(&mut self.output[head * head_dim..], width),
                 Left::Rows(self.scores, wide),
-                Rows {
-                    data: &values[seen.start * self.shape.kv_width()..],
-                    step: self.shape.kv_width(),
-                },
+                Rows(
+                    &values[seen.start * self.shape.kv_width()..],
+                    self.shape.kv_width(),
+                ),
                 [rows, head_dim, seen.len()],
             );
             for row in 0..rows {
@@ -451,15 +442,9 @@ impl WithSimd for OfHead<'_> {
             ] {
                 product::<S, false>(
                     simd,
-                    &mut RowsMut {
-                        data: scores,
-                        step: wide,
-                    },
+                    &mut RowsMut(scores, wide),
                     Left::Rows(left, width),
-                    Rows {
-                        data: &right[seen.start..],
-                        step,
-                    },
+                    Rows(&right[seen.start..], step),
                     [rows, wide, head_dim],
                 );
             }
@@ -476,45 +461,27 @@ impl WithSimd for OfHead<'_> {
             if v_wanted {
                 product::<S, true>(
                     simd,
-                    &mut RowsMut {
-                        data: &mut of_v[of_seen.clone()],
-                        step: head_dim,
-                    },
+                    &mut RowsMut(&mut of_v[of_seen.clone()], head_dim),
                     Left::Columns(weights, wide),
-                    Rows {
-                        data: gradient,
-                        step: width,
-                    },
+                    Rows(gradient, width),
                     [seen.len(), head_dim, rows],
                 );
             }
             if k_wanted {
                 product::<S, true>(
                     simd,
-                    &mut RowsMut {
-                        data: &mut of_k[of_seen],
-                        step: head_dim,
-                    },
+                    &mut RowsMut(&mut of_k[of_seen], head_dim),
                     Left::Columns(gradients, wide),
-                    Rows {
-                        data: q,
-                        step: width,
-                    },
+                    Rows(q, width),
                     [seen.len(), head_dim, rows],
                 );
             }
             if q_wanted {
                 product::<S, false>(
                     simd,
-                    &mut RowsMut {
-                        data: &mut of_q[first * head_dim..],
-                        step: head_dim,
-                    },
+                    &mut RowsMut(&mut of_q[first * head_dim..], head_dim),
                     Left::Rows(gradients, wide),
-                    Rows {
-                        data: &k[seen.start * kv_width..],
-                        step: kv_width,
-                    },
+                    Rows(&k[seen.start * kv_width..], kv_width),
                     [rows, head_dim, seen.len()],
                 );
             }

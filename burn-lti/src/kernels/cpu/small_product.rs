@@ -13,18 +13,12 @@ pub(crate) enum Left<'a> {
     Columns(&'a [f32], usize),
 }
 
-/// A matrix whose rows are `step` numbers apart.
+/// A matrix whose rows are so many numbers apart.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) step: usize,
-}
+pub(crate) struct Rows<'a>(pub(crate) &'a [f32], pub(crate) usize);
 
 /// As [`Rows`], to be written.
-pub(crate) struct RowsMut<'a> {
-    pub(crate) data: &'a mut [f32],
-    pub(crate) step: usize,
-}
+pub(crate) struct RowsMut<'a>(pub(crate) &'a mut [f32], pub(crate) usize);
 
 /// Numbers of a row of the left factor, and rows of the right one, that are taken at a time: two vectors of
 /// each of these rows are in the first cache.
@@ -36,7 +30,7 @@ pub(crate) fn product<S: Simd, const ADD: bool>(
     simd: S,
     output: &mut RowsMut<'_>,
     left: Left<'_>,
-    right: Rows<'_>,
+    Rows(right, step): Rows<'_>,
     [m, n, k]: [usize; 3],
 ) {
     for from in (0..k).step_by(DEPTH) {
@@ -45,10 +39,7 @@ pub(crate) fn product<S: Simd, const ADD: bool>(
             Left::Rows(data, step) => Left::Rows(&data[from..], step),
             Left::Columns(data, step) => Left::Columns(&data[from * step..], step),
         };
-        let right = Rows {
-            data: &right.data[from * right.step..],
-            ..right
-        };
+        let right = Rows(&right[from * step..], step);
         match ADD || from > 0 {
             true => columns::<S, true>(simd, output, left, right, [m, n, depth]),
             false => columns::<S, false>(simd, output, left, right, [m, n, depth]),
@@ -62,17 +53,14 @@ fn columns<S: Simd, const ADD: bool>(
     simd: S,
     output: &mut RowsMut<'_>,
     left: Left<'_>,
-    right: Rows<'_>,
+    Rows(right, step): Rows<'_>,
     [m, n, k]: [usize; 3],
 ) {
     let mut from = 0;
     while from < n {
         let width = (n - from).min(2 * S::F32_LANES);
         let panel = Panel {
-            right: Rows {
-                data: &right.data[from..],
-                ..right
-            },
+            right: Rows(&right[from..], step),
             from,
             width,
             m,
@@ -147,8 +135,8 @@ impl Panel<'_> {
             }),
         };
         for (high, sums) in sums.into_iter().enumerate() {
-            let begins = (row + high) * output.step + self.from;
-            let places = &mut output.data[begins..begins + self.width];
+            let begins = (row + high) * output.1 + self.from;
+            let places = &mut output.0[begins..begins + self.width];
             if PARTIAL {
                 let before = match ADD {
                     true => simd.partial_load_f32s(places),
@@ -175,7 +163,7 @@ impl Panel<'_> {
     ) -> [[S::f32s; WIDE]; HIGH] {
         let mut sums = [[simd.splat_f32s(0.0); WIDE]; HIGH];
         for depth in 0..self.k {
-            let row = &self.right.data[depth * self.right.step..];
+            let row = &self.right.0[depth * self.right.1..];
             let right: [S::f32s; WIDE] = match PARTIAL {
                 true => [simd.partial_load_f32s(&row[..self.width]); WIDE],
                 false => {
@@ -214,14 +202,8 @@ mod tests {
 
         fn with_simd<S: pulp::Simd>(self, simd: S) {
             let step = self.shape[1] + 3;
-            let mut output = RowsMut {
-                data: self.output,
-                step,
-            };
-            let right = Rows {
-                data: self.right,
-                step,
-            };
+            let mut output = RowsMut(self.output, step);
+            let right = Rows(self.right, step);
             match self.add {
                 true => product::<S, true>(simd, &mut output, self.left, right, self.shape),
                 false => product::<S, false>(simd, &mut output, self.left, right, self.shape),

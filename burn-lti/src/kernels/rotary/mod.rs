@@ -72,7 +72,7 @@ pub fn apply_rotary<B: Backend>(x: Tensor<B, 2>, table: &RotaryTable<B>) -> Tens
     let ([rows, width], [of, size]) = (x.dims(), cos.dims());
     assert!(
         rows == of && width.is_multiple_of(size),
-        "there is a rotation for each row, and a head of its size"
+        "there is a turn for each row, and a head of its size"
     );
     let form = Form::of(is_rust, [&x, &cos, &sin]);
     apply(Rotary, form, [x, cos, sin, rotate_half])

@@ -181,6 +181,9 @@ impl Checkpoint {
     }
 }
 
+type Full = NamedMpkBytesRecorder<FullPrecisionSettings>;
+type Double = NamedMpkBytesRecorder<DoublePrecisionSettings>;
+
 /// What every version writes.
 #[derive(Deserialize)]
 struct Schema {
@@ -195,8 +198,8 @@ fn float_type<B: Backend>(device: &B::Device) -> DType {
 /// A record in the precision of `float`; what is narrower than float32 fits into that.
 fn to_bytes<B: Backend, R: Record<B>>(record: R, float: DType) -> Result<Vec<u8>, RecorderError> {
     match float {
-        DType::F64 => Recorder::<B>::record(&double_precision(), record, ()),
-        _ => Recorder::<B>::record(&full_precision(), record, ()),
+        DType::F64 => Recorder::<B>::record(&Double::new(), record, ()),
+        _ => Recorder::<B>::record(&Full::new(), record, ()),
     }
 }
 
@@ -205,17 +208,9 @@ fn from_bytes<B: Backend, R: Record<B>>(
     device: &B::Device,
 ) -> Result<R, RecorderError> {
     match float_type::<B>(device) {
-        DType::F64 => Recorder::<B>::load(&double_precision(), bytes, device),
-        _ => Recorder::<B>::load(&full_precision(), bytes, device),
+        DType::F64 => Recorder::<B>::load(&Double::new(), bytes, device),
+        _ => Recorder::<B>::load(&Full::new(), bytes, device),
     }
-}
-
-fn full_precision() -> NamedMpkBytesRecorder<FullPrecisionSettings> {
-    NamedMpkBytesRecorder::new()
-}
-
-fn double_precision() -> NamedMpkBytesRecorder<DoublePrecisionSettings> {
-    NamedMpkBytesRecorder::new()
 }
 
 /// Writes a file, brings it to the disk and returns its hash.
