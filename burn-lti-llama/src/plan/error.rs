@@ -35,12 +35,12 @@ pub enum PlanError {
         tensor: String,
     },
     /// Copying or sharing cannot be done.
-    #[error("{key}: {source}; `burn-lti plan` without the rule lists the names")]
+    #[error("{key}: {reason}; `burn-lti plan` without the rule lists the names")]
     Weights {
         /// The key of the recipe.
         key: &'static str,
         /// What is wrong with its rules.
-        source: BlueprintError,
+        reason: BlueprintError,
     },
     /// Copying or sharing would exchange heads, which shapes alone do not tell apart.
     #[error(

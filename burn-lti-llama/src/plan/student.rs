@@ -173,7 +173,7 @@ fn rules_of_sharing(recipe: &Recipe) -> Result<Rules, BlueprintError> {
 
 /// What is wrong with the rules of `key`.
 fn refused(key: &'static str) -> impl Fn(BlueprintError) -> PlanError {
-    move |source| PlanError::Weights { key, source }
+    move |reason| PlanError::Weights { key, reason }
 }
 
 /// Shapes do not tell heads apart: 4 of 16 are as wide as 8 of 8, and both may be as wide as the residual

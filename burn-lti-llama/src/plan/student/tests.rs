@@ -27,7 +27,7 @@ fn weights_error(key: &str, overrides: &[&str]) -> BlueprintError {
     assert!(message.starts_with(&format!("{key}: ")), "{message}");
     assert!(message.contains("; `burn-lti plan` without the rule lists the names"));
     match error {
-        PlanError::Weights { source, .. } => source,
+        PlanError::Weights { reason, .. } => reason,
         other => panic!("{other}"),
     }
 }
