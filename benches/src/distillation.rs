@@ -99,7 +99,7 @@ impl<A: AutodiffBackend> Lesson<A> {
     ///
     /// If a tensor of the teacher does not fit.
     pub fn student(&self) -> Result<LearningLlama<A>> {
-        let student = learning_student::<A>(&self.recipe, &self.plan, &self.tensors, &self.device);
+        let student = learning_student::<A>(&self.plan, &self.tensors, &self.device);
         Ok(student?)
     }
 
