@@ -2,6 +2,8 @@
 //! uses one behind it in the list. Tests of a file do not count, nor does what a module and those inside
 //! it have of one another.
 
+#![allow(clippy::unwrap_used)] // a test
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
