@@ -1,6 +1,6 @@
 //! A learning model becomes an ordinary one.
 //!
-//! A Burn [`ModuleVisitor`](burn::module::ModuleVisitor) walks the model, finds every
+//! A Burn [`ModuleVisitor`] walks the model, finds every
 //! [`LtiDense`](crate::map::LtiDense) by what Burn tells of its fields, and yields the tensors of
 //! the standard model: `weight` and `bias` where a `Linear` keeps them, everything else as it is.
 //! The visitor knows no model: any module that holds an `LtiDense` somewhere can be collapsed.
