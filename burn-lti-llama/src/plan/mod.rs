@@ -339,11 +339,6 @@ impl Plan {
         })
     }
 
-    /// A report for people; what [`Display`](std::fmt::Display) prints.
-    pub fn render(&self) -> String {
-        self.to_string()
-    }
-
     /// The tensors that start at random because nothing of the teacher fits.
     pub fn new_tensors(&self) -> impl Iterator<Item = &PlannedTensor> {
         self.tensors

@@ -11,7 +11,7 @@ use burn_lti::blueprint::{
     Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
 };
 use burn_lti::calibration::FeedForward;
-use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
+use burn_lti::decoder::{LayerSelection, LtiSpec};
 use burn_lti::geometry::{Role, Site};
 use burn_lti::map::{Part, Start};
 use regex::Regex;
@@ -28,13 +28,13 @@ const SHARE: &str = "weights.share";
 
 /// How the student learns, for the toolkit.
 pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
-    let maps = RoleMaps::attention(recipe.lti.map.kind(Role::Query));
     LtiSpec {
         teacher: teacher.axes(),
         layers: LayerSelection::Only(layers.to_vec()),
-        maps: Role::ATTENTION.into_iter().fold(maps, |maps, role| {
-            maps.with(role, recipe.lti.map.kind(role))
-        }),
+        maps: Role::ATTENTION
+            .map(|role| (role, recipe.lti.map.kind(role)))
+            .into_iter()
+            .collect(),
         start: recipe.lti.start,
         precision: recipe.lti.precision,
         seed: recipe.train.seed,

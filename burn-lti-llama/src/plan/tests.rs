@@ -213,7 +213,7 @@ fn layers_without_maps_are_copied_or_new() {
         (&[64, 64][..], &Origin::New)
     );
     assert!(
-        plan.render()
+        plan.to_string()
             .contains("12 tensors (49,152 parameters) are NEW"),
         "{plan}"
     );
@@ -312,7 +312,7 @@ fn training_all_counts_every_kernel() {
 
 #[test]
 fn the_report_groups_layers_and_aligns() {
-    let text = plan(&[]).render();
+    let text = plan(&[]).to_string();
     let line = |part: &str| text.lines().find(|line| line.contains(part)).unwrap();
     let a = line("q_proj.right.a");
     for part in [
@@ -328,7 +328,7 @@ fn the_report_groups_layers_and_aligns() {
     assert!(line("parameters, teacher").contains("260,032"));
     assert!(!text.contains("NEW"));
 
-    let some = plan(&["lti.layers=[0, 1, 3]"]).render();
+    let some = plan(&["lti.layers=[0, 1, 3]"]).to_string();
     assert!(
         some.contains("model.layers.{0..1, 3}.self_attn.q_proj.right.a"),
         "{some}"
@@ -350,7 +350,7 @@ fn serializes() {
 
 #[test]
 fn the_report_says_how_training_goes_on() {
-    let text = plan(&[]).render();
+    let text = plan(&[]).to_string();
     let short = "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\n";
     assert!(text.contains(short), "{text}");
 
@@ -366,7 +366,7 @@ fn the_report_says_how_training_goes_on() {
         "phase2.steps=100",
         "phase2.plateau={}",
     ])
-    .render();
+    .to_string();
     for line in [
         "loss     skewed_kl 0.1, alpha 0.9 -> 0.5 (linear), temperature 4 -> 1 (cosine)",
         "feature  l2, weight 0.5, 5 pairs of layers, projector",
@@ -388,7 +388,7 @@ fn the_report_says_how_training_goes_on() {
 
 #[test]
 fn the_report_says_what_the_start_is_calculated_from() {
-    let text = |set: &[&str]| plan(&[&["lti.start=calibrated"], set].concat()).render();
+    let text = |set: &[&str]| plan(&[&["lti.start=calibrated"], set].concat()).to_string();
     for (set, line) in [
         (
             &[][..],
@@ -407,7 +407,7 @@ fn the_report_says_what_the_start_is_calculated_from() {
         let text = text(set);
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
-    assert!(!plan(&[]).render().contains("to calibrate on"));
+    assert!(!plan(&[]).to_string().contains("to calibrate on"));
 }
 
 #[test]

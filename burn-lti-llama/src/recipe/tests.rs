@@ -10,7 +10,7 @@ use burn_lti::map::{KernelPrecision, MapKind, Start};
 
 use super::*;
 
-/// The recipe of issue 2 in short, and the least that a recipe can say.
+/// The least that a recipe can say.
 const LEAST: &str = r#"
         [teacher]
         path = "../teacher"

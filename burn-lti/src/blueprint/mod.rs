@@ -115,7 +115,7 @@ impl Blueprint {
         for tensor in student {
             let variable = shares.variable(&tensor.name);
             let source = match sources.get(variable) {
-                Some(source) if listing.is_mapped_bias(tensor) => {
+                Some(source) if listing.kernel_of_bias(tensor).is_some() => {
                     Source::Mapped((*source).to_owned())
                 }
                 Some(source) => Source::Teacher((*source).to_owned()),
@@ -197,57 +197,59 @@ impl Blueprint {
     }
 }
 
-/// The tensors of a student by name.
-struct Listing<'a>(BTreeMap<&'a str, &'a Listed>);
+/// The tensors of a student by name, and those of each projection that is a map.
+struct Listing<'a> {
+    by_name: BTreeMap<&'a str, &'a Listed>,
+    projections: BTreeMap<&'a str, Vec<&'a Listed>>,
+}
 
 impl<'a> Listing<'a> {
     fn new(tensors: &'a [Listed]) -> Self {
         let named = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-        Self(named.collect())
+        let by_name: BTreeMap<_, _> = named.collect();
+        let mut projections: BTreeMap<&str, Vec<&Listed>> = BTreeMap::new();
+        for &tensor in by_name.values() {
+            if let Some(projection) = &tensor.projection {
+                projections.entry(projection).or_default().push(tensor);
+            }
+        }
+        Self {
+            by_name,
+            projections,
+        }
     }
 
     fn get(&self, name: &str) -> Option<&'a Listed> {
-        self.0.get(name).copied()
+        self.by_name.get(name).copied()
     }
 
     fn names(&self) -> impl Iterator<Item = &'a str> {
-        self.0.keys().copied()
+        self.by_name.keys().copied()
     }
 
     /// The names of the weights in whose place a map stands.
     fn mapped_weights(&self) -> impl Iterator<Item = String> {
-        let kernels = self
-            .0
-            .values()
-            .filter(|tensor| tensor.part == Part::TeacherKernel);
-        kernels.filter_map(|tensor| Some(join_name(tensor.projection.as_ref()?, "weight")))
+        let projections = self.projections.keys();
+        projections.map(|projection| join_name(projection, "weight"))
     }
 
     /// The parts of the map that stands in the place of the weight `name`, if one does.
     fn parts_of_weight(&self, name: &str) -> Vec<&'a Listed> {
-        let Some(projection) = name.strip_suffix(".weight") else {
-            return Vec::new();
-        };
-        let of_projection = |tensor: &&&Listed| {
-            matches!(tensor.part, Part::TeacherKernel | Part::Map(_))
-                && tensor.projection.as_deref() == Some(projection)
-        };
-        self.0.values().filter(of_projection).copied().collect()
+        let projection = name.strip_suffix(".weight").unwrap_or_default();
+        let tensors = self.of_projection(projection).iter().copied();
+        tensors.filter(|it| it.part != Part::Bias).collect()
     }
 
-    /// Whether it is the bias beside a map of outputs.
-    fn is_mapped_bias(&self, tensor: &Listed) -> bool {
-        let mut maps = self.of_projection(tensor, Part::Map(Side::Right));
-        tensor.part == Part::Bias && maps.next().is_some()
+    /// The teacher's kernel beside whose map `tensor` is the bias: one that goes through the map of outputs.
+    fn kernel_of_bias(&self, tensor: &Listed) -> Option<&'a Listed> {
+        let beside = self.of_projection(tensor.projection.as_deref()?);
+        let part = |part| beside.iter().copied().find(|other| other.part == part);
+        part(Part::Map(Side::Right)).filter(|_| tensor.part == Part::Bias)?;
+        part(Part::TeacherKernel)
     }
 
-    /// Tensors of the projection that `tensor` belongs to, if it belongs to one.
-    fn of_projection(&self, tensor: &Listed, part: Part) -> impl Iterator<Item = &'a Listed> {
-        let projection = tensor.projection.clone();
-        let is_of_it = move |other: &&'a Listed| {
-            other.part == part && projection.is_some() && other.projection == projection
-        };
-        self.0.values().copied().filter(is_of_it)
+    fn of_projection(&self, projection: &str) -> &[&'a Listed] {
+        self.projections.get(projection).map_or(&[], Vec::as_slice)
     }
 
     fn check_shape(
@@ -257,10 +259,9 @@ impl<'a> Listing<'a> {
         found: &[usize],
     ) -> Result<(), BlueprintError> {
         // A bias that goes through a map has the teacher's length before.
-        let of_teacher = self.is_mapped_bias(tensor);
-        let kernel = self.of_projection(tensor, Part::TeacherKernel).next();
-        let features = kernel.filter(|_| of_teacher);
-        let features = features.and_then(|kernel| kernel.shape.get(1));
+        let features = self
+            .kernel_of_bias(tensor)
+            .and_then(|kernel| kernel.shape.get(1));
         let expected = match features {
             Some(features) => vec![*features],
             None => tensor.shape.clone(),

@@ -105,7 +105,7 @@ impl Rules {
             }
         }
         let mut unfilled = Vec::new();
-        for (name, tensor) in &student.0 {
+        for (name, tensor) in &student.by_name {
             let is_open = !matches!(tensor.part, Part::Map(_))
                 && shares.variable(name) == *name
                 && !sources.contains_key(*name)

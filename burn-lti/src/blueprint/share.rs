@@ -55,7 +55,7 @@ impl Shares {
     /// though each was filled on its own.
     fn check_ids(&self, student: &Listing<'_>) -> Result<(), BlueprintError> {
         let mut first_names = HashMap::new();
-        for (name, tensor) in &student.0 {
+        for (name, tensor) in &student.by_name {
             let first = *first_names.entry(tensor.id).or_insert(*name);
             if self.variable(first) != self.variable(name) {
                 return Err(BlueprintError::OneId {

@@ -36,7 +36,10 @@ pub struct RoleMaps(BTreeMap<Role, MapKind>);
 impl RoleMaps {
     /// The same form in all four projections of the attention.
     pub fn attention(map: MapKind) -> Self {
-        Self(Role::ATTENTION.map(|role| (role, map)).into())
+        Role::ATTENTION
+            .map(|role| (role, map))
+            .into_iter()
+            .collect()
     }
 
     /// The same with another form in `role`.
@@ -53,6 +56,12 @@ impl RoleMaps {
     /// The roles that have maps.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
         self.0.keys().copied()
+    }
+}
+
+impl FromIterator<(Role, MapKind)> for RoleMaps {
+    fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
+        Self(maps.into_iter().collect())
     }
 }
 

@@ -7,7 +7,7 @@
 mod awaiting;
 mod injector;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::prelude::*;
 use burn::tensor::DType;
@@ -128,7 +128,7 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
 
 /// `student` with exactly those parameters training that its blueprint says.
 pub fn trained<B: Backend, M: Module<B>>(student: M, blueprint: &Blueprint) -> M {
-    let trained: std::collections::BTreeSet<&str> = blueprint.trained().collect();
+    let trained: BTreeSet<&str> = blueprint.trained().collect();
     set_trainable(student, |parameter| trained.contains(parameter.name))
 }
 

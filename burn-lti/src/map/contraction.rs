@@ -70,16 +70,13 @@ impl Order {
     /// it is.
     const fn of(rank: usize, [x, y, u, v]: [usize; 4]) -> Self {
         let (heads_first, head_size_first) = (u * y * (x + v), x * v * (y + u));
-        if heads_first <= head_size_first {
-            match rank > 1 && x * y * u * v < rank * heads_first {
-                true => Self::Sum,
-                false => Self::Heads,
-            }
-        } else {
-            match rank > 1 && x * y * u * v < rank * head_size_first {
-                true => Self::Sum,
-                false => Self::HeadSize,
-            }
+        let (order, of_a_pair) = match heads_first <= head_size_first {
+            true => (Self::Heads, heads_first),
+            false => (Self::HeadSize, head_size_first),
+        };
+        match rank > 1 && x * y * u * v < rank * of_a_pair {
+            true => Self::Sum,
+            false => order,
         }
     }
 }

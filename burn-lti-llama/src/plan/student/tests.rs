@@ -126,7 +126,7 @@ fn a_copy_takes_the_place_of_the_tensor_of_the_same_name() {
             _ => assert_eq!(origin("self_attn.q_proj.weight"), Origin::Start { from }),
         }
         assert!(
-            plan.render().contains("copied from model.layers.4.mlp"),
+            plan.to_string().contains("copied from model.layers.4.mlp"),
             "{plan}"
         );
     }

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         }
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
-        print!("{}", plan.render());
+        print!("{plan}");
         if let Some(prediction) = prediction {
             print!("\n{prediction}");
         }
