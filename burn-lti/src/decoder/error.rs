@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::geometry::Site;
+use crate::geometry::{Axis, Site};
 use crate::map::DenseError;
 
 /// A swap that cannot be done.
@@ -23,11 +23,13 @@ pub enum DecoderError {
         /// How many layers the decoder has.
         layers: usize,
     },
-    /// A weight along the vocabulary, which has no map there.
-    #[error("{site} lies along the vocabulary, which teacher and student share: give it no map")]
-    Vocabulary {
+    /// A weight along an axis that no map changes.
+    #[error("{site} lies along the {axis}, which teacher and student share: give it no map")]
+    SharedAxis {
         /// Where it stands.
         site: Site,
+        /// The axis.
+        axis: Axis,
     },
     /// One weight cannot be swapped.
     #[error("{site} cannot become a map")]

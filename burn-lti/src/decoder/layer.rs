@@ -6,7 +6,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::geometry::{Axes, Axis, Role, Site};
+use crate::geometry::{Axes, Role, Site};
 use crate::map::{KernelPrecision, LtiDenseConfig, MapKind, Start};
 
 /// A plain decoder layer that can hand over its weights.
@@ -130,7 +130,7 @@ impl LtiSpec {
     ///
     /// # Errors
     ///
-    /// [`DecoderError::Weight`], [`DecoderError::Vocabulary`] if the map that is asked for cannot stand
+    /// [`DecoderError::Weight`], [`DecoderError::SharedAxis`] if the map that is asked for cannot stand
     /// there.
     pub fn swap<B: Backend>(
         &self,
@@ -141,8 +141,9 @@ impl LtiSpec {
         let Some(config) = self.config(student, site) else {
             return Ok(Projection::Linear(linear));
         };
-        if site.role.mapped_axis() == Axis::Vocabulary {
-            return Err(DecoderError::Vocabulary { site });
+        let axis = site.role.mapped_axis();
+        if student.grid_of(axis).is_none() {
+            return Err(DecoderError::SharedAxis { site, axis });
         }
         let config = config.with_bias(linear.bias.is_some());
         config

@@ -503,7 +503,7 @@ fn swaps_that_cannot_be_done_are_refused<A: AutodiffBackend>(device: A::Device) 
     let head = LtiSpec::new(teacher);
     let maps = head.maps.clone().with(Role::Head, MapKind::General);
     let error = refused(ToyConfig::new(6, 3), LtiSpec { maps, ..head });
-    assert!(matches!(error, DecoderError::Vocabulary { .. }));
+    assert!(matches!(error, DecoderError::SharedAxis { .. }));
     assert!(
         error
             .to_string()
