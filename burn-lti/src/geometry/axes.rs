@@ -27,14 +27,14 @@ impl Axes {
     }
 
     /// The features of an axis as a grid. What has no heads is so many heads of one feature; `None`
-    /// for the vocabulary, which teacher and student share.
+    /// for the vocabulary and the positions, which teacher and student share.
     pub const fn grid_of(&self, axis: Axis) -> Option<HeadGrid> {
         match axis {
             Axis::Width => Some(HeadGrid::new(self.d_model, 1)),
             Axis::QueryHeads => Some(self.query),
             Axis::KeyValueHeads => Some(self.key_value),
             Axis::Hidden => Some(HeadGrid::new(self.hidden, 1)),
-            Axis::Vocabulary => None,
+            Axis::Vocabulary | Axis::Positions => None,
         }
     }
 

@@ -15,6 +15,8 @@ pub enum Axis {
     Hidden,
     /// The tokens.
     Vocabulary,
+    /// The positions of tokens in a text.
+    Positions,
 }
 
 impl fmt::Display for Axis {
@@ -25,6 +27,7 @@ impl fmt::Display for Axis {
             Self::KeyValueHeads => "key/value heads",
             Self::Hidden => "hidden",
             Self::Vocabulary => "vocabulary",
+            Self::Positions => "positions",
         })
     }
 }

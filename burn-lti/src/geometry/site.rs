@@ -31,6 +31,8 @@ pub enum Role {
     Embedding,
     /// Projection from the last hidden states to logits.
     Head,
+    /// Table of learned positions, in decoders without a rotary embedding.
+    Position,
 }
 
 impl Role {
@@ -47,6 +49,7 @@ impl Role {
             Role::Down => [Axis::Hidden, Axis::Width],
             Role::Embedding => [Axis::Vocabulary, Axis::Width],
             Role::Head => [Axis::Width, Axis::Vocabulary],
+            Role::Position => [Axis::Positions, Axis::Width],
         }
     }
 
@@ -70,6 +73,7 @@ impl fmt::Display for Role {
             Role::Down => "down",
             Role::Embedding => "embedding",
             Role::Head => "head",
+            Role::Position => "position",
         })
     }
 }
@@ -77,7 +81,7 @@ impl fmt::Display for Role {
 /// A weight's place: its layer, counted from 0, and its role there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site {
-    /// The layer; 0 for the embedding and the head, which belong to none.
+    /// The layer; 0 for the embeddings and the head, which belong to none.
     pub layer: usize,
     /// The role.
     pub role: Role,
@@ -88,6 +92,8 @@ impl Site {
     pub const EMBEDDING: Site = Site::new(0, Role::Embedding);
     /// The head.
     pub const HEAD: Site = Site::new(0, Role::Head);
+    /// The table of learned positions.
+    pub const POSITION: Site = Site::new(0, Role::Position);
 
     /// `role` in `layer`.
     pub const fn new(layer: usize, role: Role) -> Self {
@@ -114,6 +120,7 @@ impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.role {
             Role::Embedding | Role::Head => write!(f, "the {}", self.role),
+            Role::Position => f.write_str("the table of positions"),
             role => write!(f, "the {role} projection of layer {}", self.layer),
         }
     }
@@ -135,6 +142,7 @@ mod tests {
             Role::Down,
             Role::Embedding,
             Role::Head,
+            Role::Position,
         ]);
         let sites = roles.flat_map(|role| (0..200).map(move |layer| Site::new(layer, role)));
         let seeds: HashSet<u64> = sites.clone().map(|site| site.seed(7)).collect();
@@ -148,5 +156,6 @@ mod tests {
         assert_eq!(Role::Down.mapped_axis(), Axis::Hidden);
         assert_eq!(Role::Embedding.mapped_axis(), Axis::Vocabulary);
         assert_eq!(Role::Head.mapped_axis(), Axis::Vocabulary);
+        assert_eq!(Role::Position.mapped_axis(), Axis::Positions);
     }
 }
