@@ -219,6 +219,18 @@ impl<B: Backend, P: Project<B>> LayeredDecoder<B> for Toy<B, P> {
         self.blocks[layer].values(h)
     }
 
+    fn attention_inputs(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        hidden: &Self::Context,
+    ) -> [Tensor<B, 3>; 2] {
+        let block = &self.blocks[layer];
+        let normed = block.norm_before.forward(h);
+        let mixed = block.attention.mixed(normed.clone(), hidden);
+        [normed, mixed]
+    }
+
     fn attention(&self, layer: usize, h: Tensor<B, 3>, hidden: &Self::Context) -> Tensor<B, 3> {
         self.blocks[layer].attend(h, hidden)
     }
@@ -380,14 +392,17 @@ impl<B: Backend> ToyAttention<B, Linear<B>> {
 
 impl<B: Backend, P: Project<B>> ToyAttention<B, P> {
     fn forward(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
+        self.output.project(self.mixed(states, hidden))
+    }
+
+    /// What the heads put out, side by side.
+    fn mixed(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 3> {
         let [batch, tokens, _] = states.dims();
         let v = self.shared(self.value.project(states.clone()));
-        let mixed = self
-            .weights(states, hidden)
+        self.weights(states, hidden)
             .matmul(v)
             .swap_dims(1, 2)
-            .reshape([batch, tokens, self.geometry.query.width()]);
-        self.output.project(mixed)
+            .reshape([batch, tokens, self.geometry.query.width()])
     }
 
     fn weights(&self, states: Tensor<B, 3>, hidden: &Tensor<B, 4, Bool>) -> Tensor<B, 4> {

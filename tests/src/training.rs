@@ -18,7 +18,7 @@ use burn_lti::decoder::{CausalLm, TokenBatch};
 use burn_lti::loss::LossSums;
 use burn_lti::parameters::set_trainable;
 use burn_lti::train::{
-    Distiller, Ending, GradNorm, SilentRenderer, StepHook, StepReport, StepStrategy, TrainError,
+    Distiller, Ending, SilentRenderer, StepHook, StepMeasures, StepReport, StepStrategy, TrainError,
 };
 
 /// The student with its maps, and the biases beside them, the only things that train.
@@ -108,7 +108,7 @@ pub fn fit<A, M, T, O, S>(
     distiller: Distiller<A, M, Arc<T>>,
     optimizer: O,
     schedule: S,
-    norm: Option<GradNorm>,
+    measures: Option<StepMeasures>,
     steps: usize,
     loaders: Loaders<A>,
 ) -> Ended<Distilled<A, M, T>>
@@ -120,7 +120,9 @@ where
     S: LrScheduler + 'static,
 {
     let never = Interrupter::new();
-    fit_until(never, distiller, optimizer, schedule, norm, steps, loaders)
+    fit_until(
+        never, distiller, optimizer, schedule, measures, steps, loaders,
+    )
 }
 
 /// [`fit`] with an interrupter.
@@ -129,7 +131,7 @@ pub fn fit_until<A, M, T, O, S>(
     distiller: Distiller<A, M, Arc<T>>,
     optimizer: O,
     schedule: S,
-    norm: Option<GradNorm>,
+    measures: Option<StepMeasures>,
     steps: usize,
     loaders: Loaders<A>,
 ) -> Ended<Distilled<A, M, T>>
@@ -142,8 +144,8 @@ where
 {
     let diary = Arc::new(Mutex::new(Diary::default()));
     let mut strategy = StepStrategy::new(steps, diary.clone());
-    if let Some(norm) = norm {
-        strategy = strategy.with_norm(norm);
+    if let Some(measures) = measures {
+        strategy = strategy.with_measures(measures);
     }
     let learner = Learner::new(distiller, optimizer, schedule);
     let (model, outcome) = launch(interrupter, strategy, learner, loaders);

@@ -14,9 +14,6 @@ use crate::distill::{
 };
 use crate::recipe::Recipe;
 
-/// Evaluations on the way of a run, where the recipe does not say.
-const EVALUATIONS: usize = 8;
-
 /// A comparison to be: one recipe, from each of some starts, with each of some seeds.
 ///
 /// ```no_run
@@ -35,21 +32,11 @@ const EVALUATIONS: usize = 8;
 /// ```
 pub struct CompareJob {
     recipe: Recipe,
-    checkpoints: Checkpoints,
-    checkpoint_every: usize,
     starts: Vec<Start>,
     seeds: Vec<u64>,
     listener: Listener,
     interrupt: Interrupt,
     command: Vec<String>,
-}
-
-/// Who said how often a run is evaluated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Checkpoints {
-    Recipe,
-    /// The recipe keeps none, and without them there would be no curve.
-    Comparison,
 }
 
 /// One of the runs.
@@ -61,8 +48,7 @@ struct PlannedRun {
 
 impl CompareJob {
     /// The comparison of `starts`, with so many seeds from the recipe's `train.seed` on. What the recipe
-    /// says of its start does not count. One without `train.checkpoint_every` is given one, by which a
-    /// run is evaluated eight times.
+    /// says of its start does not count.
     ///
     /// # Errors
     ///
@@ -88,20 +74,8 @@ impl CompareJob {
         let seeds = seeds_from(recipe.train.seed, seeds)?;
         check_plans(recipe, starts)?;
 
-        let mut recipe = recipe.clone();
-        let (checkpoint_every, checkpoints) = match recipe.train.checkpoint_every {
-            Some(every) => (every, Checkpoints::Recipe),
-            None => {
-                let phase2 = recipe.phase2.as_ref().map_or(0, |phase2| phase2.steps);
-                let every = (recipe.train.steps + phase2).div_ceil(EVALUATIONS);
-                (every, Checkpoints::Comparison)
-            }
-        };
-        recipe.train.checkpoint_every = Some(checkpoint_every);
         Ok(Self {
-            recipe,
-            checkpoints,
-            checkpoint_every,
+            recipe: recipe.clone(),
             starts: starts.to_vec(),
             seeds,
             listener: Arc::new(|_| {}),
@@ -147,12 +121,6 @@ impl CompareJob {
         device: &A::Device,
     ) -> Result<Comparison, CompareError> {
         let runs = self.runs();
-        if self.checkpoints == Checkpoints::Comparison {
-            self.tell(Event::Note(&format!(
-                "the recipe has no train.checkpoint_every: set to {}, so that there is a curve",
-                self.checkpoint_every
-            )));
-        }
         let finished = self.finished::<A>(out, &runs, device)?;
         if finished.iter().any(Option::is_none) {
             out.begin()?;
@@ -260,7 +228,9 @@ impl CompareJob {
                 folder().display(),
                 summary.steps
             ))),
-            PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience => Ok(summary),
+            PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience | PhaseEnd::NotFinite => {
+                Ok(summary)
+            }
         }
     }
 
@@ -414,21 +384,6 @@ mod tests {
             runs.iter()
                 .all(|run| (run.start, run.seed) == (run.recipe.lti.start, run.recipe.train.seed))
         );
-    }
-
-    #[test]
-    fn a_recipe_without_checkpoints_is_evaluated_eight_times() {
-        for (overrides, every) in [
-            (&[][..], 3),
-            (&["phase2.steps=1000"], 128),
-            (&["train.steps=1"], 1),
-            (&["train.checkpoint_every=7"], 7),
-        ] {
-            let (_folder, recipe) = recipe(overrides);
-            let job = CompareJob::new(&recipe, &[Start::Lecun], 1).unwrap();
-            let all = job.runs();
-            assert_eq!(all[0].recipe.train.checkpoint_every, Some(every));
-        }
     }
 
     #[test]

@@ -246,7 +246,7 @@ pub(super) mod fixture {
             .map_or(evaluation(kl[0]), |last| last.evaluation);
         let mut summary = json!({
             "eval_tokens": 64, "tokens": 990 * (kl.len() - 1), "steps": 10 * (kl.len() - 1),
-            "ending": "finished", "student_step": 10 * (kl.len() - 1),
+            "ending": "finished", "student_step": 10 * (kl.len() - 1), "kept": "best", "rollbacks": 0,
             "seconds": 2.0 + seed as f64, "tokens_per_second": 5.0, "flops_per_second": 6.0,
             "total_seconds": 7.0, "trainable_parameters": 8, "student_parameters": 9,
             "teacher_parameters": 10, "student_kv_cache_bytes_per_token": 11,

@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::TokenBatch;
-use burn_lti::train::{StudentOptimizer, WarmupCosine};
+use burn_lti::train::{Decay, StudentOptimizer, WarmupDecay};
 
 use super::DemoError;
 use super::grammar::StoryGrammar;
@@ -43,7 +43,7 @@ pub(super) fn train<A: AutodiffBackend>(
     let mut model = PlainLlama::<A>::init(&config, device);
     let adamw = AdamWConfig::new().with_beta_2(0.95).with_epsilon(1e-8);
     let mut optimizer = StudentOptimizer::new(adamw.init::<A, PlainLlama<A>>()).with_max_norm(1.0);
-    let schedule = WarmupCosine::new(LEARNING_RATE, STEPS, STEPS / 20, 0.1);
+    let schedule = WarmupDecay::new(LEARNING_RATE, STEPS, STEPS / 20, Decay::Cosine, 0.1);
     let batches = loader::<A>(sequences, BATCH_SIZE, Some(seed), device);
     let mut step = 0;
     while step < STEPS {

@@ -1,5 +1,6 @@
 //! What happens between the steps of a run: metrics, evaluations, checkpoints, and the decision to go on.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,15 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::TokenBatch;
-use burn_lti::train::{CheckpointDir, Ending, RunState, StepHook, StepReport};
+use burn_lti::train::{CheckpointDir, Ending, RunState, StepHook, StepReport, TrainError};
 
 use super::metrics::MetricsLog;
 use super::module::{DistillationModule, ModuleOptimizer, Student};
-use super::progress::{PhaseEnd, RunProgress};
+use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress, Verdict};
+use super::schedule::PhaseSchedule;
 use super::{DistillError, Event, Listener};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::PlainLlama;
-use crate::recipe::Plateau;
+use crate::recipe::{Plateau, Recipe};
 
 /// Asks a run to stop after the step under way. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
@@ -33,12 +35,29 @@ impl Interrupt {
     }
 }
 
-/// When to save and when to stop.
+/// When to evaluate, to save and to stop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
+    pub(super) eval_every: usize,
     pub(super) checkpoint_every: Option<usize>,
     pub(super) patience: Option<usize>,
     pub(super) plateau: Option<Plateau>,
+    /// Steps of the phase in which a student may be worse than the phase began.
+    pub(super) warmup: usize,
+}
+
+impl Rules {
+    pub(super) fn new(recipe: &Recipe, progress: &RunProgress, schedule: PhaseSchedule) -> Self {
+        let (train, phase2) = (&recipe.train, &recipe.phase2);
+        let phase2 = phase2.as_ref().filter(|_| progress.phase == Phase::First);
+        Self {
+            eval_every: train.eval_every(schedule.steps),
+            checkpoint_every: train.checkpoint_every,
+            patience: train.patience,
+            plateau: phase2.and_then(|phase2| phase2.plateau),
+            warmup: schedule.warmup,
+        }
+    }
 }
 
 /// Told of every step by the training loop.
@@ -47,13 +66,47 @@ pub(super) struct Hook<A: AutodiffBackend, M: Student<A>> {
     pub(super) progress: RunProgress,
     pub(super) log: MetricsLog,
     pub(super) checkpoints: CheckpointDir,
-    pub(super) optimizer: ModuleOptimizer<A, M>,
+    pub(super) optimizer: ModuleOptimizer<A>,
+    /// What the phase goes back to: the weights of `progress.held_out.best_step`.
+    pub(super) best: DistillationModule<A, M>,
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
-    pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+    /// The part of the held-out text that is watched.
+    pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     pub(super) listener: Listener,
     pub(super) interrupt: Interrupt,
+    /// The KL for which the phase has to go back.
+    pub(super) setback: Option<Setback>,
     /// What went wrong between two steps, which ended the phase.
     pub(super) failure: Option<DistillError>,
+}
+
+/// Why a phase goes back to its best weights.
+#[derive(Clone, Debug)]
+pub(super) enum Setback {
+    /// The held-out KL after this step is worse than the phase began.
+    Worse { step: usize, kl: Option<f64> },
+    /// The loss, or its gradient, was no number: the training's own words, and the sequences of the step.
+    NotFinite { error: TrainError, rows: Vec<usize> },
+}
+
+impl fmt::Display for Setback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Worse { step, kl: Some(kl) } => write!(
+                f,
+                "the held-out KL after step {step} is {kl:.4}, above that of the start"
+            ),
+            Self::Worse { step, kl: None } => {
+                write!(f, "the held-out KL after step {step} is no number")
+            }
+            Self::NotFinite { error, rows } => {
+                write!(
+                    f,
+                    "{error}; it learned from the sequences {rows:?} of the training text"
+                )
+            }
+        }
+    }
 }
 
 impl<A: AutodiffBackend, M: Student<A>> StepHook<DistillationModule<A, M>> for Hook<A, M> {
@@ -82,59 +135,76 @@ impl<A: AutodiffBackend, M: Student<A>> StepHook<DistillationModule<A, M>> for H
             ..*report
         };
         self.log.step(&report);
-        self.failure = self.save_if_due(report.step, model).err();
-        match (self.progress.end, &self.failure) {
-            (None, None) => ControlFlow::Continue(()),
+        self.failure = self.evaluate_and_save(report.step, model).err();
+        match (self.progress.end, &self.setback, &self.failure) {
+            (None, None, None) => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
         }
     }
 }
 
 impl<A: AutodiffBackend, M: Student<A>> Hook<A, M> {
-    /// Every n-th step and at the end of a phase, if checkpoints are kept; when interrupted in any
-    /// case.
-    fn save_if_due(
+    /// What is due after a step. At the end of a phase, both, unless nobody keeps checkpoints; when
+    /// interrupted, only a checkpoint, for whoever interrupts is waiting.
+    fn evaluate_and_save(
         &mut self,
         step: usize,
         model: &DistillationModule<A, M>,
     ) -> Result<(), DistillError> {
-        let every = self.rules.checkpoint_every;
+        let Rules {
+            eval_every,
+            checkpoint_every,
+            patience,
+            plateau: _,
+            warmup,
+        } = self.rules;
         let is_interrupted = self.progress.end == Some(PhaseEnd::Interrupted);
-        let is_due = every.is_some_and(|every| step.is_multiple_of(every));
         let is_over = self.progress.end.is_some();
-        if !(is_due || is_interrupted || (is_over && every.is_some())) {
-            if is_over {
-                self.progress.log = self.log.state()?;
+        let checkpoint_due = checkpoint_every.is_some_and(|every| step.is_multiple_of(every));
+        let mut saves = checkpoint_due || is_interrupted || (is_over && checkpoint_every.is_some());
+        let mut score = None;
+        let since = step - self.progress.phase_begins;
+        if since.is_multiple_of(eval_every) || checkpoint_due || (is_over && !is_interrupted) {
+            score = self.evaluate(step, model).kl;
+            let held_out = &mut self.progress.held_out;
+            match held_out.judge(score, step) {
+                Verdict::Best => {
+                    self.best = model.clone();
+                    // What a resumed run goes back to has to be on the disk.
+                    saves |= checkpoint_every.is_some();
+                }
+                Verdict::Worse
+                    if !is_over && since >= warmup && held_out.rollbacks < HeldOut::ROLLBACKS =>
+                {
+                    self.setback = Some(Setback::Worse { step, kl: score });
+                    return Ok(());
+                }
+                Verdict::Fair | Verdict::Worse => {}
             }
-            return Ok(());
+            if held_out.is_patience_exhausted(patience) {
+                self.progress.end = self.progress.end.or(Some(PhaseEnd::Patience));
+            }
         }
-        // Whoever interrupts is waiting.
-        let score = match is_interrupted && !is_due {
-            true => None,
-            false => self.evaluate(step, model).kl,
-        };
-        if self
-            .progress
-            .is_patience_exhausted(score, self.rules.patience)
-        {
-            self.progress.end = self.progress.end.or(Some(PhaseEnd::Patience));
+        if saves || self.progress.end.is_some() {
+            self.progress.log = self.log.state()?;
         }
-        self.progress.log = self.log.state()?;
-        let state = RunState {
-            step,
-            score,
-            // Numbers and names alone.
-            caller: serde_json::to_value(&self.progress).unwrap_or_default(),
-        };
-        self.checkpoints.save(model, &self.optimizer, state)?;
-        (self.listener)(Event::Saved(step));
+        if saves || (self.progress.end.is_some() && checkpoint_every.is_some()) {
+            let state = RunState {
+                step,
+                score,
+                // Numbers and names alone.
+                caller: serde_json::to_value(&self.progress).unwrap_or_default(),
+            };
+            self.checkpoints.save(model, &self.optimizer, state)?;
+            (self.listener)(Event::Saved(step));
+        }
         Ok(())
     }
 
     fn evaluate(&mut self, step: usize, model: &DistillationModule<A, M>) -> Evaluation {
         let student = model.student().valid();
         let teacher = self.teacher.as_ref();
-        let evaluation = evaluate(&student, teacher, &self.valid, |_, _| {});
+        let evaluation = evaluate(&student, teacher, &self.watched, |_, _| {});
         self.log.evaluation(step, &evaluation);
         evaluation
     }

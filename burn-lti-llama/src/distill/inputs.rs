@@ -29,7 +29,13 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) training_teacher: Arc<TrainingTeacher<A::InnerBackend>>,
     pub(super) train: Vec<PackedSequence>,
     pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+    /// The part of the held-out text that is watched during training.
+    pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
 }
+
+/// The most sequences of the held-out text that are watched: the KL of one text under two students
+/// differs by much less than that of two texts.
+const WATCHED: usize = 32;
 
 impl<A: AutodiffBackend> RunInputs<A> {
     pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
@@ -56,13 +62,16 @@ impl<A: AutodiffBackend> RunInputs<A> {
             Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
             None => TrainingTeacher::Live(teacher.clone()),
         };
+        let watched = valid.iter().take(WATCHED).cloned().collect();
+        let held_out = |sequences| data::loader(sequences, recipe.train.batch_size, None, device);
         Ok(Self {
             plan,
             tensors,
             teacher,
             training_teacher: Arc::new(training_teacher),
             train,
-            valid: data::loader(valid, recipe.train.batch_size, None, device),
+            valid: held_out(valid),
+            watched: held_out(watched),
         })
     }
 }

@@ -95,6 +95,16 @@ struct Line {
     learning_rate: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     grad_norm: Option<f64>,
+    /// The part of the loss that the step promised to take away, before a cap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    promise: Option<f64>,
+    /// Of the tensors' measured rates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lowest_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    median_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    highest_rate: Option<f64>,
     /// Since the line before.
     tokens: u64,
     /// Since training began, without the time between an end and a resumption.
@@ -212,6 +222,11 @@ impl MetricsLog {
         }
     }
 
+    /// The steps taken so far.
+    pub(super) fn steps(&self) -> usize {
+        self.state.counts.steps
+    }
+
     /// Logs a step that was taken.
     pub(super) fn step(&mut self, report: &StepReport) {
         self.state.window.sums += report.sums;
@@ -249,6 +264,7 @@ impl MetricsLog {
         let steps = (report.step - window.after_step) as f64;
         // A clock too coarse to have moved gives no rate.
         let seconds = Some(counts.seconds - window.after_seconds).filter(|&seconds| seconds > 0.0);
+        let rates = report.measured.and_then(|measured| measured.rates);
         Line {
             step: report.step,
             phase: self.phase.clone(),
@@ -265,7 +281,11 @@ impl MetricsLog {
             temperature: sums.temperature_mean(),
             beta: sums.feature_weight_mean(),
             learning_rate: report.learning_rate,
-            grad_norm: report.grad_norm,
+            grad_norm: report.measured.map(|measured| measured.grad_norm),
+            promise: rates.map(|(promise, _)| promise),
+            lowest_rate: rates.map(|(_, range)| range.lowest),
+            median_rate: rates.map(|(_, range)| range.median),
+            highest_rate: rates.map(|(_, range)| range.highest),
             tokens: sums.tokens as u64,
             seconds: counts.seconds,
             tokens_per_second: seconds.map(|seconds| sums.tokens / seconds),

@@ -37,6 +37,7 @@ mod module;
 mod output;
 mod progress;
 mod run;
+mod schedule;
 mod start;
 mod start_summary;
 mod student;
@@ -63,7 +64,7 @@ pub use progress::PhaseEnd;
 pub use run::{Job, Which, collapse_run};
 pub use start_summary::StartSummary;
 pub use student::{free_student, learning_student};
-pub use summary::Summary;
+pub use summary::{Kept, Summary};
 pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};
 pub use tensorboard::TensorBoard;
 

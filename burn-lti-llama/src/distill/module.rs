@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use burn::module::AutodiffModule;
-use burn::optim::AdamW;
-use burn::optim::adaptor::OptimizerAdaptor;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::CausalLm;
-use burn_lti::train::{Distiller, StudentOptimizer};
+use burn_lti::decoder::{CausalLm, LayeredDecoder};
+use burn_lti::train::{Adam, Distiller, StudentOptimizer};
 
 use super::inputs::TrainingTeacher;
 
 /// What can be trained here.
 pub(super) trait Student<A: AutodiffBackend>:
-    CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static
+    CausalLm<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>> + 'static
 {
 }
 
 impl<A, M> Student<A> for M
 where
     A: AutodiffBackend,
-    M: CausalLm<A> + AutodiffModule<A, InnerModule: CausalLm<A::InnerBackend>> + 'static,
+    M: CausalLm<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>> + 'static,
 {
 }
 
@@ -28,7 +26,6 @@ where
 pub(super) type DistillationModule<A, M> =
     Distiller<A, M, Arc<TrainingTeacher<<A as AutodiffBackend>::InnerBackend>>>;
 
-/// AdamW on all trained parameters, clipped by their global norm; those that are one variable stay one,
-/// and ranks of maps wait until they are active.
-pub(super) type ModuleOptimizer<A, M> =
-    StudentOptimizer<OptimizerAdaptor<AdamW, DistillationModule<A, M>, A>>;
+/// AdamW on all trained parameters; those that are one variable stay one, and ranks of maps wait until
+/// they are active.
+pub(super) type ModuleOptimizer<A> = StudentOptimizer<Adam<A>>;

@@ -17,13 +17,14 @@ use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
 use super::module::Student;
 use super::output::Existing;
-use super::progress::{Phase, PhaseEnd, RunProgress};
+use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress};
+use super::schedule::PhaseSchedule;
 use super::start::{StartTensors, start_tensors};
 use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
 use super::tensorboard::TensorBoard;
-use super::training::{PhaseSchedule, Trainer};
-use super::{DistillError, Event, Listener, OutputDir, Summary};
+use super::training::{Attempt, Trainer, whitening};
+use super::{DistillError, Event, Kept, Listener, OutputDir, Summary};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, PlainLlama};
 use crate::recipe::{Recipe, Trained};
@@ -50,6 +51,7 @@ pub struct Job<'a> {
     out: &'a OutputDir,
     listener: Listener,
     interrupt: Interrupt,
+    keep_last: bool,
     command: Vec<String>,
 }
 
@@ -61,6 +63,7 @@ impl<'a> Job<'a> {
             out,
             listener: Arc::new(|_| {}),
             interrupt: Interrupt::default(),
+            keep_last: false,
             command: Vec::new(),
         }
     }
@@ -75,6 +78,12 @@ impl<'a> Job<'a> {
     /// student of that step exported.
     pub fn with_interrupt(mut self, interrupt: Interrupt) -> Self {
         self.interrupt = interrupt;
+        self
+    }
+
+    /// Exports the student of the last step, whether or not an earlier one was better.
+    pub fn with_keep_last(mut self, keep_last: bool) -> Self {
+        self.keep_last = keep_last;
         self
     }
 
@@ -229,8 +238,9 @@ struct Run<'a, A: AutodiffBackend> {
 /// A student after a phase.
 struct Ended<M> {
     student: M,
-    /// The step of the run that it is the student of.
+    /// The step of the run that it is the student of, and why that one.
     student_step: usize,
+    kept: Kept,
     progress: RunProgress,
     trainable_parameters: usize,
 }
@@ -260,7 +270,8 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let progress = progress.filter(|progress| progress.phase == Phase::Second);
         if let Some(progress) = progress {
             // What is frozen in the second phase is the teacher's; all else comes out of the checkpoint.
-            return self.finish(&self.phase(self.free()?, progress, checkpoint.as_ref())?);
+            let student = self.taken_up(&progress)?;
+            return self.finish(&self.phase(student, progress, checkpoint.as_ref())?);
         }
         self.tell(Event::Stage("starting the student"));
         match recipe.lti.train {
@@ -298,7 +309,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     ) -> Result<Ended<M::InnerModule>, DistillError> {
         let progress = match checkpoint {
             Some(checkpoint) => RunProgress::at(checkpoint)?,
-            None => RunProgress::begin(self.evaluate("evaluating the start", &student.valid())),
+            None => {
+                let start = student.valid();
+                let watched = self.watched_kl(&start);
+                RunProgress::begin(self.evaluate("evaluating the start", &start), watched)
+            }
         };
         self.phase(student, progress, checkpoint)
     }
@@ -311,8 +326,28 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let maps = self.evaluate("evaluating the maps", &ended.student);
         let (recipe, plan) = (self.job.recipe, &self.inputs.plan);
         let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
-        let progress = ended.progress.clone().second_phase(maps);
+        let (watched, step) = (self.watched_kl(&ended.student), ended.student_step);
+        let progress = ended.progress.clone().second_phase(maps, watched, step);
         self.finish(&self.phase(student, progress, None)?)
+    }
+
+    /// What a second phase is taken up with: the student that it began with, if it may go back there, and
+    /// else any of its form.
+    fn taken_up(&self, progress: &RunProgress) -> Result<PlainLlama<A>, DistillError> {
+        if progress.held_out.best_step > progress.phase_begins {
+            return self.free();
+        }
+        let learning = self.learning()?;
+        let checkpoints = self.job.checkpoints()?;
+        let maps = match (progress.maps_step, checkpoints.best()) {
+            (0, _) => learning.valid(),
+            (step, Some(best)) if best.run().step == step => {
+                self.restored(learning, &RunProgress::at(best)?, best)?
+            }
+            // It was not the best, and its checkpoint is gone: what is taken up counts as the best.
+            _ => return self.free(),
+        };
+        without_maps::<A>(self.job.recipe, &self.inputs.plan, &maps, self.device)
     }
 
     /// The student as `checkpoint` has it.
@@ -322,38 +357,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         progress: &RunProgress,
         checkpoint: &Checkpoint,
     ) -> Result<M::InnerModule, DistillError> {
-        let schedule = self.schedule(progress.phase);
-        let trainer = Trainer::new(
-            student,
-            self.job.recipe,
-            &self.inputs,
-            schedule,
-            self.device,
-        )?;
+        let schedule = PhaseSchedule::new(self.job.recipe, progress.phase);
+        let (recipe, inputs) = (self.job.recipe, &self.inputs);
+        let trainer = Trainer::new(student, recipe, inputs, schedule, None, self.device)?;
         let trainer = trainer.restored(checkpoint, progress.taken())?;
         Ok(trainer.module.into_student().valid())
-    }
-
-    /// The steps of a phase.
-    fn schedule(&self, phase: Phase) -> PhaseSchedule {
-        let (train, phase2) = (&self.job.recipe.train, &self.job.recipe.phase2);
-        match (phase, phase2) {
-            (Phase::Second, Some(phase2)) => PhaseSchedule {
-                steps: phase2.steps,
-                learning_rate: phase2.learning_rate,
-                warmup_fraction: phase2.warmup_fraction,
-                final_lr_fraction: phase2.final_lr_fraction,
-                // Another order than in the first phase.
-                seed: train.seed.wrapping_add(1),
-            },
-            _ => PhaseSchedule {
-                steps: train.steps,
-                learning_rate: train.learning_rate,
-                warmup_fraction: train.warmup_fraction,
-                final_lr_fraction: train.final_lr_fraction,
-                seed: train.seed,
-            },
-        }
     }
 
     /// Trains through a phase, or what `checkpoint` left of it.
@@ -363,74 +371,131 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         progress: RunProgress,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let (recipe, schedule) = (self.job.recipe, self.schedule(progress.phase));
-        let skeleton = recipe.train.patience.map(|_| student.clone());
-        let trainer = Trainer::new(student, recipe, &self.inputs, schedule, self.device)?;
-        let trainer = match checkpoint {
-            Some(checkpoint) => trainer.restored(checkpoint, progress.taken())?,
-            None => trainer,
+        let recipe = self.job.recipe;
+        let schedule = PhaseSchedule::new(recipe, progress.phase);
+        let checkpoints = self.job.checkpoints()?;
+        let (inputs, device) = (&self.inputs, self.device);
+        let whitening = whitening(recipe, inputs, &student.valid(), device)?;
+        let trainer = |student| {
+            let whitening = whitening.clone();
+            Trainer::new(student, recipe, inputs, schedule, whitening, device)
         };
-        let trainable_parameters = trainer.trainable_parameters();
+        let begun = trainer(student)?;
+        let trainable_parameters = begun.trainable_parameters();
+        let start = begun.module.clone();
+        let (mut attempt, best) = match checkpoint {
+            None => (begun, start),
+            Some(checkpoint) => {
+                let taken_up = begun.restored(checkpoint, progress.taken())?;
+                let HeldOut { best_step, .. } = progress.held_out;
+                let saved = checkpoints.best();
+                let best = match saved.filter(|saved| saved.run().step == best_step) {
+                    _ if best_step == progress.phase_begins => start,
+                    Some(best) => trainer(start.into_student())?.restored(best, 0)?.module,
+                    None => taken_up.module.clone(),
+                };
+                (taken_up, best)
+            }
+        };
         if progress.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
-            let last = trainer.module.into_student().valid();
-            return self.ended(last, skeleton, progress, trainable_parameters);
+            let (last, best) = (attempt.module.into_student(), best.into_student());
+            return Ok(self.ended(last.valid(), best.valid(), progress, trainable_parameters));
         }
         self.tell(Event::Stage(match progress.phase {
             Phase::First => "training",
             Phase::Second => "training without maps",
         }));
         let hook = Arc::new(Mutex::new(Hook {
-            rules: Rules {
-                checkpoint_every: recipe.train.checkpoint_every,
-                patience: recipe.train.patience,
-                plateau: recipe
-                    .phase2
-                    .as_ref()
-                    .filter(|_| progress.phase == Phase::First)
-                    .and_then(|phase2| phase2.plateau),
-            },
+            rules: Rules::new(recipe, &progress, schedule),
             log: self.log(&progress, schedule, checkpoint.is_some())?,
             progress,
-            checkpoints: self.job.checkpoints()?,
-            optimizer: trainer.optimizer.clone(),
+            checkpoints,
+            optimizer: attempt.optimizer.clone(),
+            best,
             teacher: self.inputs.teacher.clone(),
-            valid: self.inputs.valid.clone(),
+            watched: self.inputs.watched.clone(),
             listener: self.job.listener.clone(),
             interrupt: self.job.interrupt.clone(),
+            setback: None,
             failure: None,
         }));
-        let student = trainer.train(recipe, &self.inputs, self.device, &hook)?;
-        let progress = hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .progress
-            .clone();
-        self.ended(student, skeleton, progress, trainable_parameters)
+        let lock = || hook.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = loop {
+            let factor = lock().progress.held_out.rate_factor();
+            attempt = attempt.with_rate_factor(factor);
+            let setback = match attempt.train(recipe, &self.inputs, self.device, &hook)? {
+                Attempt::Over(student) => break student,
+                Attempt::SetBack(setback) => setback,
+            };
+            let mut hook = lock();
+            let best = hook.best.clone();
+            if !hook.progress.held_out.roll_back() {
+                if hook.progress.held_out.best_step == hook.progress.phase_begins {
+                    return Err(DistillError::Refused(format!(
+                        "{setback}; nor was it at lower rates: the run ends as it began"
+                    )));
+                }
+                self.tell(Event::Note(&format!("{setback}: no more steps")));
+                hook.progress.end = Some(PhaseEnd::NotFinite);
+                hook.progress.log = hook.log.state()?;
+                break best.into_student().valid();
+            }
+            let HeldOut { best_step, .. } = hook.progress.held_out;
+            self.tell(Event::Note(&format!(
+                "{setback}: going back to the weights of step {best_step}, at a third of the rate"
+            )));
+            let taken = hook.log.steps() - hook.progress.phase_begins;
+            attempt = trainer(best.student().clone())?.going_on_from(best, taken);
+            hook.optimizer = attempt.optimizer.clone();
+        };
+        let hook = lock();
+        if hook.progress.held_out.diverged() {
+            return Err(DistillError::Refused(
+                "training diverged: the held-out KL is no longer finite, and never was below that of the \
+                 start; lower train.rate or train.learning_rate"
+                    .to_owned(),
+            ));
+        }
+        let (best, progress) = (hook.best.student().valid(), hook.progress.clone());
+        Ok(self.ended(last, best, progress, trainable_parameters))
     }
 
-    /// A phase that is over, with the student of its last step; or, where patience ended it, with the
-    /// best that it had, for which `skeleton` is filled once more.
-    fn ended<M: Student<A>>(
+    /// A phase that is over: with its best student, or with the last if that is asked for.
+    fn ended<M: CausalLm<A::InnerBackend>>(
         &self,
-        last: M::InnerModule,
-        skeleton: Option<M>,
+        last: M,
+        best: M,
         progress: RunProgress,
         trainable_parameters: usize,
-    ) -> Result<Ended<M::InnerModule>, DistillError> {
-        let (mut student, mut student_step) = (last, progress.log.counts.steps);
-        if let (Some(PhaseEnd::Patience), Some(skeleton)) = (progress.end, skeleton)
-            && let Some(best) = self.job.checkpoints()?.best()
-            && RunProgress::at(best)?.phase == progress.phase
-        {
-            student = self.restored(skeleton, &progress, best)?;
-            student_step = best.run().step;
-        }
-        Ok(Ended {
+    ) -> Ended<M> {
+        let (held_out, steps) = (progress.held_out, progress.log.counts.steps);
+        // At an interruption nothing was evaluated.
+        let is_better = |last: &M| {
+            progress.end == Some(PhaseEnd::Interrupted)
+                && self
+                    .watched_kl(last)
+                    .is_some_and(|kl| held_out.best.is_none_or(|best| kl < best))
+        };
+        let (student, student_step, kept) = match held_out.best_step {
+            _ if self.job.keep_last && progress.end != Some(PhaseEnd::NotFinite) => {
+                (last, steps, Kept::Last)
+            }
+            best_step if best_step == steps || is_better(&last) => (last, steps, Kept::Best),
+            best_step => (best, best_step, Kept::Best),
+        };
+        Ended {
             student,
             student_step,
+            kept,
             progress,
             trainable_parameters,
-        })
+        }
+    }
+
+    /// The KL of `student` on the part of the held-out text that is watched.
+    fn watched_kl(&self, student: &impl CausalLm<A::InnerBackend>) -> Option<f64> {
+        let teacher = self.inputs.teacher.as_ref();
+        evaluate(student, teacher, &self.inputs.watched, |_, _| {}).kl
     }
 
     /// The metrics of a phase, in the file of the run.
@@ -483,6 +548,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let end = self.evaluate("evaluating the exported student", &exported.student);
         let summary = Summary {
             student_step: ended.student_step,
+            kept: ended.kept,
             trainable_parameters: ended.trainable_parameters,
             collapse_max_abs_logit_diff: exported.difference,
             total_seconds: self.began.elapsed().as_secs_f64(),

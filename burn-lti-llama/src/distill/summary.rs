@@ -8,6 +8,16 @@ use crate::eval::Evaluation;
 use crate::plan::{Plan, StepFlops};
 use crate::recipe::Recipe;
 
+/// Why a student was exported and no other of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// Its held-out KL was the lowest that was found, the start's included.
+    Best,
+    /// It is that of the last step, as was asked for.
+    Last,
+}
+
 /// A finished run. What could not be measured is absent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
@@ -37,8 +47,12 @@ pub struct Summary {
     pub steps: usize,
     /// Why there were no more of them.
     pub ending: PhaseEnd,
-    /// The step whose student was exported: the last, or the best before patience was exhausted.
+    /// The step whose student was exported; 0 is the start.
     pub student_step: usize,
+    /// Why that one.
+    pub kept: Kept,
+    /// How often training went back to its best weights, in the last phase.
+    pub rollbacks: usize,
     /// Wall time of the training loop.
     pub seconds: f64,
     /// `tokens / seconds`
@@ -91,6 +105,8 @@ impl Summary {
             ending: progress.end.unwrap_or(PhaseEnd::Finished),
             seconds: counts.seconds,
             student_step: counts.steps,
+            kept: Kept::Best,
+            rollbacks: progress.held_out.rollbacks,
             tokens_per_second: counts.tokens / counts.seconds,
             flops_per_second: flops(plan, progress) / counts.seconds,
             total_seconds: 0.0,

@@ -6,56 +6,35 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::AdamWConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use burn_lti::calibration::Whitening;
+use burn_lti::decoder::LayeredDecoder;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::parameters::tie;
 use burn_lti::train::{
-    Checkpoint, Distiller, RankSchedule, SilentRenderer, StepClock, StepStrategy, StudentOptimizer,
-    WarmupCosine,
+    Checkpoint, Distiller, RankSchedule, SilentRenderer, StepClock, StepStrategy, TrainError,
 };
 
 use super::DistillError;
-use super::hook::Hook;
+use super::hook::{Hook, Setback};
 use super::inputs::RunInputs;
 use super::module::{DistillationModule, ModuleOptimizer, Student};
+use super::schedule::PhaseSchedule;
 use crate::data::loader;
-use crate::recipe::{GrowSection, Recipe};
-
-/// The steps of a phase and the rate at which it learns.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PhaseSchedule {
-    pub(super) steps: usize,
-    pub(super) learning_rate: f64,
-    pub(super) warmup_fraction: f64,
-    pub(super) final_lr_fraction: f64,
-    /// Of the order of the data.
-    pub(super) seed: u64,
-}
-
-impl PhaseSchedule {
-    fn learning_rates(&self) -> WarmupCosine {
-        let warmup = (self.warmup_fraction * self.steps as f64) as usize;
-        WarmupCosine::new(
-            self.learning_rate,
-            self.steps,
-            warmup,
-            self.final_lr_fraction,
-        )
-    }
-}
+use crate::recipe::{Coordinates, GrowSection, Recipe, TrainSection};
 
 /// A student in training.
 pub(super) struct Trainer<A: AutodiffBackend, M: Student<A>> {
     pub(super) module: DistillationModule<A, M>,
-    pub(super) optimizer: ModuleOptimizer<A, M>,
+    pub(super) optimizer: ModuleOptimizer<A>,
     clock: StepClock,
     schedule: PhaseSchedule,
     /// Steps of this phase taken before.
     taken: usize,
+    rate_factor: f64,
 }
 
 impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
@@ -65,6 +44,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         recipe: &Recipe,
         inputs: &RunInputs<A>,
         schedule: PhaseSchedule,
+        whitening: Option<Whitening<A::InnerBackend>>,
         device: &A::Device,
     ) -> Result<Self, DistillError> {
         let clock = StepClock::new();
@@ -76,15 +56,8 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
                 module = module.with_projectors(inputs.plan.teacher.hidden_size, device);
             }
         }
-        let [beta_1, beta_2] = recipe.train.betas;
-        let adamw = AdamWConfig::new()
-            .with_beta_1(beta_1 as f32)
-            .with_beta_2(beta_2 as f32)
-            .with_epsilon(recipe.train.eps as f32)
-            .with_weight_decay(recipe.train.weight_decay as f32)
-            .init::<A, DistillationModule<A, M>>();
-        let optimizer = StudentOptimizer::new(adamw)
-            .with_max_norm(recipe.train.grad_clip)
+        let optimizer = schedule
+            .optimizer(&recipe.train, whitening)
             .with_ranks(ranks(recipe))
             .with_clock(clock.clone());
         Ok(Self {
@@ -93,7 +66,25 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             clock,
             schedule,
             taken: 0,
+            rate_factor: 1.0,
         })
+    }
+
+    /// Goes on from the weights of `module` after `taken` steps, with an optimizer that begins anew.
+    pub(super) fn going_on_from(self, module: DistillationModule<A, M>, taken: usize) -> Self {
+        Self {
+            module: module.with_clock(self.clock.clone()),
+            taken,
+            ..self
+        }
+    }
+
+    /// Learns at so many times the rate.
+    pub(super) fn with_rate_factor(self, rate_factor: f64) -> Self {
+        Self {
+            rate_factor,
+            ..self
+        }
     }
 
     /// The student after the `taken` steps of this phase that `checkpoint` was saved at.
@@ -117,20 +108,20 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         count_trainable(self.module.student())
     }
 
-    /// Takes the steps, until they are all taken or `hook` ends them, and gives the student back. The
-    /// hook says afterwards how it ended.
+    /// Takes the steps, until they are all taken or `hook` ends them. The hook says afterwards how it
+    /// ended.
     pub(super) fn train(
         self,
         recipe: &Recipe,
         inputs: &RunInputs<A>,
         device: &A::Device,
         hook: &Arc<Mutex<Hook<A, M>>>,
-    ) -> Result<M::InnerModule, DistillError> {
+    ) -> Result<Attempt<A, M>, DistillError> {
         let settings = &recipe.train;
         let micro_batches = NonZeroUsize::new(settings.accumulate).unwrap_or(NonZeroUsize::MIN);
         let strategy = StepStrategy::new(self.schedule.steps, hook.clone())
             .with_accumulation(micro_batches)
-            .with_norm(self.optimizer.norm())
+            .with_measures(self.optimizer.measures())
             .with_clock(self.clock)
             .resuming_at(self.taken)
             .without_validation();
@@ -141,24 +132,91 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             Some(self.schedule.seed),
             device,
         );
-        let learner = Learner::new(self.module, self.optimizer, self.schedule.learning_rates());
+        let learner = Learner::new(
+            self.module,
+            self.optimizer,
+            self.schedule.learning_rates(settings, self.rate_factor),
+        );
         let result = SupervisedTraining::new(Path::new(""), batches, inputs.valid.clone())
             .with_application_logger(None)
             .with_metric_logger(InMemoryMetricLogger::default())
             .renderer(SilentRenderer)
             .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
             .launch(learner);
-        let failure = hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .failure
-            .take();
-        match (failure, outcome.get()) {
-            (Some(failure), _) => Err(failure),
-            (None, Some(Err(error))) => Err(error.into()),
-            (None, _) => Ok(result.model.into_student()),
+        let mut hook = hook.lock().unwrap_or_else(PoisonError::into_inner);
+        match (hook.failure.take(), hook.setback.take(), outcome.get()) {
+            (Some(failure), _, _) => Err(failure),
+            (None, Some(setback), _) => Ok(Attempt::SetBack(setback)),
+            (None, None, Some(Err(error @ TrainError::NotFinite { step, .. }))) => {
+                let rows = rows_of_step(inputs, settings, self.schedule, step, device);
+                Ok(Attempt::SetBack(Setback::NotFinite { error, rows }))
+            }
+            (None, None, Some(Err(error))) => Err(error.into()),
+            (None, None, _) => Ok(Attempt::Over(result.model.into_student())),
         }
     }
+}
+
+/// How an attempt at the steps of a phase came out.
+pub(super) enum Attempt<A: AutodiffBackend, M: Student<A>> {
+    /// The phase is over, with the student of its last step.
+    Over(M::InnerModule),
+    /// It has to go back to its best weights.
+    SetBack(Setback),
+}
+
+/// The rows of the training text that a step learns from, ascending.
+fn rows_of_step<A: AutodiffBackend>(
+    inputs: &RunInputs<A>,
+    settings: &TrainSection,
+    schedule: PhaseSchedule,
+    step: usize,
+    device: &A::Device,
+) -> Vec<usize> {
+    let accumulate = settings.accumulate.max(1);
+    let batches = loader::<A::InnerBackend>(
+        inputs.train.clone(),
+        settings.batch_size / accumulate,
+        Some(schedule.seed),
+        device,
+    );
+    let mut before = step.saturating_sub(1);
+    loop {
+        // No step goes from one time through the text into the next.
+        let rows: Vec<_> = batches.iter().map(|batch| batch.rows).collect();
+        let steps = rows.chunks(accumulate);
+        let taken = steps.len();
+        match steps.into_iter().nth(before) {
+            Some(step) => {
+                let mut rows = step.concat();
+                rows.sort_unstable();
+                return rows;
+            }
+            None if taken == 0 => return Vec::new(),
+            None => before -= taken,
+        }
+    }
+}
+
+/// The coordinates in which the maps of `student`, the student of a phase's start, learn; none where the
+/// recipe wants plain ones.
+pub(super) fn whitening<A: AutodiffBackend>(
+    recipe: &Recipe,
+    inputs: &RunInputs<A>,
+    student: &impl LayeredDecoder<A::InnerBackend>,
+    device: &A::Device,
+) -> Result<Option<Whitening<A::InnerBackend>>, DistillError> {
+    /// Tokens that make a Gram matrix of a few hundred features.
+    const TOKENS: usize = 8192;
+
+    if recipe.coordinates() == Coordinates::Plain {
+        return Ok(None);
+    }
+    let sequences = TOKENS.div_ceil(recipe.train.seq_len);
+    let text = inputs.train.iter().take(sequences).cloned().collect();
+    let micro_batch = recipe.train.batch_size / recipe.train.accumulate.max(1);
+    let batches = loader(text, micro_batch, None, device);
+    Ok(Some(Whitening::of_maps(student, batches.iter())?))
 }
 
 /// When the ranks of the recipe's maps become active, if not all are from the first step.

@@ -81,6 +81,20 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
     ) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
+        let mixed = self.mixed(x, rotary, mask, cache).flatten::<2>(0, 1);
+        let output = self.o_proj.project(mixed);
+        output.reshape([batch, tokens, d_model])
+    }
+
+    /// What the heads put out, side by side: `[batch, tokens, heads * head_dim]`.
+    pub(super) fn mixed(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
+        let [batch, tokens, d_model] = x.dims();
         let rows = x.reshape([batch * tokens, d_model]);
         let (q, k) = self.turned(rows.clone(), rotary, [batch, tokens]);
         let v = by_batch(self.v_proj.project(rows), [batch, tokens]);
@@ -88,10 +102,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let mixed = grouped_attention(q, k, v, &self.axes, mask);
-        self.o_proj
-            .project(mixed.flatten::<2>(0, 1))
-            .reshape([batch, tokens, d_model])
+        grouped_attention(q, k, v, &self.axes, mask)
     }
 
     /// How much each head looks at each token: `x [batch, tokens, d_model] ->

@@ -56,6 +56,18 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         self.self_attn.weights(normed, rotary, mask)
     }
 
+    /// What the projections of the attention read: the normed stream, and what the heads put out.
+    pub fn attention_inputs(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        mask: &AttentionMask<B>,
+    ) -> [Tensor<B, 3>; 2] {
+        let normed = normed(&self.input_layernorm, h);
+        let mixed = self.self_attn.mixed(normed.clone(), rotary, mask, None);
+        [normed, mixed]
+    }
+
     /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
     pub fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.self_attn.values(normed(&self.input_layernorm, h))

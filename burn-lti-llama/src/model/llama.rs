@@ -239,6 +239,15 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         self.model.layers[layer].values(h)
     }
 
+    fn attention_inputs(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &LlamaContext<B>,
+    ) -> [Tensor<B, 3>; 2] {
+        self.model.layers[layer].attention_inputs(h, &context.rotary, &context.mask)
+    }
+
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &LlamaContext<B>) -> Tensor<B, 3> {
         self.model.layers[layer].attention(h, &context.rotary, &context.mask, None)
     }

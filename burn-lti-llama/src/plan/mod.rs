@@ -125,6 +125,11 @@ pub struct TrainingPlan {
     pub seq_len: usize,
     /// Micro-batches in which a step's sequences are read.
     pub accumulate: usize,
+    /// Steps from one evaluation on held-out text to the next.
+    pub eval_every: usize,
+    /// Evaluations without a better held-out KL before training ends early, if it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// Checkpoints, if any are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlan>,
@@ -137,9 +142,6 @@ pub struct CheckpointPlan {
     pub every: usize,
     /// The most that are kept.
     pub keep: usize,
-    /// Evaluations, one at each, without a better held-out KL before training ends early, if it may.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub patience: Option<usize>,
 }
 
 /// The training after the maps are folded away: that of an ordinary model.
@@ -353,10 +355,11 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
         batch_size: train.batch_size,
         seq_len: train.seq_len,
         accumulate: train.accumulate,
+        eval_every: train.eval_every(train.steps),
+        patience: train.patience,
         checkpoints: train.checkpoint_every.map(|every| CheckpointPlan {
             every,
             keep: train.keep_checkpoints,
-            patience: train.patience,
         }),
     }
 }

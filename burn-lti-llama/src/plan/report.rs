@@ -100,6 +100,8 @@ impl Plan {
             batch_size,
             seq_len,
             accumulate,
+            eval_every,
+            patience,
             checkpoints,
         } = self.training;
         write!(
@@ -115,26 +117,22 @@ impl Plan {
                 batch_size / accumulate
             )?,
         }
-        if let Some(CheckpointPlan {
-            every,
-            keep,
-            patience,
-        }) = checkpoints
-        {
-            write!(
+        let every = |steps| count(steps, "step", "steps");
+        write!(f, "watches  held-out KL every {}", every(eval_every))?;
+        match patience {
+            None => writeln!(f)?,
+            Some(evaluations) => writeln!(
                 f,
-                "keeps    a checkpoint every {}, ",
-                count(every, "step", "steps")
+                "; ends after {} without a better one",
+                count(evaluations, "evaluation", "evaluations")
+            )?,
+        }
+        if let Some(CheckpointPlan { every: steps, keep }) = checkpoints {
+            writeln!(
+                f,
+                "keeps    a checkpoint every {}, the last {keep}",
+                every(steps)
             )?;
-            write!(f, "the last {keep}")?;
-            match patience {
-                None => writeln!(f)?,
-                Some(evaluations) => writeln!(
-                    f,
-                    "; ends after {} without a better held-out KL",
-                    count(evaluations, "evaluation", "evaluations")
-                )?,
-            }
         }
         match &self.phase2 {
             None => Ok(()),

@@ -351,7 +351,8 @@ fn serializes() {
 #[test]
 fn the_report_says_how_training_goes_on() {
     let text = plan(&[]).to_string();
-    let short = "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\n";
+    let short = "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\
+                 watches  held-out KL every 1 step\n\n";
     assert!(text.contains(short), "{text}");
 
     let text = plan(&[
@@ -371,8 +372,8 @@ fn the_report_says_how_training_goes_on() {
         "loss     skewed_kl 0.1, alpha 0.9 -> 0.5 (linear), temperature 4 -> 1 (cosine)",
         "feature  l2, weight 0.5, 5 pairs of layers, projector",
         "steps    2,000 of 16 x 128 tokens, in 4 micro-batches of 4",
-        "keeps    a checkpoint every 500 steps, the last 2; ends after 3 evaluations without a \
-         better held-out KL",
+        "watches  held-out KL every 200 steps; ends after 3 evaluations without a better one",
+        "keeps    a checkpoint every 500 steps, the last 2",
         "phase 2  projections, 100 steps: 20 tensors, 30,720 parameters; phase 1 ends early once \
          50 steps improve its loss by less than 0.01",
     ] {

@@ -12,8 +12,9 @@ use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
 use super::{
-    CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LossSection, LtiSection,
-    Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate, LossSection,
+    LtiSection, Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained, divergence,
+    schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -182,7 +183,9 @@ impl Checks<'_> {
             accumulate,
             seq_len,
             learning_rate,
+            rate,
             warmup_fraction,
+            decay: _,
             final_lr_fraction,
             betas,
             eps,
@@ -191,6 +194,7 @@ impl Checks<'_> {
             seed: _,
             log_every,
             eval_sequences,
+            eval_every,
             checkpoint_every,
             keep_checkpoints,
             patience,
@@ -212,43 +216,42 @@ impl Checks<'_> {
             *seq_len >= 2,
             "must be at least 2, to predict a token",
         )?;
-        self.positive("train.learning_rate", *learning_rate)?;
+        self.rate("train.learning_rate", *learning_rate)?;
+        self.positive("train.rate", *rate)?;
         self.fraction("train.warmup_fraction", *warmup_fraction)?;
-        self.fraction("train.final_lr_fraction", *final_lr_fraction)?;
+        if let Some(fraction) = final_lr_fraction {
+            self.fraction("train.final_lr_fraction", *fraction)?;
+        }
         self.value(
             "train.betas",
             betas,
             betas.iter().all(|beta| is_below_one(*beta)),
             "must hold numbers from 0 to below 1",
         )?;
-        self.positive("train.eps", *eps)?;
+        if let Some(eps) = eps {
+            self.positive("train.eps", *eps)?;
+        }
         self.value(
             "train.weight_decay",
             weight_decay,
             is_not_negative(*weight_decay),
             "must be at least 0 and finite",
         )?;
-        self.value(
-            "train.grad_clip",
-            grad_clip,
-            *grad_clip > 0.0,
-            "must be positive (inf: no clipping)",
-        )?;
+        if let Some(norm) = grad_clip {
+            let rule = "must be positive (inf: no clipping)";
+            self.value("train.grad_clip", norm, *norm > 0.0, rule)?;
+        }
         self.count("train.log_every", *log_every)?;
         self.count("train.eval_sequences", *eval_sequences)?;
+        if let Some(steps) = eval_every {
+            self.count("train.eval_every", *steps)?;
+        }
         if let Some(steps) = checkpoint_every {
             self.count("train.checkpoint_every", *steps)?;
         }
         self.count("train.keep_checkpoints", *keep_checkpoints)?;
         if let Some(evaluations) = patience {
             self.count("train.patience", *evaluations)?;
-            self.needs(
-                "train.patience",
-                "train.checkpoint_every",
-                checkpoint_every.is_some(),
-                "it counts the evaluations made at checkpoints; set train.checkpoint_every, or leave \
-                 train.patience out",
-            )?;
         }
         Ok(())
     }
@@ -263,9 +266,13 @@ impl Checks<'_> {
             plateau,
         } = phase2;
         self.count("phase2.steps", *steps)?;
-        self.positive("phase2.learning_rate", *learning_rate)?;
+        if let Some(rate) = learning_rate {
+            self.rate("phase2.learning_rate", *rate)?;
+        }
         self.fraction("phase2.warmup_fraction", *warmup_fraction)?;
-        self.fraction("phase2.final_lr_fraction", *final_lr_fraction)?;
+        if let Some(fraction) = final_lr_fraction {
+            self.fraction("phase2.final_lr_fraction", *fraction)?;
+        }
         if let Some(Plateau {
             window,
             improvement,
@@ -288,6 +295,13 @@ impl Checks<'_> {
 
     fn fraction(&self, key: &'static str, value: f64) -> Result<(), RecipeError> {
         self.value(key, &value, is_fraction(value), FRACTION)
+    }
+
+    fn rate(&self, key: &'static str, value: LearningRate) -> Result<(), RecipeError> {
+        match value {
+            LearningRate::Auto => Ok(()),
+            LearningRate::Number(rate) => self.positive(key, rate),
+        }
     }
 
     fn positive(&self, key: &'static str, value: f64) -> Result<(), RecipeError> {

@@ -34,6 +34,17 @@ impl fmt::Display for Trained {
     }
 }
 
+/// In which coordinates maps learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Coordinates {
+    /// In those of their tensors.
+    Plain,
+    /// In those in which every direction counts alike: see
+    /// [`Whitening`](burn_lti::calibration::Whitening). Of maps that are any linear map.
+    Whitened,
+}
+
 /// The text that a start is calibrated on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -10,6 +10,7 @@ mod choice;
 pub(crate) mod divergence;
 mod error;
 mod overrides;
+mod rate;
 pub(crate) mod schedule;
 mod sections;
 pub(crate) mod suggest;
@@ -21,8 +22,11 @@ use std::path::{Path, absolute};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-pub use choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
+pub use choice::{
+    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
+};
 pub use error::RecipeError;
+pub use rate::LearningRate;
 pub use sections::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
     Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
@@ -80,6 +84,16 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// In which coordinates its maps learn.
+    pub fn coordinates(&self) -> Coordinates {
+        self.lti
+            .coordinates
+            .unwrap_or(match self.train.learning_rate {
+                LearningRate::Auto => Coordinates::Whitened,
+                LearningRate::Number(_) => Coordinates::Plain,
+            })
+    }
+
     /// Reads the recipe at `path`, changed by `overrides` of the form `section.key=value`.
     ///
     /// # Errors

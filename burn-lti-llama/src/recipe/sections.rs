@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use burn_lti::calibration::FeedForward;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, Start};
+use burn_lti::train::Decay;
 use serde::{Deserialize, Serialize};
 
-use super::choice::{CalibrationText, LayerPairs, Layers, MapChoice, Phase2Trained, Trained};
-use super::{divergence, schedule};
+use super::choice::{
+    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
+};
+use super::{LearningRate, divergence, schedule};
 use crate::hf::WeightType;
 
 /// `[teacher]`
@@ -53,6 +56,9 @@ pub struct LtiSection {
     pub layers: Layers,
     /// What training changes. Default: `maps`.
     pub train: Trained,
+    /// In which coordinates maps learn: `whitened` or `plain`. Default: `whitened` if rates are measured,
+    /// `plain` if not.
+    pub coordinates: Option<Coordinates>,
     /// Precision of the contraction of map and teacher kernel. Default: `default`.
     pub precision: KernelPrecision,
 }
@@ -65,6 +71,7 @@ impl Default for LtiSection {
             grow: None,
             layers: Layers::default(),
             train: Trained::default(),
+            coordinates: None,
             precision: KernelPrecision::default(),
         }
     }
@@ -181,7 +188,7 @@ pub struct FeatureSection {
     pub projector: bool,
 }
 
-/// `[train]`: AdamW, with a linear warm-up and a cosine decay of the learning rate.
+/// `[train]`: AdamW, with a linear warm-up and a decay of the learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
@@ -197,28 +204,32 @@ pub struct TrainSection {
     /// Tokens in a sequence. Default: 128.
     #[serde(default = "defaults::seq_len")]
     pub seq_len: usize,
-    /// Highest learning rate, reached at the end of the warm-up. Default: 3e-3.
-    #[serde(default = "defaults::learning_rate")]
-    pub learning_rate: f64,
+    /// `auto`, a measured rate for each tensor, or the highest rate of all. Default: `auto`.
+    #[serde(default)]
+    pub learning_rate: LearningRate,
+    /// What measured rates are multiplied by. Default: 1.
+    #[serde(default = "defaults::rate")]
+    pub rate: f64,
     /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
     #[serde(default = "defaults::warmup_fraction")]
     pub warmup_fraction: f64,
-    /// Last learning rate as a part of the highest, 0 to 1. Default: 0.1.
-    #[serde(default = "defaults::final_lr_fraction")]
-    pub final_lr_fraction: f64,
+    /// How rates fall after the warm-up: `linear` or `cosine`. Default: `linear` if they are measured,
+    /// `cosine` if not.
+    pub decay: Option<Decay>,
+    /// Last learning rate as a part of the highest, 0 to 1. Default: 0 if rates are measured, 0.1 if not.
+    pub final_lr_fraction: Option<f64>,
     /// Decay of the running means of gradient and squared gradient. Default: `[0.9, 0.95]`.
     #[serde(default = "defaults::betas")]
     pub betas: [f64; 2],
-    /// Added to the root of the squared gradient's mean. Default: 1e-8.
-    #[serde(default = "defaults::eps")]
-    pub eps: f64,
+    /// Added to the root of the squared gradient's mean. Default: 1e-12 if rates are measured, 1e-8 if
+    /// not.
+    pub eps: Option<f64>,
     /// Decoupled weight decay. Default: 0.
     #[serde(default = "defaults::weight_decay")]
     pub weight_decay: f64,
     /// Largest global norm of the gradient of all trained parameters; `inf` for no clipping.
-    /// Default: 1.
-    #[serde(default = "defaults::grad_clip")]
-    pub grad_clip: f64,
+    /// Default: `inf` if rates are measured, 1 if not.
+    pub grad_clip: Option<f64>,
     /// Seed of everything random. Default: 0.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
@@ -228,12 +239,15 @@ pub struct TrainSection {
     /// The most held-out sequences that an evaluation reads. Default: 200.
     #[serde(default = "defaults::eval_sequences")]
     pub eval_sequences: usize,
+    /// Steps from one evaluation on a small part of the held-out text to the next. Default: ten of them in
+    /// a phase.
+    pub eval_every: Option<usize>,
     /// Steps from one checkpoint to the next. Default: no checkpoints.
     pub checkpoint_every: Option<usize>,
     /// The most checkpoints kept; older ones are taken away. Default: 2.
     #[serde(default = "defaults::keep_checkpoints")]
     pub keep_checkpoints: usize,
-    /// Evaluations, one at each checkpoint, without a better held-out KL before training stops.
+    /// Evaluations without a better held-out KL before training stops.
     /// Default: it goes on to the last step.
     pub patience: Option<usize>,
     /// Whether metrics are written for TensorBoard too. Default: false.
@@ -251,17 +265,35 @@ pub struct Phase2Section {
     pub train: Phase2Trained,
     /// Optimizer steps. Required.
     pub steps: usize,
-    /// Highest learning rate, reached at the end of the warm-up. Default: 1e-3.
-    #[serde(default = "defaults::phase2_learning_rate")]
-    pub learning_rate: f64,
+    /// As `train.learning_rate`. Default: `auto` if that is, 1e-3 if not.
+    pub learning_rate: Option<LearningRate>,
     /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
     #[serde(default = "defaults::warmup_fraction")]
     pub warmup_fraction: f64,
-    /// Last learning rate as a part of the highest, 0 to 1. Default: 0.1.
-    #[serde(default = "defaults::final_lr_fraction")]
-    pub final_lr_fraction: f64,
+    /// Last learning rate as a part of the highest, 0 to 1. Default: 0 if rates are measured, 0.1 if not.
+    pub final_lr_fraction: Option<f64>,
     /// When phase 1 ends early. Default: never, it takes all its steps.
     pub plateau: Option<Plateau>,
+}
+
+impl TrainSection {
+    /// Evaluations of a phase, where the recipe does not say how often.
+    const EVALUATIONS: usize = 10;
+
+    /// Steps from one evaluation to the next, in a phase of `steps`.
+    pub fn eval_every(&self, steps: usize) -> usize {
+        self.eval_every.unwrap_or(steps.div_ceil(Self::EVALUATIONS))
+    }
+}
+
+impl Phase2Section {
+    /// The rate of the phase, beside that of the first.
+    pub fn learning_rate(&self, train: &TrainSection) -> LearningRate {
+        self.learning_rate.unwrap_or(match train.learning_rate {
+            LearningRate::Auto => LearningRate::Auto,
+            LearningRate::Number(_) => LearningRate::Number(1e-3),
+        })
+    }
 }
 
 /// Phase 1 ends when the mean training loss of the last `window` steps is less than `improvement`,
@@ -297,18 +329,14 @@ mod defaults {
         batch_size: usize = 16;
         accumulate: usize = 1;
         seq_len: usize = 128;
-        learning_rate: f64 = 3e-3;
+        rate: f64 = 1.0;
         warmup_fraction: f64 = 0.1;
-        final_lr_fraction: f64 = 0.1;
         betas: [f64; 2] = [0.9, 0.95];
-        eps: f64 = 1e-8;
         weight_decay: f64 = 0.0;
-        grad_clip: f64 = 1.0;
         seed: u64 = 0;
         log_every: usize = 1;
         eval_sequences: usize = 200;
         keep_checkpoints: usize = 2;
-        phase2_learning_rate: f64 = 1e-3;
     }
 }
 

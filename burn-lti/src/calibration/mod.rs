@@ -52,6 +52,7 @@ mod value_features;
 mod value_fit;
 mod value_map;
 mod walk;
+mod whitening;
 
 use std::sync::Arc;
 
@@ -64,6 +65,7 @@ pub use file::StartFileError;
 pub use heads::HeadChoice;
 pub use report::{CalibratedStart, LayerReport};
 pub use settings::{Calibration, FeedForward, Refinement};
+pub use whitening::Whitening;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::tensors::TensorSet;

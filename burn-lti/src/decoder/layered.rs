@@ -34,6 +34,15 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// `[batch, tokens, kv_heads * head_dim]`.
     fn values(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
 
+    /// What the projections of the attention of `layer` read: query, key and value
+    /// `[batch, tokens, d_model]`, and out `[batch, tokens, heads * head_dim]`.
+    fn attention_inputs(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &Self::Context,
+    ) -> [Tensor<B, 3>; 2];
+
     /// What the attention of `layer` adds to the residual stream: `[batch, tokens, d_model]`.
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &Self::Context) -> Tensor<B, 3>;
 

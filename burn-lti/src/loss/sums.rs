@@ -69,6 +69,16 @@ impl LossSums {
         self.mean(self.loss)
     }
 
+    /// Mean of the loss that training can take away, per token: without the cross-entropy that the
+    /// teacher itself has, where it is known. At least a part of the loss, so that a student better than
+    /// its teacher has some left.
+    pub fn excess_mean(&self) -> Option<f64> {
+        const LEAST: f64 = 0.05;
+        let loss = self.loss_mean()?;
+        let (alpha, teacher) = (self.alpha_mean()?, self.teacher_ce_mean().unwrap_or(0.0));
+        Some((loss - (1.0 - alpha) * teacher).max(LEAST * loss))
+    }
+
     /// Mean divergence at the loss's temperature, without the factor `T^2`.
     pub fn soft_mean(&self) -> Option<f64> {
         self.mean(self.soft)

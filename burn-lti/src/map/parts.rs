@@ -147,6 +147,16 @@ impl<B: Backend> LtiParts<B> {
         Some(compat::detached(mapped).flatten(0, 1))
     }
 
+    /// `C`, if it is there.
+    pub(crate) fn teacher_kernel(&self) -> Option<&Tensor<B, 2>> {
+        self.c.as_ref()
+    }
+
+    /// Whether the map on that side is any linear map: `W`.
+    pub(crate) fn is_dense(&self, side: Side) -> bool {
+        matches!(self.sides[side as usize].factors, [None, None, Some(_)])
+    }
+
     /// The float type in which the maps train, if one does.
     pub(crate) fn trained_dtype(&self) -> Option<DType> {
         let mut factors = self.sides.iter().flat_map(|side| side.factors.iter());

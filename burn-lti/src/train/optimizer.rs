@@ -8,30 +8,15 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::gradients::{scale, square_sum, sum_of_devices};
-use super::{RankSchedule, StepClock};
+use super::{RankSchedule, StepClock, StepMeasures};
 use crate::parameters::tie;
-
-/// The norm of the last step's gradients, before clipping. Clones read the same value.
-#[derive(Clone, Debug, Default)]
-pub struct GradNorm(Arc<Mutex<Option<f64>>>);
-
-impl GradNorm {
-    /// The norm; `None` before the first step.
-    pub fn last(&self) -> Option<f64> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, norm: f64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm);
-    }
-}
 
 /// An optimizer as a student needs it. Its record is that of the optimizer in it. In each step it
 ///
 /// 1. adds the gradients of several devices,
 /// 2. masks those of ranks that are not active yet, if there is a [`RankSchedule`],
 /// 3. measures the norm of all gradients together. Where it is not finite no step is taken: the module
-///    comes back as it was, and [`GradNorm`] tells,
+///    comes back as it was, and [`StepMeasures`] tell,
 /// 4. scales them down together where that norm is above its bound. Burn's own clipping is per
 ///    parameter, which changes the direction of the step,
 /// 5. advances its [`StepClock`] and has the optimizer take the step,
@@ -65,7 +50,7 @@ impl GradNorm {
 /// let loss = layers[1].forward(layers[0].forward(x)).sum();
 /// let gradients = GradientsParams::from_grads(loss.backward(), &layers);
 /// layers = optimizer.step(1e-2, layers, gradients);
-/// assert!(optimizer.norm().last().is_some());
+/// assert!(optimizer.measures().last().is_some());
 /// assert_eq!(layers[0].weight.to_data(), layers[1].weight.to_data());
 /// ```
 #[derive(Debug)]
@@ -73,7 +58,7 @@ pub struct StudentOptimizer<O> {
     optimizer: Arc<Mutex<O>>,
     ranks: Option<RankSchedule>,
     max_norm: f64,
-    norm: GradNorm,
+    measures: StepMeasures,
     clock: StepClock,
 }
 
@@ -84,7 +69,7 @@ impl<O> StudentOptimizer<O> {
             optimizer: Arc::new(Mutex::new(optimizer)),
             ranks: None,
             max_norm: f64::INFINITY,
-            norm: GradNorm::default(),
+            measures: StepMeasures::new(),
             clock: StepClock::new(),
         }
     }
@@ -109,9 +94,15 @@ impl<O> StudentOptimizer<O> {
         self
     }
 
-    /// A handle on the norm of each step.
-    pub fn norm(&self) -> GradNorm {
-        self.norm.clone()
+    /// Tells `measures` the norm of each step, as an [`Adam`](super::Adam) in it does its rates.
+    pub fn with_measures(mut self, measures: StepMeasures) -> Self {
+        self.measures = measures;
+        self
+    }
+
+    /// A handle on what is measured of each step.
+    pub fn measures(&self) -> StepMeasures {
+        self.measures.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, O> {
@@ -127,7 +118,7 @@ impl<O> Clone for StudentOptimizer<O> {
             optimizer: self.optimizer.clone(),
             ranks: self.ranks,
             max_norm: self.max_norm,
-            norm: self.norm.clone(),
+            measures: self.measures.clone(),
             clock: self.clock.clone(),
         }
     }
@@ -149,7 +140,7 @@ where
         let norm = sum
             .as_ref()
             .map_or(0.0, |sum| sum.clone().into_scalar().elem::<f64>().sqrt());
-        self.norm.set(norm);
+        self.measures.set_grad_norm(norm);
         if !norm.is_finite() {
             return tie(module);
         }

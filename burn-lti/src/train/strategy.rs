@@ -15,7 +15,7 @@ use burn::train::{
 use thiserror::Error;
 
 use super::accumulate::MeanGradient;
-use super::{GradNorm, StepClock};
+use super::{Measured, StepClock, StepMeasures};
 use crate::loss::LossSums;
 
 /// Why a training could not go on.
@@ -79,8 +79,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Its loss, over all its micro-batches.
     pub sums: LossSums,
-    /// Norm of its gradients before clipping, if it was measured.
-    pub grad_norm: Option<f64>,
+    /// What the optimizer measured, if it does.
+    pub measured: Option<Measured>,
     /// Why it is the last one, if it is known to be.
     pub ending: Option<Ending>,
 }
@@ -111,7 +111,7 @@ pub struct StepStrategy<LC: LearningComponentsTypes> {
     resumed_at: usize,
     micro_batches: NonZeroUsize,
     validates: bool,
-    norm: Option<GradNorm>,
+    measures: Option<StepMeasures>,
     clock: StepClock,
     hook: Arc<Mutex<dyn StepHook<TrainingModel<LC>>>>,
     outcome: Outcome,
@@ -125,7 +125,7 @@ impl<LC: LearningComponentsTypes> StepStrategy<LC> {
             resumed_at: 0,
             micro_batches: NonZeroUsize::MIN,
             validates: true,
-            norm: None,
+            measures: None,
             clock: StepClock::new(),
             hook,
             outcome: Outcome::default(),
@@ -159,10 +159,10 @@ impl<LC: LearningComponentsTypes> StepStrategy<LC> {
         self
     }
 
-    /// Reports the norm that a [`StudentOptimizer`](super::StudentOptimizer) measures, and stops when it
-    /// is not finite.
-    pub fn with_norm(mut self, norm: GradNorm) -> Self {
-        self.norm = Some(norm);
+    /// Reports what a [`StudentOptimizer`](super::StudentOptimizer) measures, stops when the norm of the
+    /// gradients is not finite, and tells of each step's loss, as measured rates need it.
+    pub fn with_measures(mut self, measures: StepMeasures) -> Self {
+        self.measures = Some(measures);
         self
     }
 
@@ -270,9 +270,12 @@ where
         interrupter: &Interrupter,
     ) -> Result<Option<Ending>, TrainError> {
         let gradient = self.gradient(learner, micro_batches, step)?;
+        if let Some((measures, loss)) = self.measures.as_ref().zip(gradient.sums.excess_mean()) {
+            measures.set_loss(loss);
+        }
         learner.optimizer_step(gradient.gradients);
-        let grad_norm = self.norm.as_ref().and_then(GradNorm::last);
-        if grad_norm.is_some_and(|norm| !norm.is_finite()) {
+        let measured = self.measures.as_ref().and_then(StepMeasures::last);
+        if measured.is_some_and(|measured| !measured.grad_norm.is_finite()) {
             let what = "the gradient";
             return Err(TrainError::NotFinite { what, step });
         }
@@ -287,7 +290,7 @@ where
             step,
             learning_rate: learner.lr_current(),
             sums: gradient.sums,
-            grad_norm,
+            measured,
             ending,
         };
         let progress = Progress {

@@ -21,8 +21,8 @@ use burn_lti::decoder::{CausalLm, FeatureTap, Head, TokenBatch};
 use burn_lti::loss::DistillationLoss;
 use burn_lti::parameters::set_trainable;
 use burn_lti::train::{
-    Checkpoint, CheckpointDir, CheckpointError, Distiller, Ending, RunState, StepClock, StepHook,
-    StepReport, StepStrategy, StudentOptimizer, WarmupCosine,
+    Checkpoint, CheckpointDir, CheckpointError, Decay, Distiller, Ending, RunState, StepClock,
+    StepHook, StepReport, StepStrategy, StudentOptimizer, WarmupDecay,
 };
 use burn_lti_llama::data::loader;
 use burn_lti_tests::llama::load;
@@ -139,11 +139,11 @@ where
     }));
     let strategy = StepStrategy::new(STEPS, hook.clone())
         .with_accumulation(NonZeroUsize::new(micro_batches).expect("a micro-batch"))
-        .with_norm(optimizer.norm())
+        .with_measures(optimizer.measures())
         .with_clock(clock)
         .without_validation()
         .resuming_at(taken);
-    let schedule = WarmupCosine::new(1e-2, STEPS, 3, 0.1);
+    let schedule = WarmupDecay::new(1e-2, STEPS, 3, Decay::Cosine, 0.1);
     let learner = Learner::new(distiller, optimizer.clone(), schedule);
     let data = || sequences(vocab);
     let data = (

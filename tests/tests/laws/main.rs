@@ -1,5 +1,6 @@
 //! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
 
+mod adam;
 mod calibrated;
 mod checkpoint;
 mod curves;
@@ -14,3 +15,4 @@ mod maps;
 mod train;
 mod traps;
 mod weights;
+mod whitening;

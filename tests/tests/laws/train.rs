@@ -24,8 +24,8 @@ use burn_lti::map::{KernelPrecision, LtiDense, MapKind, ProjectionKind};
 use burn_lti::parameters::set_trainable;
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{
-    Distiller, Ending, RankSchedule, StepClock, StepHook, StepReport, StepStrategy,
-    StudentOptimizer, TrainError, WarmupCosine,
+    Decay, Distiller, Ending, RankSchedule, StepClock, StepHook, StepReport, StepStrategy,
+    StudentOptimizer, TrainError, WarmupDecay,
 };
 use burn_lti_llama::data::{PackedSequence, loader, pack};
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
@@ -349,10 +349,13 @@ fn step_of<A: AutodiffBackend>(
     let gradients = gradients_of(&module, &gradient, device);
     let mut optimizer =
         StudentOptimizer::new(SgdConfig::new().init::<A, Two<A>>()).with_max_norm(bound);
-    let norm = optimizer.norm();
+    let norm = optimizer.measures();
     assert_eq!(norm.last(), None);
     let module = optimizer.step(1.0, module, gradients);
-    (module.values(), norm.last().expect("a step was taken"))
+    (
+        module.values(),
+        norm.last().expect("a step was taken").grad_norm,
+    )
 }
 
 fn expected_step(factor: f64) -> Vec<f64> {
@@ -385,9 +388,9 @@ fn a_gradient_has_the_same_norm_every_time<A: AutodiffBackend>(device: A::Device
         gradients.register(module.weight.id, gradient.clone());
         let optimizer = SgdConfig::new().init::<A, Linear<A>>();
         let mut optimizer = StudentOptimizer::new(optimizer);
-        let norm = optimizer.norm();
+        let norm = optimizer.measures();
         optimizer.step(1.0, module.clone(), gradients);
-        norm.last().expect("a step was taken")
+        norm.last().expect("a step was taken").grad_norm
     });
     let first = norms.next().expect("a norm");
     // A sum of non-negative numbers has at most the relative error of its longest chain.
@@ -417,7 +420,10 @@ fn gradients_of_several_devices_are_clipped_as_their_sum<A: AutodiffBackend>(dev
     let stepped = optimizer.step_multi(1.0, module.clone(), shares);
     let (expected, norm) = step_of::<A>(GRADIENT, 2.5, &device);
     assert_eq!(
-        (stepped.values(), optimizer.norm().last()),
+        (
+            stepped.values(),
+            optimizer.measures().last().map(|last| last.grad_norm)
+        ),
         (expected, Some(norm))
     );
 }
@@ -470,8 +476,8 @@ fn fit_toy<A: AutodiffBackend>(
     device: &A::Device,
 ) -> Ended<TrainedPupil<A>> {
     let optimizer = StudentOptimizer::new(adamw().init::<A, Pupil<A>>()).with_max_norm(1.0);
-    let norm = optimizer.norm();
-    let schedule = WarmupCosine::new(1e-2, steps, 2, 0.1);
+    let norm = optimizer.measures();
+    let schedule = WarmupDecay::new(1e-2, steps, 2, Decay::Cosine, 0.1);
     let data = loaders::<A>(sequences(config.vocab), device);
     fit(
         pupil(student, teacher),
@@ -520,10 +526,10 @@ fn steps_are_counted_across_epochs<A: AutodiffBackend>(device: A::Device) {
     let (last, others) = ended.diary.steps.split_last().expect("steps");
     assert_eq!(last.ending, Some(Ending::Finished));
     assert!(others.iter().all(|report| report.ending.is_none()));
-    let schedule = WarmupCosine::new(1e-2, 8, 2, 0.1);
+    let schedule = WarmupDecay::new(1e-2, 8, 2, Decay::Cosine, 0.1);
     for report in &ended.diary.steps {
         assert_eq!(report.learning_rate, schedule.rate(report.step));
-        assert!(report.grad_norm.expect("a norm") > 0.0);
+        assert!(report.measured.expect("a norm").grad_norm > 0.0);
     }
     let tokens = |range: std::ops::Range<usize>| -> f64 {
         ended.diary.steps[range]
@@ -642,7 +648,7 @@ fn a_gradient_that_is_not_finite_ends_the_training<A: AutodiffBackend>(device: A
     let distiller = Distiller::new(student, teacher, DistillationLoss::KL).expect("a distiller");
     let optimizer =
         StudentOptimizer::new(adamw().init::<A, Distiller<A, Kink<A>, _>>()).with_max_norm(1.0);
-    let norm = optimizer.norm();
+    let norm = optimizer.measures();
     let data = loaders::<A>(sequences(config.vocab), &device);
     let ended = fit(
         distiller,
@@ -819,7 +825,7 @@ fn in_micro_batches<A: AutodiffBackend>(
     let strategy = StepStrategy::new(cut.steps, diary.clone())
         .with_accumulation(micro_batches)
         .without_validation();
-    let schedule = WarmupCosine::new(cut.learning_rate, cut.steps, 2, 0.1);
+    let schedule = WarmupDecay::new(cut.learning_rate, cut.steps, 2, Decay::Cosine, 0.1);
     let learner = Learner::new(pupil(student.clone(), teacher), spy, schedule);
     let data = (
         loader(windows.to_vec(), cut.size, cut.seed, device),

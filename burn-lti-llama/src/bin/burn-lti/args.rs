@@ -84,9 +84,9 @@ pub(crate) enum Command {
     /// folder for each run (`lecun-seed0/`), `compare.json` (all numbers), `compare.csv` (a line a run),
     /// `curves.csv` (a line an evaluation) and `compare.svg` (held-out KL against training tokens).
     ///
-    /// The curve is of the evaluations at checkpoints; a recipe without train.checkpoint_every is
-    /// evaluated eight times. Ctrl-C ends the run under way as it does `distill`; `--resume` goes on from
-    /// there and takes over what is finished, also with more starts or seeds than before.
+    /// The curve is of the evaluations that train.eval_every asks for. Ctrl-C ends the run under way as
+    /// it does `distill`; `--resume` goes on from there and takes over what is finished, also with more
+    /// starts or seeds than before.
     #[command(after_long_help = RECIPE_HELP)]
     Compare(CompareArgs),
     /// Make a student out of a checkpoint.
@@ -224,6 +224,9 @@ pub(crate) struct DistillArgs {
     /// Replace the results of an earlier run in DIR, its folder `student` included.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Export the student of the last step, even if an earlier one had a lower held-out KL.
+    #[arg(long)]
+    pub(crate) keep_last: bool,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]

@@ -242,7 +242,7 @@ fn another_key_of_the_recipe_is_named_with_both_values() {
     for (overrides, expected) in [
         (
             "train.learning_rate=1e-3",
-            "`train.learning_rate` was 0.003 and is now 0.001: ",
+            "`train.learning_rate` was \"auto\" and is now 0.001: ",
         ),
         (
             "student.head_dim=6",

@@ -43,7 +43,7 @@ fn report(step: usize) -> StepReport {
             feature_weight: None,
             ..LossSums::default()
         },
-        grad_norm: None,
+        measured: None,
         ending: (step == STEPS).then_some(Ending::Finished),
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti_llama::distill::{Job, OutputDir, PhaseEnd, Summary};
+use burn_lti_llama::distill::{Job, Kept, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
 use super::interrupted_by_ctrl_c;
@@ -17,7 +17,7 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
         true => OutputDir::resume(&args.out)?,
         false => OutputDir::prepare(&args.out, args.overwrite)?,
     };
-    let summary = on_backend!(args.backend, on(&recipe, &out))?;
+    let summary = on_backend!(args.backend, on(&recipe, &out, args.keep_last))?;
     if args.json.json {
         println!("{:#}", summary.to_json());
     } else {
@@ -28,14 +28,26 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
             "interrupted after step {}: the same command with --resume goes on from there",
             summary.steps
         ),
+        PhaseEnd::NotFinite => bail!(
+            "the loss was no longer a number after step {}: the student is that of step {}; lower \
+             train.rate or train.learning_rate, or look at the text of that step",
+            summary.steps,
+            summary.student_step
+        ),
         PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience => Ok(()),
     }
 }
 
-fn on<A: AutodiffBackend>(device: &A::Device, recipe: &Recipe, out: &OutputDir) -> Result<Summary> {
+fn on<A: AutodiffBackend>(
+    device: &A::Device,
+    recipe: &Recipe,
+    out: &OutputDir,
+    keep_last: bool,
+) -> Result<Summary> {
     let job = Job::new(recipe, out)
         .with_listener(progress::listener())
         .with_interrupt(interrupted_by_ctrl_c()?)
+        .with_keep_last(keep_last)
         .with_command(std::env::args().collect());
     Ok(job.run::<A>(device)?)
 }
@@ -50,5 +62,17 @@ fn print(summary: &Summary, args: &DistillArgs) {
         summary.seconds,
         summary.tokens_per_second,
     );
-    println!("student: {}", args.out.join("student").display());
+    let student = args.out.join("student");
+    println!("student: {}, {}", student.display(), which(summary));
+}
+
+/// Which student of its run was exported, and why.
+fn which(summary: &Summary) -> String {
+    let (step, last) = (summary.student_step, summary.steps);
+    match (summary.kept, step) {
+        (Kept::Last, _) => format!("of the last step, {last}, as asked for"),
+        (Kept::Best, 0) => "the start: no step had a lower held-out KL".to_owned(),
+        (Kept::Best, _) if step == last => format!("of the last step, {last}, the best there was"),
+        (Kept::Best, _) => format!("of step {step} of {last}, which had the lowest held-out KL"),
+    }
 }
