@@ -122,6 +122,8 @@ impl HeldOut {
     pub(super) fn roll_back(&mut self) -> bool {
         let may = self.rollbacks < Self::ROLLBACKS;
         self.rollbacks += usize::from(may);
+        // These are the weights that the phase has again.
+        self.last = self.best;
         may
     }
 

@@ -288,6 +288,34 @@ fn a_plateau_and_patience_end_a_phase_early() {
     assert!(best == student(&workshop, "wild"));
 }
 
+/// A rate at which nothing is learned costs steps, not the student.
+#[test]
+fn a_run_that_gets_worse_goes_back_and_exports_its_best() {
+    let workshop = Workshop::new();
+    let wild = [
+        "--set",
+        "train.learning_rate=10",
+        "--set",
+        "train.warmup_fraction=0",
+    ];
+    let output = workshop.run(&distill("wild", &[&wild[..], &["--json"]].concat()));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("above that of the start: going back to"),
+        "{told}"
+    );
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kl = |key: &str| summary[key].as_f64().unwrap();
+    assert!(summary["rollbacks"].as_u64().unwrap() > 0, "{summary}");
+    assert!(kl("kl_end") <= kl("kl_start") + 1e-6, "{summary}");
+    assert_eq!(summary["steps"], STEPS);
+    // The same again, from amid.
+    kill_after(&workshop, &distill("killed", &wild), 400);
+    workshop.succeed(&distill("killed", &[&wild[..], &["--resume"]].concat()));
+    assert!(student(&workshop, "killed") == student(&workshop, "wild"));
+}
+
 /// One set of weights for two layers, through both phases, a kill and the export.
 #[test]
 fn layers_that_are_one_stay_one() {
