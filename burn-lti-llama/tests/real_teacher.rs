@@ -86,13 +86,15 @@ impl Run {
         self.dir.path().join("out/student")
     }
 
+    /// Of the steps, without the evaluations between them.
     fn losses(&self) -> Vec<f64> {
         let lines = fs::read_to_string(self.dir.path().join("out/metrics.jsonl"));
         let loss = |line: &str| {
             let line: Value = serde_json::from_str(line).expect("a line of JSON");
-            line["loss"].as_f64().expect("a loss")
+            let is_step = line.get("eval").is_none();
+            is_step.then(|| line["loss"].as_f64().expect("a loss"))
         };
-        lines.expect("metrics").lines().map(loss).collect()
+        lines.expect("metrics").lines().filter_map(loss).collect()
     }
 }
 
