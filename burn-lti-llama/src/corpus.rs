@@ -4,6 +4,7 @@
 //! Every document begins with BOS, or with a prompt, and is drawn token by token until the model
 //! ends it. Many are drawn at once, and what comes out does not depend on how many.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::config::LlamaConfig;
 use crate::data::is_blank;
-use crate::model::{Generation, GenerationError, Llama, Sampling};
+use crate::model::{Generation, GenerationError, Llama, NewText, Sampling, Texts};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 const NO_BOS: &str = "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or \
@@ -45,9 +46,11 @@ pub struct CorpusOrder {
     pub top_p: f64,
     /// The same seed gives the same documents.
     pub seed: u64,
-    /// Documents that are drawn at once. The key/value cache grows with it; the documents stay the
-    /// same, but for how the backend's products round.
-    pub batch_size: NonZeroUsize,
+    /// Documents that are drawn at once; as many as have their keys and values in
+    /// [`CACHE_BYTES`](Self::CACHE_BYTES) in float32, at most [`MOST_DOCUMENTS`](Self::MOST_DOCUMENTS), unless
+    /// given. On a CPU, in float32, the documents stay the same bit for bit; elsewhere, but for how the
+    /// backend's products round.
+    pub batch_size: Option<NonZeroUsize>,
     /// What every document begins with; BOS alone, unless given.
     pub prompt: Option<String>,
 }
@@ -63,11 +66,10 @@ impl CorpusOrder {
     pub const TEMPERATURE: f64 = 0.8;
     /// See [`TEMPERATURE`](Self::TEMPERATURE).
     pub const TOP_P: f64 = 0.95;
-    /// Documents drawn at once, unless told otherwise.
-    pub const BATCH_SIZE: NonZeroUsize = match NonZeroUsize::new(32) {
-        Some(documents) => documents,
-        None => NonZeroUsize::MIN,
-    };
+    /// What keys and values of documents of full length may take, unless told otherwise.
+    pub const CACHE_BYTES: usize = 1 << 30;
+    /// Documents drawn at once, unless told otherwise. Beyond it a CPU gains little.
+    pub const MOST_DOCUMENTS: usize = 128;
 
     /// So many tokens, with the default of everything else and seed 0.
     pub const fn new(tokens: NonZeroUsize) -> Self {
@@ -77,7 +79,7 @@ impl CorpusOrder {
             temperature: Self::TEMPERATURE,
             top_p: Self::TOP_P,
             seed: 0,
-            batch_size: Self::BATCH_SIZE,
+            batch_size: None,
             prompt: None,
         }
     }
@@ -127,7 +129,18 @@ impl CorpusOrder {
             prompt,
             document_tokens,
             generation,
+            rooms: self.rooms(config, document_tokens),
         })
+    }
+
+    fn rooms(&self, config: &LlamaConfig, document_tokens: usize) -> NonZeroUsize {
+        if let Some(documents) = self.batch_size {
+            return documents;
+        }
+        let of_token = 2 * config.num_hidden_layers * config.axes().key_value.width() * 4;
+        let documents = Self::CACHE_BYTES / (of_token * document_tokens);
+        let documents = documents.clamp(1, Self::MOST_DOCUMENTS);
+        NonZeroUsize::new(documents).unwrap_or(NonZeroUsize::MIN)
     }
 }
 
@@ -173,7 +186,10 @@ pub enum CorpusError {
 ///
 /// A document ends with EOS, before another BOS, or where it has as many tokens as it may. Document `n`
 /// is drawn by the random numbers of row `n`; documents are taken in their order until they have the
-/// tokens that were asked for.
+/// tokens that were asked for. When one ends, the next takes its room in the batch.
+///
+/// The model is [`packed`](Llama::packed) for it, which on a CPU takes the memory of its weights once more.
+/// Hand over a packed one to have them once.
 ///
 /// # Errors
 ///
@@ -185,53 +201,135 @@ pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
     model: &Llama<B, P, E>,
     tokenizer: &Tokenizer,
     order: &CorpusOrder,
-    mut done: impl FnMut(usize, usize),
+    done: impl FnMut(usize, usize),
 ) -> Result<Corpus, CorpusError> {
     let start = order.resolve(model.config(), tokenizer)?;
-    let all = order.tokens.get();
-    let mut corpus = Corpus::default();
-    let (mut tokens, mut drawn, mut in_vain, mut told) = (0, 0, 0, 0);
-    while tokens < all {
-        // As many as are still needed if they are as long as those before; what is too much is drawn in
-        // vain.
-        let expected = match drawn {
-            0 => start.document_tokens,
-            drawn => (tokens / drawn).max(1),
+    let (generation, rooms) = (start.generation, start.rooms);
+    let mut writing = Writing {
+        start,
+        tokenizer,
+        all: order.tokens.get(),
+        tokens: 0,
+        corpus: Corpus::default(),
+        in_vain: 0,
+        begun: 0,
+        taken: 0,
+        going: BTreeMap::new(),
+        ended: BTreeMap::new(),
+        drawn: 0,
+        endings: 0,
+        told: 0,
+        done,
+        error: None,
+    };
+    generation.write(&model.clone().packed(), rooms, &mut writing)?;
+    match writing.error {
+        Some(error) => Err(error),
+        None => Ok(writing.corpus),
+    }
+}
+
+/// Documents on their way into a corpus.
+struct Writing<'a, F> {
+    start: Start,
+    tokenizer: &'a Tokenizer,
+    /// The tokens that are wanted.
+    all: usize,
+    /// Those of the corpus.
+    tokens: usize,
+    corpus: Corpus,
+    /// Documents without a text, one after the other, before the next that is taken.
+    in_vain: usize,
+    /// The number of the next document to begin.
+    begun: u64,
+    /// The number of the next to be taken into the corpus.
+    taken: u64,
+    /// How many tokens the documents have that are being written, by number.
+    going: BTreeMap<u64, usize>,
+    /// What was drawn of those that wait for one before them.
+    ended: BTreeMap<u64, Vec<u32>>,
+    /// Tokens of all documents.
+    drawn: usize,
+    /// Documents that have ended.
+    endings: usize,
+    told: usize,
+    done: F,
+    error: Option<CorpusError>,
+}
+
+impl<F: FnMut(usize, usize)> Texts for Writing<'_, F> {
+    /// One more, if those that have begun are expected to be too short.
+    fn next(&mut self) -> Option<NewText> {
+        // Tokens drawn for each ending: how far a document is from its end, wherever it is.
+        let (begins, most) = (self.start.prompt.len(), self.start.document_tokens);
+        let left = match self.endings {
+            0 => most,
+            endings => (self.drawn / endings).max(1),
         };
-        let needed = (all - tokens).div_ceil(expected);
-        let prompts = vec![start.prompt.as_slice(); needed.min(order.batch_size.get())];
-        let mut written = tokens + prompts.len() * start.prompt.len();
-        let go_on = |_, token| {
-            let ending = Ending::of(token, tokenizer);
-            written += usize::from(ending != Some(Ending::NextBos));
-            told = told.max(written.min(all));
-            done(told, all);
-            ending.is_none()
-        };
-        let first = drawn as u64;
-        for row in start.generation.run_batch(model, &prompts, first, go_on)? {
-            if tokens >= all {
-                break;
-            }
-            drawn += 1;
-            let document = document(&start.prompt, row, tokenizer)?;
-            if is_blank(&document.text) {
-                corpus.blank += 1;
-                in_vain += 1;
-                if in_vain == BLANK_ON_END {
-                    return Err(CorpusError::Refused(format!(
-                        "the model ended {in_vain} documents on end without a text: give --prompt \
-                         TEXT to begin with, or a higher --temperature"
-                    )));
-                }
-            } else {
-                tokens += document.tokens.len();
-                corpus.documents.push(document);
-                in_vain = 0;
+        let of_going = self.going.values().map(|tokens| (tokens + left).min(most));
+        let of_ended = self.ended.values().map(|tokens| begins + tokens.len());
+        let expected = self.tokens + of_going.sum::<usize>() + of_ended.sum::<usize>();
+        if expected >= self.all && !self.going.is_empty() {
+            return None;
+        }
+        let row = self.begun;
+        self.begun += 1;
+        self.drawn += begins;
+        self.going.insert(row, begins);
+        Some(NewText {
+            row,
+            prompt: self.start.prompt.clone(),
+        })
+    }
+
+    fn push(&mut self, row: u64, token: u32) -> bool {
+        let ending = Ending::of(token, self.tokenizer);
+        if ending != Some(Ending::NextBos) {
+            self.drawn += 1;
+            *self.going.entry(row).or_default() += 1;
+        }
+        self.told = self.told.max(self.drawn.min(self.all));
+        (self.done)(self.told, self.all);
+        ending.is_none()
+    }
+
+    fn end(&mut self, row: u64, tokens: Vec<u32>) -> bool {
+        self.endings += 1;
+        self.going.remove(&row);
+        self.ended.insert(row, tokens);
+        while self.tokens < self.all
+            && let Some(tokens) = self.ended.remove(&self.taken)
+        {
+            self.taken += 1;
+            if let Err(error) = self.take(tokens) {
+                self.error = Some(error);
+                return false;
             }
         }
+        self.tokens < self.all
     }
-    Ok(corpus)
+}
+
+impl<F> Writing<'_, F> {
+    /// Takes the next document into the corpus.
+    fn take(&mut self, drawn: Vec<u32>) -> Result<(), CorpusError> {
+        let document = document(&self.start.prompt, drawn, self.tokenizer)?;
+        if !is_blank(&document.text) {
+            self.tokens += document.tokens.len();
+            self.corpus.documents.push(document);
+            self.in_vain = 0;
+            return Ok(());
+        }
+        self.corpus.blank += 1;
+        self.in_vain += 1;
+        match self.in_vain == BLANK_ON_END {
+            true => Err(CorpusError::Refused(format!(
+                "the model ended {BLANK_ON_END} documents on end without a text: give --prompt TEXT \
+                 to begin with, or a higher --temperature"
+            ))),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Corpus {
@@ -282,11 +380,12 @@ pub fn check_file(file: &Path) -> Result<(), CorpusError> {
     }
 }
 
-/// How every document begins, and how it goes on.
+/// How every document begins, how it goes on, and how many do at once.
 struct Start {
     prompt: Vec<u32>,
     document_tokens: usize,
     generation: Generation,
+    rooms: NonZeroUsize,
 }
 
 /// Documents without a text, one after the other, after which no more are drawn.

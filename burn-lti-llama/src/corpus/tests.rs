@@ -32,7 +32,7 @@ fn sample(order: &CorpusOrder) -> Result<Corpus, CorpusError> {
 #[test]
 fn the_same_seed_gives_the_same_documents_whatever_the_batch() {
     let of = |batch_size, seed| {
-        let batch_size = NonZeroUsize::new(batch_size).unwrap();
+        let batch_size = NonZeroUsize::new(batch_size);
         sample(&CorpusOrder {
             batch_size,
             seed,
@@ -42,7 +42,8 @@ fn the_same_seed_gives_the_same_documents_whatever_the_batch() {
     };
     let one = of(1, 3);
     assert!(one.documents.len() > 10);
-    for batch_size in [2, 7, 64] {
+    // 0 leaves it to the corpus.
+    for batch_size in [2, 3, 7, 16, 64, 0] {
         assert_eq!(of(batch_size, 3), one);
     }
     assert_ne!(of(7, 4), one);
@@ -97,6 +98,22 @@ fn a_prompt_begins_every_document() {
         assert!(document.text.starts_with("cat the"), "{}", document.text);
     }
     assert_eq!(corpus.blank, 0);
+}
+
+#[test]
+fn as_many_are_drawn_at_once_as_there_is_memory_for() {
+    // 2 layers of 2 heads of 4, keys and values of 4 bytes: 128 bytes a token.
+    let rooms = |document_tokens, batch_size| {
+        let order = CorpusOrder {
+            batch_size: NonZeroUsize::new(batch_size),
+            ..order(50)
+        };
+        order.rooms(model(VOCAB).config(), document_tokens).get()
+    };
+    assert_eq!(rooms(12, 0), 128);
+    assert_eq!(rooms(12, 1000), 1000);
+    assert_eq!(rooms((1 << 30) / 128 / 77, 0), 77);
+    assert_eq!(rooms(1 << 30, 0), 1);
 }
 
 #[test]

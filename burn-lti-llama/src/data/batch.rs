@@ -1,5 +1,6 @@
 //! Packed sequences become batches on a device.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::data::dataloader::batcher::Batcher;
@@ -7,6 +8,7 @@ use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::InMemDataset;
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use burn_flex::{Flex, FlexDevice};
 use burn_lti::decoder::TokenBatch;
 
 use super::PackedSequence;
@@ -51,14 +53,53 @@ pub fn loader<B: Backend>(
     seed: Option<u64>,
     device: &B::Device,
 ) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    loader_by(TokenBatcher, sequences, batch_size, seed, device)
+}
+
+/// The same by another batcher, of anything.
+pub(crate) fn loader_by<B: Backend, I, O>(
+    batcher: impl Batcher<B, I, O> + 'static,
+    items: Vec<I>,
+    batch_size: usize,
+    seed: Option<u64>,
+    device: &B::Device,
+) -> Arc<dyn DataLoader<B, O>>
+where
+    I: Send + Sync + Clone + Debug + 'static,
+    O: Send + Clone + Debug + 'static,
+{
     // Burn reserves a whole batch, however little there is to fill it.
-    let batch_size = batch_size.clamp(1, sequences.len().max(1));
-    let builder = DataLoaderBuilder::<B, _, _>::new(TokenBatcher)
+    let batch_size = batch_size.clamp(1, items.len().max(1));
+    let builder = DataLoaderBuilder::<B, _, _>::new(batcher)
         .batch_size(batch_size)
         .set_device(device.clone());
     let builder = match seed {
         Some(seed) => builder.shuffle(seed),
         None => builder,
     };
-    builder.build(InMemDataset::new(sequences))
+    builder.build(InMemDataset::new(items))
+}
+
+/// The rows of [`loader`]'s batches of so many sequences, without any text.
+pub(crate) fn row_loader(
+    sequences: usize,
+    batch_size: usize,
+    seed: u64,
+) -> Arc<dyn DataLoader<Flex, Vec<usize>>> {
+    let rows = (0..sequences).collect();
+    loader_by(
+        RowBatcher,
+        rows,
+        batch_size,
+        Some(seed),
+        &Default::default(),
+    )
+}
+
+struct RowBatcher;
+
+impl Batcher<Flex, usize, Vec<usize>> for RowBatcher {
+    fn batch(&self, rows: Vec<usize>, _: &FlexDevice) -> Vec<usize> {
+        rows
+    }
 }

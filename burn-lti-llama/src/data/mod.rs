@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use batch::{TokenBatcher, loader};
+pub(crate) use batch::{loader_by, row_loader};
 pub(crate) use documents::is_blank;
 pub use documents::read_documents;
 pub use pack::{PackedSequence, pack};

@@ -19,6 +19,7 @@ use crate::corpus::CorpusError;
 use crate::data::DataError;
 use crate::hashes::HashError;
 use crate::hf::HfError;
+use crate::model::GenerationError;
 use crate::plan::PlanError;
 use crate::recipe::RecipeError;
 use crate::tokenizer::TokenizerError;
@@ -67,6 +68,6 @@ pub enum DistillError {
 
 passes_on!(
     DistillError: CacheError, CalibrationError, CheckpointError, CollapseError, ConfigError, CorpusError,
-    DataError, DecoderError, FileError, HashError, HfError, BlueprintError, LossError, MetricsError,
+    DataError, DecoderError, FileError, GenerationError, HashError, HfError, BlueprintError, LossError, MetricsError,
     RecipeError, StartFileError, TokenizerError, TrainError,
 );

@@ -11,7 +11,8 @@ use burn_lti::decoder::TokenBatch;
 use burn_lti::train::{CheckpointDir, Ending, RunState, StepHook, StepReport, TrainError};
 
 use super::metrics::MetricsLog;
-use super::module::{DistillationModule, ModuleOptimizer, Student};
+use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
+use super::on_policy::OnPolicy;
 use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress, Verdict};
 use super::schedule::PhaseSchedule;
 use super::{DistillError, Event, Listener};
@@ -74,6 +75,8 @@ pub(super) struct Hook<A: AutodiffBackend, M: Student<A>> {
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     pub(super) listener: Listener,
     pub(super) interrupt: Interrupt,
+    /// Who has the student write, while it trains, if anybody does.
+    pub(super) on_policy: Option<OnPolicy>,
     /// The KL for which the phase has to go back.
     pub(super) setback: Option<Setback>,
     /// What went wrong between two steps, which ended the phase.
@@ -136,6 +139,9 @@ impl<A: AutodiffBackend, M: Student<A>> StepHook<DistillationModule<A, M>> for H
         };
         self.log.step(&report);
         self.failure = self.evaluate_and_save(report.step, model).err();
+        if let (None, None, None) = (self.progress.end, &self.setback, &self.failure) {
+            self.failure = self.write_ahead(report.step, model).err();
+        }
         match (self.progress.end, &self.setback, &self.failure) {
             (None, None, None) => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
@@ -189,16 +195,33 @@ impl<A: AutodiffBackend, M: Student<A>> Hook<A, M> {
             self.progress.log = self.log.state()?;
         }
         if saves || (self.progress.end.is_some() && checkpoint_every.is_some()) {
+            let taken = step - self.progress.phase_begins;
+            let on_policy = self.on_policy.as_ref();
+            let mut progress = self.progress.clone();
+            progress.on_policy = on_policy.and_then(|on_policy| on_policy.left(taken));
             let state = RunState {
                 step,
                 score,
                 // Numbers and names alone.
-                caller: serde_json::to_value(&self.progress).unwrap_or_default(),
+                caller: serde_json::to_value(&progress).unwrap_or_default(),
             };
             self.checkpoints.save(model, &self.optimizer, state)?;
             (self.listener)(Event::Saved(step));
         }
         Ok(())
+    }
+
+    /// Has the student of this step write for the next, if that is due.
+    fn write_ahead(
+        &mut self,
+        step: usize,
+        model: &DistillationModule<A, M>,
+    ) -> Result<(), DistillError> {
+        let taken = step - self.progress.phase_begins;
+        let Some(on_policy) = &mut self.on_policy else {
+            return Ok(());
+        };
+        Ok(on_policy.write(taken, || model.student().valid().into_writer())?)
     }
 
     fn evaluate(&mut self, step: usize, model: &DistillationModule<A, M>) -> Evaluation {

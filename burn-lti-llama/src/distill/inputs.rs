@@ -27,7 +27,8 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
     /// Whose targets it learns.
     pub(super) training_teacher: Arc<TrainingTeacher<A::InnerBackend>>,
-    pub(super) train: Vec<PackedSequence>,
+    pub(super) train: Arc<[PackedSequence]>,
+    pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     /// The part of the held-out text that is watched during training.
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
@@ -69,7 +70,8 @@ impl<A: AutodiffBackend> RunInputs<A> {
             tensors,
             teacher,
             training_teacher: Arc::new(training_teacher),
-            train,
+            train: train.into(),
+            tokenizer: Arc::new(tokenizer),
             valid: held_out(valid),
             watched: held_out(watched),
         })

@@ -21,6 +21,7 @@
 //! | `module` | what is trained: a student beside its teacher |
 //! | `progress` | where a run stands, as a checkpoint keeps it |
 //! | `hook` | what happens between two steps: metrics, checkpoints, the decision to go on |
+//! | `on_policy`, `step_rows` | sequences that the student goes on with itself, and which each step learns from |
 //! | `start` | what the student begins from, calculated or read |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
@@ -34,12 +35,14 @@ mod inputs;
 mod manifest;
 mod metrics;
 mod module;
+mod on_policy;
 mod output;
 mod progress;
 mod run;
 mod schedule;
 mod start;
 mod start_summary;
+mod step_rows;
 mod student;
 mod summary;
 mod teacher_cache;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DistillError;
 use super::metrics::LogState;
+use super::on_policy::Written;
 use crate::eval::Evaluation;
 use crate::recipe::Plateau;
 
@@ -152,6 +153,9 @@ pub(super) struct RunProgress {
     /// Losses of the last steps of the phase, as many as `plateau` looks at.
     losses: Vec<f64>,
     pub(super) log: LogState,
+    /// In a checkpoint: what the student has written for steps that were not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) on_policy: Option<Written>,
 }
 
 impl RunProgress {
@@ -167,6 +171,7 @@ impl RunProgress {
             held_out: HeldOut::begin(watched, 0),
             losses: Vec::new(),
             log: LogState::default(),
+            on_policy: None,
         }
     }
 
@@ -187,6 +192,7 @@ impl RunProgress {
             maps_step,
             held_out: HeldOut::begin(watched, phase_begins),
             losses: Vec::new(),
+            on_policy: None,
             ..self
         }
     }

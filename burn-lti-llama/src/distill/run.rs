@@ -416,6 +416,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             watched: self.inputs.watched.clone(),
             listener: self.job.listener.clone(),
             interrupt: self.job.interrupt.clone(),
+            on_policy: None,
             setback: None,
             failure: None,
         }));

@@ -21,10 +21,12 @@ use burn_lti::train::{
 use super::DistillError;
 use super::hook::{Hook, Setback};
 use super::inputs::RunInputs;
-use super::module::{DistillationModule, ModuleOptimizer, Student};
+use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
+use super::on_policy::OnPolicy;
 use super::schedule::PhaseSchedule;
+use super::step_rows::StepRows;
 use crate::data::loader;
-use crate::recipe::{Coordinates, GrowSection, Recipe, TrainSection};
+use crate::recipe::{Coordinates, GrowSection, Recipe};
 
 /// A student in training.
 pub(super) struct Trainer<A: AutodiffBackend, M: Student<A>> {
@@ -126,12 +128,24 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .resuming_at(self.taken)
             .without_validation();
         let outcome = strategy.outcome();
-        let batches = loader(
-            inputs.train.clone(),
-            settings.batch_size / micro_batches,
-            Some(self.schedule.seed),
-            device,
-        );
+        let batches = match OnPolicy::new(recipe, inputs, self.schedule.steps, self.schedule.seed)?
+        {
+            None => loader(
+                inputs.train.to_vec(),
+                settings.batch_size / micro_batches,
+                Some(self.schedule.seed),
+                device,
+            ),
+            Some(mut on_policy) => {
+                let mut hook = hook.lock().unwrap_or_else(PoisonError::into_inner);
+                on_policy.take_up(hook.progress.on_policy.take());
+                let student = || self.module.student().valid().into_writer();
+                on_policy.write(self.taken, student)?;
+                let batches = on_policy.loader(settings, device);
+                hook.on_policy = Some(on_policy);
+                batches
+            }
+        };
         let learner = Learner::new(
             self.module,
             self.optimizer,
@@ -148,7 +162,9 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             (Some(failure), _, _) => Err(failure),
             (None, Some(setback), _) => Ok(Attempt::SetBack(setback)),
             (None, None, Some(Err(error @ TrainError::NotFinite { step, .. }))) => {
-                let rows = rows_of_step(inputs, settings, self.schedule, step, device);
+                let seed = self.schedule.seed;
+                let mut rows = StepRows::new(inputs.train.len(), settings, seed).of(step);
+                rows.sort_unstable();
                 Ok(Attempt::SetBack(Setback::NotFinite { error, rows }))
             }
             (None, None, Some(Err(error))) => Err(error.into()),
@@ -163,39 +179,6 @@ pub(super) enum Attempt<A: AutodiffBackend, M: Student<A>> {
     Over(M::InnerModule),
     /// It has to go back to its best weights.
     SetBack(Setback),
-}
-
-/// The rows of the training text that a step learns from, ascending.
-fn rows_of_step<A: AutodiffBackend>(
-    inputs: &RunInputs<A>,
-    settings: &TrainSection,
-    schedule: PhaseSchedule,
-    step: usize,
-    device: &A::Device,
-) -> Vec<usize> {
-    let accumulate = settings.accumulate.max(1);
-    let batches = loader::<A::InnerBackend>(
-        inputs.train.clone(),
-        settings.batch_size / accumulate,
-        Some(schedule.seed),
-        device,
-    );
-    let mut before = step.saturating_sub(1);
-    loop {
-        // No step goes from one time through the text into the next.
-        let rows: Vec<_> = batches.iter().map(|batch| batch.rows).collect();
-        let steps = rows.chunks(accumulate);
-        let taken = steps.len();
-        match steps.into_iter().nth(before) {
-            Some(step) => {
-                let mut rows = step.concat();
-                rows.sort_unstable();
-                return rows;
-            }
-            None if taken == 0 => return Vec::new(),
-            None => before -= taken,
-        }
-    }
 }
 
 /// The coordinates in which the maps of `student`, the student of a phase's start, learn; none where the

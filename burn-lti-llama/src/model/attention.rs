@@ -2,12 +2,21 @@
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{Project, Projection};
+use burn_lti::decoder::{PackedProjection, Project, Projection};
 use burn_lti::geometry::{Axes, Role};
-use burn_lti::kernels::{AttentionMask, attention_weights, grouped_attention};
+use burn_lti::kernels::{AttentionMask, KvCache, Step, attention_weights, grouped_attention};
 
-use super::{LayerCache, Rotary};
+use super::Rotary;
 use crate::config::LlamaConfig;
+
+/// What the tokens of a forward pass see.
+#[derive(Debug)]
+pub enum Seen<'a, B: Backend> {
+    /// Tokens beside them.
+    Batch(&'a AttentionMask<B>),
+    /// What their sequences had before, in this layer of a cache.
+    Cache(&'a mut KvCache<B>, usize, &'a Step<B>),
+}
 
 /// The attention block of a layer.
 #[derive(Module, Debug)]
@@ -70,18 +79,11 @@ impl<B: Backend, P: Module<B>> Attention<B, P> {
 }
 
 impl<B: Backend, P: Project<B>> Attention<B, P> {
-    /// `x [batch, tokens, d_model] -> [batch, tokens, d_model]`. With a cache, the keys and values of
-    /// earlier tokens are in it, and those of `x` are added.
-    pub fn forward(
-        &self,
-        x: Tensor<B, 3>,
-        rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 3> {
+    /// `x [batch, tokens, d_model] -> [batch, tokens, d_model]`
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, seen: Seen<'_, B>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
         // Burn's gradient of a product with more than two axes is batched and summed afterwards.
-        let mixed = self.mixed(x, rotary, mask, cache).flatten::<2>(0, 1);
+        let mixed = self.mixed(x, rotary, seen).flatten::<2>(0, 1);
         let output = self.o_proj.project(mixed);
         output.reshape([batch, tokens, d_model])
     }
@@ -91,18 +93,28 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
+        seen: Seen<'_, B>,
     ) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = x.dims();
         let rows = x.reshape([batch * tokens, d_model]);
         let (q, k) = self.turned(rows.clone(), rotary, [batch, tokens]);
         let v = by_batch(self.v_proj.project(rows), [batch, tokens]);
-        let (k, v) = match cache {
-            Some(cache) => cache.extend(k, v),
-            None => (k, v),
-        };
-        grouped_attention(q, k, v, &self.axes, mask)
+        match seen {
+            Seen::Batch(mask) => grouped_attention(q, k, v, &self.axes, mask),
+            Seen::Cache(cache, layer, step) => cache.attend(layer, [q, k, v], step),
+        }
+    }
+
+    /// The block with each projection laid out for many products.
+    pub(super) fn packed(self) -> Attention<B, PackedProjection<B>> {
+        Attention {
+            q_proj: self.q_proj.packed(),
+            k_proj: self.k_proj.packed(),
+            v_proj: self.v_proj.packed(),
+            o_proj: self.o_proj.packed(),
+            axes: self.axes,
+            _backend: self._backend,
+        }
     }
 
     /// How much each head looks at each token: `x [batch, tokens, d_model] ->

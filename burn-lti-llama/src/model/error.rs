@@ -16,19 +16,6 @@ pub enum GenerationError {
         /// What was asked for.
         top_p: f64,
     },
-    /// Texts that are continued together have unlike beginnings.
-    #[error(
-        "prompt {row} has {found} tokens, but the first has {expected}: prompts that are continued \
-         together have to be of one length"
-    )]
-    PromptLength {
-        /// The prompt, from 0.
-        row: usize,
-        /// Tokens of the first prompt.
-        expected: usize,
-        /// Tokens of this one.
-        found: usize,
-    },
     /// The model's numbers overflowed, or its weights are none.
     #[error(
         "the model's logits for token {position} of text {row} are not finite: its weights are \

@@ -1,25 +1,57 @@
 //! Text generation with a key/value cache, of one text or of many at once.
 
+use std::num::NonZeroUsize;
+
 use burn::prelude::*;
 use burn_lti::decoder::Project;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 
 use super::error::GenerationError;
-use super::{KvCache, Llama, Sampling};
+use super::{Llama, Sampling};
 
 /// A continuation of at most so many tokens.
+///
+/// A model that is [`packed`](Llama::packed) writes faster, and on a CPU, in float32, the same text whatever
+/// is written beside it, bit for bit.
 #[derive(Clone, Copy, Debug)]
 pub struct Generation {
     max_tokens: usize,
     sampling: Sampling,
 }
 
+/// Texts to be written: they are asked for as there is room, and hear of their tokens.
+pub trait Texts {
+    /// The next one, or `None` where none is wanted now. It is asked again whenever there is room.
+    fn next(&mut self) -> Option<NewText>;
+
+    /// Tells a text its next token. It answers whether the text goes on.
+    fn push(&mut self, row: u64, token: u32) -> bool;
+
+    /// Hands over a text that has ended, without its beginning and with the token that ended it. It answers
+    /// whether anything else is wanted: texts that are not at their end are dropped where not.
+    fn end(&mut self, row: u64, tokens: Vec<u32>) -> bool;
+}
+
+/// A text to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewText {
+    /// Its number, from which its random numbers follow.
+    pub row: u64,
+    /// What it begins with.
+    pub prompt: Vec<u32>,
+}
+
 /// A text that is not at its end.
 struct Row {
-    /// The index of its prompt.
-    index: usize,
+    number: u64,
+    /// Of the prompt.
+    begins: usize,
     rng: StdRng,
+    /// What the model has not read yet.
+    pending: Vec<u32>,
+    /// What was drawn.
+    tokens: Vec<u32>,
 }
 
 impl Generation {
@@ -47,7 +79,7 @@ impl Generation {
         Ok(rows.concat())
     }
 
-    /// Continues many prompts of one length at once, telling each token, with the index of its prompt,
+    /// Continues many prompts at once, of whatever lengths, telling each token, with the index of its prompt,
     /// to `go_on`. A text that is answered `false` ends and leaves the batch; the token that ended it is
     /// part of the result. The results stand in the order of the prompts.
     ///
@@ -58,94 +90,153 @@ impl Generation {
     ///
     /// # Errors
     ///
-    /// - [`GenerationError::PromptLength`]: the prompts are not of one length.
-    /// - [`GenerationError::NotFinite`]: the model computes no numbers.
+    /// [`GenerationError::NotFinite`]: the model computes no numbers.
     pub fn run_batch<B: Backend, P: Project<B>, E: Project<B>, T: AsRef<[u32]>>(
         &self,
         model: &Llama<B, P, E>,
         prompts: &[T],
         first_row: u64,
-        mut go_on: impl FnMut(usize, u32) -> bool,
+        go_on: impl FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Vec<u32>>, GenerationError> {
-        let length = one_length(prompts)?;
-        let mut texts = vec![Vec::new(); prompts.len()];
-        if length == 0 {
-            return Ok(texts);
+        let mut batch = Batch {
+            prompts: prompts.iter().map(|prompt| prompt.as_ref()).enumerate(),
+            first_row,
+            go_on,
+            texts: vec![Vec::new(); prompts.len()],
+        };
+        if let Some(rooms) = NonZeroUsize::new(prompts.len()) {
+            self.write(model, rooms, &mut batch)?;
         }
-        let mut rows: Vec<Row> = (0..prompts.len())
-            .zip(first_row..)
-            .map(|(index, number)| Row {
-                index,
-                rng: self.sampling.rng(number),
-            })
-            .collect();
-        let prompts = prompts.iter().flat_map(|prompt| prompt.as_ref());
-        let mut pending: Vec<u32> = prompts.copied().collect();
+        Ok(batch.texts)
+    }
 
-        let device = model.devices()[0].clone();
-        let mut cache = KvCache::new(model.config().num_hidden_layers);
-        for step in 0..self.max_tokens {
-            if rows.is_empty() {
-                break;
-            }
-            let shape = [rows.len(), pending.len() / rows.len()];
-            let tokens = Tensor::from_data(TensorData::new(ids(&pending), shape), &device);
-            let logits = model.next_logits(tokens, &mut cache);
-            let drawn = self.choose(&mut rows, logits);
-
-            let before = rows.len();
-            let mut kept: Vec<i64> = Vec::with_capacity(before);
-            let mut going = Vec::with_capacity(before);
-            pending.clear();
-            for (index, (row, token)) in (0..).zip(rows.into_iter().zip(drawn)) {
-                let token = token.ok_or(GenerationError::NotFinite {
-                    row: first_row + row.index as u64,
-                    position: length + step,
-                })?;
-                texts[row.index].push(token);
-                if go_on(row.index, token) {
-                    kept.push(index);
-                    pending.push(token);
-                    going.push(row);
+    /// Writes texts, as many at once as there are `rooms`: when one ends, its keys and values make room for the
+    /// next, so that the batch stays full. It does not matter to a text in which room it is written, nor
+    /// what is written in the others, as of [`run_batch`](Self::run_batch). A text with an empty prompt, or of
+    /// no token, ends as it begins.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerationError::NotFinite`]: the model computes no numbers.
+    pub fn write<B: Backend, P: Project<B>, E: Project<B>>(
+        &self,
+        model: &Llama<B, P, E>,
+        rooms: NonZeroUsize,
+        texts: &mut impl Texts,
+    ) -> Result<(), GenerationError> {
+        let mut cache = model.cache(rooms.get());
+        let mut rows: Vec<Option<Row>> = (0..rooms.get()).map(|_| None).collect();
+        loop {
+            for row in rows.iter_mut().filter(|row| row.is_none()) {
+                while row.is_none()
+                    && let Some(text) = texts.next()
+                {
+                    if text.prompt.is_empty() || self.max_tokens == 0 {
+                        if !texts.end(text.row, Vec::new()) {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    *row = Some(Row {
+                        number: text.row,
+                        begins: text.prompt.len(),
+                        rng: self.sampling.rng(text.row),
+                        pending: text.prompt,
+                        tokens: Vec::new(),
+                    });
                 }
             }
-            rows = going;
-            if !rows.is_empty() && rows.len() < before {
-                cache.keep_rows(&Tensor::from_data(kept.as_slice(), &device));
+            let new: Vec<(usize, &[u32])> = rows
+                .iter()
+                .enumerate()
+                .filter_map(|(room, row)| Some((room, row.as_ref()?.pending.as_slice())))
+                .collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            let logits = model.next_logits(&new, &mut cache);
+            let drawn = self.choose(rows.iter_mut().flatten().collect(), logits)?;
+            let alive = rows.iter_mut().enumerate().filter(|(_, row)| row.is_some());
+            for ((room, place), token) in alive.zip(drawn) {
+                let Some(row) = place else {
+                    continue;
+                };
+                row.tokens.push(token);
+                row.pending = vec![token];
+                let goes_on = texts.push(row.number, token);
+                if goes_on && row.tokens.len() < self.max_tokens {
+                    continue;
+                }
+                cache.clear(room);
+                if let Some(ended) = place.take()
+                    && !texts.end(ended.number, ended.tokens)
+                {
+                    return Ok(());
+                }
             }
         }
-        Ok(texts)
     }
 
     /// A token for each row by its logits, `[rows, vocab]`.
-    fn choose<B: Backend>(&self, rows: &mut [Row], logits: Tensor<B, 2>) -> Vec<Option<u32>> {
+    fn choose<B: Backend>(
+        &self,
+        mut rows: Vec<&mut Row>,
+        logits: Tensor<B, 2>,
+    ) -> Result<Vec<u32>, GenerationError> {
         let [_, vocab] = logits.dims();
-        let logits: Vec<f32> = logits.into_data().iter().collect();
-        rows.par_iter_mut()
+        let logits = logits.into_data().convert::<f32>();
+        let logits: &[f32] = match logits.as_slice() {
+            Ok(logits) => logits,
+            Err(_) => unreachable!("they were converted"),
+        };
+        let drawn: Vec<Option<u32>> = rows
+            .par_iter_mut()
             .zip(logits.par_chunks_exact(vocab))
-            .map(|(row, logits)| self.sampling.choose(logits, &mut row.rng))
-            .collect()
-    }
-}
-
-/// How long all of the prompts are.
-fn one_length<P: AsRef<[u32]>>(prompts: &[P]) -> Result<usize, GenerationError> {
-    let expected = prompts.first().map_or(0, |prompt| prompt.as_ref().len());
-    for (row, prompt) in prompts.iter().enumerate() {
-        let found = prompt.as_ref().len();
-        if found != expected {
-            return Err(GenerationError::PromptLength {
-                row,
-                expected,
-                found,
+            .map_init(Vec::new, |room, (row, logits)| {
+                self.sampling.choose(logits, &mut row.rng, room)
+            })
+            .collect();
+        let wrong = rows.iter().zip(&drawn).filter(|(_, token)| token.is_none());
+        if let Some((row, _)) = wrong.min_by_key(|(row, _)| row.number) {
+            return Err(GenerationError::NotFinite {
+                row: row.number,
+                position: row.begins + row.tokens.len(),
             });
         }
+        Ok(drawn.into_iter().flatten().collect())
     }
-    Ok(expected)
 }
 
-fn ids(tokens: &[u32]) -> Vec<i64> {
-    tokens.iter().map(|id| i64::from(*id)).collect()
+/// Prompts that are all continued at once.
+struct Batch<I, F> {
+    /// Those that nobody has asked for.
+    prompts: I,
+    first_row: u64,
+    go_on: F,
+    texts: Vec<Vec<u32>>,
+}
+
+impl<'a, I, F> Texts for Batch<I, F>
+where
+    I: Iterator<Item = (usize, &'a [u32])>,
+    F: FnMut(usize, u32) -> bool,
+{
+    fn next(&mut self) -> Option<NewText> {
+        let (index, prompt) = self.prompts.next()?;
+        Some(NewText {
+            row: self.first_row + index as u64,
+            prompt: prompt.to_vec(),
+        })
+    }
+
+    fn push(&mut self, row: u64, token: u32) -> bool {
+        (self.go_on)((row - self.first_row) as usize, token)
+    }
+
+    fn end(&mut self, row: u64, tokens: Vec<u32>) -> bool {
+        self.texts[(row - self.first_row) as usize] = tokens;
+        true
+    }
 }
 
 #[cfg(test)]
@@ -156,7 +247,7 @@ mod tests {
     use super::*;
     use crate::data::{TokenBatcher, pack};
     use crate::model::PlainLlama;
-    use crate::model::fixture::{broken_model, model};
+    use crate::model::fixture::{broken_model, model, model_on};
 
     const VOCAB: usize = 61;
     const PROMPTS: [[u32; 3]; 4] = [[1, 5, 9], [1, 40, 7], [1, 3, 3], [1, 60, 21]];
@@ -231,19 +322,127 @@ mod tests {
         assert_eq!(lengths, [1, 3, 5, 7]);
     }
 
+    /// Prompts that are handed out one after another, and the texts by their numbers.
+    struct Queue {
+        prompts: Vec<Vec<u32>>,
+        given: usize,
+        texts: Vec<Option<Vec<u32>>>,
+        end: u32,
+    }
+
+    impl Texts for Queue {
+        fn next(&mut self) -> Option<NewText> {
+            let prompt = self.prompts.get(self.given)?.clone();
+            self.given += 1;
+            Some(NewText {
+                row: self.given as u64 - 1,
+                prompt,
+            })
+        }
+
+        fn push(&mut self, _: u64, token: u32) -> bool {
+            token != self.end
+        }
+
+        fn end(&mut self, row: u64, tokens: Vec<u32>) -> bool {
+            let before = self.texts[row as usize].replace(tokens);
+            assert_eq!(before, None, "a text ends once");
+            true
+        }
+    }
+
+    /// Prompts of 0 to 6 tokens; the texts are of other lengths too.
+    fn texts_do_not_depend_on_their_rooms<B: Backend>() {
+        let model = model_on::<B>(VOCAB).packed();
+        let generation = Generation::new(9, Sampling::random(1.5, 0.95, 7).unwrap());
+        let prompts: Vec<Vec<u32>> = (0..40u32)
+            .map(|row| {
+                (0..row % 7)
+                    .map(|token| (row * 11 + token * 5) % 61)
+                    .collect()
+            })
+            .collect();
+        let end = 9;
+        let alone = |(row, prompt): (usize, &Vec<u32>)| {
+            let go_on = |_, token| token != end;
+            let texts = generation.run_batch(&model, &[prompt], row as u64, go_on);
+            Some(texts.unwrap().concat())
+        };
+        let expected: Vec<Option<Vec<u32>>> = prompts.iter().enumerate().map(alone).collect();
+        let lengths = expected.iter().flatten().map(Vec::len);
+        assert!(lengths.clone().any(|length| (1..9).contains(&length)));
+        assert!(lengths.clone().any(|length| length == 9));
+        for rooms in [1, 3, 16, 64] {
+            let mut queue = Queue {
+                prompts: prompts.clone(),
+                given: 0,
+                texts: vec![None; 40],
+                end,
+            };
+            let rooms = NonZeroUsize::new(rooms).unwrap();
+            generation.write(&model, rooms, &mut queue).unwrap();
+            assert_eq!(queue.texts, expected, "{rooms} rooms");
+        }
+    }
+
     #[test]
-    fn prompts_of_unlike_lengths_are_refused() {
+    fn texts_do_not_depend_on_their_rooms_on_flex() {
+        texts_do_not_depend_on_their_rooms::<Flex>();
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn texts_do_not_depend_on_their_rooms_on_ndarray() {
+        texts_do_not_depend_on_their_rooms::<burn::backend::NdArray>();
+    }
+
+    /// Not one bit.
+    #[test]
+    fn logits_of_a_packed_model_do_not_depend_on_what_is_beside_them() {
+        let model = model(VOCAB).packed();
+        let bits = |logits: Tensor<Flex, 2>| -> Vec<u32> {
+            let logits = logits.into_data();
+            logits.iter().map(|logit: f32| logit.to_bits()).collect()
+        };
+        let text = [
+            3u32, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 38,
+        ];
+        let mut alone = model.cache(1);
+        let mut together = model.cache(9);
+        // Others have been in its room and beside it.
+        model.next_logits(&[(4, &text[..13]), (2, &text[5..])], &mut together);
+        together.clear(4);
+        for piece in [0..1, 1..2, 2..11, 11..12, 12..20] {
+            let piece = &text[piece];
+            let expected = bits(model.next_logits(&[(0, piece)], &mut alone));
+            let other = &text[..piece.len()];
+            let mut new: Vec<(usize, &[u32])> = (0..9).map(|room| (room, other)).collect();
+            new[4].1 = piece;
+            let found = bits(model.next_logits(&new, &mut together));
+            assert_eq!(found[4 * VOCAB..5 * VOCAB], expected);
+        }
+        // All at once are what they are one after another.
+        let mut at_once = model.cache(1);
+        let at_once = model.next_logits(&[(0, &text)], &mut at_once);
+        let mut steps = model.cache(1);
+        let mut last = Vec::new();
+        for token in &text {
+            last = bits(model.next_logits(&[(0, &[*token])], &mut steps));
+        }
+        assert_eq!(bits(at_once), last);
+    }
+
+    #[test]
+    fn prompts_may_be_of_unlike_lengths() {
+        let model = model(VOCAB);
         let generation = Generation::new(10, Sampling::Greedy);
-        let prompts = [vec![1, 2], vec![1]];
-        let error = generation.run_batch(&model(VOCAB), &prompts, 0, |_, _| true);
-        assert!(matches!(
-            error.unwrap_err(),
-            GenerationError::PromptLength {
-                row: 1,
-                expected: 2,
-                found: 1
-            }
-        ));
+        let prompts = [vec![1, 2, 7, 9], vec![], vec![1]];
+        let together = generation
+            .run_batch(&model, &prompts, 0, |_, _| true)
+            .unwrap();
+        for (prompt, text) in prompts.iter().zip(together) {
+            assert_eq!(generation.run(&model, prompt, |_| true).unwrap(), text);
+        }
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{FeatureTap, LearnToInitDecoderLayer, Project, Projection};
+use burn_lti::decoder::{
+    FeatureTap, LearnToInitDecoderLayer, PackedProjection, Project, Projection,
+};
 use burn_lti::geometry::{Axes, Role};
 use burn_lti::kernels::rms_norm;
 
-use super::{Attention, AttentionMask, LayerCache, Mlp, Rotary};
+use super::{Attention, AttentionMask, Mlp, Rotary, Seen};
 use crate::config::LlamaConfig;
 
 /// Attention and feed-forward, each after a norm and with a residual connection. `h` is the residual stream,
@@ -38,11 +40,10 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
+        seen: Seen<'_, B>,
     ) -> Tensor<B, 3> {
         let normed = normed(&self.input_layernorm, h);
-        self.self_attn.forward(normed, rotary, mask, cache)
+        self.self_attn.forward(normed, rotary, seen)
     }
 
     /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
@@ -64,7 +65,9 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         mask: &AttentionMask<B>,
     ) -> [Tensor<B, 3>; 2] {
         let normed = normed(&self.input_layernorm, h);
-        let mixed = self.self_attn.mixed(normed.clone(), rotary, mask, None);
+        let mixed = self
+            .self_attn
+            .mixed(normed.clone(), rotary, Seen::Batch(mask));
         [normed, mixed]
     }
 
@@ -92,14 +95,23 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         &self,
         h: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        mask: &AttentionMask<B>,
-        cache: Option<&mut LayerCache<B>>,
+        seen: Seen<'_, B>,
         tap: &mut FeatureTap<'_, B>,
     ) -> Tensor<B, 3> {
-        let attention = self.attention(h.clone(), rotary, mask, cache);
+        let attention = self.attention(h.clone(), rotary, seen);
         tap.attention(&attention);
         let h = h + attention;
         h.clone() + self.feed_forward(h)
+    }
+
+    /// The layer with each projection laid out for many products.
+    pub(super) fn packed(self) -> LlamaLayer<B, PackedProjection<B>> {
+        LlamaLayer {
+            self_attn: self.self_attn.packed(),
+            mlp: self.mlp.packed(),
+            input_layernorm: self.input_layernorm,
+            post_attention_layernorm: self.post_attention_layernorm,
+        }
     }
 }
 

@@ -1,18 +1,20 @@
 //! The whole model.
 
+use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder, LtiSpec, Project, Projection,
-    TokenBatch, learn_to_init,
+    CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder, LtiSpec, PackedProjection, Project,
+    Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::Site;
 use burn_lti::inject::AwaitingTeacher;
+use burn_lti::kernels::{KvCache, Step};
 
 use super::layer::normed;
 use super::rotary::rotary_features;
-use super::{AttentionMask, KvCache, LlamaLayer, Rotary};
+use super::{AttentionMask, LlamaLayer, Rotary, Seen};
 use crate::config::{LlamaConfig, site_name};
 
 /// A Llama with ordinary projections: what is imported and exported.
@@ -20,6 +22,9 @@ pub type PlainLlama<B> = Llama<B, Linear<B>, Embedding<B>>;
 
 /// A Llama whose weights may be maps of a teacher's.
 pub type LearningLlama<B> = Llama<B, Projection<B>, Projection<B>>;
+
+/// A Llama whose weights are laid out for generation: see [`Llama::packed`].
+pub type PackedLlama<B> = Llama<B, PackedProjection<B>, Embedding<B>>;
 
 /// A Llama of projections of type `P`, with an embedding of type `E`.
 #[derive(Module, Debug)]
@@ -110,42 +115,135 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         self.apply_head(self.hidden_states(batch))
     }
 
-    /// Logits of tokens that continue sequences of one length: `tokens [batch, new] -> [batch, new,
-    /// vocab]`. The cache holds what the sequences had before.
-    pub fn continue_logits(
+    /// The model laid out for generation: maps are folded, and on a CPU, in float32, weights are copied into
+    /// the order in which products read them ([`PackedProjection`]), the embedding beside a head that is tied to
+    /// it. Then what a row of a batch is does not depend on those beside it. A weight that nobody else has is
+    /// freed as soon as its copy is there.
+    pub fn packed(self) -> PackedLlama<B> {
+        let Body {
+            embed_tokens,
+            layers,
+            norm,
+        } = self.model;
+        let table = embed_tokens.weight();
+        drop(embed_tokens);
+        let head = match self.lm_head {
+            Some(head) => head.packed(),
+            None => PackedProjection::new(table.clone().transpose(), None),
+        };
+        Llama {
+            model: Body {
+                embed_tokens: Embedding {
+                    weight: Param::initialized(ParamId::new(), table),
+                },
+                layers: layers.into_iter().map(LlamaLayer::packed).collect(),
+                norm,
+            },
+            lm_head: Some(head),
+            config: self.config,
+        }
+    }
+
+    /// An empty cache for so many sequences.
+    pub fn cache(&self, sequences: usize) -> KvCache<B> {
+        KvCache::new(
+            self.model.layers.len(),
+            sequences,
+            self.config.axes(),
+            self.dtype(),
+            &self.devices()[0],
+        )
+    }
+
+    /// Logits of new tokens of all sequences of a cache, as many of each: `tokens [sequences, new] ->
+    /// [sequences, new, vocab]`. The cache holds what the sequences had before.
+    ///
+    /// # Panics
+    ///
+    /// If the tokens are not of all sequences, or not as many of each.
+    pub fn continue_logits(&self, tokens: &[&[u32]], cache: &mut KvCache<B>) -> Tensor<B, 3> {
+        let new = tokens.first().map_or(0, |tokens| tokens.len());
+        let alike = tokens.iter().all(|tokens| tokens.len() == new);
+        assert!(
+            alike && tokens.len() == cache.sequences(),
+            "there are as many new tokens of each sequence of the cache"
+        );
+        let tokens: Vec<(usize, &[u32])> = tokens.iter().copied().enumerate().collect();
+        let hidden = self.continue_hidden(&tokens, cache, |_| true);
+        let [rows, d_model] = hidden.dims();
+        self.apply_head(hidden.reshape([rows / new, new, d_model]))
+    }
+
+    /// Logits of what follows the last new token of some sequences: `new` has pairs of a sequence of the cache
+    /// and its tokens, and the result is `[new, vocab]`. Those of a long prompt's other tokens are never
+    /// made.
+    pub fn next_logits(&self, new: &[(usize, &[u32])], cache: &mut KvCache<B>) -> Tensor<B, 2> {
+        let hidden =
+            self.continue_hidden(new, cache, |(index, token)| token + 1 == new[index].1.len());
+        self.apply_head(hidden.unsqueeze_dim(1)).flatten(0, 1)
+    }
+
+    /// Hidden states after the last norm of those new tokens that are `wanted`, by the index of their sequence
+    /// in the list and theirs among its tokens, in this order: `[wanted, d_model]`. They must be in the last
+    /// step.
+    fn continue_hidden(
         &self,
-        tokens: Tensor<B, 2, Int>,
+        new: &[(usize, &[u32])],
+        cache: &mut KvCache<B>,
+        wanted: impl Fn((usize, usize)) -> bool,
+    ) -> Tensor<B, 2> {
+        let counts: Vec<(usize, usize)> = new
+            .iter()
+            .map(|(sequence, tokens)| (*sequence, tokens.len()))
+            .collect();
+        let mut steps = cache.steps(&counts);
+        let last = steps.pop();
+        for step in &steps {
+            self.read(new, step, cache);
+        }
+        let Some(step) = last else {
+            unreachable!("there is a step");
+        };
+        let h: Tensor<B, 2> = self.read(new, &step, cache).flatten(0, 1);
+        let mut places: Vec<((usize, usize), i64)> = (0..)
+            .zip(step.places())
+            .filter_map(|(place, of)| Some((of.token?, place)))
+            .filter(|(token, _)| wanted(*token))
+            .collect();
+        places.sort_unstable();
+        let places: Vec<i64> = places.into_iter().map(|(_, place)| place).collect();
+        let all = h.dims()[0] == places.len() && places.is_sorted();
+        let h = match all {
+            true => h,
+            false => h
+                .clone()
+                .select(0, Tensor::from_data(places.as_slice(), &h.device())),
+        };
+        normed(&self.model.norm, h.unsqueeze_dim(1)).flatten(0, 1)
+    }
+
+    /// The stream after the last layer: `[batch, tokens, d_model]` of the step.
+    fn read(
+        &self,
+        new: &[(usize, &[u32])],
+        step: &Step<B>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 3> {
-        self.apply_head(self.continue_hidden(tokens, cache))
-    }
-
-    /// Logits of what follows the last of the tokens: `tokens [batch, new] -> [batch, vocab]`. Those of
-    /// a long prompt's other tokens are never made.
-    pub(super) fn next_logits(
-        &self,
-        tokens: Tensor<B, 2, Int>,
-        cache: &mut KvCache<B>,
-    ) -> Tensor<B, 2> {
-        let [_, new] = tokens.dims();
-        let hidden = self.continue_hidden(tokens, cache);
-        self.apply_head(hidden.narrow(1, new - 1, 1)).flatten(0, 1)
-    }
-
-    /// Hidden states after the last norm, `[batch, new, d_model]`.
-    fn continue_hidden(&self, tokens: Tensor<B, 2, Int>, cache: &mut KvCache<B>) -> Tensor<B, 3> {
-        let device = tokens.device();
-        let [batch, new] = tokens.dims();
-        let past = cache.tokens;
-        let positions = Tensor::arange(past as i64..(past + new) as i64, &device);
-        let rotary = self.rotary(&positions.unsqueeze::<2>().repeat_dim(0, batch));
-        let mask = AttentionMask::continuing(past, new, &device);
-        let mut h = self.model.embed_tokens.lookup(tokens);
-        for (layer, cache) in self.model.layers.iter().zip(&mut cache.layers) {
-            h = layer.forward(h, &rotary, &mask, Some(cache), &mut FeatureTap::nothing());
+        let device = self.devices()[0].clone();
+        let ints = |numbers: Vec<i64>| {
+            Tensor::<B, 2, Int>::from_data(TensorData::new(numbers, step.dims()), &device)
+        };
+        let places = step.places();
+        let id = |(index, token): (usize, usize)| i64::from(new[index].1[token]);
+        let tokens = places.iter().map(|place| place.token.map_or(0, id));
+        let positions = places.iter().map(|place| place.position as i64);
+        let rotary = self.rotary(&ints(positions.collect()));
+        let mut h = self.model.embed_tokens.lookup(ints(tokens.collect()));
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            let seen = Seen::Cache(cache, index, step);
+            h = layer.forward(h, &rotary, seen, &mut FeatureTap::nothing());
         }
-        cache.tokens += new;
-        normed(&self.model.norm, h)
+        h
     }
 
     /// The float type of the weights, and so of what the layers compute.
@@ -170,6 +268,9 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
     }
 
     fn apply_head(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        if let Some(head) = &self.lm_head {
+            return head.project(hidden);
+        }
         let [batch, tokens, d_model] = hidden.dims();
         let logits = hidden
             .reshape([batch * tokens, d_model])
@@ -184,7 +285,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
         let LlamaContext { rotary, mask } = self.context(batch);
         let mut h = self.embed(batch);
         for layer in &self.model.layers {
-            h = layer.forward(h, &rotary, &mask, None, tap);
+            h = layer.forward(h, &rotary, Seen::Batch(&mask), tap);
         }
         normed(&self.model.norm, h)
     }
@@ -249,7 +350,8 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
     }
 
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &LlamaContext<B>) -> Tensor<B, 3> {
-        self.model.layers[layer].attention(h, &context.rotary, &context.mask, None)
+        let seen = Seen::Batch(&context.mask);
+        self.model.layers[layer].attention(h, &context.rotary, seen)
     }
 
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
-use burn_lti::decoder::{Project, Projection};
+use burn_lti::decoder::{PackedProjection, Project, Projection};
 use burn_lti::geometry::Role;
 use burn_lti::kernels::gated_silu;
 
@@ -66,5 +66,15 @@ impl<B: Backend, P: Project<B>> Mlp<B, P> {
             self.gate_proj.project(rows.clone()),
             self.up_proj.project(rows),
         )
+    }
+
+    /// The block with each projection laid out for many products.
+    pub(super) fn packed(self) -> Mlp<B, PackedProjection<B>> {
+        Mlp {
+            gate_proj: self.gate_proj.packed(),
+            up_proj: self.up_proj.packed(),
+            down_proj: self.down_proj.packed(),
+            _backend: PhantomData,
+        }
     }
 }

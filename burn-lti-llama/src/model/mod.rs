@@ -21,7 +21,6 @@
 //! ```
 
 mod attention;
-mod cache;
 mod error;
 mod generate;
 mod layer;
@@ -30,13 +29,12 @@ mod mlp;
 mod rotary;
 mod sampling;
 
-pub use attention::Attention;
-pub use burn_lti::kernels::AttentionMask;
-pub use cache::{KvCache, LayerCache};
+pub use attention::{Attention, Seen};
+pub use burn_lti::kernels::{AttentionMask, KvCache};
 pub use error::GenerationError;
-pub use generate::Generation;
+pub use generate::{Generation, NewText, Texts};
 pub use layer::LlamaLayer;
-pub use llama::{LearningLlama, Llama, LlamaContext, PlainLlama};
+pub use llama::{LearningLlama, Llama, LlamaContext, PackedLlama, PlainLlama};
 pub use mlp::Mlp;
 pub use rotary::Rotary;
 pub use sampling::Sampling;
@@ -55,6 +53,11 @@ pub(crate) mod fixture {
 
     /// Of two layers, with `vocab` tokens: BOS is 1, EOS is 2. It reads 48 tokens.
     pub(crate) fn model(vocab: usize) -> PlainLlama<Flex> {
+        model_on(vocab)
+    }
+
+    /// The same on any backend.
+    pub(crate) fn model_on<B: Backend>(vocab: usize) -> PlainLlama<B> {
         let json = format!(
             r#"{{"model_type": "llama", "vocab_size": {vocab}, "hidden_size": 16,
                 "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

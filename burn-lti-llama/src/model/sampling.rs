@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use burn_lti::kernels::softmax_weights;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -56,15 +57,22 @@ impl Sampling {
     }
 
     /// The token chosen by these logits, `[vocab]`; `None` where one of them, or the highest, is no
-    /// finite number.
-    pub(super) fn choose(self, logits: &[f32], rng: &mut StdRng) -> Option<u32> {
-        let highest = highest(logits)?;
-        Some(match self {
-            Self::Greedy => first(logits, highest),
+    /// finite number. `room` is memory to be used again.
+    pub(super) fn choose(
+        self,
+        logits: &[f32],
+        rng: &mut StdRng,
+        room: &mut Vec<f32>,
+    ) -> Option<u32> {
+        match self {
+            Self::Greedy => Some(first(logits, highest(logits)?)),
             Self::Random {
                 temperature, top_p, ..
-            } => sample(logits, highest, temperature, top_p, rng),
-        })
+            } => {
+                let total = softmax_weights(logits, temperature, room)?;
+                Some(sample(room, total, top_p, rng))
+            }
+        }
     }
 }
 
@@ -85,15 +93,22 @@ fn first(logits: &[f32], wanted: f32) -> u32 {
     index.unwrap_or(0) as u32
 }
 
-fn sample(logits: &[f32], highest: f32, temperature: f64, top_p: f64, rng: &mut StdRng) -> u32 {
-    let weights: Vec<f64> = logits
-        .iter()
-        .map(|logit| (f64::from(logit - highest) / temperature).exp())
-        .collect();
-    let nucleus = Nucleus::of(&weights, top_p);
-    let mut draw = rng.random::<f64>() * nucleus.weight;
+/// A token of these weights, whose sum is `total`. Tokens are gone through in the order of their ids: what a
+/// random number means does not depend on how the nucleus was found.
+fn sample(weights: &[f32], total: f64, top_p: f64, rng: &mut StdRng) -> u32 {
+    if top_p >= 1.0 {
+        let all = weighted(weights).filter(|token| token.weight > 0.0);
+        return drawn(all, total, rng);
+    }
+    let nucleus = nucleus(weights, total, top_p);
+    let weight = nucleus.iter().map(|token| token.weight).sum();
+    drawn(nucleus.into_iter(), weight, rng)
+}
+
+fn drawn(tokens: impl Iterator<Item = Weighted>, weight: f64, rng: &mut StdRng) -> u32 {
+    let mut draw = rng.random::<f64>() * weight;
     let mut drawn = 0;
-    for token in nucleus.tokens(&weights) {
+    for token in tokens {
         drawn = token.id;
         draw -= token.weight;
         if draw < 0.0 {
@@ -118,73 +133,54 @@ impl Weighted {
     }
 }
 
-/// The fewest of the likeliest tokens that together have a probability.
-#[derive(Clone, Copy, Debug)]
-struct Nucleus {
-    /// Its last token.
-    last: Weighted,
-    /// The weight of all its tokens.
-    weight: f64,
-}
+/// Tokens that are looked at together: most blocks have none that can be in a nucleus.
+const BLOCK: usize = 64;
 
-impl Nucleus {
-    /// Never sorts the vocabulary: time grows with its size, and no faster.
-    ///
-    /// `weights [vocab]`, of which the highest is 1.
-    fn of(weights: &[f64], top_p: f64) -> Self {
-        let total: f64 = weights.iter().sum();
-        if top_p >= 1.0 {
-            let last = Weighted {
-                weight: 0.0,
-                id: u32::MAX,
-            };
-            return Self {
-                last,
-                weight: total,
-            };
+/// The fewest of the likeliest tokens that together have a probability, in the order of their ids.
+///
+/// Never sorts the vocabulary: time grows with its size, and no faster. `weights [vocab]`, of which the highest
+/// is 1, and their sum.
+fn nucleus(weights: &[f32], total: f64, top_p: f64) -> Vec<Weighted> {
+    // All tokens that are lighter than this weigh less than what is left out, so none of them is in. That
+    // leaves hundreds of tens of thousands, if the model knows anything.
+    let lightest = ((1.0 - top_p) * total / weights.len() as f64).min(1.0);
+    let mut candidates = Vec::new();
+    for (block, from) in weights.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let heaviest = block.iter().copied().fold(0.0, f32::max);
+        if f64::from(heaviest) >= lightest {
+            let tokens = weighted(block).filter(|token| token.weight >= lightest);
+            candidates.extend(tokens.map(|token| Weighted {
+                id: token.id + from,
+                ..token
+            }));
         }
-        // All tokens that are lighter than this weigh less than what is left out, so none of them is
-        // in. That leaves hundreds of tens of thousands, if the model knows anything.
-        let lightest = ((1.0 - top_p) * total / weights.len() as f64).min(1.0);
-        let mut candidates: Vec<Weighted> = weighted(weights)
-            .filter(|token| token.weight >= lightest)
-            .collect();
-        let goal = top_p * total;
-        // The first `begin` weigh less than the goal, the first `end` do not; both are the heaviest
-        // of all. Halving what is between them takes half as long each time.
-        let (mut begin, mut end) = (0, candidates.len());
-        let mut before = 0.0;
-        while end - begin > 1 {
-            let half = (end - begin) / 2;
-            let between = &mut candidates[begin..end];
-            between.select_nth_unstable_by(half, Weighted::order);
-            let heavier: f64 = between[..half].iter().map(|token| token.weight).sum();
-            match before + heavier >= goal {
-                true => end = begin + half,
-                false => {
-                    begin += half;
-                    before += heavier;
-                }
+    }
+    let goal = top_p * total;
+    // The first `begin` weigh less than the goal, the first `end` do not; both are the heaviest of all.
+    // Halving what is between them takes half as long each time.
+    let (mut begin, mut end) = (0, candidates.len());
+    let mut before = 0.0;
+    while end - begin > 1 {
+        let half = (end - begin) / 2;
+        let between = &mut candidates[begin..end];
+        between.select_nth_unstable_by(half, Weighted::order);
+        let heavier: f64 = between[..half].iter().map(|token| token.weight).sum();
+        match before + heavier >= goal {
+            true => end = begin + half,
+            false => {
+                begin += half;
+                before += heavier;
             }
         }
-        let last = candidates[begin];
-        Self {
-            last,
-            weight: before + last.weight,
-        }
     }
-
-    /// Its tokens, in the order of their ids: what a random number means does not depend on how the
-    /// nucleus was found.
-    fn tokens(self, weights: &[f64]) -> impl Iterator<Item = Weighted> {
-        weighted(weights)
-            .filter(move |token| token.weight > 0.0 && token.order(&self.last) != Ordering::Greater)
-    }
+    candidates.truncate(end);
+    candidates.sort_unstable_by_key(|token| token.id);
+    candidates
 }
 
-fn weighted(weights: &[f64]) -> impl Iterator<Item = Weighted> {
-    let weighted = |(weight, id): (&f64, u32)| Weighted {
-        weight: *weight,
+fn weighted(weights: &[f32]) -> impl Iterator<Item = Weighted> {
+    let weighted = |(weight, id): (&f32, u32)| Weighted {
+        weight: f64::from(*weight),
         id,
     };
     weights.iter().zip(0..).map(weighted)
@@ -193,6 +189,10 @@ fn weighted(weights: &[f64]) -> impl Iterator<Item = Weighted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn choose(sampling: Sampling, logits: &[f32], rng: &mut StdRng) -> Option<u32> {
+        sampling.choose(logits, rng, &mut Vec::new())
+    }
 
     fn random(temperature: f64, top_p: f64) -> Sampling {
         Sampling::random(temperature, top_p, 0).unwrap()
@@ -204,8 +204,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let mut seen = [0; 4];
         for _ in 0..2000 {
-            assert_eq!(random(1.0, 1e-6).choose(&logits, &mut rng), Some(1));
-            let token = random(1.0, 1.0).choose(&logits, &mut rng).unwrap();
+            assert_eq!(choose(random(1.0, 1e-6), &logits, &mut rng), Some(1));
+            let token = choose(random(1.0, 1.0), &logits, &mut rng).unwrap();
             seen[token as usize] += 1;
         }
         // Probabilities 0.026, 0.512, 0.463, 0.0002: four standard errors.
@@ -217,15 +217,19 @@ mod tests {
     #[test]
     fn a_low_temperature_is_greedy() {
         let mut rng = StdRng::seed_from_u64(1);
-        let token = random(1e-3, 1.0).choose(&[0.0, 1.0, 0.9], &mut rng);
+        let token = choose(random(1e-3, 1.0), &[0.0, 1.0, 0.9], &mut rng);
         assert_eq!(token, Some(1));
     }
 
+    fn sum_of(weights: &[f32]) -> f64 {
+        weights.iter().map(|weight| f64::from(*weight)).sum()
+    }
+
     /// The nucleus as its definition reads, by sorting everything.
-    fn by_sorting(weights: &[f64], top_p: f64) -> Vec<u32> {
+    fn by_sorting(weights: &[f32], top_p: f64) -> Vec<u32> {
         let mut all: Vec<Weighted> = weighted(weights).collect();
         all.sort_by(Weighted::order);
-        let goal = top_p * weights.iter().sum::<f64>();
+        let goal = top_p * sum_of(weights);
         let mut sum = 0.0;
         let enough = all.iter().position(|token| {
             sum += token.weight;
@@ -244,20 +248,17 @@ mod tests {
         for round in 0..400 {
             let vocab = rng.random_range(1..300);
             let power = round % 6;
-            let mut weights: Vec<f64> = (0..vocab)
+            let mut weights: Vec<f32> = (0..vocab)
                 .map(|_| {
-                    let weight = rng.random::<f64>().powi(power);
+                    let weight = rng.random::<f32>().powi(power);
                     (weight * 4096.0).floor() / 4096.0
                 })
                 .collect();
             weights[rng.random_range(0..vocab)] = 1.0;
             for top_p in [1e-300, 0.125, 0.5, 0.9375, 0.9990234375] {
-                let nucleus = Nucleus::of(&weights, top_p);
-                let found: Vec<Weighted> = nucleus.tokens(&weights).collect();
+                let found = nucleus(&weights, sum_of(&weights), top_p);
                 let ids: Vec<u32> = found.iter().map(|token| token.id).collect();
                 assert_eq!(ids, by_sorting(&weights, top_p), "{top_p} of {weights:?}");
-                let weight: f64 = found.iter().map(|token| token.weight).sum();
-                assert_eq!(weight, nucleus.weight);
             }
         }
     }
@@ -271,7 +272,7 @@ mod tests {
         let draws = 20_000;
         let mut seen = [0; 4];
         for _ in 0..draws {
-            seen[random(1.0, 0.9).choose(&logits, &mut rng).unwrap() as usize] += 1;
+            seen[choose(random(1.0, 0.9), &logits, &mut rng).unwrap() as usize] += 1;
         }
         assert_eq!(seen[0], 0);
         for (token, probability) in [(1, 0.5), (2, 0.15), (3, 0.3)] {
@@ -287,8 +288,8 @@ mod tests {
         let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
         for seed in 0..100 {
             let mut rng = StdRng::seed_from_u64(seed);
-            assert_eq!(random(1.0, 1.0).choose(&logits, &mut rng), Some(1));
-            assert_eq!(random(5.0, 0.9).choose(&logits, &mut rng), Some(1));
+            assert_eq!(choose(random(1.0, 1.0), &logits, &mut rng), Some(1));
+            assert_eq!(choose(random(5.0, 0.9), &logits, &mut rng), Some(1));
         }
     }
 
@@ -303,7 +304,7 @@ mod tests {
             infinite,
         ] {
             for sampling in [Sampling::Greedy, random(1.0, 1.0), random(1.0, 0.5)] {
-                assert_eq!(sampling.choose(&logits, &mut rng), None);
+                assert_eq!(choose(sampling, &logits, &mut rng), None);
             }
         }
     }

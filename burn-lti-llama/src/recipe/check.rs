@@ -12,9 +12,9 @@ use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
 use super::{
-    CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate, LossSection,
-    LtiSection, Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained, divergence,
-    schedule,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate,
+    LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained,
+    divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -61,7 +61,8 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
     }
     weights.check(path)?;
     checks.paths("data.train", &data.train)?;
-    checks.paths("data.valid", &data.valid)
+    checks.paths("data.valid", &data.valid)?;
+    checks.on_policy(recipe)
 }
 
 /// The checks of the recipe at `path`.
@@ -120,6 +121,51 @@ impl Checks<'_> {
             sequences,
             *sequences >= CalibrationSection::LEAST,
             "must be at least 4, to fit on some and choose by the others",
+        )
+    }
+
+    fn on_policy(&self, recipe: &Recipe) -> Result<(), RecipeError> {
+        let DataSection {
+            train: _,
+            valid: _,
+            on_policy,
+            on_policy_temperature,
+            on_policy_prompt,
+            on_policy_every,
+        } = &recipe.data;
+        self.value(
+            "data.on_policy",
+            on_policy,
+            is_fraction(*on_policy),
+            FRACTION,
+        )?;
+        self.positive("data.on_policy_temperature", *on_policy_temperature)?;
+        self.count("data.on_policy_every", *on_policy_every)?;
+        if let Some(prompt) = on_policy_prompt {
+            self.value(
+                "data.on_policy_prompt",
+                prompt,
+                (1..recipe.train.seq_len).contains(prompt),
+                "must be at least 1, and leave something of train.seq_len to be written",
+            )?;
+        }
+        if *on_policy == 0.0 {
+            return Ok(());
+        }
+        self.needs(
+            "data.on_policy",
+            "a teacher that runs",
+            recipe.teacher.cache.is_none(),
+            "its top tokens in files are those of the training text, not of what the student writes; \
+             leave teacher.cache out, or set data.on_policy = 0",
+        )?;
+        let alpha = &recipe.loss.alpha;
+        self.needs(
+            "data.on_policy",
+            "loss.alpha = 1",
+            both_ends(alpha, |alpha| alpha == 1.0),
+            "what the student wrote is no text to learn word by word; leave loss.alpha out, or set \
+             data.on_policy = 0",
         )
     }
 

@@ -136,6 +136,12 @@ impl Recipe {
         toml::to_string(self).map_err(|source| RecipeError::Write { source })
     }
 
+    /// Tokens of a sequence that the student goes on with.
+    pub fn on_policy_prompt(&self) -> usize {
+        let half = (self.train.seq_len / 2).max(1);
+        self.data.on_policy_prompt.unwrap_or(half)
+    }
+
     fn resolve_paths(&mut self, folder: &Path) {
         let Self { teacher, data, .. } = self;
         let files = data.train.iter_mut().chain(&mut data.valid);

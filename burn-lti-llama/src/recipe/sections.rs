@@ -337,6 +337,8 @@ mod defaults {
         log_every: usize = 1;
         eval_sequences: usize = 200;
         keep_checkpoints: usize = 2;
+        on_policy_temperature: f64 = 1.0;
+        on_policy_every: usize = 1;
     }
 }
 
@@ -348,4 +350,18 @@ pub struct DataSection {
     pub train: Vec<PathBuf>,
     /// Files to measure on. Required.
     pub valid: Vec<PathBuf>,
+    /// The share of the sequences of a step, 0 to 1, whose beginning alone is kept: the student goes on with
+    /// them itself, and learns from what it wrote. Default: 0.
+    #[serde(default)]
+    pub on_policy: f64,
+    /// What the student's logits are divided by when it writes. Default: 1.
+    #[serde(default = "defaults::on_policy_temperature")]
+    pub on_policy_temperature: f64,
+    /// Tokens of a sequence that are kept, or a few more where a document ends there. Default: half of
+    /// `train.seq_len`.
+    pub on_policy_prompt: Option<usize>,
+    /// Steps for which the student writes at once: it is folded once for them, and many sequences are written
+    /// faster together, by a student that is so many steps old for the last. Default: 1.
+    #[serde(default = "defaults::on_policy_every")]
+    pub on_policy_every: usize,
 }

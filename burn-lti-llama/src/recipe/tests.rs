@@ -149,6 +149,9 @@ fn way_out(what: &str, nearest: Option<&str>) -> String {
 fn fills_in_the_defaults() {
     let recipe = parse(LEAST, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, None);
+    let data = &recipe.data;
+    assert_eq!((data.on_policy, data.on_policy_temperature), (0.0, 1.0));
+    assert_eq!((recipe.on_policy_prompt(), data.on_policy_every), (64, 1));
     assert_eq!(recipe.lti.start, Start::Calibrated);
     let forms = Role::ATTENTION.map(|role| recipe.lti.map.kind(role));
     let (factored, general) = (MapKind::Factored, MapKind::General);
@@ -294,6 +297,37 @@ fn reads_every_key() {
             share: rule(r"model\.layers\.2\.(.*)", "model.layers.3.$1"),
         }
     );
+}
+
+#[test]
+fn a_student_writes_only_what_it_can_learn_from() {
+    let on = |more: &[&str]| parse(LEAST, &[&["data.on_policy=0.25"], more].concat());
+    let every = ["data.on_policy_prompt=16", "data.on_policy_every=8"];
+    let recipe = on(&every).unwrap();
+    assert_eq!(
+        (recipe.on_policy_prompt(), recipe.data.on_policy_every),
+        (16, 8)
+    );
+    for share in ["-0.1", "1.1", "nan"] {
+        let error = refused(&format!("data.on_policy={share}"));
+        assert_out_of_range(&error, "data.on_policy");
+    }
+    for setting in ["temperature=0", "prompt=0", "prompt=128", "every=0"] {
+        let error = refused(&format!("data.on_policy_{setting}"));
+        let key = setting.split('=').next().unwrap();
+        assert_out_of_range(&error, &format!("data.on_policy_{key}"));
+    }
+    for (setting, way_out) in [
+        ("teacher.cache=k", "leave teacher.cache out"),
+        ("loss.alpha=0.9", "leave loss.alpha out"),
+    ] {
+        parse(LEAST, &[setting]).unwrap();
+        let text = on(&[setting]).unwrap_err().to_string();
+        assert!(
+            text.contains("data.on_policy") && text.contains(way_out),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -115,6 +115,33 @@ fn a_map_that_grows_goes_on_growing_after_a_kill() {
     assert!(student(&workshop, "at-once") != student(&workshop, "whole"));
 }
 
+/// Written for each step, and for several at once, through both phases.
+#[test]
+fn a_student_that_writes_goes_on_writing_after_a_kill() {
+    let workshop = Workshop::new();
+    let off = ["--set", "phase2.steps=20"];
+    for (every, whole, killed) in [("1", "whole-1", "killed-1"), ("4", "whole-4", "killed-4")] {
+        let every = format!("data.on_policy_every={every}");
+        let on = ["--set", "data.on_policy=0.5", "--set", &every];
+        let on = [&on[..], &off].concat();
+        workshop.succeed(&distill(whole, &on));
+        kill_after(&workshop, &distill(killed, &on), 150);
+        let resume = [&on[..], &["--resume"]].concat();
+        for milliseconds in [90, 160, 120, 200] {
+            kill_after(&workshop, &distill(killed, &resume), milliseconds);
+        }
+        if !workshop.path(killed).join("summary.json").exists() {
+            workshop.succeed(&distill(killed, &resume));
+        }
+        assert!(student(&workshop, whole) == student(&workshop, killed));
+        assert_eq!(metrics(&workshop, killed), metrics(&workshop, whole));
+    }
+    assert!(student(&workshop, "whole-1") != student(&workshop, "whole-4"));
+    // The text itself teaches something else.
+    workshop.succeed(&distill("off", &off));
+    assert!(student(&workshop, "off") != student(&workshop, "whole-1"));
+}
+
 /// As by Ctrl-C: a checkpoint and a student of the step, and a way on.
 #[cfg(unix)]
 #[test]

@@ -41,7 +41,8 @@ fn a_seed_is_a_corpus_whatever_the_batch() {
         fs::read_to_string(workshop.path(out)).unwrap()
     };
     let one = corpus("one.jsonl", &["--batch-size", "1"]);
-    assert_eq!(corpus("five.jsonl", &["--batch-size", "5"]), one);
+    assert_eq!(corpus("three.jsonl", &["--batch-size", "3"]), one);
+    assert_eq!(corpus("sixteen.jsonl", &["--batch-size", "16"]), one);
     assert_eq!(corpus("all.jsonl", &[]), one);
     assert_ne!(corpus("other.jsonl", &["--seed", "1"]), one);
 }

@@ -16,4 +16,4 @@ pub use feature_tap::FeatureTap;
 pub use layer::{LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init};
 pub use layered::LayeredDecoder;
 pub use model::{CausalLm, Head, TokenBatch};
-pub use projection::{Project, Projection};
+pub use projection::{PackedProjection, Project, Projection};

@@ -8,11 +8,14 @@
 //! | folder | function | what it is |
 //! |---|---|---|
 //! | `linear` | [`linear`] | a projection; and the products of the loss with the head |
+//! | | `PackedWeight` | a projection that nothing trains, for any number of rows |
 //! | `gated_silu` | [`gated_silu`] | between the projections of a gated feed-forward block |
 //! | `norm` | [`rms_norm`] | of the input of both blocks of a layer |
 //! | `rotary` | [`apply_rotary`] | between the projections of an attention block: rotary positions |
 //! | `attention` | [`grouped_attention`], [`attention_weights`] | the same: scores, softmax and the mixing of values |
+//! | | [`KvCache`] | the same of tokens that are written one after another |
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
+//! | | [`softmax_weights`] | of one row of logits, on one core, for whoever draws from them |
 //! | `loss_rows` | | loss terms and gradient of each token's logits; the tensor form is the loss itself |
 //!
 //! # What a folder holds
@@ -51,11 +54,11 @@ mod norm;
 mod rotary;
 mod softmax;
 
-pub use attention::{AttentionMask, attention_weights, grouped_attention};
+pub use attention::{AttentionMask, KvCache, Place, Step, attention_weights, grouped_attention};
 pub(crate) use form::is_cpu;
 pub use gated_silu::gated_silu;
 pub use linear::linear;
-pub(crate) use linear::{head_product, product_through_head, projected};
+pub(crate) use linear::{PackedWeight, head_product, product_through_head, projected};
 pub use norm::rms_norm;
 pub use rotary::{RotaryTable, apply_rotary};
-pub use softmax::masked_softmax;
+pub use softmax::{masked_softmax, softmax_weights};

@@ -223,8 +223,12 @@ impl<B: Backend> LtiDense<B> {
     ///
     /// As any Burn layer, if the last axis of `input` is not `d_input`.
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
-        let bias = self.bias.as_ref().map(|bias| bias.val());
-        projected(input, self.kernel(), bias)
+        projected(input, self.kernel(), self.bias())
+    }
+
+    /// What is added after the product, `[d_output]`.
+    pub(crate) fn bias(&self) -> Option<Tensor<B, 1>> {
+        self.bias.as_ref().map(|bias| bias.val())
     }
 
     /// The effective kernel, as a `Linear` keeps it: `[d_input, d_output]`.

@@ -7,8 +7,8 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
 use burn_lti::geometry::{Axes, HeadGrid};
 use burn_lti::kernels::{
-    AttentionMask, RotaryTable, apply_rotary, attention_weights, gated_silu, grouped_attention,
-    masked_softmax, rms_norm,
+    AttentionMask, KvCache, RotaryTable, apply_rotary, attention_weights, gated_silu,
+    grouped_attention, masked_softmax, rms_norm,
 };
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
@@ -25,6 +25,7 @@ on_every_backend![
     what_a_mask_hides_has_no_weight,
     attention_and_its_gradients_are_those_of_the_operations,
     attention_to_a_past_is_the_end_of_attention_to_all,
+    attention_of_a_cache_is_that_of_each_sequence,
     attention_gives_the_gradient_of_what_trains_alone,
     attention_of_what_does_not_fit_is_refused,
     attention_weights_are_those_of_the_operations,
@@ -382,6 +383,84 @@ fn attention_to_a_past_is_the_end_of_attention_to_all<A: AutodiffBackend>(device
         for (found, expected) in found.iter().zip(&expected) {
             assert_close(found, expected, &sums(expected));
         }
+    }
+}
+
+/// Two sequences that come in pieces of many lengths and at other times, one in a room that another had before.
+fn attention_of_a_cache_is_that_of_each_sequence<A: AutodiffBackend>(device: A::Device) {
+    for [heads, kv_heads, head_dim] in [[4, 2, 8], [6, 2, 10], [9, 3, 64], [2, 2, 2]] {
+        let geometry = geometry(heads, kv_heads, head_dim);
+        let qkv = attention_numbers(&geometry).map(|numbers| {
+            let width = numbers.len() / BATCH / TOKENS;
+            tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
+        });
+        let [q, k, v, _] = qkv.clone();
+        let mask = AttentionMask::continuing(0, TOKENS, &device);
+        let expected = values(&grouped_attention(q, k, v, &geometry, &mask));
+        // For each pass, new tokens of both sequences.
+        let passes = [[9, 0], [5, 17], [1, 1], [1, 1], [33, 2], [0, 40]];
+        let found = |spoilt: bool| {
+            let mut cache = KvCache::<A::InnerBackend>::new(2, 3, geometry, DType::F32, &device);
+            let mut found = [Vec::new(), Vec::new()];
+            for (pass, counts) in passes.iter().enumerate() {
+                if pass == 1 {
+                    // What the first sequence had until now was another's.
+                    cache.clear(2);
+                    found[0].clear();
+                }
+                let rooms = [2, 0];
+                let new: Vec<(usize, usize)> = (0..2)
+                    .filter(|sequence| counts[*sequence] > 0)
+                    .map(|sequence| (rooms[sequence], counts[sequence]))
+                    .collect();
+                let begins = new.iter().map(|(room, _)| cache.tokens(*room));
+                let begins: Vec<usize> = begins.collect();
+                for step in cache.steps(&new) {
+                    let [batch, tokens] = step.dims();
+                    let of = |x: &Tensor<A::InnerBackend, 3>| {
+                        let [_, _, width] = x.dims();
+                        let places = step.places().iter().map(|place| match place.token {
+                            None => Tensor::zeros([1, width], &device),
+                            Some((index, token)) => {
+                                let sequence = usize::from(new[index].0 == 0);
+                                let token = begins[index] + token;
+                                let position = usize::from(spoilt && pass == 4);
+                                assert_eq!(place.position, token);
+                                x.clone()
+                                    .slice([sequence..sequence + 1, token - position..token + 1 - position])
+                                    .reshape([1, width])
+                            }
+                        });
+                        Tensor::cat(places.collect(), 0).reshape([batch, tokens, width])
+                    };
+                    let [q, k, v] = [&qkv[0], &qkv[1], &qkv[2]].map(of);
+                    // Layers are apart.
+                    cache.attend(1, [q.clone(), v.clone(), k.clone()], &step);
+                    let output = values(&cache.attend(0, [q, k, v], &step));
+                    let width = output.len() / batch / tokens;
+                    for (place, output) in step.places().iter().zip(output.chunks(width)) {
+                        if let Some((index, token)) = place.token {
+                            let sequence = usize::from(new[index].0 == 0);
+                            found[sequence].push((begins[index] + token, output.to_vec()));
+                        }
+                    }
+                }
+            }
+            let [first, second] = &mut found;
+            let sorted = |of: &mut Vec<(usize, Vec<f64>)>| {
+                of.sort_by_key(|(token, _)| *token);
+                of.iter().flat_map(|(_, output)| output.clone()).collect::<Vec<f64>>()
+            };
+            (sorted(first), sorted(second))
+        };
+        let width = expected.len() / BATCH / TOKENS;
+        let expected = (&expected[..40 * width], &expected[TOKENS * width..][..61 * width]);
+        let (first, second) = found(false);
+        assert_close(&first, expected.0, &sums(expected.0));
+        assert_close(&second, expected.1, &sums(expected.1));
+        let (first, second) = found(true);
+        assert_not_close(&first, expected.0, &sums(expected.0));
+        assert_not_close(&second, expected.1, &sums(expected.1));
     }
 }
 

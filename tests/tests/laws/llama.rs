@@ -16,7 +16,7 @@ use burn_lti_llama::distill::{
 };
 use burn_lti_llama::eval::evaluate;
 use burn_lti_llama::hf::{self, WeightType};
-use burn_lti_llama::model::{KvCache, PlainLlama};
+use burn_lti_llama::model::PlainLlama;
 use burn_lti_llama::plan::Plan;
 use burn_lti_llama::recipe::{Recipe, Trained};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
@@ -125,19 +125,20 @@ fn the_cache_continues_as_the_whole_sequence<A: AutodiffBackend>(device: A::Devi
         let (shape, ids) = file.longs("input_ids");
         let sequences: Vec<&[i64]> = ids.chunks(shape[1]).map(|row| &row[..17]).collect();
         let batch = causal_batch([2, 17], &sequences.concat(), &device);
+        let tokens = |row: &&[i64]| row.iter().map(|id| *id as u32).collect();
+        let tokens: Vec<Vec<u32>> = sequences.iter().map(tokens).collect();
         let expected = values(&model.logits(&batch));
         let tolerance = logit_tolerance(model.config(), 17, &expected);
         let pieces = |model: &PlainLlama<A::InnerBackend>| {
-            let mut cache = KvCache::new(model.config().num_hidden_layers);
+            let mut cache = model.cache(2);
             let mut found = [Vec::new(), Vec::new()];
             let mut past = 0;
             for length in [5, 1, 1, 4, 6] {
-                let piece: Vec<i64> = sequences
+                let piece: Vec<&[u32]> = tokens
                     .iter()
-                    .flat_map(|row| row[past..past + length].to_vec())
+                    .map(|row| &row[past..past + length])
                     .collect();
-                let piece = int_tensor(&piece, [2, length], &device);
-                let logits = values(&model.continue_logits(piece, &mut cache));
+                let logits = values(&model.continue_logits(&piece, &mut cache));
                 for (row, logits) in found.iter_mut().zip(logits.chunks(length * vocab)) {
                     row.extend_from_slice(logits);
                 }

@@ -411,9 +411,10 @@ pub(crate) struct SampleCorpusArgs {
     /// The same seed gives the same documents.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
-    /// Documents to draw at once: more are faster, and need more memory for keys and values.
-    #[arg(long, default_value_t = CorpusOrder::BATCH_SIZE, value_name = "N")]
-    pub(crate) batch_size: NonZeroUsize,
+    /// Documents to draw at once: more are faster, and need more memory for keys and values. If absent as many
+    /// as take a GiB for them, at most 128.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<NonZeroUsize>,
     /// The text that every document begins with; BOS alone if absent.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,

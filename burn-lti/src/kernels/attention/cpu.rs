@@ -270,7 +270,7 @@ impl WithSimd for Forward<'_> {
 /// Leaves `exp(scores - most)` in the place of the scores, which are whole vectors, and returns the most and
 /// the sum.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> (f32, f32) {
+pub(super) fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> (f32, f32) {
     let (scores, _) = S::as_mut_simd_f32s(scores);
     let mut most = simd.splat_f32s(f32::NEG_INFINITY);
     for score in &*scores {

@@ -1,5 +1,7 @@
 //! Grouped-query attention: scores, softmax and the mixing of values.
 
+mod cache;
+mod cached_cpu;
 mod cpu;
 mod mask;
 mod shape;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 
+pub use cache::{KvCache, Place, Step};
 pub use mask::AttentionMask;
 use mask::Spans;
 use shape::Shape;

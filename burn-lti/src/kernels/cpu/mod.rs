@@ -7,15 +7,18 @@
 //! | `threads` | the threads that a loop runs on, and how much each takes at a time |
 //! | `simd` | exponentials and sums on the lanes of a vector |
 //! | `small_product` | products of matrices too small to be packed first |
+//! | `tile` | products of a few rows with a matrix as wide as two vectors |
 
 mod buffer;
 mod matrix;
 mod simd;
 mod small_product;
 mod threads;
+mod tile;
 
 pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
 pub(super) use matrix::{Matrix, Memory, Numbers};
 pub(super) use simd::{LEAST, dot, exp, exponential};
 pub(super) use small_product::{Left, Rows, RowsMut, product};
 pub(super) use threads::{PIECE, ThreadPool, whole_rows};
+pub(super) use tile::{LeftRows, Panel, Tile, in_tiles, load, multiply, panel_width, store, width};

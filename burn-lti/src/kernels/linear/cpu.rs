@@ -52,29 +52,38 @@ pub(super) fn product<B: Backend>(
         return Some(Tensor::zeros([m, n], (&device, DType::F32)));
     }
     let factors = [left.numbers, right.numbers];
-    match &left.memory {
+    written(&left.memory, &device, [m, n], |output| {
+        // SAFETY: the factors are of these shapes and kept until here; the output has room for as many
+        // numbers, all of which are written.
+        unsafe { write(pool, factors, [m, k, n], output) }
+    })
+}
+
+/// A result in memory such as the factors', of which `write` writes all numbers.
+pub(super) fn written<B: Backend>(
+    memory: &Memory,
+    device: &B::Device,
+    [m, n]: [usize; 2],
+    write: impl FnOnce(Output),
+) -> Option<Tensor<B, 2>> {
+    match memory {
         Memory::Rust { .. } => {
-            let mut product: Vec<f32> = Vec::with_capacity(m * n);
-            let output = Output(product.spare_capacity_mut().as_mut_ptr().cast());
-            // SAFETY: the factors are of these shapes and kept until here; the output has room for as many
-            // numbers, all of which are written.
-            unsafe {
-                write(pool, factors, [m, k, n], output);
-                product.set_len(m * n);
-            }
-            let product = TensorData::new(product, [m, n]);
-            Some(Tensor::from_data(product, (&device, DType::F32)))
+            let mut result: Vec<f32> = Vec::with_capacity(m * n);
+            write(Output(result.spare_capacity_mut().as_mut_ptr().cast()));
+            // SAFETY: there is room for as many, and they have been written.
+            unsafe { result.set_len(m * n) };
+            let result = TensorData::new(result, [m, n]);
+            Some(Tensor::from_data(result, (device, DType::F32)))
         }
         #[cfg(feature = "tch")]
         Memory::Torch(like) => {
             let like = &like.tensor;
             let shape = [m as i64, n as i64];
-            let product = like.f_new_empty(shape, (like.kind(), like.device()));
-            let product = product.ok()?;
-            // SAFETY: as above.
-            unsafe { write(pool, factors, [m, k, n], Output(product.data_ptr().cast())) };
-            let product = same(TchTensor::new(product));
-            Some(Tensor::from_primitive(TensorPrimitive::Float(product)))
+            let result = like.f_new_empty(shape, (like.kind(), like.device()));
+            let result = result.ok()?;
+            write(Output(result.data_ptr().cast()));
+            let result = same(TchTensor::new(result));
+            Some(Tensor::from_primitive(TensorPrimitive::Float(result)))
         }
     }
 }
@@ -91,7 +100,7 @@ impl Output {
     /// # Safety
     ///
     /// There must be such a place.
-    unsafe fn at(self, index: usize) -> *mut f32 {
+    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
     }
@@ -215,7 +224,7 @@ pub(super) unsafe fn deep(
 }
 
 /// Into how much an axis is cut, at most `most`, so that all pieces are about as long.
-fn even(length: usize, most: usize) -> usize {
+pub(super) fn even(length: usize, most: usize) -> usize {
     length.div_ceil(length.div_ceil(most))
 }
 

@@ -1,11 +1,14 @@
 //! `input weight`
 
 mod cpu;
+mod packed;
 #[cfg(test)]
 mod tests;
 
 use burn::nn::Linear;
 use burn::prelude::*;
+
+pub(crate) use packed::PackedWeight;
 
 use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
@@ -34,14 +37,18 @@ pub(crate) fn projected<B: Backend, const D: usize>(
     let rows = shape[..D - 1].iter().product::<usize>();
     shape[D - 1] = d_output;
     let output = multiplied(input.reshape([rows, d_input]), weight);
-    let output = match bias {
+    plus(output, bias).reshape(shape)
+}
+
+/// `output [rows, d_output]`, and `bias [d_output]` added to each row.
+fn plus<B: Backend>(output: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    match bias {
         Some(bias) => {
             let dtype = output.dtype();
             output + bias.cast(dtype).unsqueeze()
         }
         None => output,
-    };
-    output.reshape(shape)
+    }
 }
 
 /// Logits: `states [n, d]` times `head [d, vocab]`.

@@ -4,7 +4,7 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 
 use super::cpu::{self, DEPTH, balanced, piece_for, wide};
-use super::{head_product, multiplied, product, product_through_head};
+use super::{PackedWeight, head_product, multiplied, product, product_through_head};
 
 /// Small whole numbers, whose sums of products are exact.
 fn numbers<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
@@ -56,6 +56,64 @@ fn pieces_make_the_whole_product<B: Backend>() {
             assert_eq!(values(found), expected, "{m} {k} {n}");
         }
     }
+}
+
+fn a_packed_weight_has_the_same_product<B: Backend>() {
+    // Narrower than a panel, of whole ones, of some and a rest; deeper than a piece; for many threads.
+    for [k, n] in [[1, 1], [5, 3], [70, 32], [33, 100], [1300, 40], [600, 1030]] {
+        for weight in [
+            numbers::<B>([k, n]),
+            numbers::<B>([n, k]).transpose(),
+            numbers::<B>([k + 1, n + 2]).slice([1..k + 1, 2..n + 2]),
+        ] {
+            let packed = PackedWeight::of(&weight).expect("it is of a CPU");
+            let back = packed.weight::<B>(&weight.device());
+            assert_eq!(values(back), values(weight.clone()));
+            for m in [1, 2, 5, 6, 7, 13, 64] {
+                for input in [
+                    numbers::<B>([m, k]),
+                    numbers::<B>([k, m]).transpose(),
+                    numbers::<B>([m, k + 3]).slice([0..m, 3..k + 3]),
+                ] {
+                    let expected = values(input.clone().matmul(weight.clone()) + 1.0);
+                    let bias = Tensor::ones([n], &weight.device());
+                    let found = packed.project(input, Some(bias));
+                    assert_eq!(values(found), expected, "{m} {k} {n}");
+                }
+            }
+        }
+    }
+}
+
+/// Of numbers whose sums are rounded, bit for bit.
+fn a_row_of_a_packed_product_is_its_own<B: Backend>() {
+    let roots = |shape| (numbers::<B>(shape) + 6.0).sqrt();
+    let packed = PackedWeight::of(&roots([700, 530])).expect("it is of a CPU");
+    let input = roots([300, 700]);
+    let bits = |product: Tensor<B, 2>| -> Vec<u32> {
+        values(product).into_iter().map(f32::to_bits).collect()
+    };
+    let all = bits(packed.project(input.clone(), None));
+    for rows in [0..1, 7..9, 100..113, 299..300, 20..260] {
+        let alone = packed.project(input.clone().slice([rows.clone(), 0..700]), None);
+        assert_eq!(bits(alone), all[rows.start * 530..rows.end * 530]);
+    }
+}
+
+fn what_cannot_be_packed_is_left<B: Backend>() {
+    let weight = numbers::<B>([2, 3]);
+    assert!(PackedWeight::of(&weight.clone().cast(burn::tensor::DType::F64)).is_none());
+    assert!(PackedWeight::of(&numbers::<B>([2, 0])).is_none());
+    let packed = PackedWeight::of(&weight).expect("it is of a CPU");
+    let nothing = packed.project(Tensor::<B, 2>::zeros([0, 2], &weight.device()), None);
+    assert_eq!(nothing.dims(), [0, 3]);
+    let double = numbers::<B>([4, 2]).cast(burn::tensor::DType::F64);
+    let found = packed.project(double.clone(), None);
+    assert_eq!(found.dtype(), burn::tensor::DType::F64);
+    assert_eq!(
+        values(found),
+        values(double.matmul(weight.cast(burn::tensor::DType::F64)))
+    );
 }
 
 #[test]
@@ -140,6 +198,21 @@ macro_rules! on {
             #[test]
             fn gradients_are_those_of_burns_product() {
                 super::gradients_are_those_of_burns_product::<$backend>();
+            }
+
+            #[test]
+            fn a_packed_weight_has_the_same_product() {
+                super::a_packed_weight_has_the_same_product::<$backend>();
+            }
+
+            #[test]
+            fn a_row_of_a_packed_product_is_its_own() {
+                super::a_row_of_a_packed_product_is_its_own::<$backend>();
+            }
+
+            #[test]
+            fn what_cannot_be_packed_is_left() {
+                super::what_cannot_be_packed_is_left::<$backend>();
             }
 
             #[test]

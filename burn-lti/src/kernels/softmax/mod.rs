@@ -1,9 +1,12 @@
 //! `softmax(scores + mask)`
 
 mod cpu;
+mod row;
 
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
+
+pub use row::softmax_weights;
 
 use super::form::{Form, is_rust};
 use super::graph::{Operation, apply};

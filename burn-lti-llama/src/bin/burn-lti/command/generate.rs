@@ -29,7 +29,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
             config.max_position_embeddings - 1
         );
     }
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
+    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
 
     let began = Instant::now();
     let mut printer = Printer::new(&prompt, !args.json.json);

@@ -73,7 +73,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result
         ..CorpusOrder::new(args.tokens)
     };
     order.check(&config, &tokenizer)?; // every mistake before the weights are read
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
+    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
     let listener = progress::listener();
     listener(Event::Stage("writing"));
     let done = |done, all| listener(Event::Advanced(done, all));

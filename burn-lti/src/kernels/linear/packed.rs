@@ -1,0 +1,302 @@
+//! [`PackedWeight`]: a weight that many products read, laid out for them once.
+//!
+//! A library packs the weight anew for each product, which for the few dozen rows of a step of generation costs
+//! as much as a third of the product. It also chooses its kernels, and so the order of sums, by how many rows
+//! there are. Here, on a CPU and in float32, a weight lies in panels as wide as two vectors, which are read from
+//! end to end, and the result of a row does not depend on the rows beside it: each number is one chain of
+//! multiply-adds in the order of the inputs.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use pulp::{Arch, Simd, WithSimd};
+
+use super::cpu::{Output, written};
+use super::{multiplied, plus};
+use crate::kernels::cpu::{
+    LeftRows, Matrix, Panel, ThreadPool, Tile, in_tiles, load, multiply, panel_width, store,
+};
+
+/// Numbers of a panel that are multiplied with all rows before the next are. They are in the second cache: in
+/// the first there would be room for a quarter, and sums would be put away more often than that is worth.
+const PIECE: usize = 1 << 14;
+/// Numbers of a line of memory.
+const LINE: usize = 16;
+/// Multiply-adds below which a second thread would wait longer than it worked.
+const WORTH_SHARING: usize = 1 << 18;
+/// Multiply-adds beside which it costs little to hand a piece to a thread.
+const WORTH_A_PIECE: usize = 1 << 21;
+
+/// A weight, `[d_input, d_output]`, laid out for products with any number of rows. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedWeight(Arc<Panels>);
+
+impl PackedWeight {
+    /// A copy of `weight [d_input, d_output]`. `None` if it is not float32 in a CPU's memory, or empty, or on
+    /// a graph.
+    pub(crate) fn of<B: Backend>(weight: &Tensor<B, 2>) -> Option<Self> {
+        Panels::of(weight).map(|panels| Self(Arc::new(panels)))
+    }
+
+    /// The weight as it was, `[d_input, d_output]`.
+    pub(crate) fn weight<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        let data = TensorData::new(self.0.weight(), self.0.shape);
+        Tensor::from_data(data, device)
+    }
+
+    /// `input [..., d_input]` times the weight, and `bias [d_output]` added: `[..., d_output]`.
+    ///
+    /// # Panics
+    ///
+    /// If `input` has another width.
+    pub(crate) fn project<B: Backend, const D: usize>(
+        &self,
+        input: Tensor<B, D>,
+        bias: Option<Tensor<B, 1>>,
+    ) -> Tensor<B, D> {
+        let [d_input, d_output] = self.0.shape;
+        let mut shape = input.dims();
+        assert_eq!(
+            shape[D - 1],
+            d_input,
+            "the input is as wide as the weight is high"
+        );
+        let rows = shape[..D - 1].iter().product::<usize>();
+        shape[D - 1] = d_output;
+        let input = input.reshape([rows, d_input]);
+        let output = match self.0.product(&input) {
+            Some(output) => output,
+            // Of another float type, or on a graph.
+            None => multiplied(
+                input.clone(),
+                self.weight(&input.device()).cast(input.dtype()),
+            ),
+        };
+        plus(output, bias).reshape(shape)
+    }
+}
+
+/// A line of memory, so that no vector lies in two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+/// `[panels, d_input, width]`, zeros beyond the last column.
+struct Panels {
+    lines: Vec<Line>,
+    /// `[d_input, d_output]`
+    shape: [usize; 2],
+    /// Columns of a panel.
+    width: usize,
+}
+
+impl fmt::Debug for Panels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [d_input, d_output] = self.shape;
+        write!(f, "Panels [{d_input}, {d_output}]")
+    }
+}
+
+impl Panels {
+    /// None if the weight is not float32 in a CPU's memory, or empty.
+    fn of<B: Backend>(weight: &Tensor<B, 2>) -> Option<Self> {
+        let matrix = Matrix::of(weight)?;
+        let [k, n] = matrix.shape;
+        if k * n == 0 {
+            return None;
+        }
+        let width = panel_width();
+        let panel = k * width;
+        let lines = (n.div_ceil(width) * panel).div_ceil(LINE);
+        let mut panels = Self {
+            lines: vec![Line([0.0; LINE]); lines],
+            shape: [k, n],
+            width,
+        };
+        let numbers = matrix.numbers;
+        let pieces = panels.numbers_mut().chunks_mut(panel).enumerate();
+        ThreadPool::of(&weight.device()).for_each(
+            pieces.collect(),
+            || (),
+            |(), (index, places)| {
+                let columns = index * width..((index + 1) * width).min(n);
+                for (row, places) in places.chunks_exact_mut(width).enumerate() {
+                    for (column, place) in columns.clone().zip(places) {
+                        // SAFETY: the matrix, which is kept until here, has this row and column.
+                        *place = unsafe { *numbers.from([row, column]).first };
+                    }
+                }
+            },
+        );
+        Some(panels)
+    }
+
+    fn numbers(&self) -> &[f32] {
+        // SAFETY: a line is as many numbers, and nothing else.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
+    }
+
+    fn numbers_mut(&mut self) -> &mut [f32] {
+        let count = self.lines.len() * LINE;
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), count) }
+    }
+
+    /// Row by row, as it was.
+    fn weight(&self) -> Vec<f32> {
+        let ([k, n], width) = (self.shape, self.width);
+        let mut weight = vec![0.0; k * n];
+        for (index, panel) in self.numbers().chunks(k * width).enumerate() {
+            let from = index * width;
+            if from >= n {
+                break; // what fills the last line
+            }
+            let columns = width.min(n - from);
+            for (row, numbers) in panel.chunks_exact(width).enumerate() {
+                weight[row * n + from..][..columns].copy_from_slice(&numbers[..columns]);
+            }
+        }
+        weight
+    }
+
+    /// None if `input` is not float32 in a CPU's memory.
+    fn product<B: Backend>(&self, input: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let [_, n] = self.shape;
+        let device = input.device();
+        let mut matrix = Matrix::of(input)?;
+        if matrix.numbers.steps[1] != 1 || matrix.numbers.steps[0] < 0 {
+            // Rows are read from end to end.
+            matrix = Matrix::of(&Tensor::<B, 2>::from_data(input.to_data(), &device))?;
+        }
+        let m = matrix.shape[0];
+        let rows = LeftRows {
+            first: matrix.numbers.first,
+            step: matrix.numbers.steps[0].unsigned_abs(),
+        };
+        if m == 0 {
+            return Some(Tensor::zeros([0, n], &device));
+        }
+        let pool = ThreadPool::of(&device);
+        written(&matrix.memory, &device, [m, n], |output| {
+            let pieces = self.pieces(pool.threads(), m);
+            let work = |panels: Range<usize>| {
+                Arch::new().dispatch(Product {
+                    rows,
+                    m,
+                    weight: self,
+                    panels,
+                    output,
+                });
+            };
+            match <[_; 1]>::try_from(pieces) {
+                Ok([all]) => work(all), // no need to wake other threads
+                Err(pieces) => pool.for_each(pieces, || (), |(), panels| work(panels)),
+            }
+        })
+    }
+
+    /// Some for each thread, so that one that is held up leaves work to others.
+    fn pieces(&self, threads: usize, rows: usize) -> Vec<Range<usize>> {
+        let [k, n] = self.shape;
+        let (panels, work) = (n.div_ceil(self.width), rows * k * n);
+        let pieces = match threads == 1 || work < WORTH_SHARING {
+            true => 1,
+            false => threads * (work / (threads * WORTH_A_PIECE)).clamp(1, 4),
+        };
+        let pieces = pieces.min(panels);
+        let from = |piece: usize| piece * panels / pieces;
+        (0..pieces)
+            .map(|piece| from(piece)..from(piece + 1))
+            .collect()
+    }
+}
+
+/// All rows with some panels.
+struct Product<'a> {
+    rows: LeftRows,
+    m: usize,
+    weight: &'a Panels,
+    panels: Range<usize>,
+    output: Output,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let ([k, n], width) = (self.weight.shape, self.weight.width);
+        let depth = (PIECE / width).max(1);
+        let numbers = self.weight.numbers();
+        for panel in self.panels.clone() {
+            let column = panel * width;
+            for from in (0..k).step_by(depth) {
+                let length = depth.min(k - from) * width;
+                let piece = &numbers[(panel * k + from) * width..][..length];
+                let mut columns = Columns {
+                    rows: LeftRows {
+                        // SAFETY: a row has `k` numbers.
+                        first: unsafe { self.rows.first.add(from) },
+                        step: self.rows.step,
+                    },
+                    piece,
+                    width,
+                    first: from == 0,
+                    columns: column..(column + width).min(n),
+                    of_row: n,
+                    output: self.output,
+                };
+                in_tiles(simd, self.m, &mut columns);
+            }
+        }
+    }
+}
+
+/// The rows of some columns, summed over a piece of them.
+struct Columns<'a> {
+    /// From the piece's first row on.
+    rows: LeftRows,
+    piece: &'a [f32],
+    width: usize,
+    /// Whether nothing has been summed before.
+    first: bool,
+    columns: Range<usize>,
+    /// Numbers of a row of the output.
+    of_row: usize,
+    output: Output,
+}
+
+impl<S: Simd> Tile<S> for Columns<'_> {
+    #[inline(always)]
+    fn rows<const ROWS: usize>(&mut self, simd: S, row: usize) {
+        let places = |high: usize| {
+            let at = (row + high) * self.of_row + self.columns.start;
+            // SAFETY: the output has these rows and columns, and no other piece the same.
+            unsafe { std::slice::from_raw_parts_mut(self.output.at(at), self.columns.len()) }
+        };
+        let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+        if !self.first {
+            for (high, sums) in sums.iter_mut().enumerate() {
+                *sums = load(simd, places(high));
+            }
+        }
+        // SAFETY: there are these rows of the input, and the piece is of whole panel rows.
+        let sums = unsafe {
+            let rows = LeftRows {
+                first: self.rows.first.add(row * self.rows.step),
+                step: self.rows.step,
+            };
+            let panel = Panel {
+                first: self.piece.as_ptr(),
+                step: self.width,
+            };
+            multiply::<S, ROWS>(simd, rows, panel, self.piece.len() / self.width, sums)
+        };
+        for (high, sums) in sums.into_iter().enumerate() {
+            store(simd, places(high), sums);
+        }
+    }
+}
