@@ -107,6 +107,12 @@ pub(crate) fn in_tiles<S: Simd>(simd: S, rows: usize, tile: &mut impl Tile<S>) {
 /// Writes the sums of a row to as many places as there are, at most the width of a panel.
 #[inline(always)]
 pub(crate) fn store<S: Simd>(simd: S, places: &mut [f32], [first, second]: [S::f32s; 2]) {
+    if places.len() == width::<S>()
+        && let ([ahead, behind], _) = S::as_mut_simd_f32s(places)
+    {
+        (*ahead, *behind) = (first, second);
+        return;
+    }
     let (ahead, behind) = places.split_at_mut(places.len().min(S::F32_LANES));
     simd.partial_store_f32s(ahead, first);
     if !behind.is_empty() {

@@ -53,26 +53,29 @@ impl WithSimd for Weights<'_> {
             return f64::NAN;
         }
         let (highest, per_unit) = (simd.splat_f32s(highest), simd.splat_f32s(self.per_unit));
-        // A logit that is no number has such a weight, and so the sum.
-        let weight =
-            |logit| exponential(simd, simd.mul_f32s(simd.sub_f32s(logit, highest), per_unit));
         let mut total = 0.0;
         for block in self.weights.chunks_mut(BLOCK) {
             let (vectors, rest) = S::as_mut_simd_f32s(block);
             let mut sums = simd.splat_f32s(0.0);
             for vector in vectors {
-                *vector = weight(*vector);
+                *vector = weight(simd, *vector, highest, per_unit);
                 sums = simd.add_f32s(sums, *vector);
             }
             total += f64::from(simd.reduce_sum_f32s(sums));
             if !rest.is_empty() {
-                let last = weight(simd.partial_load_f32s(rest));
+                let last = weight(simd, simd.partial_load_f32s(rest), highest, per_unit);
                 simd.partial_store_f32s(rest, last);
                 total += rest.iter().map(|weight| f64::from(*weight)).sum::<f64>();
             }
         }
         total
     }
+}
+
+/// That of a logit that is no number is none either, and so the sum.
+#[inline(always)]
+fn weight<S: Simd>(simd: S, logit: S::f32s, highest: S::f32s, per_unit: S::f32s) -> S::f32s {
+    exponential(simd, simd.mul_f32s(simd.sub_f32s(logit, highest), per_unit))
 }
 
 #[cfg(test)]
