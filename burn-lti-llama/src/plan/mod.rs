@@ -301,10 +301,10 @@ impl Plan {
             teacher,
             student: &student,
             layers: &layers,
-            trained: recipe.lti.train,
+            trained: recipe.trained(),
         };
-        let tensors = tensors_of(recipe.lti.train);
-        check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
+        let tensors = tensors_of(recipe.trained());
+        check_trained_type(recipe.teacher.dtype, recipe.trained(), &tensors)?;
         check_nothing_new(recipe.lti.start, &tensors)?;
         let (totals, flops) = (planner.totals(&tensors), planner.step_flops(&tensors));
         let costs = Costs::new(&planner, &tensors, &flops).step();
@@ -322,7 +322,7 @@ impl Plan {
             grow: recipe.lti.grow,
             start: recipe.lti.start,
             calibration: (recipe.lti.start == Start::Calibrated).then_some(recipe.calibration),
-            trained: recipe.lti.train,
+            trained: recipe.trained(),
             loss: LossPlan {
                 divergence: loss.divergence,
                 alpha: loss.alpha,

@@ -21,7 +21,7 @@ pub(super) fn teacher() -> LlamaConfig {
 
 fn recipe(overrides: &[&str]) -> Recipe {
     let text = "teacher.path = 't'\nstudent = { heads = 4, kv_heads = 2 }\ntrain.steps = 9\n\
-        lti = { start = 'grouped', map = 'factored' }\ndata = { train = ['a'], valid = ['b'] }";
+        lti = { start = 'grouped', map = 'factored', train = 'maps' }\ndata = { train = ['a'], valid = ['b'] }";
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
     Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
 }

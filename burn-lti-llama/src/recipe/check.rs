@@ -39,7 +39,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = !has_repeated(layers);
         checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
     }
-    checks.maps(lti, train.steps)?;
+    checks.maps(lti, recipe.trained(), train.steps)?;
     checks.calibration(calibration)?;
     checks.needs(
         "calibration.feed_forward",
@@ -49,11 +49,19 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
     )?;
     checks.loss(loss)?;
     checks.train(train)?;
+    let phase2_rate = phase2.as_ref().map(|phase2| phase2.learning_rate(train));
+    checks.needs(
+        "train.rate",
+        "train.learning_rate = \"auto\"",
+        train.rate.is_none() || [Some(train.learning_rate), phase2_rate].contains(&Some(LearningRate::Auto)),
+        "it multiplies rates that are measured; change train.learning_rate itself, or leave one of them \
+         out",
+    )?;
     if let Some(phase2) = phase2 {
         checks.needs(
             "phase2",
             "lti.train = \"maps\"",
-            lti.train == Trained::Maps,
+            recipe.trained() == Trained::Maps,
             "it begins where maps are folded away, and any other lti.train keeps none; set \
              lti.train = \"maps\", or leave [phase2] out",
         )?;
@@ -70,13 +78,19 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    fn maps(&self, lti: &LtiSection, steps: usize) -> Result<(), RecipeError> {
+    fn maps(&self, lti: &LtiSection, trained: Trained, steps: usize) -> Result<(), RecipeError> {
         let ranks = Role::ATTENTION.map(|role| lti.map.kind(role).pairs());
         self.value(
             "lti.map",
             &format_args!("{}", lti.map),
             ranks.iter().all(|rank| *rank != Some(0)),
             "must have a kronecker rank of at least 1, the factored map",
+        )?;
+        self.needs(
+            "lti.coordinates",
+            "lti.train = \"maps\"",
+            lti.coordinates.is_none() || trained == Trained::Maps,
+            "they are those of maps; set lti.train = \"maps\", or leave lti.coordinates out",
         )?;
         let Some(GrowSection { from, every }) = lti.grow else {
             return Ok(());
@@ -86,7 +100,7 @@ impl Checks<'_> {
         self.needs(
             "lti.grow",
             "lti.train = \"maps\"",
-            lti.train == Trained::Maps,
+            trained == Trained::Maps,
             "nothing else has pairs to grow by; set lti.train = \"maps\", or leave [lti.grow] out",
         )?;
         let largest = ranks.into_iter().flatten().max().unwrap_or(0);
@@ -217,7 +231,9 @@ impl Checks<'_> {
             "must be at least 2, to predict a token",
         )?;
         self.rate("train.learning_rate", *learning_rate)?;
-        self.positive("train.rate", *rate)?;
+        if let Some(rate) = rate {
+            self.positive("train.rate", *rate)?;
+        }
         self.fraction("train.warmup_fraction", *warmup_fraction)?;
         if let Some(fraction) = final_lr_fraction {
             self.fraction("train.final_lr_fraction", *fraction)?;

@@ -22,6 +22,8 @@ use std::path::{Path, absolute};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::hf::WeightType;
+
 pub use choice::{
     CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
 };
@@ -84,6 +86,18 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// What its training changes: see [`LtiSection::train`].
+    pub fn trained(&self) -> Trained {
+        let has_maps = self.phase2.is_some()
+            || self.lti.grow.is_some()
+            || self.lti.coordinates.is_some()
+            || self.teacher.dtype != WeightType::F32;
+        self.lti.train.unwrap_or(match has_maps {
+            true => Trained::Maps,
+            false => Trained::All,
+        })
+    }
+
     /// In which coordinates its maps learn.
     pub fn coordinates(&self) -> Coordinates {
         self.lti

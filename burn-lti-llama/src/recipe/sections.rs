@@ -48,14 +48,15 @@ pub struct StudentSection {
 pub struct LtiSection {
     /// Where the maps begin. Default: `calibrated`.
     pub start: Start,
-    /// The form of the maps. Default: `factored` for query and key, `general` for value and out.
+    /// The form of the maps. Default: `general`.
     pub map: MapChoice,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
     pub layers: Layers,
-    /// What training changes. Default: `maps`.
-    pub train: Trained,
+    /// What training changes. Default: `all`; but `maps` where the recipe has what only maps can have, a
+    /// `[phase2]`, `grow`, `coordinates`, or a teacher in half precision.
+    pub train: Option<Trained>,
     /// In which coordinates maps learn: `whitened` or `plain`. Default: `whitened` if rates are measured,
     /// `plain` if not.
     pub coordinates: Option<Coordinates>,
@@ -70,7 +71,7 @@ impl Default for LtiSection {
             map: MapChoice::default(),
             grow: None,
             layers: Layers::default(),
-            train: Trained::default(),
+            train: None,
             coordinates: None,
             precision: KernelPrecision::default(),
         }
@@ -208,8 +209,7 @@ pub struct TrainSection {
     #[serde(default)]
     pub learning_rate: LearningRate,
     /// What measured rates are multiplied by. Default: 1.
-    #[serde(default = "defaults::rate")]
-    pub rate: f64,
+    pub rate: Option<f64>,
     /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
     #[serde(default = "defaults::warmup_fraction")]
     pub warmup_fraction: f64,
@@ -329,7 +329,6 @@ mod defaults {
         batch_size: usize = 16;
         accumulate: usize = 1;
         seq_len: usize = 128;
-        rate: f64 = 1.0;
         warmup_fraction: f64 = 0.1;
         betas: [f64; 2] = [0.9, 0.95];
         weight_decay: f64 = 0.0;

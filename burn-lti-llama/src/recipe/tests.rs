@@ -150,15 +150,9 @@ fn fills_in_the_defaults() {
     let recipe = parse(LEAST, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, None);
     assert_eq!(recipe.lti.start, Start::Calibrated);
-    let forms = Role::ATTENTION.map(|role| recipe.lti.map.kind(role));
-    let (factored, general) = (MapKind::Factored, MapKind::General);
-    assert_eq!(forms, [factored, factored, general, general]);
-    let all = parse(LEAST, &["lti.map=factored"]).unwrap();
-    assert_eq!(all.lti.map, MapChoice::uniform(factored));
-    assert_eq!(
-        (recipe.lti.layers, recipe.lti.train),
-        (Layers::All, Trained::Maps)
-    );
+    assert_eq!(recipe.lti.map, MapChoice::uniform(MapKind::General));
+    assert_eq!((recipe.trained(), recipe.lti.train), (Trained::All, None));
+    assert_eq!(recipe.lti.layers, Layers::All);
     assert_eq!(
         recipe.loss,
         LossSection {
@@ -178,7 +172,7 @@ fn fills_in_the_defaults() {
             accumulate: 1,
             seq_len: 128,
             learning_rate: LearningRate::Auto,
-            rate: 1.0,
+            rate: None,
             warmup_fraction: 0.1,
             decay: None,
             final_lr_fraction: None,
@@ -235,13 +229,30 @@ fn fills_in_the_defaults_of_sections_that_may_be_absent() {
 }
 
 #[test]
+fn trains_maps_where_the_recipe_has_what_only_maps_can_have() {
+    for setting in [
+        "phase2.steps=7",
+        "lti.grow={ every = 10 }",
+        "lti.coordinates=plain",
+        "teacher.dtype=float16",
+        "lti.train=maps",
+    ] {
+        let recipe = parse(LEAST, &["lti.map={ kronecker = 2 }", setting]).unwrap();
+        assert_eq!(recipe.trained(), Trained::Maps, "{setting}");
+    }
+    let error = parse(LEAST, &["lti.coordinates=plain", "lti.train=all"]).unwrap_err();
+    let expected = "`lti.coordinates` needs lti.train = \"maps\": ";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));
     assert_eq!(recipe.lti.map.kind(Role::Query), MapKind::Factored);
     assert_eq!(recipe.lti.map.kind(Role::Out), MapKind::General);
     assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
-    assert_eq!(recipe.lti.train, Trained::Projections);
+    assert_eq!(recipe.lti.train, Some(Trained::Projections));
     assert_eq!(recipe.lti.precision, KernelPrecision::High);
     let calibration = CalibrationSection {
         text: Some(CalibrationText::Teacher),
@@ -646,6 +657,18 @@ fn refuses_what_another_key_rules_out() {
     let expected = "`calibration.feed_forward` needs lti.start = \"calibrated\": ";
     assert!(error.to_string().contains(expected), "{error}");
     parse(LEAST, &["calibration.feed_forward=refit"]).unwrap();
+
+    let error = parse(LEAST, &["train.rate=2", "train.learning_rate=1e-3"]).unwrap_err();
+    let expected = "`train.rate` needs train.learning_rate = \"auto\": ";
+    assert!(error.to_string().contains(expected), "{error}");
+    let second = [
+        "train.rate=2",
+        "train.learning_rate=1e-3",
+        "phase2.learning_rate=auto",
+    ];
+    for (text, settings) in [(LEAST, &second[..1]), (TWO_PHASES, &second)] {
+        assert_eq!(parse(text, settings).unwrap().train.rate, Some(2.0));
+    }
 
     for train in ["projections", "all"] {
         let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();

@@ -13,6 +13,7 @@
 //! | `rotary` | [`apply_rotary`] | between the projections of an attention block: rotary positions |
 //! | `attention` | [`grouped_attention`], [`attention_weights`] | the same: scores, softmax and the mixing of values |
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
+//! | `adam` | | a step of the optimizer, on no graph |
 //! | `loss_rows` | | loss terms and gradient of each token's logits; the tensor form is the loss itself |
 //!
 //! # What a folder holds
@@ -39,6 +40,7 @@
 //! both to `graph::apply`. Then its line in the table above, and a law in `tests/tests/laws/kernels.rs` that
 //! holds it to Burn's own operations and their gradient.
 
+pub(crate) mod adam;
 mod attention;
 mod cast;
 mod cpu;
