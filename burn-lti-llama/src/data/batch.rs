@@ -1,5 +1,7 @@
 //! Packed sequences become batches on a device.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use burn::data::dataloader::batcher::Batcher;
@@ -10,6 +12,7 @@ use burn::tensor::TensorData;
 use burn_lti::decoder::TokenBatch;
 
 use super::PackedSequence;
+use super::mixed::Mixed;
 
 /// Burn's batcher for packed sequences, all of one length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,20 +48,50 @@ impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for TokenBatcher {
 
 /// Batches of `sequences`, in the order of `seed`, another one each time through; in their own order
 /// without a seed.
+///
+/// Each batch has sequences of one length: `batch_size` of the shortest that there is, of a longer one as
+/// many as hold no more tokens, at least one. Of several lengths each has its turn in every round, in an
+/// order by chance that follows from the seed.
 pub fn loader<B: Backend>(
     sequences: Vec<PackedSequence>,
     batch_size: usize,
     seed: Option<u64>,
     device: &B::Device,
 ) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-    // Burn reserves a whole batch, however little there is to fill it.
-    let batch_size = batch_size.clamp(1, sequences.len().max(1));
-    let builder = DataLoaderBuilder::<B, _, _>::new(TokenBatcher)
-        .batch_size(batch_size)
-        .set_device(device.clone());
-    let builder = match seed {
-        Some(seed) => builder.shuffle(seed),
-        None => builder,
-    };
-    builder.build(InMemDataset::new(sequences))
+    loader_of_steps(sequences, batch_size, NonZeroUsize::MIN, seed, device)
+}
+
+/// As [`loader`], for steps of so many micro-batches, which are the batches: a turn of a length is a step.
+/// At the end of a time through the sequences, what is left of each length is no whole step, and a step
+/// may have micro-batches of several.
+pub fn loader_of_steps<B: Backend>(
+    sequences: Vec<PackedSequence>,
+    batch_size: usize,
+    micro_batches: NonZeroUsize,
+    seed: Option<u64>,
+    device: &B::Device,
+) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    let mut lengths = BTreeMap::<usize, Vec<PackedSequence>>::new();
+    for sequence in sequences {
+        lengths.entry(sequence.len()).or_default().push(sequence);
+    }
+    let shortest = lengths.keys().next().copied().unwrap_or(0);
+    let loaders = (0..).zip(lengths).map(|(index, (len, sequences))| {
+        let fitting = batch_size.saturating_mul(shortest) / len.max(1);
+        // Burn reserves a whole batch, however little there is to fill it.
+        let builder = DataLoaderBuilder::<B, _, _>::new(TokenBatcher)
+            .batch_size(fitting.clamp(1, sequences.len()))
+            .set_device(device.clone());
+        // Two lengths in one order would have the same text in neighbouring steps.
+        let builder = match seed {
+            Some(seed) => builder.shuffle(seed.wrapping_add(index)),
+            None => builder,
+        };
+        builder.build(InMemDataset::new(sequences))
+    });
+    Arc::new(Mixed {
+        lengths: loaders.collect(),
+        batches_in_turn: micro_batches,
+        seed: seed.unwrap_or(0),
+    })
 }

@@ -5,13 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::data::dataloader::DataLoader;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::logger::InMemoryMetricLogger;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::calibration::Whitening;
-use burn_lti::decoder::LayeredDecoder;
+use burn_lti::decoder::{LayeredDecoder, TokenBatch};
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
 use burn_lti::parameters::tie;
 use burn_lti::train::{
@@ -23,7 +24,7 @@ use super::hook::{Hook, Setback};
 use super::inputs::RunInputs;
 use super::module::{DistillationModule, ModuleOptimizer, Student};
 use super::schedule::PhaseSchedule;
-use crate::data::loader;
+use crate::data::{loader, loader_of_steps, of_each_length};
 use crate::recipe::{Coordinates, GrowSection, Recipe, TrainSection};
 
 /// A student in training.
@@ -126,12 +127,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .resuming_at(self.taken)
             .without_validation();
         let outcome = strategy.outcome();
-        let batches = loader(
-            inputs.train.clone(),
-            settings.batch_size / micro_batches,
-            Some(self.schedule.seed),
-            device,
-        );
+        let batches = batches::<A, A>(inputs, settings, self.schedule, device);
         let learner = Learner::new(
             self.module,
             self.optimizer,
@@ -165,6 +161,23 @@ pub(super) enum Attempt<A: AutodiffBackend, M: Student<A>> {
     SetBack(Setback),
 }
 
+/// The micro-batches of a phase's steps, in their order.
+fn batches<A: AutodiffBackend, B: Backend<Device = A::Device>>(
+    inputs: &RunInputs<A>,
+    settings: &TrainSection,
+    schedule: PhaseSchedule,
+    device: &A::Device,
+) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    let micro_batches = NonZeroUsize::new(settings.accumulate).unwrap_or(NonZeroUsize::MIN);
+    loader_of_steps(
+        inputs.train.clone(),
+        settings.batch_size / micro_batches,
+        micro_batches,
+        Some(schedule.seed),
+        device,
+    )
+}
+
 /// The rows of the training text that a step learns from, ascending.
 fn rows_of_step<A: AutodiffBackend>(
     inputs: &RunInputs<A>,
@@ -174,12 +187,7 @@ fn rows_of_step<A: AutodiffBackend>(
     device: &A::Device,
 ) -> Vec<usize> {
     let accumulate = settings.accumulate.max(1);
-    let batches = loader::<A::InnerBackend>(
-        inputs.train.clone(),
-        settings.batch_size / accumulate,
-        Some(schedule.seed),
-        device,
-    );
+    let batches = batches::<A, A::InnerBackend>(inputs, settings, schedule, device);
     let mut before = step.saturating_sub(1);
     loop {
         // No step goes from one time through the text into the next.
@@ -212,8 +220,12 @@ pub(super) fn whitening<A: AutodiffBackend>(
     if recipe.coordinates() == Coordinates::Plain {
         return Ok(None);
     }
-    let sequences = TOKENS.div_ceil(recipe.train.seq_len);
-    let text = inputs.train.iter().take(sequences).cloned().collect();
+    let tokens_of_each = TOKENS / recipe.train.seq_len.all().len();
+    let text = of_each_length(&inputs.train).flat_map(|of_one| {
+        let sequences = tokens_of_each.div_ceil(of_one[0].len());
+        of_one.iter().take(sequences).cloned()
+    });
+    let text = text.collect();
     let micro_batch = recipe.train.batch_size / recipe.train.accumulate.max(1);
     let batches = loader(text, micro_batch, None, device);
     Ok(Some(Whitening::of_maps(student, batches.iter())?))

@@ -1,7 +1,8 @@
 //! What each part of a training step costs: operations, bytes that go to memory and back, and the memory
 //! that a step holds at its fullest.
 //!
-//! Everything is counted by formula. With `n` tokens of a step, `t` of a sequence, `d` = `d_model`,
+//! Everything is counted by formula. With `n` tokens of a step, `t` of a sequence (of several lengths the
+//! mean, for memory the longest), `d` = `d_model`,
 //! `m` = `intermediate_size`, `V` = `vocab_size`, `h` query heads, `q` and `k` the widths of query and of
 //! key/value heads, and bytes in elements:
 //!
@@ -31,7 +32,7 @@ use serde::Serialize;
 use super::planner::Planner;
 use super::{Origin, PlannedTensor, StepFlops};
 use crate::config::LlamaConfig;
-use crate::recipe::Trained;
+use crate::recipe::{SeqLens, Trained};
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
@@ -158,7 +159,6 @@ pub(super) struct Costs<'a> {
     tensors: &'a [PlannedTensor],
     flops: &'a StepFlops,
     tokens: f64,
-    seq_len: f64,
     /// Bytes of an element of weights and activations.
     size: f64,
 }
@@ -174,8 +174,7 @@ impl<'a> Costs<'a> {
             planner,
             tensors,
             flops,
-            tokens: train.batch_size.saturating_mul(train.seq_len) as f64,
-            seq_len: train.seq_len as f64,
+            tokens: train.tokens_per_step() as f64,
             size: planner.recipe.teacher.dtype.size() as f64,
         }
     }
@@ -235,7 +234,9 @@ impl<'a> Costs<'a> {
         let width = 2 * (config.query_grid().width() + config.kv_grid().width());
         let elements = self.tokens * (width * config.num_hidden_layers) as f64;
         Cost {
-            flops: config.attention_flops(self.tokens as usize, self.seq_len as usize),
+            flops: self
+                .seq_lens()
+                .mean(|len| config.attention_flops(self.tokens as usize, len)),
             bytes: self.size * elements,
         }
     }
@@ -243,7 +244,7 @@ impl<'a> Costs<'a> {
     fn softmaxes(&self, config: &LlamaConfig) -> Cost {
         let rows = (config.num_hidden_layers * config.num_attention_heads) as f64 * self.tokens;
         Cost {
-            flops: 4.0 * rows * (self.seq_len + 1.0) / 2.0,
+            flops: 4.0 * rows * (self.seq_lens().mean(|len| len as f64) + 1.0) / 2.0,
             bytes: 0.0,
         }
     }
@@ -304,6 +305,10 @@ impl<'a> Costs<'a> {
         }
     }
 
+    const fn seq_lens(&self) -> &SeqLens {
+        &self.planner.recipe.train.seq_len
+    }
+
     fn trained_parameters(&self) -> f64 {
         super::planner::count(self.tensors, |tensor| tensor.trained) as f64
     }
@@ -345,7 +350,7 @@ impl<'a> Costs<'a> {
         let (queries, keys) = (student.query_grid().width(), student.kv_grid().width());
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
-        let scores = student.num_attention_heads as f64 * self.seq_len;
+        let scores = (student.num_attention_heads * self.seq_lens().longest()) as f64;
         let score = match self.size < F32 {
             true => self.size + F32,
             false => self.size,
@@ -425,6 +430,7 @@ mod tests {
             &["lti.train=projections"],
             &["lti.train=all"],
             &["teacher.cache='cache'"],
+            &["train.seq_len=[128, 192, 512]", "train.batch_size=12"],
         ] {
             let plan = plan(overrides);
             let none = ["loss: softmaxes", "attention: softmaxes", "AdamW"];

@@ -12,9 +12,9 @@ use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
 use super::{
-    CalibrationSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate, LossSection,
-    LtiSection, Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained, divergence,
-    schedule,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate,
+    LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens, TrainSection,
+    Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -57,6 +57,13 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         "it multiplies rates that are measured; change train.learning_rate itself, or leave one of them \
          out",
     )?;
+    checks.needs(
+        "teacher.cache",
+        "one train.seq_len",
+        teacher.cache.is_none() || train.seq_len.all().len() == 1,
+        "a cache holds sequences of one length; set train.seq_len to one number, or leave \
+         teacher.cache out",
+    )?;
     if let Some(phase2) = phase2 {
         checks.needs(
             "phase2",
@@ -68,8 +75,13 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         checks.phase2(phase2)?;
     }
     weights.check(path)?;
-    checks.paths("data.train", &data.train)?;
-    checks.paths("data.valid", &data.valid)
+    let DataSection {
+        train,
+        valid,
+        documents: _,
+    } = data;
+    checks.paths("data.train", train)?;
+    checks.paths("data.valid", valid)
 }
 
 /// The checks of the recipe at `path`.
@@ -224,12 +236,7 @@ impl Checks<'_> {
             );
             return Err(self.refused("train.accumulate", rule));
         }
-        self.value(
-            "train.seq_len",
-            seq_len,
-            *seq_len >= 2,
-            "must be at least 2, to predict a token",
-        )?;
+        self.seq_len(seq_len, *batch_size, *accumulate)?;
         self.rate("train.learning_rate", *learning_rate)?;
         if let Some(rate) = rate {
             self.positive("train.rate", *rate)?;
@@ -270,6 +277,45 @@ impl Checks<'_> {
             self.count("train.patience", *evaluations)?;
         }
         Ok(())
+    }
+
+    /// Of each length, a whole number of sequences makes a micro-batch.
+    fn seq_len(
+        &self,
+        seq_len: &SeqLens,
+        batch_size: usize,
+        accumulate: usize,
+    ) -> Result<(), RecipeError> {
+        let key = "train.seq_len";
+        let lens = seq_len.all();
+        let is_ascending = !lens.is_empty() && lens.windows(2).all(|pair| pair[0] < pair[1]);
+        let rule = "must name at least one length, the shortest first and none twice";
+        self.value(key, &lens, is_ascending, rule)?;
+        let shortest = seq_len.shortest();
+        let rule = "must be at least 2, to predict a token";
+        self.value(key, &shortest, shortest >= 2, rule)?;
+        let sequences = batch_size / accumulate;
+        let tokens = sequences.saturating_mul(shortest);
+        match lens.iter().find(|len| !tokens.is_multiple_of(**len)) {
+            None => Ok(()),
+            Some(len) => {
+                let fits = lens.iter().fold(1, |all: usize, len| {
+                    let fits = len / gcd(*len, shortest);
+                    (all / gcd(all, fits)).saturating_mul(fits)
+                });
+                let fits = fits.saturating_mul(accumulate);
+                let of_what = match accumulate {
+                    1 => "step",
+                    _ => "micro-batch",
+                };
+                let rule = format!(
+                    "is {lens:?}, but the {sequences} x {shortest} tokens of a {of_what} make no whole \
+                     number of sequences of {len}, and every length has as many tokens: set \
+                     train.batch_size to a multiple of {fits}, or choose other lengths"
+                );
+                Err(self.refused(key, rule))
+            }
+        }
     }
 
     fn phase2(&self, phase2: &Phase2Section) -> Result<(), RecipeError> {
@@ -401,6 +447,14 @@ fn is_not_negative(value: f64) -> bool {
 /// Whether the first and the last value pass. Those between lie between them.
 fn both_ends(schedule: &Schedule, passes: fn(f64) -> bool) -> bool {
     passes(schedule.start()) && schedule.to().is_none_or(|(_, end)| passes(end))
+}
+
+/// The greatest common divisor.
+const fn gcd(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
 }
 
 fn has_repeated<T: PartialEq>(items: &[T]) -> bool {

@@ -13,6 +13,7 @@ mod overrides;
 mod rate;
 pub(crate) mod schedule;
 mod sections;
+mod seq_lens;
 pub(crate) mod suggest;
 mod weights;
 
@@ -33,6 +34,7 @@ pub use sections::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
     Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
 };
+pub use seq_lens::SeqLens;
 pub use weights::WeightsSection;
 
 /// A recipe, checked as far as it can be without the teacher.

@@ -9,6 +9,7 @@ use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, MapKind, Start};
 
 use super::*;
+use crate::data::Documents;
 
 /// The least that a recipe can say.
 const LEAST: &str = r#"
@@ -86,6 +87,7 @@ const FULL: &str = r#"
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
+        documents = "joined"
     "#;
 
 /// A map that grows.
@@ -170,7 +172,7 @@ fn fills_in_the_defaults() {
             steps: 200,
             batch_size: 16,
             accumulate: 1,
-            seq_len: 128,
+            seq_len: SeqLens::new([128]),
             learning_rate: LearningRate::Auto,
             rate: None,
             warmup_fraction: 0.1,
@@ -193,6 +195,7 @@ fn fills_in_the_defaults() {
     assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
     assert_eq!(recipe.weights, WeightsSection::default());
     let calibration = recipe.calibration;
+    assert_eq!(recipe.data.documents, Documents::Apart);
     assert_eq!(calibration.text, None);
     assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
     assert_eq!(calibration.feed_forward, FeedForward::Keep);
@@ -297,6 +300,7 @@ fn reads_every_key() {
     assert_eq!((accumulate, checkpoint_every), (4, Some(50)));
     assert_eq!((keep_checkpoints, patience), (3, Some(4)));
     assert!(tensorboard);
+    assert_eq!(recipe.data.documents, Documents::Joined);
     assert_eq!(
         recipe.weights,
         WeightsSection {
@@ -339,8 +343,13 @@ fn resolves_paths_against_the_folder_of_the_file() {
 
 #[test]
 fn reads_what_it_writes() {
-    for text in [LEAST, FULL, TWO_PHASES] {
-        let recipe = parse(text, &[]).unwrap();
+    for (text, overrides) in [
+        (LEAST, &[][..]),
+        (LEAST, &["train.seq_len=[128, 512]"]),
+        (FULL, &[]),
+        (TWO_PHASES, &[]),
+    ] {
+        let recipe = parse(text, overrides).unwrap();
         assert_eq!(parse(&recipe.to_toml().unwrap(), &[]).unwrap(), recipe);
     }
 }
@@ -485,6 +494,7 @@ fn names_unknown_values() {
             None,
         ),
         ("phase2.train=maps", "phase2.train", None),
+        ("data.documents=join", "data.documents", Some("joined")),
     ] {
         let text = refused(setting).to_string();
         assert!(text.contains(&format!(": `{key}` cannot be \"")), "{text}");
@@ -571,6 +581,9 @@ fn names_values_of_the_wrong_type() {
     for (setting, expected) in [
         ("train.steps=many", "train.steps"),
         ("train.steps=-1", "train.steps"),
+        ("train.seq_len=-1", "train.seq_len"),
+        ("train.seq_len=long", "train.seq_len"),
+        ("train.seq_len=[128, 'long']", "train.seq_len"),
         ("train.betas=[0.9]", "train.betas"),
         ("lti.layers=3", "lti.layers"),
         ("data.train=train.txt", "data.train"),
@@ -683,6 +696,36 @@ fn refuses_what_another_key_rules_out() {
 }
 
 #[test]
+fn refuses_lengths_whose_steps_would_differ() {
+    for (settings, part) in [
+        (
+            &["train.seq_len=[128, 512]", "train.batch_size=6"][..],
+            "`train.seq_len` is [128, 512], but the 6 x 128 tokens of a step make no whole number of \
+             sequences of 512, and every length has as many tokens: set train.batch_size to a multiple of 4",
+        ),
+        (
+            &["train.seq_len=[128, 512]", "train.accumulate=8"],
+            "the 2 x 128 tokens of a micro-batch make no whole number of sequences of 512, and every \
+             length has as many tokens: set train.batch_size to a multiple of 32",
+        ),
+        (
+            &["train.seq_len=[128, 192, 320]"],
+            "set train.batch_size to a multiple of 15",
+        ),
+        (
+            &["train.seq_len=[128, 512]", "teacher.cache='top-k'"],
+            "`teacher.cache` needs one train.seq_len: ",
+        ),
+    ] {
+        let error = parse(LEAST, settings).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let settings = ["train.seq_len=[128, 192, 320]", "train.batch_size=15"];
+    let train = parse(LEAST, &settings).unwrap().train;
+    assert_eq!(train.tokens_per_step(), 15 * 128);
+}
+
+#[test]
 fn checks_patterns() {
     assert!(matches!(
         refused("weights.freeze=['a', '(']"),
@@ -720,6 +763,10 @@ fn checks_every_range() {
         "train.batch_size=0",
         "train.accumulate=0",
         "train.seq_len=1",
+        "train.seq_len=[]",
+        "train.seq_len=[1, 128]",
+        "train.seq_len=[128, 128]",
+        "train.seq_len=[512, 128]",
         "train.learning_rate=0",
         "train.rate=0",
         "train.rate=inf",

@@ -103,7 +103,10 @@ fn text_that_is_too_little_is_refused_before_anything_is_exported() {
 #[test]
 fn a_recipe_that_says_nothing_of_maps_is_calibrated() {
     let workshop = Workshop::new();
-    let recipe = RECIPE.replace("[lti]\nstart = \"grouped\"\nmap = \"factored\"\ntrain = \"maps\"\n", "");
+    let recipe = RECIPE.replace(
+        "[lti]\nstart = \"grouped\"\nmap = \"factored\"\ntrain = \"maps\"\n",
+        "",
+    );
     assert!(!recipe.contains("lti"));
     fs::write(workshop.path("silent.toml"), recipe).unwrap();
     let plan = workshop.succeed(&["plan", "silent.toml"]);
