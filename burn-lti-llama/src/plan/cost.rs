@@ -290,7 +290,7 @@ impl<'a> Costs<'a> {
     /// Making kernels out of maps, and the gradients of the maps.
     fn contraction(&self) -> Cost {
         let accumulate = self.planner.recipe.train.accumulate as f64;
-        let elements: f64 = self.maps().map(|map| map.transfers()).sum();
+        let elements = sum(self.maps().map(|map| map.transfers()));
         Cost {
             flops: self.flops.kernel_contraction,
             bytes: accumulate * self.size * elements,
@@ -359,7 +359,7 @@ impl<'a> Costs<'a> {
         StepMemory {
             weights: self.size * (teacher.num_parameters() + own) as f64,
             optimizer: F32 * (4.0 * trained - own as f64),
-            kernels: self.size * self.maps().map(|map| map.kernel + map.between).sum::<f64>(),
+            kernels: self.size * sum(self.maps().map(|map| map.kernel + map.between)),
             activations: micro_batch
                 * student.num_hidden_layers as f64
                 * (self.size * token as f64 + score * scores),
@@ -406,6 +406,11 @@ impl MapElements {
         let gradient_reads = if *between > 0.0 { 2.0 } else { 1.0 };
         2.0 * teacher + 5.0 * between + (1.0 + gradient_reads) * kernel + 3.0 * map
     }
+}
+
+/// From zero on: `Iterator::sum` makes -0 of nothing.
+fn sum(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.fold(0.0, |sum, number| sum + number)
 }
 
 #[cfg(test)]
