@@ -281,15 +281,16 @@ const RECIPES: [(&str, &str); 10] = [
     ),
 ];
 
-/// A recipe, written to a file and read from there: grouped and factored, unless `rest` says otherwise.
+/// A recipe, written to a file and read from there: grouped factored maps that train, unless `rest` says otherwise.
 pub(crate) fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
     let or = |key: &str, value: &str| match rest.contains(key) {
         true => String::new(),
         false => format!("{key} = '{value}'\n"),
     };
     let (start, map) = (or("lti.start", "grouped"), or("lti.map", "factored"));
+    let train = or("lti.train", "maps");
     let text = format!(
-        "{start}{map}{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
+        "{start}{map}{train}{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
          train = {{ steps = 6, batch_size = 2, seq_len = 8, learning_rate = 1e-2 }}\n\
          data = {{ train = ['train.txt'], valid = ['valid.txt'] }}\n"
     );
@@ -343,7 +344,7 @@ fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
             &device,
         );
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
-        let parameters = match recipe.lti.train {
+        let parameters = match recipe.trained() {
             Trained::Maps => {
                 let student = learning_student::<A>(&plan, &tensors, &device);
                 parameters(&student.expect("a student"))
