@@ -168,7 +168,7 @@ fn recipe(teacher: &Path, shape: &Shape) -> Result<Recipe> {
     let text = format!(
         "teacher.path = 'teacher'\n\
          student = {{ heads = {heads}, kv_heads = {kv_heads} }}\n\
-         lti = {{ map = '{map}', start = 'grouped' }}\n\
+         lti = {{ map = '{map}', start = 'grouped', train = 'maps' }}\n\
          train = {{ steps = 1, batch_size = {batch_size}, seq_len = {seq_len} }}\n\
          data = {{ train = ['made-up'], valid = ['made-up'] }}"
     );

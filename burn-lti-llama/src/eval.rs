@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
+use burn::tensor::TensorData;
 use burn_lti::decoder::{CausalLm, TokenBatch};
-use burn_lti::loss::{DistillationLoss, LossSums};
+use burn_lti::loss::{DistillationLoss, LossInput, LossSums};
 use burn_lti::train::Teacher;
 use serde::{Deserialize, Serialize};
 
@@ -70,4 +71,121 @@ pub fn evaluate<B: Backend>(
         done(progress.items_processed, progress.items_total);
     }
     sums.into()
+}
+
+/// An evaluation of the tokens at some positions of their documents.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PositionEvaluation {
+    /// The first position, from 0.
+    pub first: usize,
+    /// The last one.
+    pub last: usize,
+    /// What was found there.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// An evaluation, and the same by ranges of position: 0 to 31, 32 to 63, 64 to 127 and so on, twice as
+/// many each time. A token's position is that in its document, as far as its sequence has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ByPosition {
+    /// Of all tokens: what the ranges add up to.
+    #[serde(flatten)]
+    pub all: Evaluation,
+    /// Of each range that a sequence is long enough for.
+    pub by_position: Vec<PositionEvaluation>,
+}
+
+/// Positions in the first range.
+const FIRST_RANGE: usize = 32;
+
+/// As [`evaluate`], by ranges of position too.
+pub fn evaluate_by_position<B: Backend>(
+    student: &impl CausalLm<B>,
+    teacher: &impl Teacher<B>,
+    batches: &Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    mut done: impl FnMut(usize, usize),
+) -> ByPosition {
+    let mut ranges: Vec<LossSums> = Vec::new();
+    let mut longest = 0;
+    let mut batches = batches.iter();
+    while let Some(batch) = batches.next() {
+        let [_, tokens] = batch.tokens.dims();
+        longest = longest.max(tokens);
+        let needed = range_of(longest.saturating_sub(1)) + 1;
+        ranges.resize(ranges.len().max(needed), LossSums::default());
+        let targets = teacher.teach(&batch, &[]);
+        let hidden = student.hidden_states(&batch);
+        let input = LossInput::new(hidden, student.head(), targets.tokens, &batch);
+        for (range, tokens) in tokens_in_ranges(&batch).into_iter().enumerate() {
+            if !tokens.is_empty() {
+                let count = tokens.len();
+                let tokens = TensorData::new(tokens, [count]);
+                let of_range = input.select(Tensor::from_data(tokens, &batch.tokens.device()));
+                ranges[range] += DistillationLoss::KL.evaluate(of_range).read();
+            }
+        }
+        let progress = batches.progress();
+        done(progress.items_processed, progress.items_total);
+    }
+    let mut all = LossSums::default();
+    let mut by_position = Vec::new();
+    for (range, sums) in ranges.into_iter().enumerate() {
+        all += sums;
+        by_position.push(PositionEvaluation {
+            first: first_of(range),
+            last: first_of(range + 1).min(longest) - 1,
+            evaluation: sums.into(),
+        });
+    }
+    ByPosition {
+        all: all.into(),
+        by_position,
+    }
+}
+
+/// For each range the numbers of the batch's tokens in it that have a target.
+fn tokens_in_ranges<B: Backend>(batch: &TokenBatch<B>) -> Vec<Vec<i32>> {
+    let (positions, mask) = (batch.positions.to_data(), batch.mask.to_data());
+    let mut ranges = Vec::new();
+    let tokens = positions.iter::<i64>().zip(mask.iter::<f32>());
+    for (token, (position, counts)) in (0..).zip(tokens) {
+        let range = range_of(position as usize);
+        if counts > 0.0 {
+            ranges.resize(ranges.len().max(range + 1), Vec::new());
+            ranges[range].push(token);
+        }
+    }
+    ranges
+}
+
+/// The range that a position is in.
+const fn range_of(position: usize) -> usize {
+    match position / FIRST_RANGE {
+        0 => 0,
+        doublings => 1 + doublings.ilog2() as usize,
+    }
+}
+
+/// The first position of a range.
+const fn first_of(range: usize) -> usize {
+    match range {
+        0 => 0,
+        _ => FIRST_RANGE << (range - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_range_is_as_long_as_all_before() {
+        let firsts = [0, 1, 2, 3, 4, 5].map(first_of);
+        assert_eq!(firsts, [0, 32, 64, 128, 256, 512]);
+        for position in 0..2000 {
+            let range = range_of(position);
+            assert!(first_of(range) <= position && position < first_of(range + 1));
+        }
+    }
 }

@@ -276,7 +276,7 @@ impl CompareJob {
     }
 
     fn tokens_per_step(&self) -> usize {
-        self.recipe.train.batch_size * self.recipe.train.seq_len
+        self.recipe.train.tokens_per_step()
     }
 
     fn tell(&self, event: Event<'_>) {

@@ -16,8 +16,9 @@ use crate::distill::{LoggedEvaluation, Summary};
 pub struct Comparison {
     /// The seeds, with each of which a run was carried out from each start.
     pub seeds: Vec<u64>,
-    /// `train.batch_size * train.seq_len`: what a step counts in tokens seen. It is what a step asks for;
-    /// padding counts, and so does what is missing from a shorter batch at the end of the text.
+    /// `train.batch_size * train.seq_len`, of the shortest length: what a step counts in tokens seen. It is
+    /// what a step asks for; padding counts, and so does what is missing from a shorter batch at the end
+    /// of the text.
     pub tokens_per_step: usize,
     /// One report a start, in the order asked for.
     pub starts: Vec<StartReport>,

@@ -1,6 +1,8 @@
 //! Packed sequences become batches on a device.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use burn::data::dataloader::batcher::Batcher;
@@ -8,10 +10,10 @@ use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::InMemDataset;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use burn_flex::{Flex, FlexDevice};
 use burn_lti::decoder::TokenBatch;
 
 use super::PackedSequence;
+use super::mixed::Mixed;
 
 /// Burn's batcher for packed sequences, all of one length.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,59 +49,75 @@ impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for TokenBatcher {
 
 /// Batches of `sequences`, in the order of `seed`, another one each time through; in their own order
 /// without a seed.
+///
+/// Each batch has sequences of one length: `batch_size` of the shortest that there is, of a longer one as
+/// many as hold no more tokens, at least one. Of several lengths each has its turn in every round, in an
+/// order by chance that follows from the seed.
 pub fn loader<B: Backend>(
     sequences: Vec<PackedSequence>,
     batch_size: usize,
     seed: Option<u64>,
     device: &B::Device,
 ) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-    loader_by(TokenBatcher, sequences, batch_size, seed, device)
+    loader_of_steps(sequences, batch_size, NonZeroUsize::MIN, seed, device)
 }
 
-/// The same by another batcher, of anything.
-pub(crate) fn loader_by<B: Backend, I, O>(
-    batcher: impl Batcher<B, I, O> + 'static,
-    items: Vec<I>,
+/// As [`loader`], for steps of so many micro-batches, which are the batches: a turn of a length is a step.
+/// At the end of a time through the sequences, what is left of each length is no whole step, and a step
+/// may have micro-batches of several.
+pub fn loader_of_steps<B: Backend>(
+    sequences: Vec<PackedSequence>,
     batch_size: usize,
+    micro_batches: NonZeroUsize,
     seed: Option<u64>,
+    device: &B::Device,
+) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+    let cut = (batch_size, micro_batches, seed);
+    loader_by(TokenBatcher, sequences, cut, device)
+}
+
+/// The same batches by another batcher. `cut` is their size, how many are a step, and the seed.
+pub(crate) fn loader_by<B: Backend, O>(
+    batcher: impl Batcher<B, PackedSequence, O> + Clone + 'static,
+    sequences: Vec<PackedSequence>,
+    cut: (usize, NonZeroUsize, Option<u64>),
     device: &B::Device,
 ) -> Arc<dyn DataLoader<B, O>>
 where
-    I: Send + Sync + Clone + Debug + 'static,
     O: Send + Clone + Debug + 'static,
 {
-    // Burn reserves a whole batch, however little there is to fill it.
-    let batch_size = batch_size.clamp(1, items.len().max(1));
-    let builder = DataLoaderBuilder::<B, _, _>::new(batcher)
-        .batch_size(batch_size)
-        .set_device(device.clone());
-    let builder = match seed {
-        Some(seed) => builder.shuffle(seed),
-        None => builder,
-    };
-    builder.build(InMemDataset::new(items))
+    let (batch_size, micro_batches, seed) = cut;
+    let mut lengths = BTreeMap::<usize, Vec<PackedSequence>>::new();
+    for sequence in sequences {
+        lengths.entry(sequence.len()).or_default().push(sequence);
+    }
+    let shortest = lengths.keys().next().copied().unwrap_or(0);
+    let loaders = (0..).zip(lengths).map(|(index, (len, sequences))| {
+        let fitting = batch_size.saturating_mul(shortest) / len.max(1);
+        // Burn reserves a whole batch, however little there is to fill it.
+        let builder = DataLoaderBuilder::<B, _, _>::new(batcher.clone())
+            .batch_size(fitting.clamp(1, sequences.len()))
+            .set_device(device.clone());
+        // Two lengths in one order would have the same text in neighbouring steps.
+        let builder = match seed {
+            Some(seed) => builder.shuffle(seed.wrapping_add(index)),
+            None => builder,
+        };
+        builder.build(InMemDataset::new(sequences))
+    });
+    Arc::new(Mixed {
+        lengths: loaders.collect(),
+        batches_in_turn: micro_batches,
+        seed: seed.unwrap_or(0),
+    })
 }
 
-/// The rows of [`loader`]'s batches of so many sequences, without any text.
-pub(crate) fn row_loader(
-    sequences: usize,
-    batch_size: usize,
-    seed: u64,
-) -> Arc<dyn DataLoader<Flex, Vec<usize>>> {
-    let rows = (0..sequences).collect();
-    loader_by(
-        RowBatcher,
-        rows,
-        batch_size,
-        Some(seed),
-        &Default::default(),
-    )
-}
+/// Which sequences a batch has, without any text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowBatcher;
 
-struct RowBatcher;
-
-impl Batcher<Flex, usize, Vec<usize>> for RowBatcher {
-    fn batch(&self, rows: Vec<usize>, _: &FlexDevice) -> Vec<usize> {
-        rows
+impl<B: Backend> Batcher<B, PackedSequence, Vec<usize>> for RowBatcher {
+    fn batch(&self, sequences: Vec<PackedSequence>, _: &B::Device) -> Vec<usize> {
+        sequences.iter().map(|sequence| sequence.row).collect()
     }
 }

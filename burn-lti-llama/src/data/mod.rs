@@ -2,17 +2,18 @@
 
 mod batch;
 mod documents;
+mod mixed;
 mod pack;
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-pub use batch::{TokenBatcher, loader};
-pub(crate) use batch::{loader_by, row_loader};
+pub(crate) use batch::{RowBatcher, loader_by};
+pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
 pub use documents::read_documents;
-pub use pack::{PackedSequence, pack};
+pub use pack::{Documents, PackedSequence, of_each_length, pack, pack_each};
 
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -67,22 +68,23 @@ pub enum DataError {
     },
 }
 
-/// Reads text files, in the order given, tokenises their documents and packs them into sequences
-/// of `seq_len` tokens.
+/// Reads text files, in the order given, tokenises their documents and packs them into sequences of so
+/// many tokens: the whole text for each of `seq_lens`, one after another.
 ///
 /// # Errors
 ///
 /// Those of [`read_documents`], and
 ///
-/// - [`DataError::SequenceLength`]: `seq_len` is 0.
+/// - [`DataError::SequenceLength`]: a length is 0.
 /// - [`DataError::Tokenize`]: the tokenizer failed on a file's text.
 /// - [`DataError::NoTargets`]: no file, or only documents of one token.
 pub fn load_sequences(
     paths: &[PathBuf],
     tokenizer: &Tokenizer,
-    seq_len: usize,
+    seq_lens: &[usize],
+    layout: Documents,
 ) -> Result<Vec<PackedSequence>, DataError> {
-    if seq_len == 0 {
+    if seq_lens.contains(&0) {
         return Err(DataError::SequenceLength);
     }
     let mut documents = Vec::new();
@@ -93,7 +95,7 @@ pub fn load_sequences(
             source,
         })?);
     }
-    let sequences = pack(documents, seq_len);
+    let sequences = pack_each(documents, seq_lens, layout);
     if sequences.iter().all(|sequence| sequence.num_targets() == 0) {
         return Err(DataError::NoTargets {
             files: paths.to_vec(),
@@ -122,30 +124,41 @@ mod tests {
         (folder, paths)
     }
 
+    fn load(paths: &[PathBuf], seq_len: usize) -> Result<Vec<PackedSequence>, DataError> {
+        load_sequences(paths, &fixture::tokenizer(), &[seq_len], Documents::Apart)
+    }
+
     #[test]
     fn files_become_sequences_in_order() {
         let (_folder, paths) = texts(&["the cat\n", "cat\n"]);
-        let sequences = load_sequences(&paths, &fixture::tokenizer(), 5).unwrap();
+        let load = |layout| load_sequences(&paths, &fixture::tokenizer(), &[5], layout).unwrap();
+        let sequences = load(Documents::Apart);
         assert_eq!(sequences[0].tokens, [BOS, THE, CAT, EOS, BOS]);
         assert_eq!(sequences[1].tokens, [CAT, EOS, 0, 0, 0]);
+        assert_eq!(sequences[0].targets, [THE, CAT, EOS, 0, CAT]);
+        assert_eq!(
+            load(Documents::Joined)[0].targets,
+            [THE, CAT, EOS, BOS, CAT]
+        );
     }
 
     #[test]
     fn sequences_of_no_tokens_are_refused() {
-        let error = load_sequences(&[], &fixture::tokenizer(), 0).unwrap_err();
+        let error = load(&[], 0).unwrap_err();
         assert!(matches!(error, DataError::SequenceLength));
     }
 
     #[test]
     fn nothing_to_learn_from_is_an_error() {
-        let error = load_sequences(&[], &fixture::tokenizer(), 4).unwrap_err();
+        let error = load(&[], 4).unwrap_err();
         assert!(matches!(error, DataError::NoTargets { .. }));
     }
 
     #[test]
     fn a_tokenizer_that_fails_names_the_file() {
         let (_folder, paths) = texts(&["the dog"]);
-        let error = load_sequences(&paths, &fixture::without_unknown_token(), 4).unwrap_err();
+        let tokenizer = fixture::without_unknown_token();
+        let error = load_sequences(&paths, &tokenizer, &[4], Documents::Apart).unwrap_err();
         assert!(matches!(&error, DataError::Tokenize { file, .. } if *file == paths[0]));
     }
 }

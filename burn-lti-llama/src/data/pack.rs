@@ -1,11 +1,47 @@
-//! Tokenised documents, laid end to end and cut into windows of one length.
+//! Tokenised documents, laid end to end and cut into windows of one length, or of several.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How documents lie side by side in a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Documents {
+    /// Each is a segment of its own: its positions begin at 0, and attention sees nothing of the others.
+    /// So no position is beyond the longest document.
+    #[default]
+    Apart,
+    /// End to end as one document: positions run on through the window, attention sees all of it, and
+    /// the first token of a document is what follows the last of the one before.
+    Joined,
+}
+
+impl Documents {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Apart, Self::Joined];
+
+    /// Its name in a recipe.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Apart => "apart",
+            Self::Joined => "joined",
+        }
+    }
+}
+
+impl fmt::Display for Documents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// One window of packed documents, every field of length `seq_len`.
 ///
 /// Attention may look from a token to an earlier one only where their `segments` are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedSequence {
-    /// Number of this window in its data, from 0.
+    /// Number of this window in its data, from 0; counted through where there are several lengths.
     pub row: usize,
     /// Input tokens; 0 in the padding.
     pub tokens: Vec<u32>,
@@ -101,6 +137,37 @@ pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Ve
     windows
 }
 
+/// The whole of `documents` as [`pack`] cuts it, once for each of `seq_lens`, one length after another.
+/// So every document has the same share in each length.
+///
+/// # Panics
+///
+/// If a length is 0.
+pub fn pack_each(
+    documents: Vec<Vec<u32>>,
+    seq_lens: &[usize],
+    layout: Documents,
+) -> Vec<PackedSequence> {
+    let documents = match layout {
+        Documents::Apart => documents,
+        Documents::Joined => vec![documents.concat()],
+    };
+    let mut windows = Vec::new();
+    for seq_len in seq_lens {
+        windows.extend(pack(documents.iter().cloned(), *seq_len));
+    }
+    for (row, window) in windows.iter_mut().enumerate() {
+        window.row = row;
+    }
+    windows
+}
+
+/// The windows of each length, of windows that lie one length after another, as [`pack_each`] leaves
+/// them.
+pub fn of_each_length(windows: &[PackedSequence]) -> impl Iterator<Item = &[PackedSequence]> {
+    windows.chunk_by(|a, b| a.len() == b.len())
+}
+
 #[cfg(test)]
 mod tests {
     use rand::rngs::StdRng;
@@ -166,6 +233,46 @@ mod tests {
             let seq_len = rng.random_range(1..16);
             check(&documents, seq_len, &pack(documents.clone(), seq_len));
         }
+    }
+
+    #[test]
+    fn the_whole_text_is_there_in_each_length() {
+        for_random_packings(|documents, seq_len, windows| {
+            let lens = [seq_len, 3 * seq_len];
+            let both = pack_each(documents.to_vec(), &lens, Documents::Apart);
+            assert!(both.iter().enumerate().all(|(row, w)| w.row == row));
+            let lengths: Vec<_> = of_each_length(&both).collect();
+            let Some((short, long)) = lengths.first().zip(lengths.last()) else {
+                return assert!(windows.is_empty());
+            };
+            assert_eq!(*short, windows);
+            let tokens = |windows: &[PackedSequence]| -> Vec<u32> {
+                let all = windows.iter().flat_map(|w| w.tokens.clone().into_iter());
+                all.filter(|token| *token != 0).collect()
+            };
+            assert_eq!(tokens(short), tokens(long));
+            // As many batches of as many tokens, whatever they are.
+            assert_eq!(short.len().div_ceil(3), long.len());
+        });
+    }
+
+    #[test]
+    fn joined_documents_are_one() {
+        let windows = pack_each(
+            vec![vec![10, 11], vec![20, 21, 22]],
+            &[4],
+            Documents::Joined,
+        );
+        let first = PackedSequence {
+            row: 0,
+            tokens: vec![10, 11, 20, 21],
+            targets: vec![11, 20, 21, 22],
+            positions: vec![0, 1, 2, 3],
+            segments: vec![1; 4],
+            mask: vec![true; 4],
+        };
+        assert_eq!(windows[0], first);
+        assert_eq!((windows[1].num_targets(), windows[1].positions[0]), (0, 0));
     }
 
     #[test]

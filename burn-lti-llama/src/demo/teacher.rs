@@ -14,7 +14,7 @@ use super::DemoError;
 use super::grammar::StoryGrammar;
 use super::vocabulary;
 use crate::config::LlamaConfig;
-use crate::data::{load_sequences, loader};
+use crate::data::{Documents, load_sequences, loader};
 use crate::distill::{Event, Listener};
 use crate::hf::{self, WeightType};
 use crate::model::PlainLlama;
@@ -37,7 +37,8 @@ pub(super) fn train<A: AutodiffBackend>(
     vocabulary::save(&words, SEQ_LEN, teacher_dir)?;
     let config = config(words.get_vocab_size(true));
     let tokenizer = Tokenizer::from_dir(teacher_dir, config.bos_token_id, &config.eos_token_ids)?;
-    let sequences = load_sequences(&[dir.join("train.txt")], &tokenizer, SEQ_LEN)?;
+    let texts = [dir.join("train.txt")];
+    let sequences = load_sequences(&texts, &tokenizer, &[SEQ_LEN], Documents::Apart)?;
 
     A::seed(device, seed);
     let mut model = PlainLlama::<A>::init(&config, device);

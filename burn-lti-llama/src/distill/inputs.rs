@@ -34,8 +34,8 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
 }
 
-/// The most sequences of the held-out text that are watched: the KL of one text under two students
-/// differs by much less than that of two texts.
+/// The most sequences of the held-out text that are watched, of the shortest length: the KL of one text
+/// under two students differs by much less than that of two texts.
 const WATCHED: usize = 32;
 
 impl<A: AutodiffBackend> RunInputs<A> {
@@ -46,10 +46,13 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let plan = Plan::new(recipe, &config)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         tokenizer.check_vocab(config.vocab_size)?;
-        let load = |paths| data::load_sequences(paths, &tokenizer, recipe.train.seq_len);
-        let train = load(&recipe.data.train)?;
-        let mut valid = load(&recipe.data.valid)?;
-        valid.truncate(recipe.train.eval_sequences);
+        let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
+        let load = |paths, lens| data::load_sequences(paths, &tokenizer, lens, layout);
+        let train = load(&recipe.data.train, seq_len.all())?;
+        // At the longest, a student is measured at all positions that it was trained at.
+        let longest = seq_len.longest();
+        let mut valid = load(&recipe.data.valid, &[longest])?;
+        valid.truncate(seq_len.sequences_of(longest, recipe.train.eval_sequences));
         let cache = recipe
             .teacher
             .cache
@@ -63,8 +66,10 @@ impl<A: AutodiffBackend> RunInputs<A> {
             Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
             None => TrainingTeacher::Live(teacher.clone()),
         };
-        let watched = valid.iter().take(WATCHED).cloned().collect();
-        let held_out = |sequences| data::loader(sequences, recipe.train.batch_size, None, device);
+        let watched = seq_len.sequences_of(longest, WATCHED);
+        let watched = valid.iter().take(watched).cloned().collect();
+        let batch_size = seq_len.sequences_of(longest, recipe.train.batch_size);
+        let held_out = |sequences| data::loader(sequences, batch_size, None, device);
         Ok(Self {
             plan,
             tensors,

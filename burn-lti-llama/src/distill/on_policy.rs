@@ -20,7 +20,8 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::inputs::RunInputs;
-use super::step_rows::StepRows;
+use super::schedule::PhaseSchedule;
+use super::step_rows::{StepRows, cut};
 use crate::data::{PackedSequence, TokenBatcher, loader_by};
 use crate::model::{Generation, GenerationError, NewText, PackedLlama, Sampling, Texts};
 use crate::recipe::{DataSection, Recipe, TrainSection};
@@ -32,11 +33,10 @@ const ROOMS: usize = 128;
 /// Writes for the steps of a phase.
 pub(super) struct OnPolicy {
     share: f64,
-    /// Tokens of a sequence that are kept.
-    prompt: usize,
+    /// Tokens of a sequence that are kept; half of it where none are said.
+    prompt: Option<usize>,
     every: usize,
-    steps: usize,
-    seed: u64,
+    schedule: PhaseSchedule,
     sampling: Sampling,
     sequences: Arc<[PackedSequence]>,
     tokenizer: Arc<Tokenizer>,
@@ -64,16 +64,16 @@ struct WrittenText {
 }
 
 impl OnPolicy {
-    /// For a phase of so many steps, in the order of `seed`. `None` where the recipe asks for none.
+    /// For a phase. `None` where the recipe asks for none.
     pub(super) fn new<A: AutodiffBackend>(
         recipe: &Recipe,
         inputs: &RunInputs<A>,
-        steps: usize,
-        seed: u64,
+        schedule: PhaseSchedule,
     ) -> Result<Option<Self>, GenerationError> {
         let DataSection {
             on_policy: share,
             on_policy_temperature,
+            on_policy_prompt,
             on_policy_every: every,
             ..
         } = recipe.data;
@@ -82,14 +82,13 @@ impl OnPolicy {
         }
         Ok(Some(Self {
             share,
-            prompt: recipe.on_policy_prompt(),
+            prompt: on_policy_prompt,
             every,
-            steps,
-            seed,
-            sampling: Sampling::random(on_policy_temperature, 1.0, seed)?,
+            schedule,
+            sampling: Sampling::random(on_policy_temperature, 1.0, schedule.seed)?,
             sequences: inputs.train.clone(),
             tokenizer: inputs.tokenizer.clone(),
-            order: StepRows::new(inputs.train.len(), &recipe.train, seed),
+            order: StepRows::new(&inputs.train, &recipe.train, schedule),
             written: Arc::default(),
         }))
     }
@@ -119,10 +118,10 @@ impl OnPolicy {
         taken: usize,
         student: impl FnOnce() -> PackedLlama<B>,
     ) -> Result<(), GenerationError> {
-        if self.written().until > taken || taken >= self.steps {
+        if self.written().until > taken || taken >= self.schedule.steps {
             return Ok(());
         }
-        let until = ((taken / self.every + 1) * self.every).min(self.steps);
+        let until = ((taken / self.every + 1) * self.every).min(self.schedule.steps);
         let beginnings: Vec<Beginning> = (taken + 1..=until)
             .flat_map(|step| self.beginnings(step))
             .collect();
@@ -151,24 +150,22 @@ impl OnPolicy {
         train: &TrainSection,
         device: &B::Device,
     ) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-        let accumulate = train.accumulate.max(1);
-        let batch_size = train.batch_size / accumulate;
-        let sequences = self.sequences.to_vec();
-        let batches = sequences.len().div_ceil(batch_size.max(1));
+        let cut = cut(train, self.schedule);
         let batcher = OnPolicyBatcher {
             written: self.written.clone(),
-            batches,
-            accumulate,
-            read: AtomicUsize::new(0),
+            batches: self.order.batches(),
+            accumulate: cut.1.get(),
+            read: Arc::default(),
         };
-        loader_by(batcher, sequences, batch_size, Some(self.seed), device)
+        loader_by(batcher, self.sequences.to_vec(), cut, device)
     }
 
     /// The sequences of a step that the student goes on with: as many as their share, and one more by chance
     /// where that is no whole number.
     fn beginnings(&mut self, step: usize) -> Vec<Beginning> {
-        let mut rng =
-            StdRng::seed_from_u64(self.seed ^ (step as u64).wrapping_mul(0xD1B5_4A32_D192_ED03));
+        let mut rng = StdRng::seed_from_u64(
+            self.schedule.seed ^ (step as u64).wrapping_mul(0xD1B5_4A32_D192_ED03),
+        );
         let mut rows = self.order.of(step);
         let count = (self.share * rows.len() as f64 + rng.random::<f64>()) as usize;
         let (chosen, _) = rows.partial_shuffle(&mut rng, count);
@@ -186,9 +183,10 @@ impl OnPolicy {
     }
 }
 
-/// How much of a sequence is kept: `prompt` tokens, and where a document ends with them the beginning of the
-/// next. `None` where nothing comes after.
-fn kept(sequence: &PackedSequence, prompt: usize) -> Option<usize> {
+/// How much of a sequence is kept: `prompt` tokens, or half of it, and where a document ends with them the
+/// beginning of the next. `None` where nothing comes after.
+fn kept(sequence: &PackedSequence, prompt: Option<usize>) -> Option<usize> {
+    let prompt = prompt.unwrap_or(sequence.len() / 2).max(1);
     let targets = sequence.mask.iter().skip(prompt - 1);
     let kept = prompt + targets.take_while(|has_target| !**has_target).count();
     (kept < sequence.len()).then_some(kept)
@@ -284,14 +282,15 @@ impl WrittenText {
     }
 }
 
-/// Makes batches of sequences with the ends that were written for their step.
+/// Makes batches of sequences with the ends that were written for their step. Clones count together.
+#[derive(Clone)]
 struct OnPolicyBatcher {
     written: Arc<Mutex<Written>>,
     /// Batches of each time through the text, and of a step.
     batches: usize,
     accumulate: usize,
     /// Batches made.
-    read: AtomicUsize,
+    read: Arc<AtomicUsize>,
 }
 
 impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for OnPolicyBatcher {
@@ -332,12 +331,12 @@ mod tests {
             (7, Some(7)),
             (9, Some(9)),
         ] {
-            assert_eq!(kept(&sequence, prompt), expected, "{prompt}");
+            assert_eq!(kept(&sequence, Some(prompt)), expected, "{prompt}");
         }
         // Nothing but padding after the first document.
         let padded = pack([(10..16).collect::<Vec<u32>>()], 10).remove(0);
-        assert_eq!(kept(&padded, 5), Some(5));
-        assert_eq!(kept(&padded, 6), None);
+        assert_eq!(kept(&padded, None), Some(5));
+        assert_eq!(kept(&padded, Some(6)), None);
     }
 
     #[test]

@@ -274,7 +274,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             return self.finish(&self.phase(student, progress, checkpoint.as_ref())?);
         }
         self.tell(Event::Stage("starting the student"));
-        match recipe.lti.train {
+        match recipe.trained() {
             Trained::Maps => {
                 let ended = self.first_phase(self.learning()?, checkpoint.as_ref())?;
                 match &recipe.phase2 {
@@ -375,7 +375,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let schedule = PhaseSchedule::new(recipe, progress.phase);
         let checkpoints = self.job.checkpoints()?;
         let (inputs, device) = (&self.inputs, self.device);
-        let whitening = whitening(recipe, inputs, &student.valid(), device)?;
+        let is_over = progress.end.is_some_and(|end| end != PhaseEnd::Interrupted);
+        let whitening = match is_over {
+            true => None, // no more steps
+            false => whitening(recipe, inputs, &student.valid(), device)?,
+        };
         let trainer = |student| {
             let whitening = whitening.clone();
             Trainer::new(student, recipe, inputs, schedule, whitening, device)
@@ -397,7 +401,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
                 (taken_up, best)
             }
         };
-        if progress.end.is_some_and(|end| end != PhaseEnd::Interrupted) {
+        if is_over {
             let (last, best) = (attempt.module.into_student(), best.into_student());
             return Ok(self.ended(last.valid(), best.valid(), progress, trainable_parameters));
         }
@@ -631,7 +635,7 @@ pub fn collapse_run<A: AutodiffBackend>(
     let progress = RunProgress::at(checkpoint)?;
     OutputDir::check_empty(student_dir)?;
     (listener)(Event::Stage("collapsing and exporting"));
-    let student = match (progress.phase, recipe.lti.train) {
+    let student = match (progress.phase, recipe.trained()) {
         (Phase::First, Trained::Maps) => {
             let student = run.restored(run.learning()?, &progress, checkpoint)?;
             run.export(&student, student_dir)?

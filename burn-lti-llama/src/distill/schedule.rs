@@ -54,7 +54,7 @@ impl PhaseSchedule {
     pub(super) fn learning_rates(&self, train: &TrainSection, factor: f64) -> WarmupDecay {
         let peak = factor
             * match self.learning_rate {
-                LearningRate::Auto => train.rate,
+                LearningRate::Auto => train.rate.unwrap_or(1.0),
                 LearningRate::Number(rate) => rate,
             };
         let decay = train.decay.unwrap_or(self.learning_rate.decay());

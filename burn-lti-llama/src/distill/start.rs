@@ -15,7 +15,7 @@ use super::inputs::RunInputs;
 use super::student::learning;
 use super::{DistillError, Event, Listener};
 use crate::corpus::{CorpusOrder, sample_corpus};
-use crate::data::{self, PackedSequence};
+use crate::data::{self, PackedSequence, of_each_length};
 use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
 use crate::tokenizer::Tokenizer;
 
@@ -63,10 +63,15 @@ fn calculated<A: AutodiffBackend>(
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
-    let sequences = match text(recipe, inputs.train.len(), listener) {
+    // There are the fewest of the longest.
+    let fewest = of_each_length(&inputs.train).map(<[_]>::len).min();
+    let sequences = match text(recipe, fewest.unwrap_or(0), listener) {
         CalibrationText::Train => {
-            let count = recipe.calibration.sequences;
-            chosen(&inputs.train, count, recipe.train.seed)
+            let (count, seed) = (recipe.calibration.sequences, recipe.train.seed);
+            let of_each = of_each_length(&inputs.train);
+            of_each
+                .flat_map(|of_one| chosen(of_one, share(recipe, of_one[0].len(), count), seed))
+                .collect()
         }
         CalibrationText::Teacher => written(recipe, inputs, listener)?,
     };
@@ -78,7 +83,9 @@ fn calculated<A: AutodiffBackend>(
     calibration.feed_forward = section.feed_forward;
     calibration.refinement.steps = section.refine_steps;
     calibration.refinement.learning_rate = section.refine_learning_rate;
-    let batch_size = batch_size(sequences.len(), recipe.train.batch_size);
+    let tokens: usize = sequences.iter().map(PackedSequence::len).sum();
+    let sequences_of_shortest = tokens / recipe.train.seq_len.shortest();
+    let batch_size = batch_size(sequences_of_shortest, recipe.train.batch_size);
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
     let mut done = 0;
@@ -123,8 +130,8 @@ fn written<A: AutodiffBackend>(
     listener: &Listener,
 ) -> Result<Vec<PackedSequence>, DistillError> {
     listener(Event::Stage("the teacher writes the calibration text"));
-    let (seq_len, sequences) = (recipe.train.seq_len, recipe.calibration.sequences);
-    let tokens = NonZeroUsize::new(seq_len * sequences).unwrap_or(NonZeroUsize::MIN);
+    let (lens, sequences) = (&recipe.train.seq_len, recipe.calibration.sequences);
+    let tokens = NonZeroUsize::new(lens.shortest() * sequences).unwrap_or(NonZeroUsize::MIN);
     let order = CorpusOrder {
         seed: recipe.train.seed,
         ..CorpusOrder::new(tokens)
@@ -135,9 +142,22 @@ fn written<A: AutodiffBackend>(
     let corpus = sample_corpus(inputs.teacher.as_ref(), &tokenizer, &order, |done, all| {
         listener(Event::Advanced(done, all));
     })?;
-    let mut sequences = data::pack(corpus.into_tokens(), seq_len);
-    sequences.truncate(recipe.calibration.sequences);
-    Ok(sequences)
+    // Each length has some of the documents, so that all are read.
+    let (documents, lens) = (corpus.into_tokens(), lens.all());
+    let of_each = lens.iter().enumerate().flat_map(|(index, len)| {
+        let documents = documents.iter().skip(index).step_by(lens.len()).cloned();
+        let layout = recipe.data.documents;
+        let mut of_one = data::pack_each(documents.collect(), &[*len], layout);
+        of_one.truncate(share(recipe, *len, sequences));
+        of_one
+    });
+    Ok(of_each.collect())
+}
+
+/// Of so many sequences to calibrate on those of length `len`: an equal share of their tokens.
+fn share(recipe: &Recipe, len: usize, sequences: usize) -> usize {
+    let lens = &recipe.train.seq_len;
+    lens.sequences_of(len, sequences).div_ceil(lens.all().len())
 }
 
 /// Sequences that are read at a time: as many as in a training step, or fewer, so that there are batches

@@ -42,8 +42,16 @@ impl<B: Backend> Source<B> {
         let config = LlamaConfig::from_dir(path)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         tokenizer.check_vocab(config.vocab_size)?;
-        let seq_len = recipe.train.seq_len;
-        let sequences = data::load_sequences(&recipe.data.train, &tokenizer, seq_len)?;
+        let seq_lens = recipe.train.seq_len.all();
+        if seq_lens.len() > 1 {
+            return Err(DistillError::Refused(format!(
+                "a cache holds sequences of one length, and train.seq_len is {seq_lens:?}: set it to one \
+                 number, as in --set train.seq_len={}",
+                recipe.train.seq_len.longest()
+            )));
+        }
+        let layout = recipe.data.documents;
+        let sequences = data::load_sequences(&recipe.data.train, &tokenizer, seq_lens, layout)?;
         let mut data_sha256 = BTreeMap::new();
         for file in &recipe.data.train {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);

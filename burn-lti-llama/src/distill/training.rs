@@ -24,8 +24,8 @@ use super::inputs::RunInputs;
 use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
 use super::on_policy::OnPolicy;
 use super::schedule::PhaseSchedule;
-use super::step_rows::StepRows;
-use crate::data::loader;
+use super::step_rows::{StepRows, cut};
+use crate::data::{TokenBatcher, loader, loader_by, of_each_length};
 use crate::recipe::{Coordinates, GrowSection, Recipe};
 
 /// A student in training.
@@ -128,14 +128,11 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             .resuming_at(self.taken)
             .without_validation();
         let outcome = strategy.outcome();
-        let batches = match OnPolicy::new(recipe, inputs, self.schedule.steps, self.schedule.seed)?
-        {
-            None => loader(
-                inputs.train.to_vec(),
-                settings.batch_size / micro_batches,
-                Some(self.schedule.seed),
-                device,
-            ),
+        let batches = match OnPolicy::new(recipe, inputs, self.schedule)? {
+            None => {
+                let cut = cut(settings, self.schedule);
+                loader_by(TokenBatcher, inputs.train.to_vec(), cut, device)
+            }
             Some(mut on_policy) => {
                 let mut hook = hook.lock().unwrap_or_else(PoisonError::into_inner);
                 on_policy.take_up(hook.progress.on_policy.take());
@@ -162,8 +159,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             (Some(failure), _, _) => Err(failure),
             (None, Some(setback), _) => Ok(Attempt::SetBack(setback)),
             (None, None, Some(Err(error @ TrainError::NotFinite { step, .. }))) => {
-                let seed = self.schedule.seed;
-                let mut rows = StepRows::new(inputs.train.len(), settings, seed).of(step);
+                let mut rows = StepRows::new(&inputs.train, settings, self.schedule).of(step);
                 rows.sort_unstable();
                 Ok(Attempt::SetBack(Setback::NotFinite { error, rows }))
             }
@@ -195,8 +191,12 @@ pub(super) fn whitening<A: AutodiffBackend>(
     if recipe.coordinates() == Coordinates::Plain {
         return Ok(None);
     }
-    let sequences = TOKENS.div_ceil(recipe.train.seq_len);
-    let text = inputs.train.iter().take(sequences).cloned().collect();
+    let tokens_of_each = TOKENS / recipe.train.seq_len.all().len();
+    let text = of_each_length(&inputs.train).flat_map(|of_one| {
+        let sequences = tokens_of_each.div_ceil(of_one[0].len());
+        of_one.iter().take(sequences).cloned()
+    });
+    let text = text.collect();
     let micro_batch = recipe.train.batch_size / recipe.train.accumulate.max(1);
     let batches = loader(text, micro_batch, None, device);
     Ok(Some(Whitening::of_maps(student, batches.iter())?))

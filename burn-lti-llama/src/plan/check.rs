@@ -9,7 +9,7 @@ use burn_lti::train::LayerPair;
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
 use crate::config::{ConfigError, LlamaConfig, divisors, list};
 use crate::hf::WeightType;
-use crate::recipe::{FeatureSection, LayerPairs, Layers, MapChoice, Recipe, Trained};
+use crate::recipe::{FeatureSection, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained};
 
 /// The teacher with the recipe's heads.
 pub(super) fn student_config(
@@ -181,9 +181,9 @@ pub(super) fn check_nothing_new(start: Start, tensors: &[PlannedTensor]) -> Resu
 }
 
 /// The sequences can be no longer than what the teacher was made for.
-pub(super) fn check_seq_len(seq_len: usize, teacher: &LlamaConfig) -> Result<(), PlanError> {
+pub(super) fn check_seq_len(seq_len: &SeqLens, teacher: &LlamaConfig) -> Result<(), PlanError> {
     let max = teacher.max_position_embeddings;
-    match seq_len > max {
+    match seq_len.longest() > max {
         true => Err(PlanError::refused(
             "train.seq_len",
             format!(

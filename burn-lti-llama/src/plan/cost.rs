@@ -1,7 +1,8 @@
 //! What each part of a training step costs: operations, bytes that go to memory and back, and the memory
 //! that a step holds at its fullest.
 //!
-//! Everything is counted by formula. With `n` tokens of a step, `t` of a sequence, `d` = `d_model`,
+//! Everything is counted by formula. With `n` tokens of a step, `t` of a sequence (of several lengths the
+//! mean, for memory the longest), `d` = `d_model`,
 //! `m` = `intermediate_size`, `V` = `vocab_size`, `h` query heads, `q` and `k` the widths of query and of
 //! key/value heads, and bytes in elements:
 //!
@@ -31,7 +32,7 @@ use serde::Serialize;
 use super::planner::Planner;
 use super::{Origin, PlannedTensor, StepFlops};
 use crate::config::LlamaConfig;
-use crate::recipe::Trained;
+use crate::recipe::{SeqLens, Trained};
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
@@ -158,7 +159,6 @@ pub(super) struct Costs<'a> {
     tensors: &'a [PlannedTensor],
     flops: &'a StepFlops,
     tokens: f64,
-    seq_len: f64,
     /// Bytes of an element of weights and activations.
     size: f64,
 }
@@ -174,8 +174,7 @@ impl<'a> Costs<'a> {
             planner,
             tensors,
             flops,
-            tokens: train.batch_size.saturating_mul(train.seq_len) as f64,
-            seq_len: train.seq_len as f64,
+            tokens: train.tokens_per_step() as f64,
             size: planner.recipe.teacher.dtype.size() as f64,
         }
     }
@@ -235,7 +234,9 @@ impl<'a> Costs<'a> {
         let width = 2 * (config.query_grid().width() + config.kv_grid().width());
         let elements = self.tokens * (width * config.num_hidden_layers) as f64;
         Cost {
-            flops: config.attention_flops(self.tokens as usize, self.seq_len as usize),
+            flops: self
+                .seq_lens()
+                .mean(|len| config.attention_flops(self.tokens as usize, len)),
             bytes: self.size * elements,
         }
     }
@@ -243,7 +244,7 @@ impl<'a> Costs<'a> {
     fn softmaxes(&self, config: &LlamaConfig) -> Cost {
         let rows = (config.num_hidden_layers * config.num_attention_heads) as f64 * self.tokens;
         Cost {
-            flops: 4.0 * rows * (self.seq_len + 1.0) / 2.0,
+            flops: 4.0 * rows * (self.seq_lens().mean(|len| len as f64) + 1.0) / 2.0,
             bytes: 0.0,
         }
     }
@@ -289,7 +290,7 @@ impl<'a> Costs<'a> {
     /// Making kernels out of maps, and the gradients of the maps.
     fn contraction(&self) -> Cost {
         let accumulate = self.planner.recipe.train.accumulate as f64;
-        let elements: f64 = self.maps().map(|map| map.transfers()).sum();
+        let elements = sum(self.maps().map(|map| map.transfers()));
         Cost {
             flops: self.flops.kernel_contraction,
             bytes: accumulate * self.size * elements,
@@ -302,6 +303,10 @@ impl<'a> Costs<'a> {
             flops: ADAMW_OPERATIONS * trained,
             bytes: ADAMW_TRANSFERS * F32 * trained,
         }
+    }
+
+    const fn seq_lens(&self) -> &SeqLens {
+        &self.planner.recipe.train.seq_len
     }
 
     fn trained_parameters(&self) -> f64 {
@@ -345,7 +350,7 @@ impl<'a> Costs<'a> {
         let (queries, keys) = (student.query_grid().width(), student.kv_grid().width());
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
-        let scores = student.num_attention_heads as f64 * self.seq_len;
+        let scores = (student.num_attention_heads * self.seq_lens().longest()) as f64;
         let score = match self.size < F32 {
             true => self.size + F32,
             false => self.size,
@@ -354,7 +359,7 @@ impl<'a> Costs<'a> {
         StepMemory {
             weights: self.size * (teacher.num_parameters() + own) as f64,
             optimizer: F32 * (4.0 * trained - own as f64),
-            kernels: self.size * self.maps().map(|map| map.kernel + map.between).sum::<f64>(),
+            kernels: self.size * sum(self.maps().map(|map| map.kernel + map.between)),
             activations: micro_batch
                 * student.num_hidden_layers as f64
                 * (self.size * token as f64 + score * scores),
@@ -403,6 +408,11 @@ impl MapElements {
     }
 }
 
+/// From zero on: `Iterator::sum` makes -0 of nothing.
+fn sum(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.fold(0.0, |sum, number| sum + number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Plan;
@@ -425,6 +435,7 @@ mod tests {
             &["lti.train=projections"],
             &["lti.train=all"],
             &["teacher.cache='cache'"],
+            &["train.seq_len=[128, 192, 512]", "train.batch_size=12"],
         ] {
             let plan = plan(overrides);
             let none = ["loss: softmaxes", "attention: softmaxes", "AdamW"];

@@ -21,8 +21,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, TrainSection,
-    Trained, divergence, schedule,
+    CalibrationSection, GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, SeqLens,
+    TrainSection, Trained, divergence, schedule,
 };
 
 pub use cost::{PartCost, StepCosts, StepMemory};
@@ -119,10 +119,10 @@ pub struct FeaturePlan {
 pub struct TrainingPlan {
     /// Optimizer steps, if none ends it before.
     pub steps: usize,
-    /// Sequences in a step.
+    /// Sequences in a step, of the shortest length.
     pub batch_size: usize,
-    /// Tokens in a sequence.
-    pub seq_len: usize,
+    /// Tokens in a sequence, a number or the lengths that take turns.
+    pub seq_len: SeqLens,
     /// Micro-batches in which a step's sequences are read.
     pub accumulate: usize,
     /// Steps from one evaluation on held-out text to the next.
@@ -237,7 +237,7 @@ pub struct Totals {
 }
 
 /// Floating-point operations of one training step, two for each multiply-add, over
-/// `tokens = batch_size * seq_len` tokens.
+/// `tokens = batch_size * seq_len` tokens; with several lengths the mean over them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepFlops {
     /// The teacher's forward pass: [`LlamaConfig::forward_flops`], or 0 where a step reads the
@@ -284,7 +284,7 @@ impl Plan {
         let student = student_config(recipe, teacher)?;
         check_start(recipe.lti.start, &student, teacher)?;
         check_ranks(&recipe.lti.map, &student, teacher)?;
-        check_seq_len(recipe.train.seq_len, teacher)?;
+        check_seq_len(&recipe.train.seq_len, teacher)?;
         let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         let spec = lti_spec(recipe, teacher, &layers);
@@ -301,10 +301,10 @@ impl Plan {
             teacher,
             student: &student,
             layers: &layers,
-            trained: recipe.lti.train,
+            trained: recipe.trained(),
         };
-        let tensors = tensors_of(recipe.lti.train);
-        check_trained_type(recipe.teacher.dtype, recipe.lti.train, &tensors)?;
+        let tensors = tensors_of(recipe.trained());
+        check_trained_type(recipe.teacher.dtype, recipe.trained(), &tensors)?;
         check_nothing_new(recipe.lti.start, &tensors)?;
         let (totals, flops) = (planner.totals(&tensors), planner.step_flops(&tensors));
         let costs = Costs::new(&planner, &tensors, &flops).step();
@@ -322,7 +322,7 @@ impl Plan {
             grow: recipe.lti.grow,
             start: recipe.lti.start,
             calibration: (recipe.lti.start == Start::Calibrated).then_some(recipe.calibration),
-            trained: recipe.lti.train,
+            trained: recipe.trained(),
             loss: LossPlan {
                 divergence: loss.divergence,
                 alpha: loss.alpha,
@@ -353,7 +353,7 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
     TrainingPlan {
         steps: train.steps,
         batch_size: train.batch_size,
-        seq_len: train.seq_len,
+        seq_len: train.seq_len.clone(),
         accumulate: train.accumulate,
         eval_every: train.eval_every(train.steps),
         patience: train.patience,

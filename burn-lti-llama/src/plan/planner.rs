@@ -6,7 +6,7 @@ use burn_lti::map::{ContractionCost, MapKind, contraction_cost};
 use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals};
 use crate::config::LlamaConfig;
 use crate::hf::WeightType;
-use crate::recipe::{Phase2Section, Recipe, TrainSection, Trained};
+use crate::recipe::{Phase2Section, Recipe, Trained};
 
 /// What the tensors and totals of a phase follow from.
 #[derive(Clone, Copy)]
@@ -71,24 +71,25 @@ impl Planner<'_> {
 
     pub(super) fn step_flops(&self, tensors: &[PlannedTensor]) -> StepFlops {
         let (teacher, student) = (self.teacher, self.student);
-        let TrainSection {
-            batch_size,
-            seq_len,
-            accumulate,
-            ..
-        } = self.recipe.train;
-        let tokens = batch_size.saturating_mul(seq_len);
+        let train = &self.recipe.train;
+        let tokens = train.tokens_per_step();
+        let forward = |config: &LlamaConfig| {
+            let of_one = |seq_len| config.forward_flops(tokens, seq_len);
+            train.seq_len.mean(of_one)
+        };
+        let linear = student.linear_flops(tokens);
+        let attention = |seq_len| student.attention_flops(tokens, seq_len);
         let is_cached = self.recipe.teacher.cache.is_some() && self.recipe.loss.feature.is_none();
         StepFlops {
             teacher_forward: match is_cached {
                 true => 0.0,
-                false => teacher.forward_flops(tokens, seq_len),
+                false => forward(teacher),
             },
-            student_forward: student.forward_flops(tokens, seq_len),
-            student_backward: student.linear_flops(tokens)
-                + 2.0 * student.attention_flops(tokens, seq_len)
+            student_forward: forward(student),
+            student_backward: linear
+                + 2.0 * train.seq_len.mean(attention)
                 + 2.0 * tokens as f64 * self.kernels_with_gradient(tensors) as f64,
-            kernel_contraction: accumulate as f64 * self.contraction_flops(),
+            kernel_contraction: train.accumulate as f64 * self.contraction_flops(),
         }
     }
 

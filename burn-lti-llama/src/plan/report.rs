@@ -57,12 +57,18 @@ impl Plan {
         else {
             return Ok(());
         };
-        let sequences = count(sequences, "sequence", "sequences");
-        write!(
-            f,
-            "text     {sequences} of {} tokens to calibrate on: ",
-            self.training.seq_len
-        )?;
+        let seq_len = &self.training.seq_len;
+        match seq_len.all() {
+            [len] => {
+                let sequences = count(sequences, "sequence", "sequences");
+                write!(f, "text     {sequences} of {len} tokens")?;
+            }
+            _ => {
+                let tokens = thousands(sequences.saturating_mul(seq_len.shortest()));
+                write!(f, "text     {tokens} tokens in sequences of {seq_len}")?;
+            }
+        }
+        write!(f, " to calibrate on: ")?;
         let least = CalibrationSection::LEAST;
         match text {
             Some(CalibrationText::Train) => writeln!(f, "training text"),
@@ -98,24 +104,25 @@ impl Plan {
         let TrainingPlan {
             steps,
             batch_size,
-            seq_len,
+            ref seq_len,
             accumulate,
             eval_every,
             patience,
             checkpoints,
         } = self.training;
-        write!(
-            f,
-            "steps    {} of {batch_size} x {seq_len} tokens",
-            thousands(steps)
-        )?;
+        let each = |describe: &dyn Fn(usize) -> String| {
+            let all: Vec<_> = seq_len.all().iter().map(|len| describe(*len)).collect();
+            all.join(" or ")
+        };
+        let sizes = each(&|len| format!("{} x {len}", seq_len.sequences_of(len, batch_size)));
+        write!(f, "steps    {} of {sizes} tokens", thousands(steps))?;
         match accumulate {
             1 => writeln!(f)?,
-            _ => writeln!(
-                f,
-                ", in {accumulate} micro-batches of {}",
-                batch_size / accumulate
-            )?,
+            _ => {
+                let sequences = batch_size / accumulate;
+                let sizes = each(&|len| seq_len.sequences_of(len, sequences).to_string());
+                writeln!(f, ", in {accumulate} micro-batches of {sizes}")?;
+            }
         }
         let every = |steps| count(steps, "step", "steps");
         write!(f, "watches  held-out KL every {}", every(eval_every))?;

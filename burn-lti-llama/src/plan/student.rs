@@ -83,7 +83,7 @@ impl Blueprints {
             with_maps,
             without_maps,
         };
-        let without = match (&recipe.phase2, recipe.lti.train) {
+        let without = match (&recipe.phase2, recipe.trained()) {
             (Some(section), _) => Some(section.train.into()),
             (None, Trained::Maps) => None,
             (None, trained) => {
@@ -117,7 +117,7 @@ impl Blueprints {
         // The recipe has found each to be a pattern.
         let patterns = recipe.weights.freeze.iter();
         let frozen: Vec<_> = patterns.filter_map(|it| Regex::new(it).ok()).collect();
-        let has_maps = recipe.lti.train == Trained::Maps;
+        let has_maps = recipe.trained() == Trained::Maps;
         let phases = [
             has_maps.then_some((&mut self.with_maps, Trained::Maps)),
             without.map(|trained| (&mut self.without_maps, trained)),

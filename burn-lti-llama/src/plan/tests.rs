@@ -21,7 +21,7 @@ pub(super) fn teacher() -> LlamaConfig {
 
 fn recipe(overrides: &[&str]) -> Recipe {
     let text = "teacher.path = 't'\nstudent = { heads = 4, kv_heads = 2 }\ntrain.steps = 9\n\
-        lti = { start = 'grouped', map = 'factored' }\ndata = { train = ['a'], valid = ['b'] }";
+        lti = { start = 'grouped', map = 'factored', train = 'maps' }\ndata = { train = ['a'], valid = ['b'] }";
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
     Recipe::parse(text, Path::new("/r.toml"), &overrides).unwrap()
 }
@@ -681,4 +681,34 @@ fn refuses_sequences_beyond_the_teacher() {
         &["is 513", "max_position_embeddings is 512"],
     );
     plan(&["train.seq_len=512"]);
+    assert_refused(
+        &["train.seq_len=[256, 1024]"],
+        "train.seq_len",
+        &["is 256, 1024", "max_position_embeddings is 512"],
+    );
+}
+
+#[test]
+fn several_lengths_cost_their_mean_and_hold_the_longest() {
+    let [short, long, both] = [
+        &["train.seq_len=128"][..],
+        &["train.seq_len=512", "train.batch_size=4"],
+        &[
+            "train.seq_len=[128, 512]",
+            "train.accumulate=2",
+            "lti.start=calibrated",
+        ],
+    ]
+    .map(plan);
+    let flops = |plan: &Plan| plan.totals.step_flops.student_forward;
+    assert_eq!(flops(&both), (flops(&short) + flops(&long)) / 2.0);
+    let activations = |plan: &Plan| plan.costs.memory.activations;
+    assert_eq!(activations(&both), activations(&long) / 2.0);
+    let text = both.to_string();
+    for line in [
+        "text     32,768 tokens in sequences of 128, 512 to calibrate on: ",
+        "steps    9 of 16 x 128 or 4 x 512 tokens, in 2 micro-batches of 8 or 2\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
 }

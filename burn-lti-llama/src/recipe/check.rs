@@ -13,8 +13,8 @@ use burn_lti::map::Start;
 
 use super::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate,
-    LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, TrainSection, Trained,
-    divergence, schedule,
+    LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens, TrainSection,
+    Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -39,7 +39,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = !has_repeated(layers);
         checks.value("lti.layers", &layers, passed, "must name no layer twice")?;
     }
-    checks.maps(lti, train.steps)?;
+    checks.maps(lti, recipe.trained(), train.steps)?;
     checks.calibration(calibration)?;
     checks.needs(
         "calibration.feed_forward",
@@ -49,11 +49,26 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
     )?;
     checks.loss(loss)?;
     checks.train(train)?;
+    let phase2_rate = phase2.as_ref().map(|phase2| phase2.learning_rate(train));
+    checks.needs(
+        "train.rate",
+        "train.learning_rate = \"auto\"",
+        train.rate.is_none() || [Some(train.learning_rate), phase2_rate].contains(&Some(LearningRate::Auto)),
+        "it multiplies rates that are measured; change train.learning_rate itself, or leave one of them \
+         out",
+    )?;
+    checks.needs(
+        "teacher.cache",
+        "one train.seq_len",
+        teacher.cache.is_none() || train.seq_len.all().len() == 1,
+        "a cache holds sequences of one length; set train.seq_len to one number, or leave \
+         teacher.cache out",
+    )?;
     if let Some(phase2) = phase2 {
         checks.needs(
             "phase2",
             "lti.train = \"maps\"",
-            lti.train == Trained::Maps,
+            recipe.trained() == Trained::Maps,
             "it begins where maps are folded away, and any other lti.train keeps none; set \
              lti.train = \"maps\", or leave [phase2] out",
         )?;
@@ -71,13 +86,19 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    fn maps(&self, lti: &LtiSection, steps: usize) -> Result<(), RecipeError> {
+    fn maps(&self, lti: &LtiSection, trained: Trained, steps: usize) -> Result<(), RecipeError> {
         let ranks = Role::ATTENTION.map(|role| lti.map.kind(role).pairs());
         self.value(
             "lti.map",
             &format_args!("{}", lti.map),
             ranks.iter().all(|rank| *rank != Some(0)),
             "must have a kronecker rank of at least 1, the factored map",
+        )?;
+        self.needs(
+            "lti.coordinates",
+            "lti.train = \"maps\"",
+            lti.coordinates.is_none() || trained == Trained::Maps,
+            "they are those of maps; set lti.train = \"maps\", or leave lti.coordinates out",
         )?;
         let Some(GrowSection { from, every }) = lti.grow else {
             return Ok(());
@@ -87,7 +108,7 @@ impl Checks<'_> {
         self.needs(
             "lti.grow",
             "lti.train = \"maps\"",
-            lti.train == Trained::Maps,
+            trained == Trained::Maps,
             "nothing else has pairs to grow by; set lti.train = \"maps\", or leave [lti.grow] out",
         )?;
         let largest = ranks.into_iter().flatten().max().unwrap_or(0);
@@ -128,6 +149,7 @@ impl Checks<'_> {
         let DataSection {
             train: _,
             valid: _,
+            documents: _,
             on_policy,
             on_policy_temperature,
             on_policy_prompt,
@@ -145,8 +167,8 @@ impl Checks<'_> {
             self.value(
                 "data.on_policy_prompt",
                 prompt,
-                (1..recipe.train.seq_len).contains(prompt),
-                "must be at least 1, and leave something of train.seq_len to be written",
+                (1..recipe.train.seq_len.shortest()).contains(prompt),
+                "must be at least 1, and leave something of the shortest train.seq_len to be written",
             )?;
         }
         if *on_policy == 0.0 {
@@ -256,14 +278,11 @@ impl Checks<'_> {
             );
             return Err(self.refused("train.accumulate", rule));
         }
-        self.value(
-            "train.seq_len",
-            seq_len,
-            *seq_len >= 2,
-            "must be at least 2, to predict a token",
-        )?;
+        self.seq_len(seq_len, *batch_size, *accumulate)?;
         self.rate("train.learning_rate", *learning_rate)?;
-        self.positive("train.rate", *rate)?;
+        if let Some(rate) = rate {
+            self.positive("train.rate", *rate)?;
+        }
         self.fraction("train.warmup_fraction", *warmup_fraction)?;
         if let Some(fraction) = final_lr_fraction {
             self.fraction("train.final_lr_fraction", *fraction)?;
@@ -300,6 +319,45 @@ impl Checks<'_> {
             self.count("train.patience", *evaluations)?;
         }
         Ok(())
+    }
+
+    /// Of each length, a whole number of sequences makes a micro-batch.
+    fn seq_len(
+        &self,
+        seq_len: &SeqLens,
+        batch_size: usize,
+        accumulate: usize,
+    ) -> Result<(), RecipeError> {
+        let key = "train.seq_len";
+        let lens = seq_len.all();
+        let is_ascending = !lens.is_empty() && lens.windows(2).all(|pair| pair[0] < pair[1]);
+        let rule = "must name at least one length, the shortest first and none twice";
+        self.value(key, &lens, is_ascending, rule)?;
+        let shortest = seq_len.shortest();
+        let rule = "must be at least 2, to predict a token";
+        self.value(key, &shortest, shortest >= 2, rule)?;
+        let sequences = batch_size / accumulate;
+        let tokens = sequences.saturating_mul(shortest);
+        match lens.iter().find(|len| !tokens.is_multiple_of(**len)) {
+            None => Ok(()),
+            Some(len) => {
+                let fits = lens.iter().fold(1, |all: usize, len| {
+                    let fits = len / gcd(*len, shortest);
+                    (all / gcd(all, fits)).saturating_mul(fits)
+                });
+                let fits = fits.saturating_mul(accumulate);
+                let of_what = match accumulate {
+                    1 => "step",
+                    _ => "micro-batch",
+                };
+                let rule = format!(
+                    "is {lens:?}, but the {sequences} x {shortest} tokens of a {of_what} make no whole \
+                     number of sequences of {len}, and every length has as many tokens: set \
+                     train.batch_size to a multiple of {fits}, or choose other lengths"
+                );
+                Err(self.refused(key, rule))
+            }
+        }
     }
 
     fn phase2(&self, phase2: &Phase2Section) -> Result<(), RecipeError> {
@@ -431,6 +489,14 @@ fn is_not_negative(value: f64) -> bool {
 /// Whether the first and the last value pass. Those between lie between them.
 fn both_ends(schedule: &Schedule, passes: fn(f64) -> bool) -> bool {
     passes(schedule.start()) && schedule.to().is_none_or(|(_, end)| passes(end))
+}
+
+/// The greatest common divisor.
+const fn gcd(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
 }
 
 fn has_repeated<T: PartialEq>(items: &[T]) -> bool {

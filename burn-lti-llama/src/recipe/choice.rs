@@ -11,11 +11,10 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What training changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trained {
     /// The maps, and tensors that have no counterpart in the teacher.
-    #[default]
     Maps,
     /// The projections that the maps would have made: each starts as its map's kernel and is
     /// trained itself; no map is kept.
@@ -135,9 +134,8 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
-/// The form of the map in each projection. By default query and key are factored, because each of their
-/// heads begins as one of the teacher's, which a one-hot `A` and an identity `B` hold exactly; value and
-/// out are general, as least squares fit them best.
+/// The form of the map in each projection. By default all are general: a start is held best by them, and
+/// they learn best.
 ///
 /// In a recipe: one for all, `"factored"`, `"general"` or
 /// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 } }`.
@@ -155,12 +153,7 @@ pub struct MapChoice {
 
 impl Default for MapChoice {
     fn default() -> Self {
-        Self {
-            query: MapKind::Factored,
-            key: MapKind::Factored,
-            value: MapKind::General,
-            out: MapKind::General,
-        }
+        Self::uniform(MapKind::General)
     }
 }
 

@@ -13,6 +13,7 @@ mod overrides;
 mod rate;
 pub(crate) mod schedule;
 mod sections;
+mod seq_lens;
 pub(crate) mod suggest;
 mod weights;
 
@@ -21,6 +22,8 @@ use std::path::{Path, absolute};
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
+
+use crate::hf::WeightType;
 
 pub use choice::{
     CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
@@ -31,6 +34,7 @@ pub use sections::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
     Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
 };
+pub use seq_lens::SeqLens;
 pub use weights::WeightsSection;
 
 /// A recipe, checked as far as it can be without the teacher.
@@ -84,6 +88,18 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// What its training changes: see [`LtiSection::train`].
+    pub fn trained(&self) -> Trained {
+        let has_maps = self.phase2.is_some()
+            || self.lti.grow.is_some()
+            || self.lti.coordinates.is_some()
+            || self.teacher.dtype != WeightType::F32;
+        self.lti.train.unwrap_or(match has_maps {
+            true => Trained::Maps,
+            false => Trained::All,
+        })
+    }
+
     /// In which coordinates its maps learn.
     pub fn coordinates(&self) -> Coordinates {
         self.lti
@@ -134,12 +150,6 @@ impl Recipe {
     /// [`RecipeError::Write`] for a path that is no Unicode, which TOML cannot hold.
     pub fn to_toml(&self) -> Result<String, RecipeError> {
         toml::to_string(self).map_err(|source| RecipeError::Write { source })
-    }
-
-    /// Tokens of a sequence that the student goes on with.
-    pub fn on_policy_prompt(&self) -> usize {
-        let half = (self.train.seq_len / 2).max(1);
-        self.data.on_policy_prompt.unwrap_or(half)
     }
 
     fn resolve_paths(&mut self, folder: &Path) {

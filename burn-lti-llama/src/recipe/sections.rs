@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::choice::{
     CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
 };
-use super::{LearningRate, divergence, schedule};
+use super::{LearningRate, SeqLens, divergence, schedule};
+use crate::data::Documents;
 use crate::hf::WeightType;
 
 /// `[teacher]`
@@ -48,14 +49,15 @@ pub struct StudentSection {
 pub struct LtiSection {
     /// Where the maps begin. Default: `calibrated`.
     pub start: Start,
-    /// The form of the maps. Default: `factored` for query and key, `general` for value and out.
+    /// The form of the maps. Default: `general`.
     pub map: MapChoice,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
     pub layers: Layers,
-    /// What training changes. Default: `maps`.
-    pub train: Trained,
+    /// What training changes. Default: `all`; but `maps` where the recipe has what only maps can have, a
+    /// `[phase2]`, `grow`, `coordinates`, or a teacher in half precision.
+    pub train: Option<Trained>,
     /// In which coordinates maps learn: `whitened` or `plain`. Default: `whitened` if rates are measured,
     /// `plain` if not.
     pub coordinates: Option<Coordinates>,
@@ -70,7 +72,7 @@ impl Default for LtiSection {
             map: MapChoice::default(),
             grow: None,
             layers: Layers::default(),
-            train: Trained::default(),
+            train: None,
             coordinates: None,
             precision: KernelPrecision::default(),
         }
@@ -98,7 +100,8 @@ pub struct CalibrationSection {
     /// is too little to calibrate on, less than [`Self::LEAST`] sequences.
     pub text: Option<CalibrationText>,
     /// Sequences of `train.seq_len` tokens that are read; of the training text at most as many as there
-    /// are. A quarter is held out of the fits. Default: 256.
+    /// are. If there are several lengths, as many tokens, in equal shares. A quarter is held out of the
+    /// fits. Default: 256.
     pub sequences: usize,
     /// The most rounds in which values and outputs are fitted in turn. Default: 2.
     pub rounds: usize,
@@ -194,22 +197,22 @@ pub struct FeatureSection {
 pub struct TrainSection {
     /// Optimizer steps. Required.
     pub steps: usize,
-    /// Sequences in a step. Default: 16.
+    /// Sequences in a step, of the shortest `seq_len`. Default: 16.
     #[serde(default = "defaults::batch_size")]
     pub batch_size: usize,
     /// Micro-batches in which the sequences of a step are read, one after another, to save memory;
     /// divides `batch_size`. Default: 1.
     #[serde(default = "defaults::accumulate")]
     pub accumulate: usize,
-    /// Tokens in a sequence. Default: 128.
+    /// Tokens in a sequence; of several lengths, ascending, each step has one, with as many tokens.
+    /// Default: 128.
     #[serde(default = "defaults::seq_len")]
-    pub seq_len: usize,
+    pub seq_len: SeqLens,
     /// `auto`, a measured rate for each tensor, or the highest rate of all. Default: `auto`.
     #[serde(default)]
     pub learning_rate: LearningRate,
     /// What measured rates are multiplied by. Default: 1.
-    #[serde(default = "defaults::rate")]
-    pub rate: f64,
+    pub rate: Option<f64>,
     /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
     #[serde(default = "defaults::warmup_fraction")]
     pub warmup_fraction: f64,
@@ -236,7 +239,8 @@ pub struct TrainSection {
     /// Steps from one line of metrics to the next. Default: 1.
     #[serde(default = "defaults::log_every")]
     pub log_every: usize,
-    /// The most held-out sequences that an evaluation reads. Default: 200.
+    /// The most held-out sequences that an evaluation reads, of the shortest `seq_len`: it reads the
+    /// longest, of which as many tokens. Default: 200.
     #[serde(default = "defaults::eval_sequences")]
     pub eval_sequences: usize,
     /// Steps from one evaluation on a small part of the held-out text to the next. Default: ten of them in
@@ -280,6 +284,11 @@ impl TrainSection {
     /// Evaluations of a phase, where the recipe does not say how often.
     const EVALUATIONS: usize = 10;
 
+    /// Tokens of a step, padding included, whichever length it has.
+    pub fn tokens_per_step(&self) -> usize {
+        self.batch_size.saturating_mul(self.seq_len.shortest())
+    }
+
     /// Steps from one evaluation to the next, in a phase of `steps`.
     pub fn eval_every(&self, steps: usize) -> usize {
         self.eval_every.unwrap_or(steps.div_ceil(Self::EVALUATIONS))
@@ -318,18 +327,22 @@ impl Default for Plateau {
 
 /// The defaults of a section that also has required keys. (The others have a `Default`.)
 mod defaults {
+    use super::SeqLens;
+
     macro_rules! defaults {
         ($($key:ident: $type:ty = $value:expr;)*) => {
             $(pub(super) const fn $key() -> $type { $value })*
         };
     }
 
+    pub(super) fn seq_len() -> SeqLens {
+        SeqLens::new([128])
+    }
+
     defaults! {
         grow_from: usize = 1;
         batch_size: usize = 16;
         accumulate: usize = 1;
-        seq_len: usize = 128;
-        rate: f64 = 1.0;
         warmup_fraction: f64 = 0.1;
         betas: [f64; 2] = [0.9, 0.95];
         weight_decay: f64 = 0.0;
@@ -342,7 +355,7 @@ mod defaults {
     }
 }
 
-/// `[data]`: text files, one document a line.
+/// `[data]`: text files, and how their documents are laid out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
@@ -358,10 +371,14 @@ pub struct DataSection {
     #[serde(default = "defaults::on_policy_temperature")]
     pub on_policy_temperature: f64,
     /// Tokens of a sequence that are kept, or a few more where a document ends there. Default: half of
-    /// `train.seq_len`.
+    /// it.
     pub on_policy_prompt: Option<usize>,
     /// Steps for which the student writes at once: it is folded once for them, and many sequences are written
     /// faster together, by a student that is so many steps old for the last. Default: 1.
     #[serde(default = "defaults::on_policy_every")]
     pub on_policy_every: usize,
+    /// How documents lie side by side in a sequence: `apart`, each with positions of its own and nothing
+    /// seen of the others, or `joined`, end to end as one text. Default: `apart`.
+    #[serde(default)]
+    pub documents: Documents,
 }

@@ -9,6 +9,7 @@ use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, MapKind, Start};
 
 use super::*;
+use crate::data::Documents;
 
 /// The least that a recipe can say.
 const LEAST: &str = r#"
@@ -62,8 +63,8 @@ const FULL: &str = r#"
         batch_size = 8
         accumulate = 4
         seq_len = 64
-        learning_rate = 1e-3
-        rate = 1
+        learning_rate = "auto"
+        rate = 0.5
         warmup_fraction = 0.2
         decay = "linear"
         final_lr_fraction = 0
@@ -86,6 +87,7 @@ const FULL: &str = r#"
         [data]
         train = ["train.txt"]
         valid = ["valid.txt"]
+        documents = "joined"
     "#;
 
 /// A map that grows.
@@ -151,17 +153,11 @@ fn fills_in_the_defaults() {
     assert_eq!(recipe.student.head_dim, None);
     let data = &recipe.data;
     assert_eq!((data.on_policy, data.on_policy_temperature), (0.0, 1.0));
-    assert_eq!((recipe.on_policy_prompt(), data.on_policy_every), (64, 1));
+    assert_eq!((data.on_policy_prompt, data.on_policy_every), (None, 1));
     assert_eq!(recipe.lti.start, Start::Calibrated);
-    let forms = Role::ATTENTION.map(|role| recipe.lti.map.kind(role));
-    let (factored, general) = (MapKind::Factored, MapKind::General);
-    assert_eq!(forms, [factored, factored, general, general]);
-    let all = parse(LEAST, &["lti.map=factored"]).unwrap();
-    assert_eq!(all.lti.map, MapChoice::uniform(factored));
-    assert_eq!(
-        (recipe.lti.layers, recipe.lti.train),
-        (Layers::All, Trained::Maps)
-    );
+    assert_eq!(recipe.lti.map, MapChoice::uniform(MapKind::General));
+    assert_eq!((recipe.trained(), recipe.lti.train), (Trained::All, None));
+    assert_eq!(recipe.lti.layers, Layers::All);
     assert_eq!(
         recipe.loss,
         LossSection {
@@ -179,9 +175,9 @@ fn fills_in_the_defaults() {
             steps: 200,
             batch_size: 16,
             accumulate: 1,
-            seq_len: 128,
+            seq_len: SeqLens::new([128]),
             learning_rate: LearningRate::Auto,
-            rate: 1.0,
+            rate: None,
             warmup_fraction: 0.1,
             decay: None,
             final_lr_fraction: None,
@@ -202,6 +198,7 @@ fn fills_in_the_defaults() {
     assert_eq!((recipe.teacher.cache, recipe.phase2), (None, None));
     assert_eq!(recipe.weights, WeightsSection::default());
     let calibration = recipe.calibration;
+    assert_eq!(recipe.data.documents, Documents::Apart);
     assert_eq!(calibration.text, None);
     assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
     assert_eq!(calibration.feed_forward, FeedForward::Keep);
@@ -238,13 +235,30 @@ fn fills_in_the_defaults_of_sections_that_may_be_absent() {
 }
 
 #[test]
+fn trains_maps_where_the_recipe_has_what_only_maps_can_have() {
+    for setting in [
+        "phase2.steps=7",
+        "lti.grow={ every = 10 }",
+        "lti.coordinates=plain",
+        "teacher.dtype=float16",
+        "lti.train=maps",
+    ] {
+        let recipe = parse(LEAST, &["lti.map={ kronecker = 2 }", setting]).unwrap();
+        assert_eq!(recipe.trained(), Trained::Maps, "{setting}");
+    }
+    let error = parse(LEAST, &["lti.coordinates=plain", "lti.train=all"]).unwrap_err();
+    let expected = "`lti.coordinates` needs lti.train = \"maps\": ";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));
     assert_eq!(recipe.lti.map.kind(Role::Query), MapKind::Factored);
     assert_eq!(recipe.lti.map.kind(Role::Out), MapKind::General);
     assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
-    assert_eq!(recipe.lti.train, Trained::Projections);
+    assert_eq!(recipe.lti.train, Some(Trained::Projections));
     assert_eq!(recipe.lti.precision, KernelPrecision::High);
     let calibration = CalibrationSection {
         text: Some(CalibrationText::Teacher),
@@ -289,6 +303,7 @@ fn reads_every_key() {
     assert_eq!((accumulate, checkpoint_every), (4, Some(50)));
     assert_eq!((keep_checkpoints, patience), (3, Some(4)));
     assert!(tensorboard);
+    assert_eq!(recipe.data.documents, Documents::Joined);
     assert_eq!(
         recipe.weights,
         WeightsSection {
@@ -304,10 +319,8 @@ fn a_student_writes_only_what_it_can_learn_from() {
     let on = |more: &[&str]| parse(LEAST, &[&["data.on_policy=0.25"], more].concat());
     let every = ["data.on_policy_prompt=16", "data.on_policy_every=8"];
     let recipe = on(&every).unwrap();
-    assert_eq!(
-        (recipe.on_policy_prompt(), recipe.data.on_policy_every),
-        (16, 8)
-    );
+    let data = &recipe.data;
+    assert_eq!((data.on_policy_prompt, data.on_policy_every), (Some(16), 8));
     for share in ["-0.1", "1.1", "nan"] {
         let error = refused(&format!("data.on_policy={share}"));
         assert_out_of_range(&error, "data.on_policy");
@@ -362,8 +375,13 @@ fn resolves_paths_against_the_folder_of_the_file() {
 
 #[test]
 fn reads_what_it_writes() {
-    for text in [LEAST, FULL, TWO_PHASES] {
-        let recipe = parse(text, &[]).unwrap();
+    for (text, overrides) in [
+        (LEAST, &[][..]),
+        (LEAST, &["train.seq_len=[128, 512]"]),
+        (FULL, &[]),
+        (TWO_PHASES, &[]),
+    ] {
+        let recipe = parse(text, overrides).unwrap();
         assert_eq!(parse(&recipe.to_toml().unwrap(), &[]).unwrap(), recipe);
     }
 }
@@ -508,6 +526,7 @@ fn names_unknown_values() {
             None,
         ),
         ("phase2.train=maps", "phase2.train", None),
+        ("data.documents=join", "data.documents", Some("joined")),
     ] {
         let text = refused(setting).to_string();
         assert!(text.contains(&format!(": `{key}` cannot be \"")), "{text}");
@@ -594,6 +613,9 @@ fn names_values_of_the_wrong_type() {
     for (setting, expected) in [
         ("train.steps=many", "train.steps"),
         ("train.steps=-1", "train.steps"),
+        ("train.seq_len=-1", "train.seq_len"),
+        ("train.seq_len=long", "train.seq_len"),
+        ("train.seq_len=[128, 'long']", "train.seq_len"),
         ("train.betas=[0.9]", "train.betas"),
         ("lti.layers=3", "lti.layers"),
         ("data.train=train.txt", "data.train"),
@@ -681,6 +703,18 @@ fn refuses_what_another_key_rules_out() {
     assert!(error.to_string().contains(expected), "{error}");
     parse(LEAST, &["calibration.feed_forward=refit"]).unwrap();
 
+    let error = parse(LEAST, &["train.rate=2", "train.learning_rate=1e-3"]).unwrap_err();
+    let expected = "`train.rate` needs train.learning_rate = \"auto\": ";
+    assert!(error.to_string().contains(expected), "{error}");
+    let second = [
+        "train.rate=2",
+        "train.learning_rate=1e-3",
+        "phase2.learning_rate=auto",
+    ];
+    for (text, settings) in [(LEAST, &second[..1]), (TWO_PHASES, &second)] {
+        assert_eq!(parse(text, settings).unwrap().train.rate, Some(2.0));
+    }
+
     for train in ["projections", "all"] {
         let error = parse(TWO_PHASES, &[&format!("lti.train={train}")]).unwrap_err();
         for part in [
@@ -691,6 +725,36 @@ fn refuses_what_another_key_rules_out() {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
+}
+
+#[test]
+fn refuses_lengths_whose_steps_would_differ() {
+    for (settings, part) in [
+        (
+            &["train.seq_len=[128, 512]", "train.batch_size=6"][..],
+            "`train.seq_len` is [128, 512], but the 6 x 128 tokens of a step make no whole number of \
+             sequences of 512, and every length has as many tokens: set train.batch_size to a multiple of 4",
+        ),
+        (
+            &["train.seq_len=[128, 512]", "train.accumulate=8"],
+            "the 2 x 128 tokens of a micro-batch make no whole number of sequences of 512, and every \
+             length has as many tokens: set train.batch_size to a multiple of 32",
+        ),
+        (
+            &["train.seq_len=[128, 192, 320]"],
+            "set train.batch_size to a multiple of 15",
+        ),
+        (
+            &["train.seq_len=[128, 512]", "teacher.cache='top-k'"],
+            "`teacher.cache` needs one train.seq_len: ",
+        ),
+    ] {
+        let error = parse(LEAST, settings).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let settings = ["train.seq_len=[128, 192, 320]", "train.batch_size=15"];
+    let train = parse(LEAST, &settings).unwrap().train;
+    assert_eq!(train.tokens_per_step(), 15 * 128);
 }
 
 #[test]
@@ -731,6 +795,10 @@ fn checks_every_range() {
         "train.batch_size=0",
         "train.accumulate=0",
         "train.seq_len=1",
+        "train.seq_len=[]",
+        "train.seq_len=[1, 128]",
+        "train.seq_len=[128, 128]",
+        "train.seq_len=[512, 128]",
         "train.learning_rate=0",
         "train.rate=0",
         "train.rate=inf",

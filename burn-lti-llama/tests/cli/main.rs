@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test
 
 mod compare;
+mod lengths;
 mod runs;
 mod sample;
 mod start;

@@ -103,12 +103,17 @@ fn text_that_is_too_little_is_refused_before_anything_is_exported() {
 #[test]
 fn a_recipe_that_says_nothing_of_maps_is_calibrated() {
     let workshop = Workshop::new();
-    let recipe = RECIPE.replace("[lti]\nstart = \"grouped\"\nmap = \"factored\"\n", "");
+    let recipe = RECIPE.replace(
+        "[lti]\nstart = \"grouped\"\nmap = \"factored\"\ntrain = \"maps\"\n",
+        "",
+    );
     assert!(!recipe.contains("lti"));
     fs::write(workshop.path("silent.toml"), recipe).unwrap();
     let plan = workshop.succeed(&["plan", "silent.toml"]);
-    let maps = "query factored, key factored, value general, out general, start calibrated";
-    assert!(plan.contains(maps), "{plan}");
+    for part in ["general, start calibrated", "train    all"] {
+        assert!(plan.contains(part), "{plan}");
+    }
+    assert!(!plan.contains("-0.000"), "{plan}");
     let silent = workshop.json(&["distill", "silent.toml", "--out", "silent", "--json"]);
     let grouped = workshop.json(&["distill", "recipe.toml", "--out", "grouped", "--json"]);
     let kl = |summary: &serde_json::Value| summary["kl_start"].as_f64().unwrap();

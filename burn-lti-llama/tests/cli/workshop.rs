@@ -22,6 +22,7 @@ kv_heads = 1
 [lti]
 start = "grouped"
 map = "factored"
+train = "maps"
 [train]
 steps = 4
 batch_size = 2

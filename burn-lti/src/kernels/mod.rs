@@ -16,6 +16,7 @@
 //! | | [`KvCache`] | the same of tokens that are written one after another |
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
 //! | | [`softmax_weights`] | of one row of logits, on one core, for whoever draws from them |
+//! | `adam` | | a step of the optimizer, on no graph |
 //! | `loss_rows` | | loss terms and gradient of each token's logits; the tensor form is the loss itself |
 //!
 //! # What a folder holds
@@ -42,6 +43,7 @@
 //! both to `graph::apply`. Then its line in the table above, and a law in `tests/tests/laws/kernels.rs` that
 //! holds it to Burn's own operations and their gradient.
 
+pub(crate) mod adam;
 mod attention;
 mod cast;
 mod cpu;

@@ -56,6 +56,19 @@ impl<B: Backend> LossInput<B> {
             mask: batch.mask.clone().reshape([rows * tokens]),
         }
     }
+
+    /// The same of these tokens alone, `[m]` numbers from 0 to below `n`.
+    pub fn select(&self, tokens: Tensor<B, 1, Int>) -> Self {
+        let pairs = self.features.iter();
+        Self {
+            student_hidden: self.student_hidden.clone().select(0, tokens.clone()),
+            student_head: self.student_head.clone(),
+            teacher: self.teacher.select(&tokens),
+            features: pairs.map(|pair| pair.select(&tokens)).collect(),
+            targets: self.targets.clone().select(0, tokens.clone()),
+            mask: self.mask.clone().select(0, tokens),
+        }
+    }
 }
 
 /// The sums of a loss and its gradient, in the float types of what the gradient is for.

@@ -44,6 +44,16 @@ pub struct FeaturePair<B: Backend> {
     pub teacher: Tensor<B, 2>,
 }
 
+impl<B: Backend> FeaturePair<B> {
+    /// Of these tokens, `[m]`.
+    pub(super) fn select(&self, tokens: &Tensor<B, 1, Int>) -> Self {
+        Self {
+            student: self.student.clone().select(0, tokens.clone()),
+            teacher: self.teacher.clone().select(0, tokens.clone()),
+        }
+    }
+}
+
 /// The smallest norm of a feature.
 const MIN_NORM: f64 = 1e-6;
 

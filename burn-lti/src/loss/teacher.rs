@@ -167,6 +167,23 @@ fn log_sum_exp<B: Backend>(logits: &Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 impl<B: Backend> TeacherTokens<B> {
+    /// Its outputs on these tokens, `[m]`.
+    pub(super) fn select(&self, tokens: &Tensor<B, 1, Int>) -> Self {
+        let rows = |of: &Tensor<B, 2>| of.clone().select(0, tokens.clone());
+        match self {
+            Self::Hidden { hidden, head } => Self::Hidden {
+                hidden: rows(hidden),
+                head: head.clone(),
+            },
+            Self::TopK(top) => Self::TopK(TopK {
+                ids: top.ids.clone().select(0, tokens.clone()),
+                log_probs: rows(&top.log_probs),
+                log_tail: rows(&top.log_tail),
+                target_log_prob: top.target_log_prob.as_ref().map(rows),
+            }),
+        }
+    }
+
     /// Its outputs on a chunk of the tokens, logits in the float type of `mask`.
     pub(super) fn chunk(&self, range: Range<usize>, mask: &Tensor<B, 2>) -> TeacherChunk<B> {
         match self {

@@ -11,7 +11,7 @@ use burn::tensor::backend::AutodiffBackend;
 use super::gradients::sum_of_devices;
 use super::{RateRange, StepMeasures};
 use crate::calibration::Whitening;
-use crate::compat::{at_least_float32, total};
+use crate::kernels::adam::{AdamStep, Moments, descended};
 use crate::tensors::ModulePath;
 
 /// The numbers of AdamW.
@@ -131,11 +131,13 @@ impl<B: AutodiffBackend> Adam<B> {
         };
         let loss = measures.loss().unwrap_or(1.0).abs().max(LEAST_LOSS);
         // All numbers of all tensors in one reading.
-        let sums = directions.iter_mut().filter_map(|step| step.sums.take());
-        let sums: Vec<_> = sums.collect();
-        let read: Vec<f64> = match sums.is_empty() {
+        let promises = directions
+            .iter_mut()
+            .filter_map(|step| step.promises.take());
+        let promises: Vec<_> = promises.collect();
+        let read: Vec<f64> = match promises.is_empty() {
             true => Vec::new(),
-            false => Tensor::cat(sums, 0).into_data().iter::<f64>().collect(),
+            false => Tensor::cat(promises, 0).into_data().iter::<f64>().collect(),
         };
         let parts = directions.len() as f64;
         let mut promise = 0.0;
@@ -174,8 +176,8 @@ struct Direction<B: AutodiffBackend> {
     id: ParamId,
     /// In one row.
     values: Tensor<B::InnerBackend, 1>,
-    /// `[|g|_1, <g, direction>]`, where rates are measured.
-    sums: Option<Tensor<B::InnerBackend, 1>>,
+    /// See [`Moments`]; where rates are measured.
+    promises: Option<Tensor<B::InnerBackend, 1>>,
     rate: f64,
 }
 
@@ -267,42 +269,33 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Directions<'_, B> {
         };
         let shape = grad.dims();
         let grad = self.turned(grad.flatten(0, D - 1), shape);
-        let [beta_1, beta_2] = self.adam.config.betas;
-        let (first, second) = (
-            grad.clone().mul_scalar(1.0 - beta_1),
-            grad.clone().square().mul_scalar(1.0 - beta_2),
-        );
-        let (first, second, steps, rho) = match self.adam.states.remove(&param.id) {
-            None => (first, second, 1, 0.0),
-            Some(state) => (
-                state.first.mul_scalar(beta_1) + first,
-                state.second.mul_scalar(beta_2) + second,
-                state.steps + 1,
-                state.rho,
-            ),
+        let (before, taken, rho) = match self.adam.states.remove(&param.id) {
+            None => (None, 0, 0.0),
+            Some(state) => (Some([state.first, state.second]), state.steps, state.rho),
         };
-        // (m / c1) / (sqrt(v / c2) + e) = m / (sqrt(v) c1 / sqrt(c2) + e c1)
-        let bias = |beta: f64| 1.0 - beta.powf(steps as f64);
-        let (bias_1, bias_2) = (bias(beta_1), bias(beta_2));
-        let size = second.clone().sqrt().mul_scalar(bias_1 / bias_2.sqrt());
-        let values = first.clone() / size.add_scalar(self.adam.config.epsilon * bias_1);
-        let sums = self.adam.measured.is_some().then(|| {
-            let wide = at_least_float32(grad.dtype());
-            let grad = grad.cast(wide);
-            let along = total(grad.clone() * values.clone().cast(wide));
-            Tensor::cat(vec![total(grad.abs()), along], 0)
-        });
+        let AdamConfig { betas, epsilon, .. } = self.adam.config;
+        let step = AdamStep {
+            betas,
+            epsilon,
+            step: taken + 1,
+        };
+        let Moments {
+            first,
+            second,
+            direction,
+            promises,
+        } = step.moments(grad, before, self.adam.measured.is_some());
         self.found.push(Direction {
             id: param.id,
-            values: self.turned(values, shape),
-            sums,
+            values: self.turned(direction, shape),
+            promises,
             rate: 0.0,
         });
         let state = TensorState {
             parameter: param.id.val(),
             first,
             second,
-            steps,
+            steps: step.step,
             rho,
         };
         self.adam.states.insert(param.id, state);
@@ -323,12 +316,9 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Stepper<B> {
         };
         let trains = tensor.is_require_grad();
         let value = tensor.inner();
-        let step_values = step.values.reshape(value.shape()).mul_scalar(step.rate);
-        let value = match self.weight_decay * step.rate {
-            0.0 => value,
-            decay => value.mul_scalar(1.0 - decay),
-        };
-        let value = Tensor::from_inner(value - step_values);
+        let direction = step.values.reshape(value.shape());
+        let value = descended(value, direction, step.rate, self.weight_decay);
+        let value = Tensor::from_inner(value);
         let value = if trains { value.require_grad() } else { value };
         Param::from_mapped_value(id, value, mapper)
     }

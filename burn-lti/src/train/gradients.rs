@@ -5,7 +5,7 @@ use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
-use crate::compat::{at_least_float32, total};
+use crate::kernels::adam::square_sum as square_of;
 
 /// The gradient of a parameter, on the inner backend.
 pub(super) type Gradient<B, const D: usize> = Tensor<<B as AutodiffBackend>::InnerBackend, D>;
@@ -125,9 +125,7 @@ struct Squares<B: AutodiffBackend> {
 impl<B: AutodiffBackend> Source<B> for Squares<B> {
     fn take<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) -> Option<Gradient<B, D>> {
         let gradient = self.grads.remove::<B::InnerBackend, D>(param.id)?;
-        // The square of a small half-precision number would be zero.
-        let wide = at_least_float32(gradient.dtype());
-        let square = total(gradient.clone().cast(wide).square());
+        let (gradient, square) = square_of(gradient);
         self.sum = Some(match self.sum.take() {
             Some(sum) => sum + square,
             None => square,

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 on_every_backend![
     one_rate_for_all_is_adamw,
+    a_large_tensor_is_gone_over_whole,
     measured_rates_are_those_of_the_formula,
     a_step_promises_what_it_is_asked_for,
     a_tensor_whose_gradient_is_zero_stays,
@@ -33,10 +34,14 @@ const VECTOR: usize = 6;
 
 impl<A: AutodiffBackend> Two<A> {
     fn new(device: &A::Device) -> Self {
+        Self::with_vector(VECTOR, device)
+    }
+
+    fn with_vector(length: usize, device: &A::Device) -> Self {
         let mut numbers = Numbers::new(1);
         Self {
             matrix: Param::from_tensor(numbers.tensor(MATRIX, device)),
-            vector: Param::from_tensor(numbers.tensor([VECTOR], device)),
+            vector: Param::from_tensor(numbers.tensor([length], device)),
         }
     }
 
@@ -48,7 +53,7 @@ impl<A: AutodiffBackend> Two<A> {
     fn gradients(&self, step: usize, device: &A::Device) -> (GradientsParams, [Vec<f64>; 2]) {
         let mut numbers = Numbers::new(100 + step as u64);
         let matrix = numbers.tensor::<A::InnerBackend, 2>(MATRIX, device);
-        let vector = numbers.tensor::<A::InnerBackend, 1>([VECTOR], device) * 0.01;
+        let vector = numbers.tensor::<A::InnerBackend, 1>(self.vector.dims(), device) * 0.01;
         let read = [values(&matrix), values(&vector)];
         let mut gradients = GradientsParams::new();
         gradients.register(self.matrix.id, matrix);
@@ -123,6 +128,27 @@ fn one_rate_for_all_is_adamw<A: AutodiffBackend>(device: A::Device) {
     }
     let began = Two::<A>::new(&device).values();
     assert_not_close(&found.values()[1], &began[1], &tolerance(STEPS));
+}
+
+/// More elements than a thread takes at a time, and no multiple of a vector's lanes.
+fn a_large_tensor_is_gone_over_whole<A: AutodiffBackend>(device: A::Device) {
+    const STEPS: usize = 2;
+    let config = AdamConfig::default();
+    let mut optimizer = Adam::<A>::new(config);
+    let mut module = Two::<A>::with_vector((1 << 14) + 13, &device);
+    let [_, began] = module.values();
+    let mut plain = Plain::new(began.clone());
+    for step in 1..=STEPS {
+        let (gradients, [_, read]) = module.gradients(step, &device);
+        module = optimizer.step(0.1, module, gradients);
+        let direction = plain.direction(&read, step, &config);
+        plain.go(&direction, 0.1, &config);
+    }
+    let [_, found] = module.values();
+    // Where the gradients of both steps hardly differ in size and differ in sign, little is left of the
+    // direction; each weight has the rounding of what it was.
+    assert_close(&found, &plain.value, &tolerance(STEPS));
+    assert_not_close(&found, &began, &tolerance(STEPS));
 }
 
 fn measured_rates_are_those_of_the_formula<A: AutodiffBackend>(device: A::Device) {

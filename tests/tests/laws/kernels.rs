@@ -427,7 +427,10 @@ fn attention_of_a_cache_is_that_of_each_sequence<A: AutodiffBackend>(device: A::
                                 let position = usize::from(spoilt && pass == 4);
                                 assert_eq!(place.position, token);
                                 x.clone()
-                                    .slice([sequence..sequence + 1, token - position..token + 1 - position])
+                                    .slice([
+                                        sequence..sequence + 1,
+                                        token - position..token + 1 - position,
+                                    ])
                                     .reshape([1, width])
                             }
                         });
@@ -449,12 +452,17 @@ fn attention_of_a_cache_is_that_of_each_sequence<A: AutodiffBackend>(device: A::
             let [first, second] = &mut found;
             let sorted = |of: &mut Vec<(usize, Vec<f64>)>| {
                 of.sort_by_key(|(token, _)| *token);
-                of.iter().flat_map(|(_, output)| output.clone()).collect::<Vec<f64>>()
+                of.iter()
+                    .flat_map(|(_, output)| output.clone())
+                    .collect::<Vec<f64>>()
             };
             (sorted(first), sorted(second))
         };
         let width = expected.len() / BATCH / TOKENS;
-        let expected = (&expected[..40 * width], &expected[TOKENS * width..][..61 * width]);
+        let expected = (
+            &expected[..40 * width],
+            &expected[TOKENS * width..][..61 * width],
+        );
         let (first, second) = found(false);
         assert_close(&first, expected.0, &sums(expected.0));
         assert_close(&second, expected.1, &sums(expected.1));

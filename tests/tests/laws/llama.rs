@@ -10,11 +10,13 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::tensors::TensorSet;
 use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::data::{loader, pack};
+use burn_lti_llama::data::{Documents, loader, pack, pack_each};
 use burn_lti_llama::distill::{
     Event, Listener, OutputDir, distill, free_student, learning_student,
 };
-use burn_lti_llama::eval::evaluate;
+use burn_lti_llama::eval::{
+    ByPosition, Evaluation, PositionEvaluation, evaluate, evaluate_by_position,
+};
 use burn_lti_llama::hf::{self, WeightType};
 use burn_lti_llama::model::PlainLlama;
 use burn_lti_llama::plan::Plan;
@@ -39,6 +41,7 @@ on_every_backend![
     the_plan_tells_the_truth,
     a_free_student_starts_where_its_maps_would,
     an_evaluation_is_that_of_whole_logits,
+    an_evaluation_by_position_adds_up,
     the_same_seed_gives_the_same_student,
     only_what_trains_leaves_the_teachers_bits,
 ];
@@ -134,10 +137,8 @@ fn the_cache_continues_as_the_whole_sequence<A: AutodiffBackend>(device: A::Devi
             let mut found = [Vec::new(), Vec::new()];
             let mut past = 0;
             for length in [5, 1, 1, 4, 6] {
-                let piece: Vec<&[u32]> = tokens
-                    .iter()
-                    .map(|row| &row[past..past + length])
-                    .collect();
+                let piece: Vec<&[u32]> =
+                    tokens.iter().map(|row| &row[past..past + length]).collect();
                 let logits = values(&model.continue_logits(&piece, &mut cache));
                 for (row, logits) in found.iter_mut().zip(logits.chunks(length * vocab)) {
                     row.extend_from_slice(logits);
@@ -282,15 +283,16 @@ const RECIPES: [(&str, &str); 10] = [
     ),
 ];
 
-/// A recipe, written to a file and read from there: grouped and factored, unless `rest` says otherwise.
+/// A recipe, written to a file and read from there: grouped factored maps that train, unless `rest` says otherwise.
 pub(crate) fn recipe(dir: &Path, teacher: &Path, student: &str, rest: &str) -> Recipe {
     let or = |key: &str, value: &str| match rest.contains(key) {
         true => String::new(),
         false => format!("{key} = '{value}'\n"),
     };
     let (start, map) = (or("lti.start", "grouped"), or("lti.map", "factored"));
+    let train = or("lti.train", "maps");
     let text = format!(
-        "{start}{map}{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
+        "{start}{map}{train}{rest}\nteacher.path = {teacher:?}\nstudent = {{ {student} }}\n\
          train = {{ steps = 6, batch_size = 2, seq_len = 8, learning_rate = 1e-2 }}\n\
          data = {{ train = ['train.txt'], valid = ['valid.txt'] }}\n"
     );
@@ -344,7 +346,7 @@ fn the_plan_tells_the_truth<A: AutodiffBackend>(device: A::Device) {
             &device,
         );
         let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
-        let parameters = match recipe.lti.train {
+        let parameters = match recipe.trained() {
             Trained::Maps => {
                 let student = learning_student::<A>(&plan, &tensors, &device);
                 parameters(&student.expect("a student"))
@@ -437,6 +439,60 @@ fn an_evaluation_is_that_of_whole_logits<A: AutodiffBackend>(device: A::Device) 
         &[ce / 54.0],
         &tolerance,
     );
+}
+
+/// Ranges of position are parts of an evaluation: counts are the same, means those of the parts.
+fn an_evaluation_by_position_adds_up<A: AutodiffBackend>(device: A::Device) {
+    let model = load::<A::InnerBackend>("tied", &device);
+    let other = perturb(model.clone(), "model.norm.gamma", CHANGE);
+    let mut numbers = Numbers::new(2);
+    let mut documents: Vec<Vec<u32>> = Vec::new();
+    for length in [70, 20, 40, 5] {
+        let ids = numbers.ids(length, 61);
+        documents.push(ids.iter().map(|id| *id as u32).collect());
+    }
+    let known =
+        |it: Evaluation| [it.kl, it.student_ce, it.teacher_ce].map(|mean| mean.expect("tokens"));
+    for (layout, counts) in [
+        // A window of 100 ends 10 tokens into the third document; the last token of each has no target.
+        (Documents::Apart, [32 + 19 + 10 + 29 + 4, 32, 5]),
+        (Documents::Joined, [32 + 32, 32 + 2, 36]),
+    ] {
+        let windows = pack_each(documents.clone(), &[100], layout);
+        let batches = loader(windows, 2, None, &device);
+        let whole = evaluate(&other, &model, &batches, |_, _| {});
+        let ByPosition { all, by_position } =
+            evaluate_by_position(&other, &model, &batches, |_, _| {});
+        let found: Vec<_> = by_position.iter().map(|it| (it.first, it.last)).collect();
+        assert_eq!(found, [(0, 31), (32, 63), (64, 99)]);
+        let found: Vec<_> = by_position.iter().map(|it| it.evaluation.tokens).collect();
+        assert_eq!(found, counts);
+        assert_eq!(
+            (all.tokens, all.top1_agreement),
+            (whole.tokens, whole.top1_agreement)
+        );
+        let mean = |of: fn(&Evaluation) -> Option<f64>| {
+            let weighted = by_position
+                .iter()
+                .map(|PositionEvaluation { evaluation, .. }| {
+                    of(evaluation).expect("tokens") * evaluation.tokens as f64
+                });
+            weighted.sum::<f64>() / all.tokens as f64
+        };
+        let means = [
+            mean(|it| it.kl),
+            mean(|it| it.student_ce),
+            mean(|it| it.teacher_ce),
+        ];
+        // The same numbers in float64, divided and multiplied again.
+        assert_close(&means, &known(all), &Tolerance::Uniform(1e-12));
+        // Another order of float32 sums over the two windows' tokens, each over the vocabulary.
+        let tolerance = Tolerance::Uniform(rounding(200 + 61) * known(whole)[1]);
+        assert_close(&known(all), &known(whole), &tolerance);
+        let further = perturb(other.clone(), "model.norm.gamma", CHANGE);
+        let whole = evaluate(&further, &model, &batches, |_, _| {});
+        assert_not_close(&known(all), &known(whole), &tolerance);
+    }
 }
 
 // ---------------------------------------------------------------- a whole run

@@ -15,7 +15,7 @@ const SAME_LOSS: f64 = 1e-3;
 
 /// A task, and the programs that take it.
 #[derive(Clone, Debug)]
-pub(crate) struct Contest {
+pub(crate) struct Contest<'a> {
     /// What is done, in a line.
     pub(crate) title: String,
     pub(crate) task: Task,
@@ -23,20 +23,20 @@ pub(crate) struct Contest {
     pub(crate) teacher: Option<PathBuf>,
     /// What else every program is called with.
     pub(crate) args: Vec<String>,
-    pub(crate) programs: Vec<Program>,
+    pub(crate) programs: Vec<Program<'a>>,
 }
 
 /// What became of a contest: a measurement a round of each program.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    contest: Contest,
+pub(crate) struct Outcome<'a> {
+    contest: Contest<'a>,
     runs: Vec<Vec<Measurement>>,
 }
 
-impl Contest {
+impl<'a> Contest<'a> {
     /// Runs every program once a round, each time in a process of its own. That one computes something
     /// else is an error.
-    pub(crate) fn run(self, programs: &Programs<'_>, rounds: usize) -> Result<Outcome> {
+    pub(crate) fn run(self, programs: &Programs<'_>, rounds: usize) -> Result<Outcome<'a>> {
         let teacher = self.teacher.as_deref().map(super::teacher_args);
         let args = teacher
             .into_iter()
@@ -67,8 +67,8 @@ impl Contest {
     }
 }
 
-impl Outcome {
-    fn programs(&self) -> impl Iterator<Item = (Program, &[Measurement])> {
+impl<'a> Outcome<'a> {
+    fn programs(&self) -> impl Iterator<Item = (Program<'a>, &[Measurement])> {
         let programs = self.contest.programs.iter().copied();
         programs.zip(self.runs.iter().map(Vec::as_slice))
     }
@@ -78,7 +78,7 @@ impl Outcome {
             let firsts = runs.iter().filter_map(|run| run.losses.first());
             firsts.map(move |loss| (program, *loss))
         });
-        let firsts: Vec<(Program, f64)> = firsts.collect();
+        let firsts: Vec<(Program<'_>, f64)> = firsts.collect();
         let Some(&(first, expected)) = firsts.first() else {
             return Ok(());
         };
@@ -108,7 +108,7 @@ impl Outcome {
 }
 
 /// A heading and two tables: the programs, and the ratios of ours to the others.
-impl fmt::Display for Outcome {
+impl fmt::Display for Outcome<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "### {}\n", self.contest.title)?;
         writeln!(
@@ -170,8 +170,9 @@ fn unknown() -> String {
 mod tests {
     use super::*;
     use crate::backend::Backend;
+    use crate::setup::peers::Peers;
 
-    fn outcome(runs: [&[(f64, f64)]; 2]) -> Outcome {
+    fn outcome<'a>(peers: &'a Peers, runs: [&[(f64, f64)]; 2]) -> Outcome<'a> {
         let run = |&(seconds, loss): &(f64, f64)| Measurement {
             losses: vec![loss; 3],
             seconds: vec![9.0, 9.0, seconds],
@@ -184,7 +185,7 @@ mod tests {
                 task: Task::Step,
                 teacher: Some("somewhere".into()),
                 args: vec!["--heads".to_owned(), "3".to_owned()],
-                programs: vec![Program::Ours(Backend::Flex), Program::Torch],
+                programs: vec![Program::Ours(Backend::Flex), Program::Torch(peers)],
             },
             runs: runs.map(|runs| runs.iter().map(run).collect()).into(),
         }
@@ -192,14 +193,18 @@ mod tests {
 
     #[test]
     fn the_tables_hold_spreads_and_ratios() {
-        let outcome = outcome([&[(1.0, 2.0), (2.0, 2.0)], &[(2.0, 2.001), (2.5, 2.001)]]);
+        let peers = Peers::of("2.9.0", None);
+        let outcome = outcome(
+            &peers,
+            [&[(1.0, 2.0), (2.0, 2.0)], &[(2.0, 2.001), (2.5, 2.001)]],
+        );
         outcome.check_losses().unwrap();
         let text = outcome.to_string();
         for line in [
             "### a task",
             "| burn-lti, flex | 1.50 (1.00..2.00) | 150 (100..200) | 2.000000 | 2.000000 |",
-            "| PyTorch | 2.25 (2.00..2.50) | 225 (200..250) | 2.001000 | 2.001000 |",
-            "| burn-lti, flex / PyTorch | 0.650 (0.500..0.800) | 0.650 (0.500..0.800) |",
+            "| PyTorch 2.9 | 2.25 (2.00..2.50) | 225 (200..250) | 2.001000 | 2.001000 |",
+            "| burn-lti, flex / PyTorch 2.9 | 0.650 (0.500..0.800) | 0.650 (0.500..0.800) |",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -210,13 +215,14 @@ mod tests {
 
     #[test]
     fn programs_that_compute_something_else_are_refused() {
-        let error = outcome([&[(1.0, 2.0)], &[(1.0, 2.01)]]).check_losses();
+        let peers = Peers::of("2.9.0", None);
+        let error = outcome(&peers, [&[(1.0, 2.0)], &[(1.0, 2.01)]]).check_losses();
         let error = error.unwrap_err().to_string();
-        for part in ["a task", "burn-lti, flex is 2,", "PyTorch 2.01"] {
+        for part in ["a task", "burn-lti, flex is 2,", "PyTorch 2.9 2.01"] {
             assert!(error.contains(part), "{error}");
         }
         assert!(
-            outcome([&[(1.0, f64::NAN)], &[(1.0, 2.0)]])
+            outcome(&peers, [&[(1.0, f64::NAN)], &[(1.0, 2.0)]])
                 .check_losses()
                 .is_err()
         );

@@ -21,7 +21,8 @@ use xshell::Shell;
 
 use crate::backend::{self, Backend};
 use crate::cache::Cache;
-use crate::setup::{Installed, peers, teachers};
+use crate::setup::peers::{self, Found};
+use crate::setup::{Installed, teachers};
 use crate::step::{Step, cargo};
 
 use contest::Contest;
@@ -37,7 +38,8 @@ const STEPS: usize = 7;
 pub(crate) struct BenchArgs {
     /// Hold our programs against PyTorch and JAX, in turn, and print the ratios.
     ///
-    /// Needs `cargo xtask setup peers`, and for the contest `smollm2` also `teachers`.
+    /// Needs `cargo xtask setup peers`, and for the contest `smollm2` also `teachers`. With
+    /// `peers-newest` the newest PyTorch takes part too.
     #[arg(long, group = "measurement")]
     peers: bool,
     /// Measure a step against tokens, vocabulary and layers.
@@ -166,20 +168,16 @@ impl BenchArgs {
             some => backend::require(some, installed)?,
         };
         // What is not set up is said before anything is built.
-        let interpreter = self.peers.then(|| peers::find(cache)).transpose()?;
+        let peers = self.peers.then(|| peers::find(shell, cache)).transpose()?;
+        peers.iter().for_each(|peers| println!("{peers}"));
         let smollm2 = self.holds(Name::Smollm2).then(|| teachers::find(cache));
         let smollm2 = smollm2.transpose()?;
-        let programs = Programs::build(
-            shell,
-            &self.profile,
-            &backends,
-            interpreter,
-            self.device,
-            self.threads,
-        )?;
-        match self.peers {
-            true => self.hold_contests(shell, &programs, &backends, smollm2.as_deref()),
-            false => self.measure_growth(shell, &programs, &backends),
+        let programs = Programs::build(shell, &self.profile, &backends, self.device, self.threads)?;
+        match peers {
+            Some(peers) => {
+                self.hold_contests(shell, &programs, &backends, &peers, smollm2.as_deref())
+            }
+            None => self.measure_growth(shell, &programs, &backends),
         }
     }
 
@@ -192,11 +190,13 @@ impl BenchArgs {
         shell: &Shell,
         programs: &Programs<'_>,
         backends: &[Backend],
+        peers: &Found,
         smollm2: Option<&Path>,
     ) -> Result<()> {
         let ours = backends.iter().copied().map(Program::Ours);
-        let against = |peers: &[Program]| {
-            let peers = peers.iter().copied().filter(|peer| self.device.has(*peer));
+        let all_of = |task: Task| {
+            let peers = task.peers(&peers.environments).into_iter();
+            let peers = peers.filter(|peer| self.device.has(*peer));
             ours.clone().chain(peers).collect()
         };
         let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -210,7 +210,7 @@ impl BenchArgs {
                     args: ["--case", case, "--steps", &self.steps.to_string()]
                         .map(str::to_owned)
                         .into(),
-                    programs: against(&[Program::Torch, Program::Jax]),
+                    programs: all_of(Task::Projection),
                 }
             }));
         }
@@ -220,7 +220,7 @@ impl BenchArgs {
                 task: Task::Step,
                 teacher: Some(teacher.to_owned()),
                 args: step_args(heads, tokens, self.steps),
-                programs: against(&[Program::Torch, Program::TorchCompiled]),
+                programs: all_of(Task::Step),
             });
         };
         if self.holds(Name::Stories) {
@@ -242,16 +242,21 @@ impl BenchArgs {
             println!("\n{outcome}");
             outcomes.push(outcome);
         }
-        let text: Vec<String> = outcomes.iter().map(ToString::to_string).collect();
+        println!("{peers}");
+        let tables: Vec<String> = outcomes.iter().map(ToString::to_string).collect();
+        let text = format!("{peers}\n{}", tables.join("\n"));
+        let environments = peers.environments.iter().map(|peers| &peers.versions);
         let all = json!({
             "settings": self.settings(),
+            "peers": environments.collect::<Vec<_>>(),
+            "left_out": peers.left_out,
             "contests": outcomes.iter().map(|outcome| outcome.to_json()).collect::<Vec<_>>(),
         });
         self.keep(
             shell,
             "peers",
             &all,
-            &self.page("Ours and the peers", &text.join("\n")),
+            &self.page("Ours and the peers", &text),
         )?;
         Ok(())
     }

@@ -13,6 +13,7 @@ use xshell::{Shell, cmd};
 use crate::backend::{Backend, feature_args_of};
 use crate::programs::cargo;
 use crate::setup::libtorch::LIBRARY_PATH;
+use crate::setup::peers::Peers;
 
 use super::statistics::Spread;
 
@@ -66,25 +67,27 @@ impl Measurement {
 }
 
 /// A program that takes the arguments of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Program {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program<'a> {
     /// Ours, on a backend.
     Ours(Backend),
-    /// PyTorch, one operation at a time.
-    Torch,
-    /// PyTorch, by `torch.compile`.
-    TorchCompiled,
-    /// JAX, compiled.
-    Jax,
+    /// The PyTorch of an environment, one operation at a time.
+    Torch(&'a Peers),
+    /// The same, by `torch.compile`.
+    TorchCompiled(&'a Peers),
+    /// The JAX of an environment, compiled.
+    Jax(&'a Peers),
 }
 
-impl Program {
+impl Program<'_> {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Ours(backend) => format!("burn-lti, {}", backend.name()),
-            Self::Torch => "PyTorch".to_owned(),
-            Self::TorchCompiled => "PyTorch, compiled".to_owned(),
-            Self::Jax => "JAX, compiled".to_owned(),
+            Self::Torch(peers) => format!("PyTorch {}", peers.versions.torch_release()),
+            Self::TorchCompiled(peers) => {
+                format!("PyTorch {}, compiled", peers.versions.torch_release())
+            }
+            Self::Jax(_) => "JAX, compiled".to_owned(),
         }
     }
 
@@ -111,8 +114,8 @@ impl Device {
     }
 
     /// Whether `peer` is there.
-    pub(crate) fn has(self, peer: Program) -> bool {
-        self == Self::Cpu || peer != Program::Jax
+    pub(crate) fn has(self, peer: Program<'_>) -> bool {
+        self == Self::Cpu || !matches!(peer, Program::Jax(_))
     }
 }
 
@@ -131,12 +134,27 @@ impl Task {
         }
     }
 
-    fn script(self, program: Program) -> &'static str {
-        match (self, program) {
-            (Self::Projection, Program::Jax) => "jax_projection.py",
-            (Self::Projection, _) => "torch_projection.py",
-            (Self::Step, _) => "torch_step.py",
+    /// The script for PyTorch.
+    fn torch(self) -> &'static str {
+        match self {
+            Self::Projection => "torch_projection.py",
+            Self::Step => "torch_step.py",
         }
+    }
+
+    /// What takes it in these environments: PyTorch in each of them, JAX where it is.
+    pub(crate) fn peers(self, environments: &[Peers]) -> Vec<Program<'_>> {
+        let programs = environments.iter().flat_map(|peers| {
+            let torch = Some(Program::Torch(peers));
+            match self {
+                Self::Projection => {
+                    let jax = peers.versions.jax.as_ref();
+                    [torch, jax.map(|_| Program::Jax(peers))]
+                }
+                Self::Step => [torch, Some(Program::TorchCompiled(peers))],
+            }
+        });
+        programs.flatten().collect()
     }
 }
 
@@ -145,8 +163,6 @@ pub(crate) struct Programs<'a> {
     shell: &'a Shell,
     /// Ours, by name.
     binaries: BTreeMap<String, PathBuf>,
-    /// Python with the peers.
-    interpreter: Option<PathBuf>,
     /// Of the peers.
     device: Device,
     threads: usize,
@@ -158,7 +174,6 @@ impl<'a> Programs<'a> {
         shell: &'a Shell,
         profile: &str,
         backends: &[Backend],
-        interpreter: Option<PathBuf>,
         device: Device,
         threads: usize,
     ) -> Result<Self> {
@@ -177,7 +192,6 @@ impl<'a> Programs<'a> {
         Ok(Self {
             shell,
             binaries: executables(&messages),
-            interpreter,
             device,
             threads,
         })
@@ -186,7 +200,7 @@ impl<'a> Programs<'a> {
     /// Runs `program` on `task` in a process of its own.
     pub(crate) fn measure(
         &self,
-        program: Program,
+        program: Program<'_>,
         task: Task,
         args: &[String],
     ) -> Result<Measurement> {
@@ -196,17 +210,16 @@ impl<'a> Programs<'a> {
                 command.args(["--backend", backend.name()]);
                 command
             }
-            Program::Jax => self.peer(task.script(program))?,
-            torch => {
-                let mut command = self.peer(task.script(torch))?;
-                command.args(["--device", self.device.name()]);
+            Program::Torch(peers) => self.torch(peers, task),
+            Program::TorchCompiled(peers) => {
+                let mut command = self.torch(peers, task);
+                command.arg("--compile");
                 command
             }
+            // A step is not its task: `Task::peers`.
+            Program::Jax(peers) => self.peer(peers, "jax_projection.py"),
         };
         command.args(args);
-        if program == Program::TorchCompiled {
-            command.arg("--compile");
-        }
         let output = output_of(command).and_then(|output| Measurement::parse(&output));
         output.with_context(|| format!("{} failed", program.name()))
     }
@@ -227,11 +240,15 @@ impl<'a> Programs<'a> {
         Ok(command)
     }
 
-    fn peer(&self, script: &str) -> Result<Command> {
-        let interpreter = self.interpreter.as_ref();
-        let interpreter = interpreter.context("the peers were not looked for")?;
+    fn torch(&self, peers: &Peers, task: Task) -> Command {
+        let mut command = self.peer(peers, task.torch());
+        command.args(["--device", self.device.name()]);
+        command
+    }
+
+    fn peer(&self, peers: &Peers, script: &str) -> Command {
         let script = self.shell.current_dir().join("benches/peers").join(script);
-        let mut command = Command::new(interpreter);
+        let mut command = Command::new(&peers.interpreter);
         command.arg(script).env("PYTHONDONTWRITEBYTECODE", "1");
         command.env("HF_HUB_OFFLINE", "1");
         if cfg!(not(windows)) {
@@ -239,7 +256,7 @@ impl<'a> Programs<'a> {
             command.env_remove(LIBRARY_PATH);
         }
         self.set_threads(&mut command);
-        Ok(command)
+        command
     }
 
     fn set_threads(&self, command: &mut Command) {
@@ -312,8 +329,34 @@ mod tests {
     }
 
     #[test]
+    fn every_environment_takes_part_with_what_it_has() {
+        let environments = [
+            Peers::of("2.9.0", Some("0.10.2")),
+            Peers::of("2.15.0+cpu", None),
+        ];
+        let names = |task: Task| {
+            let programs = task.peers(&environments).into_iter();
+            programs.map(Program::name).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(Task::Projection),
+            ["PyTorch 2.9", "JAX, compiled", "PyTorch 2.15"]
+        );
+        assert_eq!(
+            names(Task::Step),
+            [
+                "PyTorch 2.9",
+                "PyTorch 2.9, compiled",
+                "PyTorch 2.15",
+                "PyTorch 2.15, compiled"
+            ]
+        );
+    }
+
+    #[test]
     fn on_a_gpu_pytorch_is_the_only_peer() {
-        let peers = [Program::Torch, Program::TorchCompiled, Program::Jax];
+        let peers = &Peers::of("2.9.0", Some("0.10.2"));
+        let peers = [Program::Torch, Program::TorchCompiled, Program::Jax].map(|of| of(peers));
         let on = |device: Device| peers.map(|peer| device.has(peer));
         assert_eq!(on(Device::Cpu), [true; 3]);
         assert_eq!(on(Device::Cuda), [true, true, false]);

@@ -26,8 +26,10 @@ pub(crate) enum Component {
     Tch,
     /// A Vulkan driver, for the backend `wgpu`: a software device where there is no GPU.
     Wgpu,
-    /// A Python environment to compare with: PyTorch, transformers, JAX. 7.5 GB.
+    /// A Python environment to compare with: PyTorch 2.9, transformers, JAX. 7.5 GB.
     Peers,
+    /// Another one, with the newest PyTorch. 5.6 GB.
+    PeersNewest,
     /// SmolLM2-135M-Instruct as a Hugging Face folder: 100 MB to fetch, 540 MB to keep, and `peers`.
     Teachers,
     /// All of these.
@@ -43,6 +45,7 @@ impl Component {
             Self::Tch => "tch",
             Self::Wgpu => "wgpu",
             Self::Peers => "peers",
+            Self::PeersNewest => "peers-newest",
             Self::Teachers => "teachers",
             Self::All => "all",
         }
@@ -80,7 +83,9 @@ impl Installed {
         match component {
             Component::Tch => self.tch,
             Component::Wgpu => self.wgpu,
-            Component::Peers | Component::Teachers | Component::All => false,
+            Component::Peers | Component::PeersNewest | Component::Teachers | Component::All => {
+                false
+            }
         }
     }
 }
@@ -100,7 +105,10 @@ pub(crate) fn run(shell: &Shell, cache: &Cache, components: &[Component]) -> Res
             Component::Tch => libtorch::set_up(shell, cache)?,
             Component::Wgpu => vulkan::set_up(shell)?,
             Component::Peers => {
-                peers::set_up(shell, cache)?;
+                peers::PEERS.set_up(shell, cache)?;
+            }
+            Component::PeersNewest => {
+                peers::NEWEST.set_up(shell, cache)?;
             }
             Component::Teachers => teachers::set_up(shell, cache)?,
             Component::All => {}

@@ -10,7 +10,7 @@ use crate::programs::{Missing, succeeds};
 /// The interpreter of the system.
 pub(crate) const PYTHON: &str = if cfg!(windows) { "python" } else { "python3" };
 
-/// Versions for which every package in `requirements/peers.txt` is published.
+/// Versions for which every package in `requirements/peers*.txt` is published.
 const VERSIONS: &str = "(3, 11) <= sys.version_info[:2] <= (3, 13)";
 
 const PIP: Missing = Missing {

@@ -36,7 +36,7 @@ pub(super) fn set_up(shell: &Shell, cache: &Cache) -> Result<()> {
             "the component `teachers` needs {CONVERTER}, counted from the repository, and it is not \
              there"
         );
-        let interpreter = peers::set_up(shell, cache)?;
+        let interpreter = peers::PEERS.set_up(shell, cache)?;
         convert(shell, cache, &interpreter, &folder)?;
     }
     report(Component::Teachers, NAME, &folder);

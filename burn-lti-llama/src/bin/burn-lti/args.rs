@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use burn_lti_llama::corpus::CorpusOrder;
+use burn_lti_llama::data::Documents;
 use burn_lti_llama::hf::WeightType;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -103,7 +104,8 @@ pub(crate) enum Command {
     VerifyCache(VerifyCacheArgs),
     /// Evaluate a student against its teacher on a text.
     ///
-    /// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement.
+    /// KL (nats per token, temperature 1), cross-entropy and perplexity of both, top-1 agreement; with
+    /// `--by-position` also by how much of its document comes before a token.
     Eval(EvalArgs),
     /// Continue a prompt.
     ///
@@ -178,6 +180,14 @@ fn weight_type() -> impl TypedValueParser<Value = WeightType> {
         dtype.ok_or("no float type of weights")
     };
     PossibleValuesParser::new(WeightType::ALL.map(WeightType::name)).try_map(named)
+}
+
+fn documents() -> impl TypedValueParser<Value = Documents> {
+    let named = |name: String| {
+        let documents = Documents::ALL.into_iter().find(|way| way.name() == name);
+        documents.ok_or("no layout of documents")
+    };
+    PossibleValuesParser::new(Documents::ALL.map(Documents::name)).try_map(named)
 }
 
 #[derive(Debug, Args)]
@@ -286,6 +296,13 @@ pub(crate) struct EvalArgs {
     /// Tokens in a sequence.
     #[arg(long, default_value = "128", value_name = "TOKENS")]
     pub(crate) seq_len: NonZeroUsize,
+    /// How documents lie in a sequence: apart, each by itself, or joined, end to end as one text.
+    #[arg(long, default_value_t, value_name = "HOW", value_parser = documents())]
+    pub(crate) documents: Documents,
+    /// Say how far apart they are by ranges of position too: 0 to 31, 32 to 63, 64 to 127 and so on. A
+    /// position is counted from where a document begins in its sequence.
+    #[arg(long)]
+    pub(crate) by_position: bool,
     /// Sequences in a batch.
     #[arg(long, default_value = "16", value_name = "N")]
     pub(crate) batch_size: NonZeroUsize,

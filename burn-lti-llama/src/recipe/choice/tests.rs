@@ -29,7 +29,7 @@ fn reads_every_form_and_what_it_writes() {
             Layers::These(vec![]),
         ),
         (
-            "{ value = 'factored' }",
+            "{ query = 'factored', key = 'factored', value = 'factored' }",
             "[2, 0]",
             general_out,
             Layers::These(vec![2, 0]),
@@ -73,7 +73,11 @@ fn reads_every_form_and_what_it_writes() {
 
 #[test]
 fn names_the_form_of_each_projection() {
-    let choice = MapChoice::default();
+    let choice = MapChoice {
+        query: MapKind::Factored,
+        key: MapKind::Factored,
+        ..MapChoice::default()
+    };
     assert_eq!(
         Role::ATTENTION.map(|role| choice.kind(role) == MapKind::General),
         [false, false, true, true]

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::data;
-use burn_lti_llama::eval::{Evaluation, evaluate};
+use burn_lti_llama::eval::{ByPosition, Evaluation, evaluate, evaluate_by_position};
 use burn_lti_llama::hf;
 
 use super::config_and_tokenizer;
@@ -14,16 +14,31 @@ use crate::backend::on_backend;
 use crate::progress::{number, percent};
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
-    let evaluation = on_backend!(args.backend, on(args))?;
+    let found = on_backend!(args.backend, on(args))?;
     if args.json.json {
-        println!("{}", serde_json::to_string_pretty(&evaluation)?);
-    } else {
-        print(&evaluation);
+        let json = match &found {
+            Found::Whole(evaluation) => serde_json::to_string_pretty(evaluation),
+            Found::ByPosition(ranges) => serde_json::to_string_pretty(ranges),
+        };
+        println!("{}", json?);
+        return Ok(());
+    }
+    match &found {
+        Found::Whole(evaluation) => print(evaluation),
+        Found::ByPosition(ranges) => {
+            print(&ranges.all);
+            print_ranges(ranges);
+        }
     }
     Ok(())
 }
 
-fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluation> {
+enum Found {
+    Whole(Evaluation),
+    ByPosition(ByPosition),
+}
+
+fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> {
     let (config, tokenizer) = config_and_tokenizer(&args.teacher)?;
     let seq_len = args.seq_len.get();
     if seq_len > config.max_position_embeddings {
@@ -32,7 +47,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluat
             config.max_position_embeddings
         );
     }
-    let mut sequences = data::load_sequences(&args.text, &tokenizer, seq_len)?;
+    let mut sequences = data::load_sequences(&args.text, &tokenizer, &[seq_len], args.documents)?;
     sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
     let teacher = hf::load_as::<A::InnerBackend>(&args.teacher, args.dtype.dtype, device)?;
     let student = hf::load_as::<A::InnerBackend>(&args.student, args.dtype.dtype, device)?;
@@ -44,7 +59,15 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Evaluat
         );
     }
     let batches = data::loader(sequences, args.batch_size.get(), None, device);
-    Ok(evaluate(&student, &teacher, &batches, |_, _| {}))
+    Ok(match args.by_position {
+        false => Found::Whole(evaluate(&student, &teacher, &batches, |_, _| {})),
+        true => Found::ByPosition(evaluate_by_position(
+            &student,
+            &teacher,
+            &batches,
+            |_, _| {},
+        )),
+    })
 }
 
 fn print(evaluation: &Evaluation) {
@@ -61,4 +84,32 @@ fn print(evaluation: &Evaluation) {
         number(evaluation.teacher_perplexity)
     );
     println!("tokens           {}", evaluation.tokens);
+}
+
+fn print_ranges(ranges: &ByPosition) {
+    let row = |cells: [String; 6]| {
+        let [positions, kl, agreement, student, teacher, tokens] = cells;
+        println!("{positions:<11}{kl:>8}{agreement:>17}{student:>12}{teacher:>12}{tokens:>10}");
+    };
+    println!();
+    row([
+        "positions",
+        "KL",
+        "top-1 agreement",
+        "student CE",
+        "teacher CE",
+        "tokens",
+    ]
+    .map(String::from));
+    for range in &ranges.by_position {
+        let found = &range.evaluation;
+        row([
+            format!("{}-{}", range.first, range.last),
+            number(found.kl),
+            percent(found.top1_agreement),
+            number(found.student_ce),
+            number(found.teacher_ce),
+            found.tokens.to_string(),
+        ]);
+    }
 }
