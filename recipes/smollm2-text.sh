@@ -10,9 +10,11 @@ tokens="${2:-1000000}"
 text="$(dirname "${BASH_SOURCE[0]}")/smollm2"
 mkdir -p "$text"
 ln -sfn "$(realpath "$teacher")" "$text/teacher"
+# What is there already stays.
 write() {
-    burn-lti sample-corpus --model "$teacher" --out "$text/$1.jsonl" --seed "$2" --tokens "$3"
+    [ -e "$text/$1.jsonl" ] ||
+        burn-lti sample-corpus --model "$teacher" --out "$text/$1.jsonl" --seed "$2" --tokens "$3"
 }
 write valid 1 24000
-write judge 2 48000
+write judge 2 24000
 write train 0 "$tokens"
