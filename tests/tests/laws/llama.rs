@@ -23,7 +23,7 @@ use burn_lti_llama::plan::Plan;
 use burn_lti_llama::recipe::{Recipe, Trained};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::llama::{MODELS, TensorFile, batch_of, causal_batch, load, model_dir};
-use burn_lti_tests::numbers::{Numbers, int_tensor, values};
+use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{Parameter, fill_random, parameters, perturb};
 use burn_lti_tests::toy::packed_batch;
