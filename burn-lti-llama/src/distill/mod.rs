@@ -48,6 +48,7 @@ mod summary;
 mod teacher_cache;
 mod tensorboard;
 mod training;
+mod written;
 
 use std::sync::Arc;
 

@@ -17,11 +17,11 @@ use burn_lti::decoder::TokenBatch;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use serde::{Deserialize, Serialize};
 
 use super::inputs::RunInputs;
 use super::schedule::PhaseSchedule;
 use super::step_rows::{StepRows, cut};
+use super::written::{Written, WrittenText};
 use crate::data::{PackedSequence, TokenBatcher, loader_by};
 use crate::model::{Generation, GenerationError, NewText, PackedLlama, Sampling, Texts};
 use crate::recipe::{DataSection, Recipe, TrainSection};
@@ -42,25 +42,6 @@ pub(super) struct OnPolicy {
     tokenizer: Arc<Tokenizer>,
     order: StepRows,
     written: Arc<Mutex<Written>>,
-}
-
-/// What was written for steps that have not been taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Written {
-    /// The last step that was written for.
-    until: usize,
-    texts: Vec<WrittenText>,
-}
-
-/// The end of a sequence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct WrittenText {
-    /// The step that reads it, from 1.
-    step: usize,
-    row: usize,
-    /// Tokens of the sequence before it.
-    kept: usize,
-    tokens: Vec<u32>,
 }
 
 impl OnPolicy {
@@ -257,31 +238,6 @@ impl Texts for Continued<'_> {
     }
 }
 
-impl WrittenText {
-    /// The sequence with this end. After an EOS it is padding.
-    fn after(&self, sequence: &PackedSequence) -> PackedSequence {
-        let mut sequence = sequence.clone();
-        let (length, last) = (sequence.len(), self.kept - 1);
-        let (segment, position) = (sequence.segments[last], sequence.positions[last]);
-        sequence.targets[last] = self.tokens.first().copied().unwrap_or(0);
-        for (index, place) in (self.kept..length).enumerate() {
-            let token = self.tokens.get(index).copied();
-            let target = self.tokens.get(index + 1).copied();
-            let is_there = token.is_some();
-            sequence.tokens[place] = token.unwrap_or(0);
-            sequence.targets[place] = target.unwrap_or(0);
-            sequence.mask[place] = target.is_some();
-            sequence.segments[place] = if is_there { segment } else { 0 };
-            sequence.positions[place] = if is_there {
-                position + 1 + index as u32
-            } else {
-                0
-            };
-        }
-        sequence
-    }
-}
-
 /// Makes batches of sequences with the ends that were written for their step. Clones count together.
 #[derive(Clone)]
 struct OnPolicyBatcher {
@@ -337,27 +293,5 @@ mod tests {
         let padded = pack([(10..16).collect::<Vec<u32>>()], 10).remove(0);
         assert_eq!(kept(&padded, None), Some(5));
         assert_eq!(kept(&padded, Some(6)), None);
-    }
-
-    #[test]
-    fn a_written_end_takes_the_place_of_the_text() {
-        let text = |tokens: &[u32]| WrittenText {
-            step: 1,
-            row: 0,
-            kept: 7,
-            tokens: tokens.to_vec(),
-        };
-        let whole = text(&[31, 32, 33, 34]).after(&sequence());
-        assert_eq!(whole.tokens, [10, 11, 12, 13, 14, 15, 20, 31, 32, 33]);
-        assert_eq!(whole.targets[5..], [0, 31, 32, 33, 34]);
-        assert_eq!(whole.positions[5..], [5, 0, 1, 2, 3]);
-        assert_eq!(whole.segments, [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]);
-        assert_eq!(whole.mask[5..], [false, true, true, true, true]);
-        let ended = text(&[31, 2]).after(&sequence());
-        assert_eq!(ended.tokens[6..], [20, 31, 2, 0]);
-        assert_eq!(ended.targets[6..], [31, 2, 0, 0]);
-        assert_eq!(ended.segments[6..], [2, 2, 2, 0]);
-        assert_eq!(ended.positions[6..], [0, 1, 2, 0]);
-        assert_eq!(ended.mask[6..], [true, true, false, false]);
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DistillError;
 use super::metrics::LogState;
-use super::on_policy::Written;
+use super::written::Written;
 use crate::eval::Evaluation;
 use crate::recipe::Plateau;
 
