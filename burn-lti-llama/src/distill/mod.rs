@@ -21,7 +21,8 @@
 //! | `module` | what is trained: a student beside its teacher |
 //! | `progress` | where a run stands, as a checkpoint keeps it |
 //! | `hook` | what happens between two steps: metrics, checkpoints, the decision to go on |
-//! | `on_policy`, `step_rows` | sequences that the student goes on with itself, and which each step learns from |
+//! | `step_rows` | which sequences each step learns from |
+//! | `on_policy`, `written` | sequences that the student goes on with itself, and what it wrote |
 //! | `start` | what the student begins from, calculated or read |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |

@@ -268,13 +268,9 @@ impl<B: Backend> Batcher<B, PackedSequence, TokenBatch<B>> for OnPolicyBatcher {
 
 #[cfg(test)]
 mod tests {
+    use super::super::written::fixture::sequence;
     use super::*;
     use crate::data::pack;
-
-    fn sequence() -> PackedSequence {
-        let documents = [(10..16).collect(), vec![20, 21, 22, 23, 24, 25, 26]];
-        pack(documents, 10).remove(0)
-    }
 
     #[test]
     fn what_is_kept_ends_amid_a_document() {

@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use burn::backend::Flex;
 use burn::data::dataloader::DataLoader;
+use burn_flex::Flex;
 
 use super::schedule::PhaseSchedule;
 use crate::data::{PackedSequence, RowBatcher, loader_by};

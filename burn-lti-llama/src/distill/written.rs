@@ -49,14 +49,20 @@ impl WrittenText {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::pack;
+pub(super) mod fixture {
+    use crate::data::{PackedSequence, pack};
 
-    fn sequence() -> PackedSequence {
+    /// One document, and the beginning of another.
+    pub(in crate::distill) fn sequence() -> PackedSequence {
         let documents = [(10..16).collect(), vec![20, 21, 22, 23, 24, 25, 26]];
         pack(documents, 10).remove(0)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WrittenText;
+    use super::fixture::sequence;
 
     #[test]
     fn a_written_end_takes_the_place_of_the_text() {
