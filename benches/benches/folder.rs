@@ -28,7 +28,11 @@ const SHAPE: Shape = Shape {
 fn folder<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (teacher, out) = (dir.path().join("teacher"), dir.path().join("student"));
-    random_teacher::write(&random_teacher::config(SMOLLM2_135M)?, &teacher)?;
+    random_teacher::write(
+        &random_teacher::config(SMOLLM2_135M)?,
+        random_teacher::STD,
+        &teacher,
+    )?;
     fs::create_dir(&out)?;
     let device = A::Device::default();
     let mut group = criterion.benchmark_group(format!("folder/{backend}"));

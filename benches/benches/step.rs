@@ -33,7 +33,11 @@ fn step<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Result<
         ("SmolLM2-135M", SMOLLM2_135M, SMOLLM2),
     ] {
         let dir = tempfile::tempdir()?;
-        random_teacher::write(&random_teacher::config(teacher)?, dir.path())?;
+        random_teacher::write(
+            &random_teacher::config(teacher)?,
+            random_teacher::STD,
+            dir.path(),
+        )?;
         let device = A::Device::default();
         let lesson = Lesson::<A>::load(dir.path(), &shape, &device)?;
         let mut group = criterion.benchmark_group(format!("step/{backend}/{name}"));

@@ -10,7 +10,7 @@ use burn_lti_llama::hf::{NewTensor, WeightType, write_weights};
 use crate::numbers::uniform_values;
 
 /// As wide as a Llama's weights are before training.
-const STD: f64 = 0.02;
+pub const STD: f64 = 0.02;
 
 /// The shape of the stories260k teacher.
 pub const STORIES_260K: &str = r#"{
@@ -31,12 +31,12 @@ pub fn config(text: &str) -> Result<LlamaConfig> {
     Ok(LlamaConfig::from_json_str(text, Path::new("config.json"))?)
 }
 
-/// Writes a teacher of this shape to `dir`, without a tokenizer.
+/// Writes a teacher of this shape to `dir`, without a tokenizer. `std` is the standard deviation of its weights.
 ///
 /// # Errors
 ///
 /// If a file cannot be written.
-pub fn write(config: &LlamaConfig, dir: &Path) -> Result<()> {
+pub fn write(config: &LlamaConfig, std: f64, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let path = dir.join("config.json");
     let json = format!("{:#}\n", config.to_json());
@@ -48,7 +48,7 @@ pub fn write(config: &LlamaConfig, dir: &Path) -> Result<()> {
         NewTensor::new(name, shape, move || {
             Ok(match is_norm {
                 true => vec![1.0; count],
-                false => uniform_values(100 + index as u64, count, STD),
+                false => uniform_values(100 + index as u64, count, std),
             })
         })
     });

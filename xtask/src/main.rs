@@ -10,6 +10,7 @@
 //! | `backend` | the backends: features, names of tests, whether they are set up |
 //! | `suite`, `check`, `ci` | what runs, as steps |
 //! | `bench` | the benches, ours against the peers, how cost grows |
+//! | `figures` | what the documents claim about quality |
 //! | `step`, `libtest` | one command, and the tests that it ran |
 //! | `report` | the run of all steps, and the table at its end |
 //!
@@ -28,6 +29,7 @@ mod cache;
 mod check;
 mod ci;
 mod environment;
+mod figures;
 mod kernels;
 mod libtest;
 mod programs;
@@ -49,6 +51,7 @@ use backend::Backend;
 use bench::BenchArgs;
 use cache::Cache;
 use environment::Environment;
+use figures::FiguresArgs;
 use libtest::Counts;
 use setup::libtorch::Libtorch;
 use setup::{Component, Installed};
@@ -94,6 +97,11 @@ enum Run {
     Ci(CiArgs),
     /// Run the benches; or hold ours against the peers, or measure how cost grows.
     Bench(BenchArgs),
+    /// Carry out again what the documents claim about quality: `benches/figures`.
+    ///
+    /// Results go to `docs/results`, run by run, and from there into the tables of the documents. What has a
+    /// result is not carried out again, and a run that was stopped goes on.
+    Figures(FiguresArgs),
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +193,9 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
     {
         return args.measure(&shell, &cache, &installed);
     }
+    if let Run::Figures(args) = &run {
+        return args.run(&shell, &root, &installed);
+    }
     let terminal = &mut io::stdout();
     report::run(&shell, &steps, run.title(), &left_out, terminal, counts)
 }
@@ -211,6 +222,7 @@ impl Run {
             }
             Self::Ci(args) => ci::steps(args, installed, root),
             Self::Bench(args) => Ok((args.commands(), Vec::new())),
+            Self::Figures(_) => Ok((Vec::new(), Vec::new())),
         }
     }
 
@@ -218,7 +230,7 @@ impl Run {
     fn title(&self) -> &'static str {
         match self {
             Self::Test(_) => "suite",
-            Self::Check(_) | Self::Ci(_) | Self::Bench(_) => "part",
+            Self::Check(_) | Self::Ci(_) | Self::Bench(_) | Self::Figures(_) => "part",
         }
     }
 
@@ -227,7 +239,7 @@ impl Run {
             Self::Test(args) => args.dry_run,
             Self::Check(args) => args.dry_run,
             Self::Ci(args) => args.dry_run,
-            Self::Bench(_) => false,
+            Self::Bench(_) | Self::Figures(_) => false,
         }
     }
 

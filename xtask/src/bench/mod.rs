@@ -26,6 +26,7 @@ use crate::setup::{Installed, teachers};
 use crate::step::{Step, cargo};
 
 use contest::Contest;
+pub(crate) use program::executables;
 use program::{Device, Program, Programs, Task, WARM_UP};
 
 /// Where results are committed.

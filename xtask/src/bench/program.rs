@@ -282,7 +282,7 @@ fn output_of(mut command: Command) -> Result<String> {
 }
 
 /// The programs in what `cargo build --message-format json` says.
-fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+pub(crate) fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
     let messages = messages.lines();
     let messages = messages.filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages
