@@ -133,9 +133,9 @@ mod tests {
         let (_folder, paths) = texts(&["the cat\n", "cat\n"]);
         let load = |layout| load_sequences(&paths, &fixture::tokenizer(), &[5], layout).unwrap();
         let sequences = load(Documents::Apart);
-        assert_eq!(sequences[0].tokens, [BOS, THE, CAT, EOS, BOS]);
-        assert_eq!(sequences[1].tokens, [CAT, EOS, 0, 0, 0]);
-        assert_eq!(sequences[0].targets, [THE, CAT, EOS, 0, CAT]);
+        assert_eq!(sequences[0].tokens, [BOS, THE, CAT, EOS, 0]);
+        assert_eq!(sequences[1].tokens, [BOS, CAT, EOS, 0, 0]);
+        assert_eq!(sequences[0].targets, [THE, CAT, EOS, 0, 0]);
         assert_eq!(
             load(Documents::Joined)[0].targets,
             [THE, CAT, EOS, BOS, CAT]

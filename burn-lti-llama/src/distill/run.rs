@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::calibration::Budget;
 use burn_lti::decoder::CausalLm;
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
@@ -111,7 +112,7 @@ impl<'a> Job<'a> {
             Some(_) => self.out.take_up()?,
             None => self.out.begin(self.recipe, &manifest)?,
         }
-        let run = Run::begin(self, device, inputs, began)?;
+        let run = Run::begin(self, device, inputs, self.recipe.budget(), began)?;
         run.carry_out(resumed)
     }
 
@@ -142,7 +143,8 @@ impl<'a> Job<'a> {
         let began = Instant::now();
         let (inputs, manifest) = self.load::<A>(device)?;
         self.out.begin(self.recipe, &manifest)?;
-        let run = Run::begin(self, device, inputs, began)?;
+        let budget = self.recipe.calibration.budget.unwrap_or_default();
+        let run = Run::begin(self, device, inputs, budget, began)?;
         let student = run.free()?.valid();
         run.tell(Event::Stage("exporting"));
         let exported = run.export(&student, &self.out.unchecked_student_dir())?;
@@ -250,10 +252,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         job: &'a Job<'a>,
         device: &'a A::Device,
         inputs: RunInputs<A>,
+        budget: Budget,
         began: Instant,
     ) -> Result<Self, DistillError> {
         let file = job.out.start_path();
-        let start = start_tensors(job.recipe, &inputs, &file, device, &job.listener)?;
+        let start = start_tensors(job.recipe, &inputs, budget, &file, device, &job.listener)?;
         Ok(Self {
             job,
             device,
@@ -631,7 +634,7 @@ pub fn collapse_run<A: AutodiffBackend>(
         ))
     })?;
     let inputs = RunInputs::<A>::load(&recipe, device)?;
-    let run = Run::begin(&job, device, inputs, Instant::now())?;
+    let run = Run::begin(&job, device, inputs, recipe.budget(), Instant::now())?;
     let progress = RunProgress::at(checkpoint)?;
     OutputDir::check_empty(student_dir)?;
     (listener)(Event::Stage("collapsing and exporting"));

@@ -7,7 +7,11 @@ use burn_lti::train::{
 };
 
 use super::progress::Phase;
-use crate::recipe::{LearningRate, Recipe, TrainSection};
+use crate::recipe::{LearningRate, Phase2Trained, Recipe, TrainSection, Trained};
+
+/// What the steps of all weights promise, as a part of the loss, where those of maps or projections promise one.
+/// On both teachers one is too little for so many tensors, and six is too much.
+const PROMISE_OF_ALL: f64 = 2.0;
 
 /// The steps of a phase and the rate at which it learns.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +19,8 @@ pub(super) struct PhaseSchedule {
     pub(super) steps: usize,
     pub(super) warmup: usize,
     learning_rate: LearningRate,
+    /// What measured rates are multiplied by, besides the recipe's own number.
+    promise: f64,
     final_lr_fraction: f64,
     /// Of the order of the data.
     pub(super) seed: u64,
@@ -24,7 +30,15 @@ impl PhaseSchedule {
     /// Of a phase of this recipe.
     pub(super) fn new(recipe: &Recipe, phase: Phase) -> Self {
         let train = &recipe.train;
+        let trains_all = match phase {
+            Phase::Second => recipe
+                .phase2
+                .as_ref()
+                .is_some_and(|phase2| phase2.train == Phase2Trained::All),
+            Phase::First => recipe.trained() == Trained::All,
+        };
         let of = |steps, fraction, learning_rate: LearningRate, last: Option<f64>, seed| Self {
+            promise: if trains_all { PROMISE_OF_ALL } else { 1.0 },
             steps,
             warmup: (fraction * steps as f64) as usize,
             learning_rate,
@@ -54,7 +68,7 @@ impl PhaseSchedule {
     pub(super) fn learning_rates(&self, train: &TrainSection, factor: f64) -> WarmupDecay {
         let peak = factor
             * match self.learning_rate {
-                LearningRate::Auto => train.rate.unwrap_or(1.0),
+                LearningRate::Auto => self.promise * train.rate.unwrap_or(1.0),
                 LearningRate::Number(rate) => rate,
             };
         let decay = train.decay.unwrap_or(self.learning_rate.decay());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::calibration::{CalibratedStart, Calibration, LayerReport, calibrate};
+use burn_lti::calibration::{Budget, CalibratedStart, Calibration, LayerReport, calibrate};
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
 use rand::SeedableRng;
@@ -33,6 +33,7 @@ pub(super) struct StartTensors<B: Backend> {
 pub(super) fn start_tensors<A: AutodiffBackend>(
     recipe: &Recipe,
     inputs: &RunInputs<A>,
+    budget: Budget,
     file: &Path,
     device: &A::Device,
     listener: &Listener,
@@ -46,7 +47,7 @@ pub(super) fn start_tensors<A: AutodiffBackend>(
     let start = match file.is_file() {
         true => CalibratedStart::load(file, recipe.teacher.dtype.dtype(), device)?,
         false => {
-            let start = calculated(recipe, inputs, device, listener)?;
+            let start = calculated(recipe, inputs, budget, device, listener)?;
             start.save(file)?;
             start
         }
@@ -60,6 +61,7 @@ pub(super) fn start_tensors<A: AutodiffBackend>(
 fn calculated<A: AutodiffBackend>(
     recipe: &Recipe,
     inputs: &RunInputs<A>,
+    budget: Budget,
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
@@ -79,6 +81,7 @@ fn calculated<A: AutodiffBackend>(
     let plan = &inputs.plan;
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
+    calibration.budget = budget;
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;
     calibration.refinement.steps = section.refine_steps;

@@ -73,10 +73,20 @@ fn row(report: &LayerReport) -> Vec<String> {
         format!("{:.1}", report.seconds),
         format!(
             "{} | {}",
-            numbers(&report.heads.key_value),
+            groups(&report.heads.key_value),
             numbers(&report.heads.query)
         ),
     ]
+}
+
+/// Merged heads with a plus between them.
+fn groups(heads: &[Vec<usize>]) -> String {
+    let merged = |group: &Vec<usize>| {
+        let heads: Vec<_> = group.iter().map(ToString::to_string).collect();
+        heads.join("+")
+    };
+    let groups: Vec<_> = heads.iter().map(merged).collect();
+    groups.join(" ")
 }
 
 fn numbers(heads: &[usize]) -> String {
@@ -97,13 +107,14 @@ mod tests {
             layer,
             heads: HeadChoice {
                 query: vec![2, 3],
-                key_value: vec![1],
+                key_value: vec![vec![1, 3]],
             },
             residual_of_output: 0.5,
             residual: 0.25,
             rounds: 2,
             ridge: None,
             strength: 1.0,
+            uneven: None,
             feed_forward_residual,
             seconds: 0.04,
         };
@@ -116,7 +127,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(
-            lines[1].contains("1 | 2 3") && lines[1].contains(" - "),
+            lines[1].contains("1+3 | 2 3") && lines[1].contains(" - "),
             "{text}"
         );
         assert!(lines[2].contains("0.7500"), "{text}");

@@ -52,9 +52,9 @@ impl WrittenText {
 pub(super) mod fixture {
     use crate::data::{PackedSequence, pack};
 
-    /// One document, and the beginning of another.
+    /// Two documents, which fill it.
     pub(in crate::distill) fn sequence() -> PackedSequence {
-        let documents = [(10..16).collect(), vec![20, 21, 22, 23, 24, 25, 26]];
+        let documents = [(10..16).collect(), vec![20, 21, 22, 23]];
         pack(documents, 10).remove(0)
     }
 }

@@ -366,6 +366,11 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         rotary_features(self.config.head_dim, head_dim)
     }
 
+    fn rotary_pairs(&self) -> Vec<[usize; 2]> {
+        let half = self.config.head_dim / 2;
+        (0..half).map(|pair| [pair, pair + half]).collect()
+    }
+
     fn site_name(&self, site: Site) -> Option<String> {
         let is_there = site != Site::HEAD || self.lm_head.is_some();
         is_there.then(|| site_name(site))

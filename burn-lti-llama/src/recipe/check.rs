@@ -131,6 +131,7 @@ impl Checks<'_> {
         let CalibrationSection {
             text: _,
             sequences,
+            budget: _,
             rounds: _,
             feed_forward: _,
             refine_steps: _,

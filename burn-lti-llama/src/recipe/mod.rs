@@ -20,6 +20,7 @@ mod weights;
 use std::fs;
 use std::path::{Path, absolute};
 
+use burn_lti::calibration::Budget;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -97,6 +98,14 @@ impl Recipe {
         self.lti.train.unwrap_or(match has_maps {
             true => Trained::Maps,
             false => Trained::All,
+        })
+    }
+
+    /// For how much training its start is calibrated: unless it says so, for a long one where all weights train.
+    pub fn budget(&self) -> Budget {
+        self.calibration.budget.unwrap_or(match self.trained() {
+            Trained::All => Budget::Long,
+            Trained::Maps | Trained::Projections => Budget::None,
         })
     }
 

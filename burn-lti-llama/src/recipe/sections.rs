@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn_lti::calibration::FeedForward;
+use burn_lti::calibration::{Budget, FeedForward};
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, Start};
 use burn_lti::train::Decay;
@@ -103,6 +103,10 @@ pub struct CalibrationSection {
     /// are. If there are several lengths, as many tokens, in equal shares. A quarter is held out of the
     /// fits. Default: 256.
     pub sequences: usize,
+    /// How much training is to follow: `none`, every layer is fitted, or `long`, merged key/value heads are left
+    /// as means. Default: `long` if all weights are to train, and `none` if not, or if `burn-lti start` makes
+    /// the student.
+    pub budget: Option<Budget>,
     /// The most rounds in which values and outputs are fitted in turn. Default: 2.
     pub rounds: usize,
     /// Whether feed-forward blocks are fitted too: `keep` or `refit`. Default: `keep`.
@@ -124,6 +128,7 @@ impl Default for CalibrationSection {
         Self {
             text: None,
             sequences: 256,
+            budget: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
             refine_steps: 0,

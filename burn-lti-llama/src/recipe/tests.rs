@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use burn_lti::calibration::FeedForward;
+use burn_lti::calibration::{Budget, FeedForward};
 use burn_lti::geometry::Role;
 use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, MapKind, Start};
@@ -43,6 +43,7 @@ const FULL: &str = r#"
         [calibration]
         text = "teacher"
         sequences = 32
+        budget = "long"
         rounds = 3
         feed_forward = "keep"
         refine_steps = 100
@@ -263,6 +264,7 @@ fn reads_every_key() {
     let calibration = CalibrationSection {
         text: Some(CalibrationText::Teacher),
         sequences: 32,
+        budget: Some(Budget::Long),
         rounds: 3,
         feed_forward: FeedForward::Keep,
         refine_steps: 100,

@@ -9,17 +9,26 @@ pub(super) fn flat<B: Backend>(h: Tensor<B, 3>) -> Tensor<B, 2> {
     h.reshape([batch * tokens, width])
 }
 
-/// The values of these heads, in their order: `[batch, tokens, heads * head_dim]`.
-pub(super) fn of_heads<B: Backend>(
+/// The values of the `heads` of the teacher in each group, group by group, with zeros where one has fewer
+/// members than the largest: `[batch, tokens, groups * largest * head_dim]`.
+pub(super) fn of_groups<B: Backend>(
     values: Tensor<B, 3>,
     heads: usize,
-    chosen: &[usize],
+    groups: &[Vec<usize>],
 ) -> Tensor<B, 3> {
-    let size = values.dims()[2] / heads;
-    let parts = chosen
-        .iter()
-        .map(|head| values.clone().narrow(2, head * size, size));
-    Tensor::cat(parts.collect(), 2)
+    let [batch, tokens, width] = values.dims();
+    let size = width / heads;
+    let largest = groups.iter().map(Vec::len).max().unwrap_or(0);
+    let mut parts = Vec::new();
+    for group in groups {
+        let own = group.iter();
+        parts.extend(own.map(|head| values.clone().narrow(2, head * size, size)));
+        if group.len() < largest {
+            let shape = [batch, tokens, (largest - group.len()) * size];
+            parts.push(Tensor::zeros(shape, (&values.device(), values.dtype())));
+        }
+    }
+    Tensor::cat(parts, 2)
 }
 
 /// What each head makes of the values of its group: `weights [batch, heads, tokens, tokens]` and
@@ -89,7 +98,9 @@ mod tests {
         let all = numbers(of_all_values(weights(), values.clone()));
         assert_eq!(all, (vec![1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 4.0], [2, 4]));
         assert_eq!(shared, all);
-        let chosen = numbers(flat(of_heads(values, 2, &[1, 0, 1])));
-        assert_eq!(chosen, (vec![2.0, 1.0, 2.0, 6.0, 3.0, 6.0], [2, 3]));
+        let groups = [vec![1], vec![0, 1]];
+        let chosen = numbers(flat(of_groups(values, 2, &groups)));
+        let expected = vec![2.0, 0.0, 1.0, 2.0, 6.0, 0.0, 3.0, 6.0];
+        assert_eq!(chosen, (expected, [2, 4]));
     }
 }

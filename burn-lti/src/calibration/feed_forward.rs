@@ -29,7 +29,7 @@ pub(super) fn refit<B: Backend>(
     let weight = text.tensors.weight(&name, text.d_model)?;
     let mut sums = SplitMoments::zeros(weight.nrows(), text.d_model);
     for (index, batch) in text.batches() {
-        let h = text.student_input(index)?;
+        let h = text.student_input(index, layer)?;
         let context = student.context(&batch);
         let attended = h.clone() + student.attention(layer, h, &context);
         let features = flat(student.feed_forward_features(layer, attended.clone()));

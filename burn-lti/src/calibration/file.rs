@@ -45,8 +45,8 @@ impl StartFileError {
     }
 }
 
-/// Names and shapes of the tensors: another number if they change.
-const FORMAT: &str = "2";
+/// Names and shapes of the tensors, and the report: another number if they change.
+const FORMAT: &str = "3";
 
 /// Keys of the metadata.
 const FORMAT_KEY: &str = "format";
@@ -179,13 +179,14 @@ mod tests {
                 layer: 0,
                 heads: HeadChoice {
                     query: vec![1],
-                    key_value: vec![0],
+                    key_value: vec![vec![0]],
                 },
                 residual_of_output: 0.5,
                 residual: 0.25,
                 rounds: 2,
                 ridge: Some(1e-3),
                 strength: 0.5,
+                uneven: None,
                 feed_forward_residual: None,
                 seconds: 1.5,
             }],

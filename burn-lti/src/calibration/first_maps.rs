@@ -12,15 +12,24 @@ use super::value_map::ValueMap;
 use crate::map::MapKind;
 
 /// Each head with the values of the head that it began as: all of them, or where the student's heads
-/// are smaller, as many principal directions: those that the best output of whole heads reads most of.
+/// are smaller, or began as several, as many principal directions: those that the best output of whole heads
+/// reads most of.
 pub(super) fn first_maps(
     features: &ValueFeatures<'_>,
     value: MapKind,
     out: &OutMap,
     fitted: &Moments,
+    aligned: Option<&[Vec<Mat<f64>>]>,
 ) -> Result<(ValueMap, OutFit)> {
     let (teacher, student) = (features.t_head_dim, features.s_head_dim);
-    let kept: Vec<Mat<f64>> = match student < teacher {
+    let of_aligned = |turns: &Vec<Mat<f64>>| {
+        let part = 1.0 / turns.len() as f64;
+        Mat::from_fn(turns.len() * teacher, student, |row, column| {
+            part * turns[row / teacher][(row % teacher, column)]
+        })
+    };
+    let kept: Vec<Mat<f64>> = match student < teacher || features.is_merged() {
+        _ if aligned.is_some() => aligned.unwrap_or_default().iter().map(of_aligned).collect(),
         true => {
             // A factor, of values or output, has one set of directions for all heads.
             let shared = value != MapKind::General || out.kind() != MapKind::General;
@@ -28,15 +37,26 @@ pub(super) fn first_maps(
         }
         false => vec![Mat::identity(teacher, student); features.heads.s_key_value],
     };
-    let out = out.first(&features.by_query(&kept))?;
+    // What a query head's own values go on as.
+    let of_query = features.by_query(&kept).into_iter().enumerate();
+    let own: Vec<Mat<f64>> = of_query
+        .map(|(head, kept)| {
+            if let Some(aligned) = aligned {
+                return aligned[head / features.heads.s_group()][features.member(head)].clone();
+            }
+            let begins = features.member(head) * teacher;
+            kept.subrows(begins, teacher).to_owned()
+        })
+        .collect();
+    let out = out.first(&own.iter().collect::<Vec<_>>())?;
     let count = features.count();
     let value = match value {
         // What a larger head has left over reads the next head's values, so that it can learn.
-        MapKind::General if student > teacher => {
+        MapKind::General if student > teacher && !features.is_merged() => {
             let heads = 0..features.heads.s_key_value;
             let wrapped = heads.map(|head| {
                 Mat::from_fn(count, student, |row, column| {
-                    let own = (features.own(head) + column) % count;
+                    let own = (features.own(head, 0) + column) % count;
                     f64::from(row == own)
                 })
             });
@@ -56,7 +76,7 @@ pub(super) fn first_maps(
         }
         MapKind::Factored => ValueMap::Factored {
             a: Mat::from_fn(count / teacher, features.heads.s_key_value, |row, head| {
-                f64::from(row * teacher == features.own(head))
+                f64::from(row * teacher == features.own(head, 0))
             }),
             b: kept[0].clone(),
         },
@@ -73,8 +93,17 @@ fn principal_directions(
     fitted: &Moments,
 ) -> Result<Vec<Mat<f64>>> {
     let (heads, size) = (features.heads, features.t_head_dim);
-    let blocks = features.all_placed(&vec![Mat::identity(size, size); heads.s_key_value]);
-    let own = fitted.through(&features.by_query(&blocks));
+    // Each query head with the values that the teacher's has: where heads are merged, those of one member.
+    let whole = Mat::<f64>::identity(size, size);
+    let blocks: Vec<Mat<f64>> = (0..heads.s_query)
+        .map(|query| {
+            let mut block = Mat::zeros(features.count(), size);
+            let begins = features.own(query / heads.s_group(), features.member(query));
+            block.subrows_mut(begins, size).copy_from(&whole);
+            block
+        })
+        .collect();
+    let own = fitted.through(&blocks.iter().collect::<Vec<_>>());
     let output = ridge(&own.gram, &own.cross(1.0), 1e-4)?;
     let group = heads.s_group();
     let groups = (0..heads.s_key_value).map(|head| match shared {
@@ -82,12 +111,23 @@ fn principal_directions(
         false => head * group..(head + 1) * group,
     });
     groups
-        .map(|group| {
-            let mut gram = Mat::<f64>::zeros(size, size);
-            let mut read = Mat::<f64>::zeros(size, size);
+        .enumerate()
+        .map(|(key_value, group)| {
+            let members = features.key_value[key_value].len();
+            let mut gram = Mat::<f64>::zeros(members * size, members * size);
+            let mut read = gram.clone();
             for head in group {
-                gram += own.gram.submatrix(head * size, head * size, size, size);
+                // Second moments of all members' values, as this head's pattern mixes them.
+                let all = Mat::<f64>::identity(members * size, members * size);
+                let all = features.placed(key_value, &all);
+                let count = features.count();
+                let of_head = fitted
+                    .gram
+                    .submatrix(head * count, head * count, count, count);
+                gram += all.transpose() * of_head * &all;
                 let rows = output.subrows(head * size, size);
+                let member = features.member(head) * size;
+                let mut read = read.submatrix_mut(member, member, size, size);
                 read += rows * rows.transpose();
             }
             leading(&gram, &read, features.s_head_dim)

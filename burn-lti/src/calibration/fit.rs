@@ -5,6 +5,8 @@
 //! its part of the output kernel. The sum over heads should be the target of
 //! [`Moments`]. That is linear in `O` for given `M` and in `M` for given `O`, so both are fitted in turn.
 
+use faer::Mat;
+
 use super::error::{CalibrationError, Result};
 use super::first_maps::first_maps;
 use super::moments::Moments;
@@ -25,6 +27,10 @@ pub(super) struct LayerFit<'a> {
     pub(super) out: &'a OutMap,
     /// By those held out regularization and rounds are chosen.
     pub(super) moments: &'a SplitMoments,
+    /// For each key/value head, how the values of its members are turned before they are averaged.
+    pub(super) aligned: Option<&'a [Vec<Mat<f64>>]>,
+    /// Nothing is fitted: the maps stay those that the fit would begin from.
+    pub(super) keeps_first: bool,
 }
 
 /// The maps of a layer.
@@ -51,8 +57,11 @@ impl LayerFit<'_> {
     /// [`CalibrationError::Singular`].
     pub(super) fn run(&self, strengths: &[f64], most_rounds: usize) -> Result<Fitted> {
         let fitted = &self.moments.fitted;
-        let start = first_maps(&self.features, self.value, self.out, fitted)?;
-        let regularization = self.regularization(&start, strengths)?;
+        let start = first_maps(&self.features, self.value, self.out, fitted, self.aligned)?;
+        let regularization = match self.keeps_first {
+            true => Regularization::NONE,
+            false => self.regularization(&start, strengths)?,
+        };
         let mut best = self.output(fitted, &start, regularization)?;
         let first = self.residual(&best);
         let (mut least, mut rounds) = (first, 0);

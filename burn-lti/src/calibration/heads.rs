@@ -1,17 +1,19 @@
 //! How many heads both sides have, and which choices there are between the teacher's.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::{CalibrationError, Result};
 use crate::geometry::Axes;
 
-/// Teacher heads, one for each of the student's.
+/// The teacher's heads that those of a student begin as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadChoice {
     /// The teacher's query head for each query head of the student.
     pub query: Vec<usize>,
-    /// The teacher's key/value head for each of the student's.
-    pub key_value: Vec<usize>,
+    /// The teacher's key/value heads for each of the student's: one, or several that are merged in it.
+    pub key_value: Vec<Vec<usize>>,
 }
 
 /// The heads of teacher and student.
@@ -95,6 +97,22 @@ impl HeadCounts {
         self.s_group().min(self.t_group())
     }
 
+    /// Query heads of the teacher that share its key/value head `key_value`.
+    pub(super) const fn own(&self, key_value: usize) -> Range<usize> {
+        key_value * self.t_group()..(key_value + 1) * self.t_group()
+    }
+
+    /// Whether more of the teacher's query heads can be kept, each once, where its key/value heads are merged.
+    pub(super) fn gain_by_merging(&self) -> bool {
+        self.s_key_value < self.t_key_value && self.natural() < self.s_query.min(self.t_query)
+    }
+
+    /// How many of the teacher's query heads a student with these groups of its key/value heads can keep.
+    pub(super) fn kept_of(&self, groups: &[Vec<usize>]) -> usize {
+        let of_group = |group: &Vec<usize>| self.s_group().min(group.len() * self.t_group());
+        groups.iter().map(of_group).sum()
+    }
+
     /// The number of choices, if it can be counted.
     pub(super) fn choices(&self) -> Option<usize> {
         let groups = self.s_key_value.min(self.t_key_value);
@@ -110,8 +128,7 @@ impl HeadCounts {
         for key_value in combinations(0..self.t_key_value, groups) {
             let mut choices = vec![Vec::new()];
             for head in key_value {
-                let own = head * self.t_group()..(head + 1) * self.t_group();
-                let queries = combinations(own, self.taken_of_a_group());
+                let queries = combinations(self.own(head), self.taken_of_a_group());
                 choices = choices
                     .into_iter()
                     .flat_map(|choice| {
@@ -137,13 +154,32 @@ impl HeadCounts {
         }
     }
 
-    /// Adds `head` to its group, which is opened if it is not.
-    pub(super) fn take(&self, open: &mut Vec<(usize, Vec<usize>)>, head: usize) {
-        let own = head / self.t_group();
-        match open.iter_mut().find(|(key_value, _)| *key_value == own) {
-            Some((_, query)) => query.push(head),
-            None => open.push((own, vec![head])),
+    /// The choice with these groups of the teacher's key/value heads and, of each, query heads. Where there are
+    /// fewer than the student has, they are repeated.
+    pub(super) fn merged(&self, groups: Vec<Vec<usize>>, mut query: Vec<Vec<usize>>) -> HeadChoice {
+        for queries in &mut query {
+            queries.sort_unstable();
+            let again = queries.clone();
+            let missing = self.s_group().saturating_sub(queries.len());
+            queries.extend(again.iter().cycle().take(missing));
         }
+        HeadChoice {
+            query: query.concat(),
+            key_value: groups,
+        }
+    }
+
+    /// The groups that these query heads open, in their order.
+    pub(super) fn opened(&self, taken: &[usize]) -> Vec<(usize, Vec<usize>)> {
+        let mut open: Vec<(usize, Vec<usize>)> = Vec::new();
+        for &head in taken {
+            let own = head / self.t_group();
+            match open.iter_mut().find(|(key_value, _)| *key_value == own) {
+                Some((_, query)) => query.push(head),
+                None => open.push((own, vec![head])),
+            }
+        }
+        open
     }
 
     /// The choice with a teacher head for every head of the student, in the teacher's order. A student
@@ -154,7 +190,6 @@ impl HeadCounts {
         for (_, query) in &mut groups {
             query.sort_unstable();
         }
-        let own = |head: usize| head * self.t_group()..(head + 1) * self.t_group();
         let first = groups.len();
         while groups.len() < self.s_key_value && first > 0 {
             let (head, _) = groups[(groups.len() - first) % first];
@@ -164,25 +199,25 @@ impl HeadCounts {
                     .filter(|q| *q == query)
                     .count()
             };
-            let mut queries: Vec<usize> = own(head).collect();
+            let mut queries: Vec<usize> = self.own(head).collect();
             queries.sort_by_key(used);
             queries.truncate(self.s_group());
             groups.push((head, queries));
         }
         for (head, query) in &mut groups {
-            let again: Vec<usize> = own(*head).collect();
+            let again: Vec<usize> = self.own(*head).collect();
             let missing = self.s_group().saturating_sub(query.len());
             query.extend(again.iter().cycle().take(missing));
         }
         HeadChoice {
-            key_value: groups.iter().map(|(head, _)| *head).collect(),
+            key_value: groups.iter().map(|(head, _)| vec![*head]).collect(),
             query: groups.into_iter().flat_map(|(_, query)| query).collect(),
         }
     }
 }
 
 /// All ways to take `count` of `items`, in order.
-fn combinations(items: std::ops::Range<usize>, count: usize) -> Vec<Vec<usize>> {
+fn combinations(items: Range<usize>, count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return vec![Vec::new()];
     }
@@ -229,13 +264,35 @@ mod tests {
     fn a_choice_is_filled_up_to_the_students_heads() {
         let heads = HeadCounts::counted([4, 2], [6, 3]);
         let choice = heads.filled(vec![(1, vec![3, 2]), (0, vec![0, 1])]);
-        assert_eq!(choice.key_value, [0, 1, 0]);
+        assert_eq!(choice.key_value, [[0], [1], [0]]);
         assert_eq!(choice.query, [0, 1, 2, 3, 0, 1]);
         // Two of three query heads in the first copy of a group: the third comes in with the second.
         let heads = HeadCounts::counted([3, 1], [4, 2]);
         let choice = heads.filled(vec![(0, vec![0, 2])]);
         assert_eq!(choice.query[..2], [0, 2]);
         assert_eq!(choice.query[2], 1);
+    }
+
+    #[test]
+    fn heads_are_merged_where_more_query_heads_are_kept_so() {
+        for (teacher, student, gains) in [
+            ([8, 4], [8, 2], true),
+            ([9, 3], [9, 1], true),
+            ([8, 4], [6, 1], true),
+            ([8, 4], [4, 2], false),
+            ([4, 2], [6, 3], false),
+            ([9, 3], [9, 3], false),
+        ] {
+            let heads = HeadCounts::counted(teacher, student);
+            assert_eq!(heads.gain_by_merging(), gains, "{teacher:?} {student:?}");
+        }
+        let heads = HeadCounts::counted([8, 4], [8, 2]);
+        assert_eq!(heads.kept_of(&[vec![0], vec![1, 2, 3]]), 6);
+        let groups = vec![vec![0, 3], vec![1, 2]];
+        assert_eq!(heads.kept_of(&groups), 8);
+        let choice = heads.merged(groups.clone(), vec![vec![6, 7, 0, 1], vec![2, 3, 4]]);
+        assert_eq!(choice.query, [0, 1, 6, 7, 2, 3, 4, 2]);
+        assert_eq!(choice.key_value, groups);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Calibration text goes through teacher and student together, layer by layer. In each layer
 //!
 //! 1. every head of the student is given a head of the teacher's to begin as, query and key maps one-hot
-//!    (see [`HeadChoice`]);
+//!    (see [`HeadChoice`]); where the student has query heads for more than fewer key/value heads can serve so,
+//!    key/value heads of the teacher are merged, turned to lie alike;
 //! 2. value and output maps are fitted by least squares, so that the attention block adds what the
 //!    teacher's adds, and what brings the student's residual stream back to the teacher's;
 //! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing.
@@ -21,7 +22,9 @@
 //! structured pruning (He, Zhang and Sun 2017 for channels; Frantar and Alistarh 2022 for weights).
 
 mod activation_store;
+mod align;
 mod error;
+mod even;
 mod features;
 mod feed_forward;
 mod file;
@@ -31,6 +34,7 @@ mod heads;
 mod importance;
 mod map_tensors;
 mod map_values;
+mod merge;
 mod moments;
 mod out;
 mod out_factors;
@@ -64,7 +68,7 @@ pub use error::CalibrationError;
 pub use file::StartFileError;
 pub use heads::HeadChoice;
 pub use report::{CalibratedStart, LayerReport};
-pub use settings::{Calibration, FeedForward, Refinement};
+pub use settings::{Budget, Calibration, FeedForward, Refinement};
 pub use whitening::Whitening;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};

@@ -80,7 +80,7 @@ pub(super) fn held_out_residual<B: Backend>(
         let targets = text.targets(index, layer, &batch)?;
         let target = targets.weighted(1.0);
         let context = student.context(&batch);
-        let h = text.student_input(index)?;
+        let h = text.student_input(index, layer)?;
         let attention = flat(student.attention(layer, h, &context));
         let found = targets.weigh(attention.cast(DType::F32) - targets.bias.clone());
         let square = |tensor: Tensor<B, 2>| -> f64 {
@@ -107,7 +107,7 @@ fn layer_loss<A: AutodiffBackend>(
     let size = compat::total(target.clone().powi_scalar(2));
     let size = size.add_scalar(f32::MIN_POSITIVE); // a batch may be padding alone
     let context = student.context(&TokenBatch::<A>::from_inner(batch));
-    let h = Tensor::from_inner(text.student_input(index)?);
+    let h = Tensor::from_inner(text.student_input(index, layer)?);
     let attention = flat(student.attention(layer, h, &context)).cast(DType::F32);
     let bias: Tensor<A, 2> = Tensor::from_inner(targets.bias);
     let root: Tensor<A, 2> = Tensor::from_inner(targets.root);

@@ -16,6 +16,12 @@ pub(super) struct Regularization {
 const RIDGES: [f64; 9] = [f64::INFINITY, 1.0, 1e-1, 3e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 
 impl Regularization {
+    /// What there was is kept.
+    pub(super) const NONE: Self = Self {
+        ridge: f64::INFINITY,
+        strength: 1.0,
+    };
+
     /// Of all ridges with each of `strengths` the one with the least `residual` on held-out tokens, the
     /// stricter of two that are as good. `unfitted` is the residual of no fit at all.
     ///
@@ -25,10 +31,7 @@ impl Regularization {
         unfitted: f64,
         residual: impl Fn(Self) -> Result<Option<f64>>,
     ) -> Result<Self> {
-        let mut best = Self {
-            ridge: f64::INFINITY,
-            strength: 1.0,
-        };
+        let mut best = Self::NONE;
         let mut least = unfitted;
         for &strength in strengths {
             for ridge in RIDGES {

@@ -36,6 +36,9 @@ pub struct LayerReport {
     /// How much of the way back to the teacher's residual stream the layer was asked to go, if it was
     /// fitted.
     pub strength: f64,
+    /// Of heads that are merged: the ratio of the largest to the least standard deviation of a head's values,
+    /// before they were made even. `None` where none is merged.
+    pub uneven: Option<f64>,
     /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none.
     pub feed_forward_residual: Option<f64>,
     /// How long the layer took.

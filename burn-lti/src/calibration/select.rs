@@ -63,24 +63,61 @@ fn explained(gram: &Mat<f64>, cross: &Mat<f64>, columns: &[usize]) -> Result<f64
 }
 
 fn greedy(moments: &Moments, heads: &HeadCounts) -> Result<Groups> {
+    let taken = one_by_one(moments, heads, heads.natural(), |taken, head| {
+        heads.may_take(&heads.opened(taken), head)
+    })?;
+    Ok(heads.opened(&taken))
+}
+
+/// The query heads that the student keeps of each group of merged key/value heads, by the same moments.
+pub(super) fn of_groups(
+    moments: &Moments,
+    heads: &HeadCounts,
+    groups: &[Vec<usize>],
+) -> Result<Vec<Vec<usize>>> {
+    let group_of = |query: usize| {
+        let own = query / heads.t_group();
+        groups.iter().position(|group| group.contains(&own))
+    };
+    let taken = one_by_one(moments, heads, heads.kept_of(groups), |taken, head| {
+        let group = group_of(head);
+        let same = taken.iter().filter(|other| group_of(**other) == group);
+        group.is_some() && same.count() < heads.s_group()
+    })?;
+    let of_group = |group: usize| {
+        let own = taken
+            .iter()
+            .filter(|query| group_of(**query) == Some(group));
+        own.copied().collect()
+    };
+    Ok((0..groups.len()).map(of_group).collect())
+}
+
+/// Takes `count` query heads one after another, each time the one that explains most of what is left among
+/// those that may be taken after the others.
+fn one_by_one(
+    moments: &Moments,
+    heads: &HeadCounts,
+    count: usize,
+    may_take: impl Fn(&[usize], usize) -> bool,
+) -> Result<Vec<usize>> {
     let features = head_features(moments, heads);
     let (mut gram, mut cross) = (ridged(&moments.gram, RIDGE), moments.cross(1.0));
-    let mut open: Groups = Vec::new();
-    let mut left: Vec<usize> = (0..heads.t_query).collect();
-    for _ in 0..heads.natural() {
+    let mut taken = Vec::new();
+    for _ in 0..count {
         let mut best: Option<(f64, usize)> = None;
-        for &head in left.iter().filter(|head| heads.may_take(&open, **head)) {
+        let open = |head: &usize| !taken.contains(head) && may_take(&taken, *head);
+        for head in (0..heads.t_query).filter(open) {
             let gain = gain(&gram, &cross, block(head, features))?;
             if best.is_none_or(|(most, _)| gain > most) {
                 best = Some((gain, head));
             }
         }
         let Some((_, head)) = best else { break };
-        heads.take(&mut open, head);
-        left.retain(|other| *other != head);
+        taken.push(head);
         eliminate(&mut gram, &mut cross, block(head, features))?;
     }
-    Ok(open)
+    Ok(taken)
 }
 
 /// Of each of the teacher's heads.
@@ -159,7 +196,7 @@ mod tests {
         let moments = moments_of(8, &[2, 3, 6, 7]);
         let expected = HeadChoice {
             query: vec![2, 3, 6, 7],
-            key_value: vec![1, 3],
+            key_value: vec![vec![1], vec![3]],
         };
         assert_eq!(choose(&moments, &heads).unwrap(), expected);
         let mut groups = greedy(&moments, &heads).unwrap();
@@ -175,7 +212,16 @@ mod tests {
         let heads = HeadCounts::counted([8, 2], [4, 2]);
         let choice = choose(&moments_of(8, &[0, 3, 5, 6]), &heads).unwrap();
         assert_eq!(choice.query, [0, 3, 5, 6]);
-        assert_eq!(choice.key_value, [0, 1]);
+        assert_eq!(choice.key_value, [[0], [1]]);
+    }
+
+    #[test]
+    fn merged_groups_keep_the_query_heads_that_explain_the_target() {
+        let heads = HeadCounts::counted([8, 4], [4, 1]);
+        let groups = [vec![0, 1, 2, 3]];
+        let mut kept = of_groups(&moments_of(8, &[0, 3, 5, 6]), &heads, &groups).unwrap();
+        kept[0].sort_unstable();
+        assert_eq!(kept, [[0, 3, 5, 6]]);
     }
 
     #[test]

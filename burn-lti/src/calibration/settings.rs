@@ -22,6 +22,8 @@ pub struct Calibration<'a> {
     pub strengths: Vec<f64>,
     /// How far the maps of each layer, attention patterns and all, are moved by gradient afterwards.
     pub refinement: Refinement,
+    /// How much training is to follow.
+    pub budget: Budget,
     /// The most value features, those of all the teacher's heads for each of the student's query heads,
     /// with which a value map may mix the values of all the teacher's heads. Where there are more, each
     /// head keeps to the values of the one that it began as. The sums take 16 bytes a square of it.
@@ -29,7 +31,7 @@ pub struct Calibration<'a> {
 }
 
 impl<'a> Calibration<'a> {
-    /// Two rounds, feed-forward blocks as they are, at most 4,096 value features.
+    /// Two rounds, feed-forward blocks as they are, no training to follow, at most 4,096 value features.
     pub fn new(spec: &'a LtiSpec, student: Axes) -> Self {
         Self {
             spec,
@@ -41,9 +43,25 @@ impl<'a> Calibration<'a> {
                 steps: 0,
                 learning_rate: 3e-3,
             },
+            budget: Budget::None,
             most_features: 4096,
         }
     }
+}
+
+/// How much training is to follow a start. What is closest to the teacher untrained is not what is closest once
+/// it has learned: corrections of what other layers miss stand in the way when those layers learn themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Budget {
+    /// None, or little: every layer is fitted on what the student's layers before it make of the text, and makes
+    /// up for what they miss.
+    #[default]
+    None,
+    /// So much that all weights find their own way: every layer is fitted on the teacher's own hidden states, to
+    /// do what the teacher's does. Where key/value heads are merged, values are means of the teacher's, turned to
+    /// one another, and outputs are as they were.
+    Long,
 }
 
 /// What becomes of the feed-forward blocks.

@@ -26,8 +26,8 @@ pub(super) fn site_name<B: Backend>(
 pub(super) struct TeacherTensors<B: Backend>(pub(super) TensorSet<B>);
 
 impl<B: Backend> TeacherTensors<B> {
-    /// The weight of a `Linear` with `d_model` outputs, `[inputs, d_model]`.
-    pub(super) fn weight(&self, projection: &str, d_model: usize) -> Result<Mat<f64>> {
+    /// The weight of a `Linear` with so many outputs, `[inputs, outputs]`.
+    pub(super) fn weight(&self, projection: &str, outputs: usize) -> Result<Mat<f64>> {
         let name = join_name(projection, "weight");
         let Some(named) = self.0.get(&name) else {
             return Err(CalibrationError::no_weight(&name));
@@ -35,7 +35,7 @@ impl<B: Backend> TeacherTensors<B> {
         let elements = named.tensor.num_elements();
         matrix(
             named.tensor.to_rank::<1>([elements]),
-            elements / d_model.max(1),
+            elements / outputs.max(1),
         )
     }
 

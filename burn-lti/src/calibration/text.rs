@@ -4,23 +4,37 @@ use std::sync::Arc;
 
 use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
+use burn::tensor::DType;
+use faer::Mat;
 
 use super::activation_store::{ActivationStore, Stream};
 use super::error::{CalibrationError, Result};
-use super::importance;
-use super::settings::FeedForward;
+use super::features::flat;
+use super::settings::{Budget, FeedForward};
 use super::split::{HELD_OUT, SplitMoments};
 use super::targets::Targets;
 use super::teacher::{TeacherTensors, site_name};
+use super::{importance, moments};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::Role;
 use crate::tensors::TensorSet;
+
+/// Second moments of what query, key and value of a layer read on the student's stream, `[d_model, d_model]`:
+/// sums over all tokens.
+pub(super) struct InputGrams {
+    /// Every token counts the same.
+    pub(super) even: Mat<f64>,
+    /// By the squared attention that tokens receive, as rows of fits count.
+    pub(super) by_importance: Mat<f64>,
+}
 
 /// The text's batches, and the activations of teacher and student for each.
 pub(super) struct Text<'a, B: Backend, T> {
     pub(super) teacher: &'a T,
     pub(super) tensors: TeacherTensors<B>,
     pub(super) d_model: usize,
+    /// Whether a layer is fitted on what the student's layers before it make of the text.
+    propagates: bool,
     batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
     store: ActivationStore,
     /// What the rows of each batch count, `[rows, 1]`.
@@ -37,12 +51,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         d_model: usize,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
         feed_forward: FeedForward,
+        budget: Budget,
     ) -> Result<Self> {
         let layers = teacher.layers();
         let mut text = Self {
             teacher,
             tensors: TeacherTensors(TensorSet::collect(teacher)),
             d_model,
+            propagates: budget == Budget::None,
             batches,
             store: ActivationStore::new(teacher.head().weight.dtype(), layers)?,
             importance: Vec::new(),
@@ -104,10 +120,13 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         Ok(())
     }
 
-    /// Takes the student's stream through `layer`.
+    /// Takes the student's stream through `layer`, if the next is fitted on it.
     pub(super) fn advance(&mut self, layer: usize, student: &impl LayeredDecoder<B>) -> Result<()> {
+        if !self.propagates {
+            return Ok(());
+        }
         for (index, batch) in self.batches() {
-            let h = self.student_input(index)?;
+            let h = self.student_input(index, layer)?;
             let next = layer_output(student, layer, h, &student.context(&batch));
             self.store.write(index, Stream::Student, next)?;
         }
@@ -119,9 +138,37 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.store.read(batch, Stream::Teacher(layer), &self.device)
     }
 
-    /// The student's input of the layer that it has come to, `[batch, tokens, d_model]`.
-    pub(super) fn student_input(&mut self, batch: usize) -> Result<Tensor<B, 3>> {
-        self.store.read(batch, Stream::Student, &self.device)
+    /// Of what the attention of `layer` would read if the student's stream came to it.
+    pub(super) fn attention_grams(&mut self, layer: usize) -> Result<InputGrams> {
+        let zeros = || Mat::zeros(self.d_model, self.d_model);
+        let (mut even, mut by_importance) = (zeros(), zeros());
+        for (index, batch) in self.batches() {
+            let (h, context) = (
+                self.student_input(index, layer)?,
+                self.teacher.context(&batch),
+            );
+            let [x, _] = self.teacher.attention_inputs(layer, h, &context);
+            let x = flat(x).cast(DType::F32);
+            let rows = x.dims()[0];
+            let present = batch.segments.greater_elem(0).float().reshape([rows, 1]);
+            let x = x.mul(present.cast(DType::F32));
+            let weighted = x.clone().mul(self.importance[index].clone());
+            even += moments::matrix(x.clone().transpose().matmul(x.clone()), self.d_model)?;
+            by_importance += moments::matrix(weighted.transpose().matmul(x), self.d_model)?;
+        }
+        Ok(InputGrams {
+            even,
+            by_importance,
+        })
+    }
+
+    /// What the student's `layer` reads in a fit, `[batch, tokens, d_model]`: what it has come to, or in its
+    /// place the teacher's.
+    pub(super) fn student_input(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
+        match self.propagates {
+            true => self.store.read(batch, Stream::Student, &self.device),
+            false => self.teacher_input(batch, layer),
+        }
     }
 
     /// What the attention of `layer` should add.
@@ -133,7 +180,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     ) -> Result<Targets<B>> {
         let streams = [
             self.teacher_input(index, layer)?,
-            self.student_input(index)?,
+            self.student_input(index, layer)?,
             self.store.read(index, Stream::Attention, &self.device)?,
         ];
         let out = site_name(self.teacher, layer, Role::Out)?;
@@ -155,7 +202,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     ) -> Result<SplitMoments> {
         let mut sums = SplitMoments::zeros(count, self.d_model);
         for (index, batch) in self.batches() {
-            let features = features(&batch, self.student_input(index)?);
+            let features = features(&batch, self.student_input(index, layer)?);
             let targets = self.targets(index, layer, &batch)?;
             sums.add(
                 index,

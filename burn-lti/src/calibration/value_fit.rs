@@ -288,7 +288,8 @@ mod tests {
     fn values_that_make_the_target_are_found_in_every_form() {
         let features = ValueFeatures {
             heads: HeadCounts::counted([3, 3], [4, 2]),
-            key_value: &[0, 2],
+            query: &[0, 0, 2, 2],
+            key_value: &[vec![0], vec![2]],
             t_head_dim: 2,
             s_head_dim: 2,
             span: Span::All,

@@ -55,15 +55,18 @@ impl ValueMap {
                 MapValues::General(pairs::joined(&all.all_placed(&blocks)))
             }
             (Self::Factored { a, b }, Span::Own) => {
-                let one_hot = |teacher: usize, student: usize| match key_value[student] == teacher {
-                    true => a[(0, student)],
-                    false => 0.0,
-                };
+                let one_hot =
+                    |teacher: usize, student: usize| match key_value[student].contains(&teacher) {
+                        true => a[(0, student)],
+                        false => 0.0,
+                    };
                 let a = Mat::from_fn(heads.t_key_value, heads.s_key_value, one_hot);
                 MapValues::Factored { a, b }
             }
             (Self::Pairs(pairs), Span::Own) => {
-                MapValues::Pairs(pairs.placed(heads.t_key_value, key_value))
+                // Forms of few pairs have no merged heads.
+                let own: Vec<usize> = key_value.iter().map(|heads| heads[0]).collect();
+                MapValues::Pairs(pairs.placed(heads.t_key_value, &own))
             }
         }
     }
@@ -85,7 +88,8 @@ mod tests {
     fn a_map_of_own_values_is_the_same_map_in_every_form() {
         let features = ValueFeatures {
             heads: HeadCounts::counted([6, 3], [4, 2]),
-            key_value: &[2, 0],
+            query: &[4, 5, 0, 1],
+            key_value: &[vec![2], vec![0]],
             t_head_dim: 3,
             s_head_dim: 2,
             span: Span::Own,

@@ -7,24 +7,29 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
+use faer::Mat;
 
 use super::error::{CalibrationError, Result};
-use super::features::{of_all_values, of_heads, of_own_values};
+use super::even::even;
+use super::features::{of_all_values, of_groups, of_own_values};
 use super::fit::{Fitted, LayerFit};
 use super::heads::{HeadChoice, HeadCounts};
 use super::map_tensors::MapTensors;
 use super::map_values::MapValues;
+use super::merge::{QueryKeys, Turns};
 use super::out::OutMap;
 use super::regularization::Regularization;
 use super::report::LayerReport;
-use super::settings::{Calibration, FeedForward};
+use super::settings::{Budget, Calibration, FeedForward};
+use super::split::SplitMoments;
 use super::student::Student;
 use super::teacher::site_name;
-use super::text::Text;
+use super::text::{InputGrams, Text};
 use super::value_features::{Span, ValueFeatures};
-use super::{feed_forward, patterns, refine, select};
+use super::{align, feed_forward, patterns, refine, select};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::{Role, Site};
+use crate::map::MapKind;
 use crate::tensors::TensorSet;
 
 /// What the steps of all layers share.
@@ -68,7 +73,15 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             return Err(CalibrationError::misfit("layers", teacher, student));
         }
         let (d_model, feed_forward) = (spec.teacher.d_model, calibration.feed_forward);
-        let text = Text::read(teacher, &student.valid(), d_model, batches, feed_forward)?;
+        let budget = calibration.budget;
+        let text = Text::read(
+            teacher,
+            &student.valid(),
+            d_model,
+            batches,
+            feed_forward,
+            budget,
+        )?;
         let student = Student::new(student, start, &text.tensors.0);
         let walk = Self {
             calibration,
@@ -90,14 +103,20 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
         let began = Instant::now();
-        let heads = self.choose_heads(layer)?;
-        let mut student = student.filled(&self.patterns(layer, &heads)?)?;
+        self.text.keep_attention(layer)?;
+        let inputs = match self.merges() {
+            true => Some(self.text.attention_grams(layer)?),
+            false => None,
+        };
+        let (heads, turns) = self.choose_heads(layer, inputs.as_ref())?;
+        let mut student = student.filled(&self.patterns(layer, &heads, &turns)?)?;
         let features = self.value_features(&heads);
-        let fitted = self.fit(layer, &heads, features, &student.valid())?;
+        let fitted = self.fit(layer, &heads, features, &student.valid(), inputs.as_ref())?;
         let [residual_of_output, mut residual] = fitted.residuals;
         let Regularization { ridge, strength } = fitted.regularization;
         let rounds = fitted.rounds;
-        student = student.filled(&self.fitted_maps(layer, features, fitted)?)?;
+        let (maps, uneven) = self.fitted_maps(layer, features, fitted, inputs.as_ref())?;
+        student = student.filled(&maps)?;
         let refinement = self.calibration.refinement;
         if refinement.steps > 0 {
             let text = &mut self.text;
@@ -125,32 +144,108 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             rounds,
             ridge: Some(ridge).filter(|ridge| ridge.is_finite()),
             strength,
+            uneven,
             feed_forward_residual,
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((student, report))
     }
 
-    /// The heads of the teacher that those of `layer` begin as.
-    fn choose_heads(&mut self, layer: usize) -> Result<HeadChoice> {
-        self.text.keep_attention(layer)?;
+    /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the
+    /// maps can turn them.
+    fn merges(&self) -> bool {
+        let (teacher, student) = (self.calibration.spec.teacher, self.calibration.student);
+        let is_general = |role| self.maps.fitted_form(role) == MapKind::General;
+        self.counts.gain_by_merging()
+            && student.query.head_dim <= teacher.query.head_dim
+            && Role::ATTENTION.into_iter().all(is_general)
+    }
+
+    /// The heads of the teacher that those of `layer` begin as, and how those that are merged are turned.
+    fn choose_heads(
+        &mut self,
+        layer: usize,
+        inputs: Option<&InputGrams>,
+    ) -> Result<(HeadChoice, Vec<Turns>)> {
+        let Some(inputs) = inputs else {
+            let choice = select::choose(&self.own_moments(layer)?.all(), &self.counts)?;
+            return Ok((choice, Vec::new()));
+        };
+        let stats = self.query_keys(layer, inputs)?;
+        let groups = stats.groups()?;
+        let query = match self.counts.kept_of(&groups) == self.counts.t_query {
+            true => {
+                let own = |group: &Vec<usize>| {
+                    let own = group.iter().flat_map(|head| self.counts.own(*head));
+                    own.collect()
+                };
+                groups.iter().map(own).collect()
+            }
+            false => select::of_groups(&self.own_moments(layer)?.all(), &self.counts, &groups)?,
+        };
+        let turns = groups.iter().zip(&query);
+        let turns = turns.map(|(group, readers)| stats.turns(group, readers));
+        let turns = turns.collect::<Result<_>>()?;
+        Ok((self.counts.merged(groups, query), turns))
+    }
+
+    /// Moments of the teacher's head outputs, each with its own values.
+    fn own_moments(&mut self, layer: usize) -> Result<SplitMoments> {
         let axes = self.calibration.spec.teacher;
         let teacher = self.text.teacher;
-        let moments = self.text.moments(layer, axes.query.width(), |batch, h| {
+        self.text.moments(layer, axes.query.width(), |batch, h| {
             let context = teacher.context(batch);
             let weights = teacher.attention_weights(layer, h.clone(), &context);
             of_own_values(weights, teacher.values(layer, h), axes.key_value.heads)
-        })?;
-        select::choose(&moments.all(), &self.counts)
+        })
     }
 
-    /// Query and key maps that make each head one of the teacher's.
-    fn patterns(&self, layer: usize, heads: &HeadChoice) -> Result<TensorSet<B>> {
+    /// What the teacher's queries and keys are on the student's stream, before positions turn them.
+    fn query_keys(&self, layer: usize, inputs: &InputGrams) -> Result<QueryKeys> {
         let axes = self.calibration.spec.teacher;
-        let size = self.calibration.student.query.head_dim;
-        let features = self.text.teacher.query_key_features(size);
-        let query = patterns::query(axes.query, &heads.query, &features);
-        let key = patterns::key(axes.key_value, &heads.key_value, &features);
+        let kernel = |role, width| {
+            let name = site_name(self.text.teacher, layer, role)?;
+            self.text.tensors.weight(&name, width)
+        };
+        let query = kernel(Role::Query, axes.query.width())?;
+        let key = kernel(Role::Key, axes.key_value.width())?;
+        let of_query = &inputs.even * &query;
+        let square = |feature: usize| query.col(feature).transpose() * of_query.col(feature);
+        Ok(QueryKeys {
+            heads: self.counts,
+            head_dim: axes.key_value.head_dim,
+            pairs: self.text.teacher.rotary_pairs(),
+            keys: key.transpose() * &inputs.by_importance * &key,
+            queries: (0..query.ncols()).map(square).collect(),
+        })
+    }
+
+    /// Second moments of the teacher's values on the student's stream.
+    fn value_gram(&self, layer: usize, inputs: &InputGrams) -> Result<Mat<f64>> {
+        let name = site_name(self.text.teacher, layer, Role::Value)?;
+        let width = self.calibration.spec.teacher.key_value.width();
+        let kernel = self.text.tensors.weight(&name, width)?;
+        Ok(kernel.transpose() * &inputs.even * &kernel)
+    }
+
+    /// Query and key maps that make each head one of the teacher's, or as near to it as a merged key allows.
+    fn patterns(&self, layer: usize, heads: &HeadChoice, turns: &[Turns]) -> Result<TensorSet<B>> {
+        let axes = self.calibration.spec.teacher;
+        let teacher = self.text.teacher;
+        let features = teacher.query_key_features(self.calibration.student.query.head_dim);
+        let [query, key] = match turns {
+            [] => {
+                let own: Vec<usize> = heads.key_value.iter().map(|heads| heads[0]).collect();
+                [
+                    patterns::query(axes.query, &heads.query, &features),
+                    patterns::key(axes.key_value, &own, &features),
+                ]
+            }
+            turns => {
+                let (group, pairs) = (self.counts.t_group(), teacher.rotary_pairs());
+                patterns::merged(axes.query, group, heads, turns, &pairs, &features)
+            }
+        };
         self.tensors(layer, [(Role::Query, query), (Role::Key, key)])
     }
 
@@ -159,6 +254,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let grid = self.calibration.student.query;
         ValueFeatures {
             heads: self.counts,
+            query: &heads.query,
             key_value: &heads.key_value,
             t_head_dim: t_values.head_dim,
             s_head_dim: grid.head_dim,
@@ -176,8 +272,18 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         heads: &HeadChoice,
         features: ValueFeatures<'_>,
         student: &impl LayeredDecoder<B>,
+        inputs: Option<&InputGrams>,
     ) -> Result<Fitted> {
         let teacher = self.text.teacher;
+        let aligned = match inputs {
+            Some(inputs) if features.s_head_dim == features.t_head_dim => {
+                let gram = self.value_gram(layer, inputs)?;
+                let members = features.key_value.iter();
+                let turns = members.map(|own| align::turns(&gram, own, features.t_head_dim));
+                Some(turns.collect::<Result<Vec<_>>>()?)
+            }
+            _ => None,
+        };
         let count = self.counts.s_query * features.count();
         let moments = self.text.moments(layer, count, |batch, h| {
             let context = student.context(batch);
@@ -186,7 +292,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             match features.span {
                 Span::All => of_all_values(weights, values),
                 Span::Own => {
-                    let values = of_heads(values, self.counts.t_key_value, features.key_value);
+                    let values = of_groups(values, self.counts.t_key_value, features.key_value);
                     of_own_values(weights, values, features.key_value.len())
                 }
             }
@@ -204,19 +310,34 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             value: self.maps.fitted_form(Role::Value),
             out: &out,
             moments: &moments,
+            // Values are means, and what reads them is the teacher's, turned.
+            keeps_first: aligned.is_some() && self.calibration.budget == Budget::Long,
+            aligned: aligned.as_deref(),
         }
         .run(&self.calibration.strengths, self.calibration.rounds)
     }
 
+    /// The maps of value and out, and how uneven the values of merged heads were before they were made even.
     fn fitted_maps(
         &self,
         layer: usize,
         features: ValueFeatures<'_>,
         fitted: Fitted,
-    ) -> Result<TensorSet<B>> {
-        let value = fitted.value.over_all_heads(&features);
-        let maps = [(Role::Value, value), (Role::Out, fitted.out.map_values())];
-        self.tensors(layer, maps)
+        inputs: Option<&InputGrams>,
+    ) -> Result<(TensorSet<B>, Option<f64>)> {
+        let mut value = fitted.value.over_all_heads(&features);
+        let mut out = fitted.out.map_values();
+        let mut uneven = None;
+        if let (Some(inputs), MapValues::General(of_value), MapValues::General(of_out)) =
+            (inputs, &value, &out)
+        {
+            let gram = self.value_gram(layer, inputs)?;
+            let even = even(of_value, of_out, &gram, features.key_value, self.counts)?;
+            (value, out) = (MapValues::General(even.0), MapValues::General(even.1));
+            uneven = Some(even.2);
+        }
+        let tensors = self.tensors(layer, [(Role::Value, value), (Role::Out, out)])?;
+        Ok((tensors, uneven))
     }
 
     /// The tensors of these maps of `layer`.

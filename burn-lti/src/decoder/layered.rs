@@ -59,6 +59,13 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// stay together, at the nearest frequency.
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>>;
 
+    /// The two features of a query or key head that the rotary embedding turns together, of each pair: the head
+    /// may be multiplied there by any complex number, the first feature being the real part, and turns as
+    /// before. None, as it is unless a decoder says otherwise, if there is no such embedding.
+    fn rotary_pairs(&self) -> Vec<[usize; 2]> {
+        Vec::new()
+    }
+
     /// The dotted name of the weight at `site`, without its leaf, as its tensors are named:
     /// `model.layers.0.self_attn.q_proj`. `None` if the decoder has no such weight.
     fn site_name(&self, site: Site) -> Option<String>;

@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::blueprint::{BlueprintError, Rules};
 use burn_lti::calibration::{
-    CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
+    Budget, CalibratedStart, Calibration, CalibrationError, FeedForward, HeadChoice, calibrate,
 };
 use burn_lti::decoder::{CausalLm, LayeredDecoder, LtiSpec, RoleMaps, TokenBatch};
 use burn_lti::geometry::{Axes, HeadGrid, Role};
@@ -28,6 +28,7 @@ use burn_lti_tests::{may_be_simulated, on_every_backend};
 on_every_backend![
     equal_grids_reproduce_the_teacher,
     heads_that_add_nothing_are_dropped_without_loss,
+    key_value_heads_that_are_one_another_turned_are_merged_without_loss,
     it_begins_nearer_to_the_teacher_than_any_other_start,
     heads_of_another_size_keep_their_rotary_pairs,
     heads_of_any_number_and_size_are_calibrated,
@@ -49,15 +50,25 @@ on_every_backend![
 
 type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
 
-/// Random documents of 7 to 11 tokens in windows of 12. Sixteen to a batch: on a GPU's software device
-/// the number of operations is what costs, not the size of their tensors.
+/// Random documents of 7 to 11 tokens, end to end in windows of 12. Sixteen to a batch: on a GPU's software
+/// device the number of operations is what costs, not the size of their tensors.
 fn batches<B: Backend>(count: usize, vocab: usize, seed: u64, device: &B::Device) -> Batches<B> {
     let mut numbers = Numbers::new(seed);
-    let documents = (0..count * 24).map(|index| {
-        let ids = numbers.ids(7 + index % 5, vocab);
-        ids.into_iter().map(|id| id as u32).collect()
-    });
-    let mut sequences = pack(documents.collect::<Vec<_>>(), 12);
+    let mut pieces: Vec<Vec<u32>> = Vec::new();
+    let mut laid = 0;
+    for index in 0..count * 24 {
+        let mut rest: Vec<u32> = numbers
+            .ids(7 + index % 5, vocab)
+            .into_iter()
+            .map(|id| id as u32)
+            .collect();
+        while !rest.is_empty() {
+            let after = rest.split_off(rest.len().min(12 - laid % 12));
+            laid += rest.len();
+            pieces.push(std::mem::replace(&mut rest, after));
+        }
+    }
+    let mut sequences = pack(pieces, 12);
     sequences.truncate(16 * count);
     loader(sequences, 16, None, device)
 }
@@ -215,12 +226,56 @@ fn heads_that_add_nothing_are_dropped_without_loss<A: AutodiffBackend>(device: A
         let heads: Vec<&HeadChoice> = start.layers.iter().map(|layer| &layer.heads).collect();
         assert_eq!(
             (&heads[0].query[..], &heads[0].key_value[..]),
-            (&[2, 3][..], &[1][..])
+            (&[2, 3][..], &[vec![1]][..])
         );
         assert_eq!(
             (&heads[1].query[..], &heads[1].key_value[..]),
-            (&[0, 1][..], &[0][..])
+            (&[0, 1][..], &[vec![0]][..])
         );
+        let found = values(&logits(&student, &batch));
+        assert_close(&found, &expected, &tolerance(&expected));
+    }
+}
+
+/// A teacher of 4 heads and 2 key/value heads of which the second is the first, turned: its keys as positions may
+/// turn them, its values in another basis. All query heads are kept, each once.
+fn key_value_heads_that_are_one_another_turned_are_merged_without_loss<A: AutodiffBackend>(
+    device: A::Device,
+) {
+    let teacher = load::<A::InnerBackend>("tied", &device);
+    let turned = |values: &mut [f32], of: &dyn Fn(&[f32], usize) -> f32| {
+        for row in values.chunks_exact_mut(2 * 8) {
+            let (first, second) = row.split_at_mut(8);
+            (0..8).for_each(|feature| second[feature] = of(first, feature));
+        }
+    };
+    let by_pair = |first: &[f32], feature: usize| {
+        let pair = feature % 4;
+        let (sin, cos) = (0.4 + pair as f32).sin_cos();
+        match feature < 4 {
+            true => cos * first[pair] - sin * first[pair + 4],
+            false => sin * first[pair] + cos * first[pair + 4],
+        }
+    };
+    let next = |first: &[f32], feature: usize| first[(feature + 1) % 8];
+    let teacher = edit(teacher, |name, values| {
+        if name.ends_with("k_proj.weight") {
+            turned(values, &by_pair);
+        } else if name.ends_with("v_proj.weight") {
+            turned(values, &next);
+        }
+    });
+    let config = with_heads(teacher.config(), 4, 1, 8);
+    let batch = packed_batch(config.vocab_size, 3, &device);
+    let expected = values(&logits(&teacher, &batch));
+    for budget in [Budget::None, Budget::Long] {
+        let set = |calibration: &mut Calibration<'_>| calibration.budget = budget;
+        let maps = RoleMaps::attention(MapKind::General);
+        let (student, start) = calibrated_with::<A>(&teacher, &config, maps, set, &device);
+        for layer in &start.layers {
+            assert_eq!(layer.heads.query, [0, 1, 2, 3]);
+            assert_eq!(layer.heads.key_value, [[0, 1]]);
+        }
         let found = values(&logits(&student, &batch));
         assert_close(&found, &expected, &tolerance(&expected));
     }
