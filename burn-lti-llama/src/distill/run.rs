@@ -112,7 +112,7 @@ impl<'a> Job<'a> {
             Some(_) => self.out.take_up()?,
             None => self.out.begin(self.recipe, &manifest)?,
         }
-        let run = Run::begin(self, device, inputs, self.recipe.budget(), began)?;
+        let run = Run::begin(self, device, inputs, None, began)?;
         run.carry_out(resumed)
     }
 
@@ -143,8 +143,9 @@ impl<'a> Job<'a> {
         let began = Instant::now();
         let (inputs, manifest) = self.load::<A>(device)?;
         self.out.begin(self.recipe, &manifest)?;
-        let budget = self.recipe.calibration.budget.unwrap_or_default();
-        let run = Run::begin(self, device, inputs, budget, began)?;
+        // Nothing follows, unless the recipe says so.
+        let budget = self.recipe.calibration.budget.unwrap_or(Budget::None);
+        let run = Run::begin(self, device, inputs, Some(budget), began)?;
         let student = run.free()?.valid();
         run.tell(Event::Stage("exporting"));
         let exported = run.export(&student, &self.out.unchecked_student_dir())?;
@@ -248,14 +249,17 @@ struct Ended<M> {
 }
 
 impl<'a, A: AutodiffBackend> Run<'a, A> {
+    /// The start is calibrated for a `budget`, if none is given for that of the plan.
     fn begin(
         job: &'a Job<'a>,
         device: &'a A::Device,
         inputs: RunInputs<A>,
-        budget: Budget,
+        budget: Option<Budget>,
         began: Instant,
     ) -> Result<Self, DistillError> {
         let file = job.out.start_path();
+        let planned = inputs.plan.calibration.and_then(|section| section.budget);
+        let budget = budget.or(planned).unwrap_or_default();
         let start = start_tensors(job.recipe, &inputs, budget, &file, device, &job.listener)?;
         Ok(Self {
             job,
@@ -634,7 +638,7 @@ pub fn collapse_run<A: AutodiffBackend>(
         ))
     })?;
     let inputs = RunInputs::<A>::load(&recipe, device)?;
-    let run = Run::begin(&job, device, inputs, recipe.budget(), Instant::now())?;
+    let run = Run::begin(&job, device, inputs, None, Instant::now())?;
     let progress = RunProgress::at(checkpoint)?;
     OutputDir::check_empty(student_dir)?;
     (listener)(Event::Stage("collapsing and exporting"));

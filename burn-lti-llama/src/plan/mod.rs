@@ -53,7 +53,7 @@ pub struct Plan {
     pub grow: Option<GrowSection>,
     /// Where the maps begin.
     pub start: Start,
-    /// How that is calculated from text, if it is.
+    /// How that is calculated from text, if it is, and for how much training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationSection>,
     /// What training changes.
@@ -321,7 +321,10 @@ impl Plan {
             map: recipe.lti.map,
             grow: recipe.lti.grow,
             start: recipe.lti.start,
-            calibration: (recipe.lti.start == Start::Calibrated).then_some(recipe.calibration),
+            calibration: (recipe.lti.start == Start::Calibrated).then_some(CalibrationSection {
+                budget: Some(recipe.budget(totals.student_parameters)),
+                ..recipe.calibration
+            }),
             trained: recipe.trained(),
             loss: LossPlan {
                 divergence: loss.divergence,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use burn_lti::calibration::Budget;
 use burn_lti::loss::Divergence;
 
 use super::{
@@ -52,7 +53,10 @@ impl Plan {
     /// What the start is calculated from, if it is.
     fn write_calibration(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(CalibrationSection {
-            text, sequences, ..
+            text,
+            sequences,
+            budget,
+            ..
         }) = self.calibration
         else {
             return Ok(());
@@ -71,12 +75,16 @@ impl Plan {
         write!(f, " to calibrate on: ")?;
         let least = CalibrationSection::LEAST;
         match text {
-            Some(CalibrationText::Train) => writeln!(f, "training text"),
-            Some(CalibrationText::Teacher) => writeln!(f, "the teacher's own"),
-            None => writeln!(
+            Some(CalibrationText::Train) => write!(f, "training text")?,
+            Some(CalibrationText::Teacher) => write!(f, "the teacher's own")?,
+            None => write!(
                 f,
                 "training text, or the teacher's own where that is less than {least}"
-            ),
+            )?,
+        }
+        match budget.unwrap_or_default() {
+            Budget::None => writeln!(f),
+            Budget::Long => writeln!(f, "; for a long training"),
         }
     }
 

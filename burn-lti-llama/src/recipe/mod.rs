@@ -101,11 +101,17 @@ impl Recipe {
         })
     }
 
-    /// For how much training its start is calibrated: unless it says so, for a long one where all weights train.
-    pub fn budget(&self) -> Budget {
-        self.calibration.budget.unwrap_or(match self.trained() {
-            Trained::All => Budget::Long,
-            Trained::Maps | Trained::Projections => Budget::None,
+    /// For how much training the start is calibrated: unless it says so, for a long one where all of the student's
+    /// `parameters` train, on at least a token each.
+    pub fn budget(&self, parameters: usize) -> Budget {
+        let tokens = self
+            .train
+            .steps
+            .saturating_mul(self.train.tokens_per_step());
+        let is_long = self.trained() == Trained::All && tokens >= parameters;
+        self.calibration.budget.unwrap_or(match is_long {
+            true => Budget::Long,
+            false => Budget::None,
         })
     }
 
