@@ -56,8 +56,8 @@ fn main() -> Result<()> {
     }
     config.check(&arguments.out)?;
     write(&config, arguments.std, &arguments.out)?;
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        if let Some(folder) = &arguments.tokenizer {
+    if let Some(folder) = &arguments.tokenizer {
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
             fs::copy(folder.join(name), arguments.out.join(name))?;
         }
     }

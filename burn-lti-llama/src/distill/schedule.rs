@@ -10,7 +10,7 @@ use super::progress::Phase;
 use crate::recipe::{LearningRate, Phase2Trained, Recipe, TrainSection, Trained};
 
 /// What the steps of all weights promise, as a part of the loss, where those of maps or projections promise one.
-/// On both teachers one is too little for so many tensors, and six is too much.
+/// On stories260k one is too little for so many tensors, and six is too much (`docs/figures.md`).
 const PROMISE_OF_ALL: f64 = 2.0;
 
 /// The steps of a phase and the rate at which it learns.

@@ -34,15 +34,15 @@ pub(super) fn even(
         let map = value.subcols(head * s_size, s_size).to_owned();
         let (vectors, values) = eigen(&(map.transpose() * gram * &map))?;
         let largest = values.iter().copied().fold(0.0, f64::max);
-        if largest == 0.0 {
-            continue; // nothing is even
-        }
         let variance = |direction: usize| values[direction].max(LEAST * largest);
         let of_member = |head: &usize| {
             let begins = head * t_size;
             mean_diagonal(&gram.submatrix(begins, begins, t_size, t_size).to_owned())
         };
         let target = members.iter().map(of_member).sum::<f64>() / members.len() as f64;
+        if largest == 0.0 || target == 0.0 {
+            continue; // nothing is even, and nothing has a size to be made as large as
+        }
         let power = |by: f64| {
             let scaled = Mat::from_fn(s_size, s_size, |row, direction| {
                 vectors[(row, direction)] * (variance(direction) / target).powf(by)
@@ -106,5 +106,15 @@ mod tests {
             let off = found - faer::Scale(size) * Mat::<f64>::identity(3, 3);
             assert!(off.norm_l2() < 1e-8 * size, "{head}");
         }
+    }
+
+    #[test]
+    fn a_head_whose_own_values_are_nothing_stays_as_it_is() {
+        let heads = HeadCounts::counted([2, 2], [1, 1]);
+        // The student's head began as the first, whose values are zero, and reads the second's too.
+        let gram = Mat::from_fn(4, 4, |i, j| f64::from(i == j && i >= 2));
+        let (value, out) = (numbers(4, 2, 1), numbers(4, 2, 2));
+        let (even_value, even_out, uneven) = even(&value, &out, &gram, &[vec![0]], heads).unwrap();
+        assert_eq!((even_value, even_out, uneven), (value, out, 1.0));
     }
 }

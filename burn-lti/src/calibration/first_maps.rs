@@ -13,7 +13,8 @@ use crate::map::MapKind;
 
 /// Each head with the values of the head that it began as: all of them, or where the student's heads
 /// are smaller, or began as several, as many principal directions: those that the best output of whole heads
-/// reads most of.
+/// reads most of. Where `aligned` has turns of several heads' values, by key/value head and member, the mean of
+/// the turned.
 pub(super) fn first_maps(
     features: &ValueFeatures<'_>,
     value: MapKind,
@@ -22,37 +23,32 @@ pub(super) fn first_maps(
     aligned: Option<&[Vec<Mat<f64>>]>,
 ) -> Result<(ValueMap, OutFit)> {
     let (teacher, student) = (features.t_head_dim, features.s_head_dim);
-    let of_aligned = |turns: &Vec<Mat<f64>>| {
-        let part = 1.0 / turns.len() as f64;
-        Mat::from_fn(turns.len() * teacher, student, |row, column| {
-            part * turns[row / teacher][(row % teacher, column)]
-        })
-    };
-    let kept: Vec<Mat<f64>> = match student < teacher || features.is_merged() {
-        _ if aligned.is_some() => aligned.unwrap_or_default().iter().map(of_aligned).collect(),
-        true => {
+    let kept: Vec<Mat<f64>> = match (aligned, student < teacher || features.is_merged()) {
+        (Some(aligned), _) => aligned.iter().map(|turns| mean(turns)).collect(),
+        (None, true) => {
             // A factor, of values or output, has one set of directions for all heads.
             let shared = value != MapKind::General || out.kind() != MapKind::General;
             principal_directions(features, shared, fitted)?
         }
-        false => vec![Mat::identity(teacher, student); features.heads.s_key_value],
+        (None, false) => vec![Mat::identity(teacher, student); features.heads.s_key_value],
     };
-    // What a query head's own values go on as.
-    let of_query = features.by_query(&kept).into_iter().enumerate();
-    let own: Vec<Mat<f64>> = of_query
-        .map(|(head, kept)| {
-            if let Some(aligned) = aligned {
-                return aligned[head / features.heads.s_group()][features.member(head)].clone();
+    // What the values that a query head read go on as.
+    let of_query = |head: usize| {
+        let (key_value, member) = (head / features.heads.s_group(), features.member(head));
+        match aligned {
+            Some(aligned) => aligned[key_value][member].clone(),
+            None => {
+                let own = kept[key_value].subrows(member * teacher, teacher);
+                own.to_owned()
             }
-            let begins = features.member(head) * teacher;
-            kept.subrows(begins, teacher).to_owned()
-        })
-        .collect();
+        }
+    };
+    let own: Vec<Mat<f64>> = (0..features.heads.s_query).map(of_query).collect();
     let out = out.first(&own.iter().collect::<Vec<_>>())?;
     let count = features.count();
     let value = match value {
         // What a larger head has left over reads the next head's values, so that it can learn.
-        MapKind::General if student > teacher && !features.is_merged() => {
+        MapKind::General if student > teacher => {
             let heads = 0..features.heads.s_key_value;
             let wrapped = heads.map(|head| {
                 Mat::from_fn(count, student, |row, column| {
@@ -82,6 +78,14 @@ pub(super) fn first_maps(
         },
     };
     Ok((value, out))
+}
+
+/// The mean of values that are turned, as one matrix over those of all members.
+fn mean(turns: &[Mat<f64>]) -> Mat<f64> {
+    let (size, part) = (turns[0].nrows(), 1.0 / turns.len() as f64);
+    Mat::from_fn(turns.len() * size, size, |row, column| {
+        part * turns[row / size][(row % size, column)]
+    })
 }
 
 /// For each key/value head the directions of its own values that matter most to the output, or the

@@ -19,8 +19,8 @@ use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::Role;
 use crate::tensors::TensorSet;
 
-/// Second moments of what query, key and value of a layer read on the student's stream, `[d_model, d_model]`:
-/// sums over all tokens.
+/// Second moments of what query, key and value of a layer read in a fit, `[d_model, d_model]`: sums over all
+/// tokens.
 pub(super) struct InputGrams {
     /// Every token counts the same.
     pub(super) even: Mat<f64>,
@@ -138,7 +138,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.store.read(batch, Stream::Teacher(layer), &self.device)
     }
 
-    /// Of what the attention of `layer` would read if the student's stream came to it.
+    /// Of what the attention of `layer` reads in a fit.
     pub(super) fn attention_grams(&mut self, layer: usize) -> Result<InputGrams> {
         let zeros = || Mat::zeros(self.d_model, self.d_model);
         let (mut even, mut by_importance) = (zeros(), zeros());

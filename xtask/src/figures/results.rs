@@ -25,7 +25,7 @@ pub(crate) struct Results {
 pub(crate) struct Outcome {
     #[serde(flatten)]
     pub(crate) run: Run,
-    /// The commit of the program.
+    /// The commit that was checked out when it ended.
     commit: String,
     /// The held-out KL on the way, by steps.
     pub(crate) curve: Vec<(usize, f64)>,
