@@ -111,7 +111,7 @@ impl CorpusOrder {
             )));
         }
         let prompt = match &self.prompt {
-            Some(text) => tokenizer.encode_prompt(text)?,
+            Some(text) => tokenizer.encode_opening(text)?,
             None => vec![tokenizer.bos_id().ok_or_else(|| refused(NO_BOS))?],
         };
         if prompt.is_empty() {

@@ -70,7 +70,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     /// The first one ends a document; all of them end a generated text.
     eos: Vec<u32>,
-    start: Edge,
+    /// At the start of a document, and of a prompt.
+    start: [Edge; 2],
     end: Edge,
 }
 
@@ -152,8 +153,11 @@ impl Tokenizer {
 
         let file = dir.join(TOKENIZER_CONFIG);
         let settings = Settings::read(&file)?;
-        let start = Edge::new(settings.add_bos_token, Edge::AsProcessed);
-        // Where a document ends has to be learned, so only an explicit no leaves EOS out.
+        // A model rests much of its attention on the first token, which should be the same one everywhere;
+        // and where a document ends has to be learned. So only an explicit no leaves BOS or EOS out of one.
+        // A prompt begins as it does elsewhere, with what a chat template may have put there.
+        let start = [Edge::Always, Edge::AsProcessed]
+            .map(|otherwise| Edge::new(settings.add_bos_token, otherwise));
         let end = Edge::new(settings.add_eos_token, Edge::Always);
         let id = |role, token: Option<Token>| match token.map(Token::into_text) {
             None => Ok(None),
@@ -167,7 +171,7 @@ impl Tokenizer {
         };
         let bos = id("bos_token", settings.bos_token)?.or(bos);
         let named = id("eos_token", settings.eos_token)?;
-        if start == Edge::Always && bos.is_none() {
+        if settings.add_bos_token == Some(true) && bos.is_none() {
             return Err(TokenizerError::Refused(format!(
                 "{} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
                  `bos_token_id` in config.json",
@@ -186,16 +190,17 @@ impl Tokenizer {
         })
     }
 
-    /// The tokens of one document, with BOS and EOS as the tokenizer says.
+    /// The tokens of one document, from BOS to EOS, each once.
     ///
-    /// The post-processor's special tokens come first of all; `add_bos_token` and `add_eos_token`
-    /// overrule it. Where neither speaks of EOS, the document ends with it, if any is known.
+    /// One that is not known is left out, and so is one that `add_bos_token` or `add_eos_token` forbids, even
+    /// if the tokenizer's post-processor puts it there.
     ///
     /// # Errors
     ///
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        Ok(self.framed(&self.encode(text)?, self.end))
+        let [start, _] = self.start;
+        Ok(self.framed(&self.encode(text)?, start, self.end))
     }
 
     /// As [`encode_document`](Self::encode_document), for many documents on all cores.
@@ -204,23 +209,40 @@ impl Tokenizer {
     ///
     /// [`TokenizerError::Library`]: the library failed on one of the texts.
     pub fn encode_documents(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        let [start, _] = self.start;
         let mut documents = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
             let batch = batch.iter().map(String::as_str).collect();
             let encodings = self.inner.encode_batch_fast::<&str>(batch, true);
             let encodings = encodings.map_err(failed("encode the text"))?;
-            documents.extend(encodings.iter().map(|one| self.framed(one, self.end)));
+            documents.extend(
+                encodings
+                    .iter()
+                    .map(|one| self.framed(one, start, self.end)),
+            );
         }
         Ok(documents)
     }
 
-    /// The tokens of a text to be continued: as a document, but without its end.
+    /// The tokens that a document begins with: as all of one, but without its end.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Library`]: the library failed on the text.
+    pub fn encode_opening(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let [start, _] = self.start;
+        Ok(self.framed(&self.encode(text)?, start, Edge::Never))
+    }
+
+    /// The tokens of a text to be continued, as transformers has them: BOS is there if the tokenizer's
+    /// post-processor puts it there or `add_bos_token` asks for it.
     ///
     /// # Errors
     ///
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        Ok(self.framed(&self.encode(text)?, Edge::Never))
+        let [_, start] = self.start;
+        Ok(self.framed(&self.encode(text)?, start, Edge::Never))
     }
 
     /// The text of tokens, without the special ones.
@@ -279,20 +301,20 @@ impl Tokenizer {
     }
 
     /// The encoding's tokens with both ends as they should be.
-    fn framed(&self, encoding: &Encoding, end: Edge) -> Vec<u32> {
+    fn framed(&self, encoding: &Encoding, start: Edge, end: Edge) -> Vec<u32> {
         let mut ids = encoding.get_ids();
         // Only what the post-processor has put there can be too much, not what the text says.
         let mut added = encoding.get_special_tokens_mask();
         let (bos, eos) = (self.bos, self.eos.first().copied());
 
-        if self.start == Edge::Never && added.first() == Some(&1) && ids.first().copied() == bos {
+        if start == Edge::Never && added.first() == Some(&1) && ids.first().copied() == bos {
             (ids, added) = (&ids[1..], &added[1..]);
         }
         let last = added.last() == Some(&1);
         if end == Edge::Never && last && ids.last().is_some_and(|id| self.is_eos(*id)) {
             ids = &ids[..ids.len() - 1];
         }
-        let bos = bos.filter(|_| self.start == Edge::Always && ids.first().copied() != bos);
+        let bos = bos.filter(|_| start == Edge::Always && ids.first().copied() != bos);
         let eos = eos.filter(|_| end == Edge::Always && ids.last().copied() != eos);
         bos.into_iter()
             .chain(ids.iter().copied())

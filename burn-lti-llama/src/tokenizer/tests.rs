@@ -22,16 +22,32 @@ fn document(template: &[&str], settings: Value, text: &str) -> Vec<u32> {
 }
 
 #[test]
-fn a_document_starts_as_the_post_processor_says_and_ends_with_eos() {
+fn a_document_starts_with_bos_and_ends_with_eos_whatever_the_post_processor_puts_there() {
+    for template in [&["$A"] as &[_], &["<s>", "$A"], &["<s>", "$A", "</s>"]] {
+        assert_eq!(
+            document(template, json!({}), "the cat"),
+            [BOS, THE, CAT, EOS]
+        );
+    }
     assert_eq!(
-        document(&["<s>", "$A"], json!({}), "the cat"),
-        [BOS, THE, CAT, EOS]
-    );
-    assert_eq!(document(&["$A"], json!({}), "the cat"), [THE, CAT, EOS]);
-    assert_eq!(
-        document(&["<s>", "$A", "</s>"], json!({}), "the"),
+        document(&["$A"], json!({}), "<s> the </s>"),
         [BOS, THE, EOS]
     );
+}
+
+#[test]
+fn a_prompt_starts_as_the_post_processor_or_the_settings_say() {
+    let prompt = |template: &[&str], settings: Value| {
+        let tokenizer = load(template, &settings).unwrap();
+        tokenizer.encode_prompt("the").unwrap()
+    };
+    let known = json!({"bos_token": "<s>"});
+    assert_eq!(prompt(&["$A"], known.clone()), [THE]);
+    assert_eq!(prompt(&["<s>", "$A"], known), [BOS, THE]);
+    let always = json!({"bos_token": "<s>", "add_bos_token": true});
+    assert_eq!(prompt(&["$A"], always), [BOS, THE]);
+    let never = json!({"bos_token": "<s>", "add_bos_token": false});
+    assert_eq!(prompt(&["<s>", "$A"], never), [THE]);
 }
 
 #[test]
@@ -70,11 +86,15 @@ fn many_documents_are_encoded_as_one_is() {
 }
 
 #[test]
-fn a_prompt_has_a_start_and_no_end() {
+fn prompts_and_openings_of_documents_have_no_end() {
     for template in [&["<s>", "$A"] as &[_], &["<s>", "$A", "</s>"]] {
         let settings = json!({"eos_token": "</s>", "add_eos_token": true});
         let tokenizer = load(template, &settings).unwrap();
         assert_eq!(tokenizer.encode_prompt("the cat").unwrap(), [BOS, THE, CAT]);
+        assert_eq!(
+            tokenizer.encode_opening("the cat").unwrap(),
+            [BOS, THE, CAT]
+        );
     }
 }
 
