@@ -7,10 +7,10 @@ use burn_lti::train::{
 };
 
 use super::progress::Phase;
-use crate::recipe::{LearningRate, Phase2Trained, Recipe, TrainSection, Trained};
+use crate::recipe::{LearningRate, Optimizer, Phase2Trained, Recipe, TrainSection, Trained};
 
-/// What the steps of all weights promise, as a part of the loss, where those of maps or projections promise one.
-/// On stories260k one is too little for so many tensors, and six is too much (`docs/figures.md`).
+/// What Adam's steps of all weights promise, as a part of the loss, where others promise one. On stories260k one
+/// is too little for so many tensors, and six is too much (`docs/figures.md`).
 const PROMISE_OF_ALL: f64 = 2.0;
 
 /// The steps of a phase and the rate at which it learns.
@@ -19,6 +19,7 @@ pub(super) struct PhaseSchedule {
     pub(super) steps: usize,
     pub(super) warmup: usize,
     learning_rate: LearningRate,
+    optimizer: Optimizer,
     /// What measured rates are multiplied by, besides the recipe's own number.
     promise: f64,
     final_lr_fraction: f64,
@@ -30,20 +31,27 @@ impl PhaseSchedule {
     /// Of a phase of this recipe.
     pub(super) fn new(recipe: &Recipe, phase: Phase) -> Self {
         let train = &recipe.train;
-        let trains_all = match phase {
-            Phase::Second => recipe
-                .phase2
-                .as_ref()
-                .is_some_and(|phase2| phase2.train == Phase2Trained::All),
-            Phase::First => recipe.trained() == Trained::All,
+        let trained = match (phase, &recipe.phase2) {
+            (Phase::Second, Some(phase2)) => match phase2.train {
+                Phase2Trained::Projections => Trained::Projections,
+                Phase2Trained::All => Trained::All,
+            },
+            _ => recipe.trained(),
         };
-        let of = |steps, fraction, learning_rate: LearningRate, last: Option<f64>, seed| Self {
-            promise: if trains_all { PROMISE_OF_ALL } else { 1.0 },
-            steps,
-            warmup: (fraction * steps as f64) as usize,
-            learning_rate,
-            final_lr_fraction: last.unwrap_or(learning_rate.final_lr_fraction()),
-            seed,
+        let of = |steps, fraction, learning_rate: LearningRate, last: Option<f64>, seed| {
+            let optimizer = recipe.optimizer(trained == Trained::Maps, learning_rate);
+            Self {
+                optimizer,
+                promise: match (optimizer, trained) {
+                    (Optimizer::Adam, Trained::All) => PROMISE_OF_ALL,
+                    _ => 1.0,
+                },
+                steps,
+                warmup: (fraction * steps as f64) as usize,
+                learning_rate,
+                final_lr_fraction: last.unwrap_or(learning_rate.final_lr_fraction()),
+                seed,
+            }
         };
         match (phase, &recipe.phase2) {
             (Phase::Second, Some(phase2)) => of(
@@ -96,6 +104,10 @@ impl PhaseSchedule {
         let adam = match whitening {
             Some(whitening) => adam.with_whitening(whitening.under("student")),
             None => adam,
+        };
+        let adam = match self.optimizer {
+            Optimizer::Adam => adam,
+            Optimizer::Balanced => adam.with_balanced(|name| Optimizer::Balanced.balances(name)),
         };
         StudentOptimizer::new(adam)
             .with_measures(measures)

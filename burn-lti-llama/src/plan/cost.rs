@@ -17,7 +17,8 @@
 //! | head, three times | `2 n d V` | `d V + n d` |
 //! | softmaxes of the loss | `22 n V` | `6 n V`, float32 |
 //! | softmaxes of attention | `4 n h (t + 1) / 2` a pass | none |
-//! | AdamW | `12` a parameter | `7` a parameter, float32 |
+//! | a step of AdamW | `12` a parameter | `7` a parameter, float32 |
+//! | a balanced step | `16` a parameter | `5` a parameter, float32 |
 //!
 //! The head is used three times: for the logits of both models and for the gradient of the student's
 //! hidden states. Its logits are written once and read once by the softmaxes, where they are counted.
@@ -46,6 +47,11 @@ const LOGIT_TENSORS: f64 = 3.0;
 const ADAMW_OPERATIONS: f64 = 12.0;
 /// Weight, gradient and two moments are read, all but the gradient written.
 const ADAMW_TRANSFERS: f64 = 7.0;
+/// Operations of a balanced step on a parameter: its mean of gradients and the newest ahead of it, its size and
+/// square, the means of rows and columns and the products with them, and the step.
+const BALANCED_OPERATIONS: f64 = 16.0;
+/// Weight, gradient and one moment are read, all but the gradient written.
+const BALANCED_TRANSFERS: f64 = 5.0;
 
 /// What a training step costs, part by part.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -77,7 +83,8 @@ pub struct StepMemory {
     /// The teacher's weights, which are also the student's frozen ones and the kernels `C`, and of those
     /// that train, the student's own.
     pub weights: f64,
-    /// Gradients and AdamW's two moments of what trains, and the maps themselves.
+    /// Gradients of what trains and its moments, two for AdamW and one for balanced steps, and the maps
+    /// themselves.
     pub optimizer: f64,
     /// Kernels made out of maps, and what is kept between the two products of a factored map.
     pub kernels: f64,
@@ -201,7 +208,7 @@ impl<'a> Costs<'a> {
             self.kernel_gradients().named("student backward: kernels"),
             (self.softmaxes(teacher).times(has_teacher) + self.softmaxes(student).times(2.0))
                 .named("attention: softmaxes"),
-            self.adamw().named("AdamW"),
+            self.optimizer().named("optimizer"),
         ];
         StepCosts {
             tokens: self.tokens as usize,
@@ -297,11 +304,12 @@ impl<'a> Costs<'a> {
         }
     }
 
-    fn adamw(&self) -> Cost {
-        let trained = self.trained_parameters();
+    fn optimizer(&self) -> Cost {
+        let balanced = self.balanced_parameters();
+        let others = self.trained_parameters() - balanced;
         Cost {
-            flops: ADAMW_OPERATIONS * trained,
-            bytes: ADAMW_TRANSFERS * F32 * trained,
+            flops: ADAMW_OPERATIONS * others + BALANCED_OPERATIONS * balanced,
+            bytes: F32 * (ADAMW_TRANSFERS * others + BALANCED_TRANSFERS * balanced),
         }
     }
 
@@ -311,6 +319,18 @@ impl<'a> Costs<'a> {
 
     fn trained_parameters(&self) -> f64 {
         super::planner::count(self.tensors, |tensor| tensor.trained) as f64
+    }
+
+    /// Those that take balanced steps.
+    fn balanced_parameters(&self) -> f64 {
+        let Planner {
+            recipe, trained, ..
+        } = self.planner;
+        let optimizer = recipe.optimizer(*trained == Trained::Maps, recipe.train.learning_rate);
+        let balanced = super::planner::count(self.tensors, |tensor| {
+            tensor.trained && tensor.shape.len() == 2 && optimizer.balances(&tensor.name)
+        });
+        balanced as f64
     }
 
     /// The maps of all layers.
@@ -358,7 +378,7 @@ impl<'a> Costs<'a> {
         let chunk = micro_batch.min(recipe.loss.chunk_tokens as f64);
         StepMemory {
             weights: self.size * (teacher.num_parameters() + own) as f64,
-            optimizer: F32 * (4.0 * trained - own as f64),
+            optimizer: F32 * (4.0 * trained - own as f64 - self.balanced_parameters()),
             kernels: self.size * sum(self.maps().map(|map| map.kernel + map.between)),
             activations: micro_batch
                 * student.num_hidden_layers as f64
@@ -438,7 +458,7 @@ mod tests {
             &["train.seq_len=[128, 192, 512]", "train.batch_size=12"],
         ] {
             let plan = plan(overrides);
-            let none = ["loss: softmaxes", "attention: softmaxes", "AdamW"];
+            let none = ["loss: softmaxes", "attention: softmaxes", "optimizer"];
             let others: f64 = none.iter().map(|name| part(&plan, name).flops).sum();
             let (found, expected) = (plan.costs.flops() - others, plan.totals.step_flops.total());
             // Sums of some ten terms in float64.
@@ -496,13 +516,28 @@ mod tests {
         assert_eq!(half.costs.memory.activations, expected);
     }
 
+    /// Balanced steps of the matrices of the layers hold one moment, and read and write two elements less.
+    #[test]
+    fn balanced_steps_need_less() {
+        let of = |optimizer: &str| plan(&["lti.train=all", optimizer]).costs;
+        let (balanced, adam) = (of("train.rate=1"), of("train.optimizer=adam"));
+        let (d, wide, narrow, feed_forward) = (64.0, 32.0, 16.0, 172.0);
+        let matrices = 5.0 * d * (2.0 * wide + 2.0 * narrow + 3.0 * feed_forward);
+        let memory = |costs: &StepCosts| costs.memory.optimizer;
+        assert_eq!(memory(&adam) - memory(&balanced), 4.0 * matrices);
+        let step = |costs: &StepCosts| costs.parts.last().expect("it has parts").bytes;
+        assert_eq!(step(&adam) - step(&balanced), 4.0 * 2.0 * matrices);
+    }
+
     #[test]
     fn training_all_holds_a_student_of_its_own() {
-        let plan = plan(&["lti.train=all"]);
+        let plan = plan(&["lti.train=all", "train.optimizer=adam"]);
         let (student, teacher) = (plan.student.num_parameters(), teacher().num_parameters());
         let memory = &plan.costs.memory;
         assert_eq!(memory.weights, 4.0 * (teacher + student) as f64);
         assert_eq!(memory.optimizer, 4.0 * 3.0 * student as f64);
         assert_eq!(memory.kernels, 0.0);
+        let optimizer = part(&plan, "optimizer");
+        assert_eq!(optimizer.bytes, 4.0 * 7.0 * student as f64);
     }
 }

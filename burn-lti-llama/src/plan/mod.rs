@@ -7,6 +7,7 @@
 mod check;
 mod cost;
 mod error;
+mod expectation;
 mod planner;
 mod prediction;
 pub(crate) mod report;
@@ -27,6 +28,7 @@ use crate::recipe::{
 
 pub use cost::{PartCost, StepCosts, StepMemory};
 pub use error::PlanError;
+pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
@@ -65,6 +67,9 @@ pub struct Plan {
     /// The training after the maps are folded away, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase2: Option<PhasePlan>,
+    /// What the training may bring, if any like it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expectation: Option<Expectation>,
     /// How the student learns, for the toolkit.
     #[serde(skip)]
     pub spec: LtiSpec,
@@ -334,6 +339,7 @@ impl Plan {
             },
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
+            expectation: Expectation::of(recipe),
             spec,
             with_maps,
             without_maps,

@@ -140,7 +140,7 @@ impl Planner<'_> {
 }
 
 /// Elements of those tensors, a variable of several names counted once.
-pub(super) fn count(tensors: &[PlannedTensor], wanted: fn(&PlannedTensor) -> bool) -> usize {
+pub(super) fn count(tensors: &[PlannedTensor], wanted: impl Fn(&PlannedTensor) -> bool) -> usize {
     tensors
         .iter()
         .filter(|tensor| wanted(tensor) && !matches!(tensor.origin, Origin::Shared { .. }))

@@ -7,8 +7,8 @@ use burn_lti::calibration::Budget;
 use burn_lti::loss::Divergence;
 
 use super::{
-    CheckpointPlan, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, StepCosts, StepMemory,
-    Totals, TrainingPlan,
+    CheckpointPlan, Expectation, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, StepCosts,
+    StepMemory, Totals, TrainingPlan,
 };
 use crate::config::{LlamaConfig, list};
 use crate::recipe::{
@@ -35,6 +35,7 @@ impl fmt::Display for Plan {
         self.write_calibration(f)?;
         writeln!(f, "train    {}", self.trained)?;
         self.write_training(f)?;
+        self.write_expectation(f)?;
         writeln!(f)?;
         write_table(f, &self.rows())?;
         writeln!(f)?;
@@ -153,6 +154,23 @@ impl Plan {
             None => Ok(()),
             Some(phase) => writeln!(f, "phase 2  {phase}"),
         }
+    }
+
+    /// What the training may bring, if any like it was measured.
+    fn write_expectation(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Expectation { tokens, kl_left }) = self.expectation else {
+            return Ok(());
+        };
+        let [least, most] = kl_left.map(|part| format!("{:.0}", 100.0 * part));
+        let part = match least == most {
+            true => most,
+            false => format!("{least} to {most}"),
+        };
+        let tokens = thousands(tokens);
+        writeln!(
+            f,
+            "expect   after {tokens} tokens {part} % of the start's KL, as measured on two teachers"
+        )
     }
 
     /// A row for each tensor, with those that differ only in their layer in one.

@@ -712,3 +712,29 @@ fn several_lengths_cost_their_mean_and_hold_the_longest() {
         assert!(text.contains(line), "{text}");
     }
 }
+
+/// What a training may bring is said of those that are like the ones measured, and of no other.
+#[test]
+fn what_may_be_expected_is_what_was_measured() {
+    let like = ["lti.start=calibrated", "lti.train=all", "train.steps=100"];
+    let expected = |more: &[&str]| plan(&[&like[..], more].concat()).expectation;
+    let short = expected(&[]).unwrap();
+    assert_eq!(short.tokens, 204_800);
+    let long = expected(&["train.steps=1000"]).unwrap();
+    for (more, fewer) in long.kl_left.iter().zip(short.kl_left) {
+        assert!(*more > 0.0 && *more <= fewer && fewer < 1.0);
+    }
+    assert!(short.kl_left[0] <= short.kl_left[1] && long.kl_left[0] < short.kl_left[0]);
+    for other in [
+        "train.steps=29",
+        "train.rate=10",
+        "train.learning_rate=1e-3",
+        "lti.train=maps",
+        "lti.start=grouped",
+    ] {
+        assert_eq!(expected(&[other]), None, "{other}");
+    }
+    let line = "expect   after 204,800 tokens ";
+    let said = |overrides: &[&str]| plan(overrides).to_string().contains(line);
+    assert!(said(&like) && !said(&[]));
+}

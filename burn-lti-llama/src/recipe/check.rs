@@ -253,6 +253,7 @@ impl Checks<'_> {
             seq_len,
             learning_rate,
             rate,
+            optimizer: _,
             warmup_fraction,
             decay: _,
             final_lr_fraction,

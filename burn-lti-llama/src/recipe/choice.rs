@@ -33,6 +33,25 @@ impl fmt::Display for Trained {
     }
 }
 
+/// Where a step of training goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// AdamW's, for all tensors.
+    Adam,
+    /// The matrices of the layers along their balanced momentum, all else by AdamW: see
+    /// [`Adam::with_balanced`](burn_lti::train::Adam::with_balanced).
+    Balanced,
+}
+
+impl Optimizer {
+    /// Whether it moves the matrix of this name along its balanced momentum. Embedding and head it never does:
+    /// most of their rows hear of most words seldom or never.
+    pub fn balances(self, name: &str) -> bool {
+        self == Self::Balanced && name.contains(".layers.")
+    }
+}
+
 /// In which coordinates maps learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

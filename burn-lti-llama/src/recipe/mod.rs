@@ -27,7 +27,7 @@ use toml::Table;
 use crate::hf::WeightType;
 
 pub use choice::{
-    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
+    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Optimizer, Phase2Trained, Trained,
 };
 pub use error::RecipeError;
 pub use rate::LearningRate;
@@ -98,6 +98,16 @@ impl Recipe {
         self.lti.train.unwrap_or(match has_maps {
             true => Trained::Maps,
             false => Trained::All,
+        })
+    }
+
+    /// Where the steps of a phase go that trains weights, or maps: unless the recipe says so, weights by balanced
+    /// steps where their rates are measured.
+    pub fn optimizer(&self, trains_maps: bool, learning_rate: LearningRate) -> Optimizer {
+        let is_balanced = !trains_maps && learning_rate == LearningRate::Auto;
+        self.train.optimizer.unwrap_or(match is_balanced {
+            true => Optimizer::Balanced,
+            false => Optimizer::Adam,
         })
     }
 

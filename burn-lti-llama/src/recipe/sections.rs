@@ -9,7 +9,7 @@ use burn_lti::train::Decay;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{
-    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Phase2Trained, Trained,
+    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Optimizer, Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, divergence, schedule};
 use crate::data::Documents;
@@ -196,7 +196,7 @@ pub struct FeatureSection {
     pub projector: bool,
 }
 
-/// `[train]`: AdamW, with a linear warm-up and a decay of the learning rate.
+/// `[train]`: balanced or AdamW's steps, with a linear warm-up and a decay of the learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
@@ -218,6 +218,9 @@ pub struct TrainSection {
     pub learning_rate: LearningRate,
     /// What measured rates are multiplied by. Default: 1.
     pub rate: Option<f64>,
+    /// `balanced` or `adam`. Default: `balanced` where weights train at measured rates, `adam` where maps do, or
+    /// at one rate.
+    pub optimizer: Option<Optimizer>,
     /// Part of the steps spent on the warm-up, 0 to 1. Default: 0.1.
     #[serde(default = "defaults::warmup_fraction")]
     pub warmup_fraction: f64,

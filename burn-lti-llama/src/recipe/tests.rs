@@ -67,6 +67,7 @@ const FULL: &str = r#"
         learning_rate = "auto"
         rate = 0.5
         warmup_fraction = 0.2
+        optimizer = "adam"
         decay = "linear"
         final_lr_fraction = 0
         betas = [0.8, 0.99]
@@ -179,6 +180,7 @@ fn fills_in_the_defaults() {
             seq_len: SeqLens::new([128]),
             learning_rate: LearningRate::Auto,
             rate: None,
+            optimizer: None,
             warmup_fraction: 0.1,
             decay: None,
             final_lr_fraction: None,

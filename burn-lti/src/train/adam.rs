@@ -11,7 +11,7 @@ use burn::tensor::backend::AutodiffBackend;
 use super::gradients::sum_of_devices;
 use super::{RateRange, StepMeasures};
 use crate::calibration::Whitening;
-use crate::kernels::adam::{AdamStep, Moments, descended};
+use crate::kernels::adam::{AdamStep, Moments, Promises, descended};
 use crate::tensors::ModulePath;
 
 /// The numbers of AdamW.
@@ -39,8 +39,9 @@ impl Default for AdamConfig {
 /// Rates that are measured, so that one number fits every model.
 ///
 /// The first step of Adam goes along the sign of the gradient `g_t` of each tensor `t`: at a rate of
-/// `r` it promises to take `r |g_t|_1` off the loss. With `n` tensors and the mean `rho_t` of
-/// `|g_t|_1 / loss` over the first `warmup` steps, the rate of a tensor is
+/// `r` it promises to take `r |g_t|_1` off the loss. (One along the balanced gradient `d`, see
+/// [`Adam::with_balanced`], promises `r <g_t, d>`, which stands for `|g_t|_1` then.) With `n` tensors and the
+/// mean `rho_t` of `|g_t|_1 / loss` over the first `warmup` steps, the rate of a tensor is
 ///
 /// ```text
 /// r_t = lr / (n rho_t)
@@ -83,6 +84,8 @@ pub struct Adam<B: AutodiffBackend> {
     config: AdamConfig,
     measured: Option<(MeasuredRates, StepMeasures)>,
     whitening: Option<Whitening<B::InnerBackend>>,
+    /// By their names, the matrices that take balanced steps.
+    balances: fn(&str) -> bool,
     states: HashMap<ParamId, TensorState<B::InnerBackend>>,
 }
 
@@ -90,11 +93,11 @@ pub struct Adam<B: AutodiffBackend> {
 #[derive(Record, Clone, Debug)]
 pub struct TensorState<B: Backend> {
     parameter: u64,
-    /// Running means of the gradient and of its square, in one row.
+    /// Running means of the gradient and of its square, in one row. Balanced steps need the first alone.
     first: Tensor<B, 1>,
-    second: Tensor<B, 1>,
+    second: Option<Tensor<B, 1>>,
     steps: usize,
-    /// The mean of `|g|_1 / loss`.
+    /// The mean of what a first step along the gradient promises, as a part of the loss.
     rho: f64,
 }
 
@@ -105,6 +108,7 @@ impl<B: AutodiffBackend> Adam<B> {
             config,
             measured: None,
             whitening: None,
+            balances: |_| false,
             states: HashMap::new(),
         }
     }
@@ -120,6 +124,15 @@ impl<B: AutodiffBackend> Adam<B> {
     /// too, so that a training that goes on needs the same.
     pub fn with_whitening(mut self, whitening: Whitening<B::InnerBackend>) -> Self {
         self.whitening = Some(whitening);
+        self
+    }
+
+    /// Has the matrices whose names `balances` accepts move along their balanced momentum: the running mean of
+    /// their gradients with each row, and then each column, divided by its root mean square (Scetbon et al.
+    /// 2025, SinkGD, without momentum). They need one moment where Adam needs two. The decay of the mean is
+    /// the first of [`AdamConfig::betas`]; the other numbers but the weight decay are for all else.
+    pub fn with_balanced(mut self, balances: fn(&str) -> bool) -> Self {
+        self.balances = balances;
         self
     }
 
@@ -211,7 +224,7 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> Optimizer<M, B> for Adam<B> {
         let states = states.into_iter().map(|state| TensorState {
             parameter: state.parameter,
             first: Tensor::from_inner(state.first),
-            second: Tensor::from_inner(state.second),
+            second: state.second.map(Tensor::from_inner),
             steps: state.steps,
             rho: state.rho,
         });
@@ -223,7 +236,7 @@ impl<B: AutodiffBackend, M: AutodiffModule<B>> Optimizer<M, B> for Adam<B> {
             let inner = TensorState {
                 parameter: state.parameter,
                 first: state.first.inner(),
-                second: state.second.inner(),
+                second: state.second.map(Tensor::inner),
                 steps: state.steps,
                 rho: state.rho,
             };
@@ -271,9 +284,14 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Directions<'_, B> {
         let grad = self.turned(grad.flatten(0, D - 1), shape);
         let (before, taken, rho) = match self.adam.states.remove(&param.id) {
             None => (None, 0, 0.0),
-            Some(state) => (Some([state.first, state.second]), state.steps, state.rho),
+            Some(state) => (Some((state.first, state.second)), state.steps, state.rho),
         };
         let AdamConfig { betas, epsilon, .. } = self.adam.config;
+        let promises = match &self.adam.measured {
+            None => Promises::None,
+            Some((rates, _)) if taken < rates.warmup => Promises::Both,
+            Some(_) => Promises::Direction,
+        };
         let step = AdamStep {
             betas,
             epsilon,
@@ -284,7 +302,16 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Directions<'_, B> {
             second,
             direction,
             promises,
-        } = step.moments(grad, before, self.adam.measured.is_some());
+        } = match shape.as_slice() {
+            &[rows, columns] if (self.adam.balances)(&self.path.name()) => {
+                let first = before.map(|(first, _)| first);
+                step.balanced_momentum(grad.reshape([rows, columns]), first, promises)
+            }
+            _ => {
+                let before = before.and_then(|(first, second)| Some([first, second?]));
+                step.moments(grad, before, promises)
+            }
+        };
         self.found.push(Direction {
             id: param.id,
             values: self.turned(direction, shape),

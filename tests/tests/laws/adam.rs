@@ -1,5 +1,5 @@
-//! Laws of the optimizer: one rate is AdamW, measured rates are those of the formula, a step promises
-//! what it is asked for, and a record goes on bit for bit.
+//! Laws of the optimizer: one rate is AdamW, measured rates and balanced steps are those of their formulas, a
+//! step promises what it is asked for, and a record goes on bit for bit.
 
 use std::num::NonZeroUsize;
 
@@ -17,6 +17,7 @@ on_every_backend![
     one_rate_for_all_is_adamw,
     a_large_tensor_is_gone_over_whole,
     measured_rates_are_those_of_the_formula,
+    balanced_steps_are_those_of_the_formula,
     a_step_promises_what_it_is_asked_for,
     a_tensor_whose_gradient_is_zero_stays,
     a_record_goes_on_bit_for_bit,
@@ -205,6 +206,73 @@ fn measured_rates_are_those_of_the_formula<A: AutodiffBackend>(device: A::Device
     }
 }
 
+/// `matrix` with its rows divided by their root mean squares, then its columns.
+fn balanced(matrix: &[f64]) -> Vec<f64> {
+    let [rows, columns] = MATRIX;
+    let mut matrix = matrix.to_vec();
+    let root = |squares: f64, count: usize| (squares / count as f64).sqrt();
+    for row in matrix.chunks_mut(columns) {
+        let size = root(row.iter().map(|one| one * one).sum(), columns);
+        row.iter_mut().for_each(|one| *one /= size);
+    }
+    for column in 0..columns {
+        let of_column = || (0..rows).map(move |row| row * columns + column);
+        let size = root(of_column().map(|at| matrix[at] * matrix[at]).sum(), rows);
+        of_column().for_each(|at| matrix[at] /= size);
+    }
+    matrix
+}
+
+/// The matrix goes along its balanced momentum, the vector with Adam, each at its measured rate.
+fn balanced_steps_are_those_of_the_formula<A: AutodiffBackend>(device: A::Device) {
+    const STEPS: usize = 8;
+    let config = AdamConfig {
+        weight_decay: 0.1,
+        ..AdamConfig::default()
+    };
+    let rates = MeasuredRates {
+        warmup: 5,
+        cap: f64::INFINITY,
+    };
+    let measures = StepMeasures::new();
+    let adam = Adam::<A>::new(config).with_measured_rates(rates, measures.clone());
+    let mut optimizer = adam.with_balanced(|name| name == "matrix");
+    let mut module = Two::<A>::new(&device);
+    let mut plain = module.values().map(Plain::new);
+    let mut rho = [0.0; 2];
+    for step in 1..=STEPS {
+        let (lr, loss) = (step as f64 / 40.0, 3.0 / step as f64);
+        let (gradients, read) = module.gradients(step, &device);
+        measures.set_loss(loss);
+        module = optimizer.step(lr, module, gradients);
+
+        let [beta, _] = config.betas;
+        let first = plain[0].first.iter_mut().zip(&read[0]);
+        let ahead = first.map(|(first, gradient)| {
+            *first = beta * *first + (1.0 - beta) * gradient;
+            beta * *first + (1.0 - beta) * gradient
+        });
+        let ahead: Vec<f64> = ahead.collect();
+        let directions = [
+            balanced(&ahead),
+            plain[1].direction(&read[1], step, &config),
+        ];
+        let sign = |gradient: &[f64]| gradient.iter().map(|one| one.signum()).collect();
+        let of_first_step: [Vec<f64>; 2] = [balanced(&read[0]), sign(&read[1])];
+        for index in 0..2 {
+            if step <= rates.warmup {
+                let along = of_first_step[index].iter().zip(&read[index]);
+                let promise: f64 = along.map(|(d, g)| d * g).sum();
+                rho[index] += (promise / loss - rho[index]) / step as f64;
+            }
+            plain[index].go(&directions[index], lr / (2.0 * rho[index]), &config);
+        }
+    }
+    for (found, plain) in module.values().iter().zip(&plain) {
+        assert_close(found, &plain.value, &tolerance(STEPS));
+    }
+}
+
 /// The change of the loss by the first step, to first order, is the loss, or the cap's part of it.
 fn a_step_promises_what_it_is_asked_for<A: AutodiffBackend>(device: A::Device) {
     for (lr, cap, expected) in [(1.0, f64::INFINITY, 1.0), (0.1, 0.5, 0.1), (1.0, 0.5, 0.5)] {
@@ -250,19 +318,25 @@ fn a_tensor_whose_gradient_is_zero_stays<A: AutodiffBackend>(device: A::Device) 
 }
 
 fn a_record_goes_on_bit_for_bit<A: AutodiffBackend>(device: A::Device) {
+    for balances in [|_: &str| false, |name: &str| name == "matrix"] {
+        goes_on_bit_for_bit::<A>(balances, &device);
+    }
+}
+
+fn goes_on_bit_for_bit<A: AutodiffBackend>(balances: fn(&str) -> bool, device: &A::Device) {
     const STEPS: usize = 9;
     let fresh = || {
         let measures = StepMeasures::new();
-        let adam = Adam::<A>::new(AdamConfig::default());
+        let adam = Adam::<A>::new(AdamConfig::default()).with_balanced(balances);
         let optimizer = adam.with_measured_rates(MeasuredRates::new(5), measures.clone());
-        (Two::<A>::new(&device), optimizer, measures)
+        (Two::<A>::new(device), optimizer, measures)
     };
     let steps =
         |range: std::ops::RangeInclusive<usize>,
          (mut module, mut optimizer, measures): (Two<A>, Adam<A>, StepMeasures)| {
             for step in range {
                 measures.set_loss(1.0 / step as f64);
-                let (gradients, _) = module.gradients(step, &device);
+                let (gradients, _) = module.gradients(step, device);
                 module = optimizer.step(0.1, module, gradients);
             }
             (module, optimizer)

@@ -5,7 +5,7 @@ use burn::tensor::TensorData;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-use super::{AdamStep, Moments};
+use super::{AdamStep, Moments, Promises};
 use crate::kernels::cpu::{PIECE, in_place, rows_in_place};
 
 /// Sums that wait for no other: as many as the lanes of the widest vectors.
@@ -16,7 +16,7 @@ pub(super) fn moments<B: Backend>(
     gradient: Tensor<B, 1>,
     first: Tensor<B, 1>,
     second: Tensor<B, 1>,
-    wants_promises: bool,
+    wanted: Promises,
 ) -> Moments<B> {
     let device = gradient.device();
     let [scale, added] = step.denominator().map(|number| number as f32);
@@ -42,9 +42,9 @@ pub(super) fn moments<B: Backend>(
         });
     Moments {
         first,
-        second,
+        second: Some(second),
         direction,
-        promises: wants_promises.then(|| numbers(promises, &device)),
+        promises: (wanted != Promises::None).then(|| numbers(promises, &device)),
     }
 }
 

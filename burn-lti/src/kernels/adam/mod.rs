@@ -1,14 +1,16 @@
-//! What a step of Adam is made of: moments and direction of a tensor, a step along it, and the square of a
-//! gradient's norm.
+//! What a step of an optimizer is made of: moments and direction of a tensor, a step along it, and the square
+//! of a gradient's norm.
 //!
 //! These are no operations of a model: they are on no graph, and nobody asks for their gradient.
 
+mod balanced;
 mod cpu;
 
 use burn::prelude::*;
 
 use super::form::{Form, is_rust};
 use crate::compat::{at_least_float32, total};
+use balanced::balanced;
 
 /// The numbers of one step of Adam (Kingma and Ba 2015).
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +26,24 @@ pub(crate) struct AdamStep {
 /// A tensor's moments after a step, `[elements]` each, and where the step goes.
 pub(crate) struct Moments<B: Backend> {
     pub(crate) first: Tensor<B, 1>,
-    pub(crate) second: Tensor<B, 1>,
+    /// None where the direction needs none.
+    pub(crate) second: Option<Tensor<B, 1>>,
     /// The step at a rate of 1, against which a value goes.
     pub(crate) direction: Tensor<B, 1>,
-    /// `[|g|_1, <g, direction>]`, if wanted: what a step along the gradient's sign and one along the
-    /// direction promise to take off the loss.
+    /// `[<g, d(g)>, <g, direction>]`, as far as they are wanted: what a first step along this gradient, and one
+    /// along the direction, promise to take off the loss. `d(g)` is its sign for Adam, or the balanced gradient.
     pub(crate) promises: Option<Tensor<B, 1>>,
+}
+
+/// Which promises are wanted of a tensor's step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Promises {
+    /// None.
+    None,
+    /// That of its direction: the other is any number.
+    Direction,
+    /// Both.
+    Both,
 }
 
 impl AdamStep {
@@ -39,6 +53,45 @@ impl AdamStep {
         let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
         let [c1, c2] = self.betas.map(correction);
         [c1 / c2.sqrt(), self.epsilon * c1]
+    }
+
+    /// The mean of a matrix's gradients, `first` being the one before, and that mean with the newest gradient
+    /// ahead of it (Nesterov's), balanced, as a direction.
+    ///
+    /// # Shapes
+    ///
+    /// `[rows, columns]`, all of `[rows * columns]` in a row but the gradient.
+    pub(crate) fn balanced_momentum<B: Backend>(
+        &self,
+        gradient: Tensor<B, 2>,
+        first: Option<Tensor<B, 1>>,
+        promises: Promises,
+    ) -> Moments<B> {
+        let shape = gradient.dims();
+        let [beta, _] = self.betas;
+        let newest = gradient.clone().mul_scalar(1.0 - beta);
+        let first = match first {
+            Some(first) => first.reshape(shape).mul_scalar(beta) + newest.clone(),
+            None => newest.clone(),
+        };
+        let direction = balanced(first.clone().mul_scalar(beta) + newest);
+        let promises = (promises != Promises::None).then(|| {
+            let wide = at_least_float32(gradient.dtype());
+            let gradient = gradient.cast(wide);
+            let along = |direction: Tensor<B, 2>| total(gradient.clone() * direction.cast(wide));
+            let of_direction = along(direction.clone());
+            let of_first_step = match promises {
+                Promises::Both => along(balanced(gradient.clone())),
+                _ => of_direction.zeros_like(),
+            };
+            Tensor::cat(vec![of_first_step, of_direction], 0)
+        });
+        Moments {
+            first: first.flatten(0, 1),
+            second: None,
+            direction: direction.flatten(0, 1),
+            promises,
+        }
     }
 
     /// The moments and the direction of a tensor with this gradient, `moments` being those before; zero
@@ -51,12 +104,12 @@ impl AdamStep {
         &self,
         gradient: Tensor<B, 1>,
         moments: Option<[Tensor<B, 1>; 2]>,
-        wants_promises: bool,
+        promises: Promises,
     ) -> Moments<B> {
         let [first, second] =
             moments.unwrap_or_else(|| [gradient.zeros_like(), gradient.zeros_like()]);
         match Form::of(is_rust, [&gradient, &first, &second]) {
-            Form::Cpu => cpu::moments(self, gradient, first, second, wants_promises),
+            Form::Cpu => cpu::moments(self, gradient, first, second, promises),
             Form::Tensors => {
                 let [beta_1, beta_2] = self.betas;
                 let [scale, added] = self.denominator();
@@ -66,7 +119,7 @@ impl AdamStep {
                 let second = second.mul_scalar(beta_2) + square;
                 let size = second.clone().sqrt().mul_scalar(scale);
                 let direction = first.clone() / size.add_scalar(added);
-                let promises = wants_promises.then(|| {
+                let promises = (promises != Promises::None).then(|| {
                     let wide = at_least_float32(gradient.dtype());
                     let gradient = gradient.cast(wide);
                     let along = total(gradient.clone() * direction.clone().cast(wide));
@@ -74,7 +127,7 @@ impl AdamStep {
                 });
                 Moments {
                     first,
-                    second,
+                    second: Some(second),
                     direction,
                     promises,
                 }

@@ -26,7 +26,7 @@ const STATE: &str = "state.json";
 
 /// How these files are laid out, and how tensors are named: 2 since maps have two axes and a side, 3
 /// since an optimizer may measure its rates.
-const SCHEMA: u32 = 3;
+const SCHEMA: u32 = 4;
 
 /// Where a run stands, besides its model and its optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
