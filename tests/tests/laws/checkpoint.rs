@@ -475,7 +475,7 @@ fn what_was_cut_off_or_damaged_is_passed_over_and_removed<A: AutodiffBackend>(de
             fs::remove_file(step.join(TRAINED)).expect("a file")
         }),
         ("is no state of a checkpoint", |step| {
-            fs::write(step.join(STATE), "{\"schema\": 3}").expect("a file")
+            fs::write(step.join(STATE), "{\"schema\": 4}").expect("a file")
         }),
     ];
     for (expected, damage) in damages {
@@ -700,13 +700,13 @@ fn a_forged_checkpoint_is_refused<A: AutodiffBackend>(device: A::Device) {
         "{error}"
     );
 
-    for schema in [2, 4] {
+    for schema in [3, 5] {
         let name = format!("schema-{schema}");
         let other = checkpoint(&name);
         let mut state = state_of(other.path());
         state["schema"] = schema.into();
         fs::write(other.path().join(STATE), state.to_string()).expect("a file");
-        let expected = format!("has schema {schema}, this version reads 3: use the version that");
+        let expected = format!("has schema {schema}, this version reads 4: use the version that");
         let error = Checkpoint::open(other.path()).expect_err("another version's");
         assert!(error.to_string().contains(&expected), "{error}");
         // Another version's may well be whole: nothing is passed over, nothing removed.
