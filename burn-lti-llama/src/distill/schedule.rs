@@ -7,7 +7,7 @@ use burn_lti::train::{
 };
 
 use super::progress::Phase;
-use crate::recipe::{LearningRate, Optimizer, Phase2Trained, Recipe, TrainSection, Trained};
+use crate::recipe::{LearningRate, Optimizer, Recipe, TrainSection, Trained};
 
 /// What Adam's steps of all weights promise, as a part of the loss, where others promise one. On stories260k one
 /// is too little for so many tensors, and six is too much (`docs/figures.md`).
@@ -32,14 +32,11 @@ impl PhaseSchedule {
     pub(super) fn new(recipe: &Recipe, phase: Phase) -> Self {
         let train = &recipe.train;
         let trained = match (phase, &recipe.phase2) {
-            (Phase::Second, Some(phase2)) => match phase2.train {
-                Phase2Trained::Projections => Trained::Projections,
-                Phase2Trained::All => Trained::All,
-            },
+            (Phase::Second, Some(phase2)) => phase2.train.into(),
             _ => recipe.trained(),
         };
         let of = |steps, fraction, learning_rate: LearningRate, last: Option<f64>, seed| {
-            let optimizer = recipe.optimizer(trained == Trained::Maps, learning_rate);
+            let optimizer = recipe.optimizer(trained, learning_rate);
             Self {
                 optimizer,
                 promise: match (optimizer, trained) {

@@ -326,7 +326,7 @@ impl<'a> Costs<'a> {
         let Planner {
             recipe, trained, ..
         } = self.planner;
-        let optimizer = recipe.optimizer(*trained == Trained::Maps, recipe.train.learning_rate);
+        let optimizer = recipe.optimizer(*trained, recipe.train.learning_rate);
         let balanced = super::planner::count(self.tensors, |tensor| {
             tensor.trained && tensor.shape.len() == 2 && optimizer.balances(&tensor.name)
         });

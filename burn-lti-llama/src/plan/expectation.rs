@@ -3,12 +3,12 @@
 use burn_lti::map::Start;
 use serde::Serialize;
 
-use crate::recipe::{LearningRate, Recipe, Trained};
+use crate::recipe::{LearningRate, Optimizer, Recipe, Trained};
 
 /// What a training may leave of the held-out KL that its student begins with.
 ///
-/// It is for a training like those that were measured: of all weights, from a calibrated start, at measured
-/// rates, in as many steps.
+/// It is for a training like those that were measured: of all weights by balanced steps, from a calibrated start,
+/// at measured rates, in as many steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Expectation {
     /// Tokens of all its steps.
@@ -30,7 +30,7 @@ const CURVES: [Curve; 2] = [
 ];
 
 /// No training of fewer steps was measured.
-const FEWEST_STEPS: usize = 30;
+const FEWEST_STEPS: usize = 50;
 
 impl Expectation {
     /// Of the training of `recipe`; none if nothing like it was measured.
@@ -40,6 +40,9 @@ impl Expectation {
             && recipe.phase2.is_none()
             && recipe.lti.start == Start::Calibrated
             && train.learning_rate == LearningRate::Auto
+            && train
+                .optimizer
+                .is_none_or(|optimizer| optimizer == Optimizer::Balanced)
             && train.rate.is_none_or(|rate| rate == 1.0)
             && train.steps >= FEWEST_STEPS;
         let tokens = train.steps.checked_mul(train.tokens_per_step())?;

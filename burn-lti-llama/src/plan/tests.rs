@@ -726,7 +726,8 @@ fn what_may_be_expected_is_what_was_measured() {
     }
     assert!(short.kl_left[0] <= short.kl_left[1] && long.kl_left[0] < short.kl_left[0]);
     for other in [
-        "train.steps=29",
+        "train.steps=49",
+        "train.optimizer=adam",
         "train.rate=10",
         "train.learning_rate=1e-3",
         "lti.train=maps",

@@ -101,10 +101,10 @@ impl Recipe {
         })
     }
 
-    /// Where the steps of a phase go that trains weights, or maps: unless the recipe says so, weights by balanced
-    /// steps where their rates are measured.
-    pub fn optimizer(&self, trains_maps: bool, learning_rate: LearningRate) -> Optimizer {
-        let is_balanced = !trains_maps && learning_rate == LearningRate::Auto;
+    /// Where the steps of a phase go that trains this at that rate: unless the recipe says so, weights take
+    /// balanced steps where their rates are measured.
+    pub fn optimizer(&self, trained: Trained, learning_rate: LearningRate) -> Optimizer {
+        let is_balanced = trained != Trained::Maps && learning_rate == LearningRate::Auto;
         self.train.optimizer.unwrap_or(match is_balanced {
             true => Optimizer::Balanced,
             false => Optimizer::Adam,

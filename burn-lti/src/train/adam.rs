@@ -128,8 +128,8 @@ impl<B: AutodiffBackend> Adam<B> {
     }
 
     /// Has the matrices whose names `balances` accepts move along their balanced momentum: the running mean of
-    /// their gradients with each row, and then each column, divided by its root mean square (Scetbon et al.
-    /// 2025, SinkGD, without momentum). They need one moment where Adam needs two. The decay of the mean is
+    /// their gradients with the newest ahead of it (Nesterov's), each row and then each column divided by its
+    /// root mean square (Scetbon et al. 2025, SinkGD, without momentum). They need one moment where Adam needs two. The decay of the mean is
     /// the first of [`AdamConfig::betas`]; the other numbers but the weight decay are for all else.
     pub fn with_balanced(mut self, balances: fn(&str) -> bool) -> Self {
         self.balances = balances;

@@ -123,11 +123,6 @@ pub(crate) fn store<S: Simd>(simd: S, places: &mut [f32], [first, second]: [S::f
 /// What [`store`] has written, and zeros beyond.
 #[inline(always)]
 pub(crate) fn load<S: Simd>(simd: S, places: &[f32]) -> [S::f32s; 2] {
-    if places.len() == width::<S>()
-        && let ([ahead, behind], _) = S::as_simd_f32s(places)
-    {
-        return [*ahead, *behind];
-    }
     let (ahead, behind) = places.split_at(places.len().min(S::F32_LANES));
     [
         simd.partial_load_f32s(ahead),

@@ -20,9 +20,9 @@ use crate::kernels::cpu::{
     LeftRows, Matrix, Panel, ThreadPool, Tile, in_tiles, load, multiply, panel_width, store,
 };
 
-/// Numbers of a panel that are multiplied with all rows before the next are: they are in the first cache, with
-/// room for the rows.
-const PIECE: usize = 1 << 12;
+/// Numbers of a panel that are multiplied with all rows before the next are. They are in the second cache: in
+/// the first there would be room for a quarter, and sums would be put away more often than that is worth.
+const PIECE: usize = 1 << 14;
 /// Numbers of a line of memory.
 const LINE: usize = 16;
 /// Multiply-adds below which a second thread would wait longer than it worked.
