@@ -1,5 +1,7 @@
 //! [`KvCache`]: keys and values of sequences that are being written, and the attention of new tokens to them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use burn::prelude::*;
 use burn::tensor::{DType, IndexingUpdateOp, TensorData};
 
@@ -43,6 +45,8 @@ pub struct KvCache<B: Backend> {
     /// Tokens of each sequence.
     lengths: Vec<usize>,
     geometry: Axes,
+    /// How many tokens a token of each layer sees, its own among them; all where there is none.
+    windows: Vec<Option<usize>>,
     device: B::Device,
 }
 
@@ -79,8 +83,21 @@ impl<B: Backend> KvCache<B> {
             layers: (0..layers).map(|_| layer()).collect(),
             lengths: vec![0; sequences],
             geometry,
+            windows: vec![None; layers],
             device: device.clone(),
         }
+    }
+
+    /// The same with layers in which a token sees only so many of the last tokens, its own among them.
+    ///
+    /// # Panics
+    ///
+    /// If there are more or fewer windows than layers, or one is empty.
+    pub fn with_windows(mut self, windows: Vec<Option<usize>>) -> Self {
+        assert_eq!(windows.len(), self.layers.len(), "a window for each layer");
+        assert!(!windows.contains(&Some(0)), "a token sees itself");
+        self.windows = windows;
+        self
     }
 
     /// How many sequences there are.
@@ -193,11 +210,12 @@ impl<B: Backend> KvCache<B> {
             kv_heads: kv.heads,
             head_dim: query.head_dim,
         };
+        let window = self.windows[layer];
         match (&mut self.layers[layer], &step.reads) {
             (Layer::Sequences(sequences), Reads::Runs(runs)) => {
-                cached_cpu::attend(sequences, qkv, runs, shape)
+                cached_cpu::attend(sequences, qkv, runs, shape, window)
             }
-            (Layer::Tensors(both), Reads::Block(block)) => block.attend(both, qkv, shape),
+            (Layer::Tensors(both), Reads::Block(block)) => block.attend(both, qkv, shape, window),
             _ => unreachable!("a step is of its cache"),
         }
     }
@@ -236,7 +254,7 @@ impl<B: Backend> KvCache<B> {
             }
         }
         let (mut places, mut kept, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-        let mut mask = vec![f32::NEG_INFINITY; rows.len() * tokens * columns];
+        let mut positions = Vec::with_capacity(rows.len() * tokens);
         for (row, job) in rows.iter().enumerate() {
             for token in 0..tokens {
                 let place = row * tokens + token;
@@ -254,18 +272,28 @@ impl<B: Backend> KvCache<B> {
                         0
                     }
                 };
-                mask[place * columns..][..=position].fill(0.0);
+                positions.push(position);
             }
         }
         let ints = |numbers: &[i64]| Tensor::from_data(numbers, &self.device);
         let row_of = |job: &Option<&Job>| job.map_or(0, |job| job.sequence as i64);
         let rows_of: Vec<i64> = rows.iter().map(row_of).collect();
-        let mask = TensorData::new(mask, [rows.len(), 1, tokens, columns]);
+        let mask = |window: Option<usize>| {
+            let mut mask = vec![f32::NEG_INFINITY; positions.len() * columns];
+            for (row, own) in mask.chunks_exact_mut(columns).zip(&positions) {
+                let first = window.map_or(0, |window| (own + 1).saturating_sub(window));
+                row[first..=*own].fill(0.0);
+            }
+            let mask = TensorData::new(mask, [rows.len(), 1, tokens, columns]);
+            (window, Tensor::from_data(mask, &self.device))
+        };
+        let windows: BTreeSet<Option<usize>> = self.windows.iter().copied().collect();
         let block = Block {
             rows: (!all).then(|| ints(&rows_of)),
             kept: (kept.len() < places.len()).then(|| ints(&kept)),
             keys: ints(&keys),
-            mask: Tensor::from_data(mask, &self.device),
+            masks: windows.into_iter().map(mask).collect(),
+            dims: [rows.len(), tokens, columns],
             sequences,
         };
         for job in jobs {
@@ -381,8 +409,10 @@ struct Block<B: Backend> {
     kept: Option<Tensor<B, 1, Int>>,
     /// Where each of them is kept.
     keys: Tensor<B, 1, Int>,
-    /// `[rows, 1, tokens, columns]`
-    mask: Tensor<B, 4>,
+    /// For each window that a layer has, `[rows, 1, tokens, columns]`.
+    masks: BTreeMap<Option<usize>, Tensor<B, 4>>,
+    /// Rows, tokens of each, and columns.
+    dims: [usize; 3],
     sequences: usize,
 }
 
@@ -392,8 +422,9 @@ impl<B: Backend> Block<B> {
         cache: &mut [Tensor<B, 2>; 2],
         [q, k, v]: [Tensor<B, 3>; 3],
         shape: Shape,
+        window: Option<usize>,
     ) -> Tensor<B, 3> {
-        let [rows, _, tokens, columns] = self.mask.dims();
+        let [rows, tokens, columns] = self.dims;
         for (of, new) in cache.iter_mut().zip([k, v]) {
             let [_, _, width] = new.dims();
             let mut new = new.reshape([rows * tokens, width]);
@@ -416,7 +447,7 @@ impl<B: Backend> Block<B> {
             keys: columns,
             ..shape
         };
-        in_tensor_operations(q, k, v, shape, self.mask.clone())
+        in_tensor_operations(q, k, v, shape, self.masks[&window].clone())
     }
 }
 
@@ -448,9 +479,10 @@ mod tests {
     }
 
     /// What three sequences of unlike lengths see in every pass, which come and go.
-    fn found(dtype: DType) -> Vec<f64> {
+    fn found(dtype: DType, window: Option<usize>) -> Vec<f64> {
         let device = Default::default();
-        let mut cache = KvCache::<Flex>::new(1, 3, geometry(), dtype, &device);
+        let cache = KvCache::<Flex>::new(1, 3, geometry(), dtype, &device);
+        let mut cache = cache.with_windows(vec![window]);
         let mut found = Vec::new();
         for pass in 0..60 {
             let mut new = vec![(1, 1)];
@@ -493,14 +525,19 @@ mod tests {
 
     #[test]
     fn loops_and_tensors_see_the_same() {
-        let (loops, tensors) = (found(DType::F32), found(DType::F64));
-        assert_eq!(loops.len(), tensors.len());
-        for (loops, tensors) in loops.iter().zip(&tensors) {
-            // Means of numbers of at most one, and some dozen roundings.
-            assert!(
-                (loops - tensors).abs() < 64.0 * f64::from(f32::EPSILON),
-                "{loops}, {tensors}"
-            );
+        let mut of_windows = Vec::new();
+        for window in [None, Some(1), Some(7), Some(16), Some(19)] {
+            let (loops, tensors) = (found(DType::F32, window), found(DType::F64, window));
+            assert_eq!(loops.len(), tensors.len());
+            for (loops, tensors) in loops.iter().zip(&tensors) {
+                // Means of numbers of at most one, and some dozen roundings.
+                assert!(
+                    (loops - tensors).abs() < 64.0 * f64::from(f32::EPSILON),
+                    "{loops}, {tensors}"
+                );
+            }
+            assert!(!of_windows.contains(&loops), "windows matter");
+            of_windows.push(loops);
         }
     }
 

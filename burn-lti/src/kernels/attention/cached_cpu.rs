@@ -1,5 +1,7 @@
 //! Attention to keys and values of earlier tokens in loops: one token and one head of keys at a time.
 
+use std::ops::Range;
+
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use pulp::{Arch, Simd, WithSimd};
@@ -65,7 +67,8 @@ impl Sequence {
     }
 }
 
-/// Adds the new keys and values to their sequences, and attends to what each new token sees.
+/// Adds the new keys and values to their sequences, and attends to what each new token sees: the last `window`
+/// tokens up to its own, or all.
 ///
 /// `q [tokens, 1, heads * head_dim]`, `k` and `v [tokens, 1, kv_heads * head_dim]`, those of all runs.
 pub(super) fn attend<B: Backend>(
@@ -73,6 +76,7 @@ pub(super) fn attend<B: Backend>(
     qkv: [Tensor<B, 3>; 3],
     runs: &[Run],
     shape: Shape,
+    window: Option<usize>,
 ) -> Tensor<B, 3> {
     let device = qkv[0].device();
     let data = qkv.map(<Tensor<B, 3>>::into_data);
@@ -89,18 +93,21 @@ pub(super) fn attend<B: Backend>(
             sequence.push(k, v, shape, wide);
         }
     };
-    let see =
-        |scratch: &mut Scratch, sequence: &Sequence, piece: usize, seen, output: &mut [f32]| {
-            Arch::new().dispatch(Attend {
-                sequence,
-                seen,
-                head: piece % heads,
-                q: &q[piece * output.len()..][..output.len()],
-                shape,
-                scratch,
-                output,
-            });
-        };
+    let see = |scratch: &mut Scratch,
+               sequence: &Sequence,
+               piece: usize,
+               own: usize,
+               output: &mut [f32]| {
+        Arch::new().dispatch(Attend {
+            sequence,
+            seen: window.map_or(0, |window| (own + 1).saturating_sub(window))..own + 1,
+            head: piece % heads,
+            q: &q[piece * output.len()..][..output.len()],
+            shape,
+            scratch,
+            output,
+        });
+    };
     let group = width / heads;
     // Its run's sequence and first row, and what is put out for it.
     let mut left = output.as_mut_slice();
@@ -123,8 +130,8 @@ pub(super) fn attend<B: Backend>(
             |scratch, (sequence, row, run, output)| {
                 push(sequence, row, run);
                 for (index, output) in output.chunks_exact_mut(group).enumerate() {
-                    let seen = run.first + index / heads + 1;
-                    see(scratch, sequence, row * heads + index, seen, output);
+                    let own = run.first + index / heads;
+                    see(scratch, sequence, row * heads + index, own, output);
                 }
             },
         );
@@ -134,15 +141,15 @@ pub(super) fn attend<B: Backend>(
             push(sequence, row, run);
             let sequence: &Sequence = sequence;
             for (index, output) in output.chunks_exact_mut(group).enumerate() {
-                let seen = run.first + index / heads + 1;
-                pieces.push((sequence, row * heads + index, seen, output));
+                let own = run.first + index / heads;
+                pieces.push((sequence, row * heads + index, own, output));
             }
         }
         pool.for_each(
             pieces,
             Scratch::default,
-            |scratch, (sequence, piece, seen, output)| {
-                see(scratch, sequence, piece, seen, output);
+            |scratch, (sequence, piece, own, output)| {
+                see(scratch, sequence, piece, own, output);
             },
         );
     }
@@ -164,7 +171,7 @@ struct Scratch {
 struct Attend<'a> {
     sequence: &'a Sequence,
     /// Keys that it sees.
-    seen: usize,
+    seen: Range<usize>,
     /// Of keys and values.
     head: usize,
     /// `[group, head_dim]`
@@ -186,12 +193,15 @@ impl WithSimd for Attend<'_> {
         let width = width::<S>();
         let group = self.q.len() / head_dim;
         let Scratch { scores, scales } = self.scratch;
-        let wide = self.seen.next_multiple_of(width);
+        // From the first of a block on, since keys lie in blocks.
+        let base = self.seen.start / width * width;
+        let seen = self.seen.start - base..self.seen.end - base;
+        let wide = seen.end.next_multiple_of(width);
         scores.clear();
         scores.resize(group * wide, 0.0);
         scales.clear();
         for block in 0..wide / width {
-            let keys = (block * kv_heads + self.head) * head_dim * width;
+            let keys = ((base / width + block) * kv_heads + self.head) * head_dim * width;
             let mut scores = Scores {
                 q: self.q,
                 keys: &self.sequence.keys[keys..][..head_dim * width],
@@ -203,7 +213,8 @@ impl WithSimd for Attend<'_> {
             in_tiles(simd, group, &mut scores);
         }
         for scores in scores.chunks_exact_mut(wide) {
-            scores[self.seen..].fill(f32::NEG_INFINITY);
+            scores[..seen.start].fill(f32::NEG_INFINITY);
+            scores[seen.end..].fill(f32::NEG_INFINITY);
             let (_, sum) = exponentials(simd, scores);
             scales.push(1.0 / sum);
         }
@@ -212,9 +223,9 @@ impl WithSimd for Attend<'_> {
             let mut mixed = Mixed {
                 weights: scores,
                 wide,
-                seen: self.seen,
+                seen: seen.end,
                 scales,
-                values: &self.sequence.values[self.head * padded + feature..],
+                values: &self.sequence.values[(base * kv_heads + self.head) * padded + feature..],
                 step: kv_heads * padded,
                 output: self.output,
                 head_dim,

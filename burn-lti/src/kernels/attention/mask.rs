@@ -68,6 +68,30 @@ impl<B: Backend> AttentionMask<B> {
         }
     }
 
+    /// The same, but that a token sees only the last `window` tokens up to its own, which is one of them.
+    ///
+    /// # Panics
+    ///
+    /// If the window is empty.
+    pub fn within(&self, window: usize) -> Self {
+        assert!(window > 0, "a token sees itself");
+        match &self.seen {
+            Seen::Spans { spans, device, .. } => Self::of_spans(spans.within(window), device),
+            Seen::Scores(scores) => {
+                let [_, _, queries, keys] = scores.dims();
+                // Keys that come `window` or more before the query's own.
+                let offset = (keys - queries) as i64 - window as i64;
+                let device = scores.device();
+                let far = Tensor::<B, 2, Bool>::tril_mask([queries, keys], offset, &device);
+                let far = far.bool_not().unsqueeze::<4>();
+                let far = far.expand(scores.shape());
+                Self {
+                    seen: Seen::Scores(scores.clone().mask_fill(far, f32::NEG_INFINITY)),
+                }
+            }
+        }
+    }
+
     fn of_spans(spans: Spans, device: &B::Device) -> Self {
         Self {
             seen: Seen::Spans {
@@ -155,6 +179,18 @@ impl Spans {
             queries,
             past: 0,
         })
+    }
+
+    fn within(&self, window: usize) -> Self {
+        let first = self.first.iter().enumerate();
+        let first = first.map(|(row, first)| {
+            let own = self.past + row % self.queries;
+            (*first).max((own + 1).saturating_sub(window))
+        });
+        Self {
+            first: first.collect(),
+            ..*self
+        }
     }
 
     /// The keys that this query sees.
