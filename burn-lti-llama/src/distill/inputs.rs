@@ -34,10 +34,6 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
 }
 
-/// The most sequences of the held-out text that are watched, of the shortest length: the KL of one text
-/// under two students differs by much less than that of two texts.
-const WATCHED: usize = 32;
-
 impl<A: AutodiffBackend> RunInputs<A> {
     pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
@@ -66,7 +62,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
             Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
             None => TrainingTeacher::Live(teacher.clone()),
         };
-        let watched = seq_len.sequences_of(longest, WATCHED);
+        let watched = seq_len.sequences_of(longest, recipe.train.watched_sequences());
         let watched = valid.iter().take(watched).cloned().collect();
         let batch_size = seq_len.sequences_of(longest, recipe.train.batch_size);
         let held_out = |sequences| data::loader(sequences, batch_size, None, device);
