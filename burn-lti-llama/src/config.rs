@@ -1,9 +1,9 @@
-//! The configuration of a Llama, checked once at the edge.
+//! The configuration of a decoder, checked once at the edge.
 //!
 //! [`LlamaConfig`] is what the rest of the crate computes with: plain numbers, every one in range.
-//! It is read from the `config.json` of transformers 4 or 5. A field this crate neither uses nor
-//! knows to be harmless is refused by name: a model that is computed wrongly in silence is worse
-//! than one that is not loaded.
+//! It is read from the `config.json` of transformers 4 or 5, of Llama and of the families that grew out of it
+//! ([`Family`]). A field this crate neither uses nor knows to be harmless is refused by name: a model that is
+//! computed wrongly in silence is worse than one that is not loaded.
 
 mod error;
 mod fields;
@@ -13,12 +13,15 @@ use std::path::Path;
 
 use burn_lti::geometry::{Axes, Axis, HeadGrid, Role, Site};
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub use error::ConfigError;
-use fields::{Fields, OneOrMany};
+pub(crate) use fields::Fields;
+use fields::OneOrMany;
 
-/// The checked configuration of a Llama.
+use crate::family::{Family, Rope};
+
+/// The checked configuration of a decoder.
 ///
 /// ```
 /// use std::path::Path;
@@ -33,6 +36,8 @@ use fields::{Fields, OneOrMany};
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
+    /// What kind of decoder it is.
+    pub family: Family,
     /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream, `d_model`.
@@ -51,18 +56,63 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
-    /// Base frequency of the rotary embedding.
-    pub rope_theta: f64,
+    /// The rotary embedding.
+    pub rope: Rope,
+    /// For each layer, whether it has the rotary embedding.
+    pub turned: Vec<bool>,
+    /// For each layer, how many tokens a token sees, its own among them; all where there is none.
+    pub windows: Vec<Option<usize>>,
     /// The output head shares the embedding's weight.
     pub tie_word_embeddings: bool,
-    /// Query, key, value *and* output projections have a bias.
-    pub attention_bias: bool,
+    /// Query, key and value projections have a bias.
+    pub qkv_bias: bool,
+    /// The output projection has a bias.
+    pub out_bias: bool,
+    /// Each head's queries and keys are normed before they turn.
+    pub qk_norm: bool,
     /// The three projections of the feed-forward block have a bias.
     pub mlp_bias: bool,
     /// Token that begins a document.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a document; may be empty.
     pub eos_token_ids: Vec<u32>,
+    /// Numbers that the family multiplies by.
+    pub multipliers: Multipliers,
+    /// What its file said, from which everything is kept that a student has too; empty if there was none.
+    pub source: SourceFields,
+}
+
+/// What a `config.json` said. Configurations are equal whatever their files say beside what is computed.
+#[derive(Clone, Debug, Default)]
+pub struct SourceFields(Map<String, Value>);
+
+impl PartialEq for SourceFields {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Numbers that a family multiplies by. They are folded into weights when those are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Multipliers {
+    /// What the embedding gives.
+    pub embedding: f64,
+    /// Scores, instead of one over the root of the head size.
+    pub attention: Option<f64>,
+    /// What a block adds to the residual stream.
+    pub residual: f64,
+    /// Logits.
+    pub logits: f64,
+}
+
+impl Multipliers {
+    /// Of families that have none.
+    pub const NONE: Self = Self {
+        embedding: 1.0,
+        attention: None,
+        residual: 1.0,
+        logits: 1.0,
+    };
 }
 
 impl LlamaConfig {
@@ -84,33 +134,54 @@ impl LlamaConfig {
     /// Every variant of [`ConfigError`] but [`ConfigError::Read`].
     pub fn from_json_str(text: &str, origin: &Path) -> Result<Self, ConfigError> {
         let mut fields = Fields::parse(text, origin)?;
-        fields.check_fixed()?;
+        let source = fields.all();
+        let family = fields.take_family()?;
+        let defaults = family.defaults();
 
         let hidden_size = fields.require("hidden_size")?;
         let num_attention_heads = fields.require("num_attention_heads")?;
-        let head_dim = match fields.take("head_dim")? {
+        let head_dim = match fields.take("head_dim")?.or(defaults.head_dim) {
             Some(head_dim) => head_dim,
             None => default_head_dim(hidden_size, num_attention_heads, origin)?,
         };
-        let config = Self {
+        let num_hidden_layers = fields.require("num_hidden_layers")?;
+        let kv_heads = defaults.num_key_value_heads.unwrap_or(num_attention_heads);
+        let max_position_embeddings =
+            fields.take_or("max_position_embeddings", defaults.max_position_embeddings)?;
+        let mut config = Self {
+            family,
             vocab_size: fields.require("vocab_size")?,
             hidden_size,
             intermediate_size: fields.require("intermediate_size")?,
-            num_hidden_layers: fields.require("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
-            num_key_value_heads: fields.take_or("num_key_value_heads", num_attention_heads)?,
+            num_key_value_heads: match fields.take_unless_null("num_key_value_heads", kv_heads)? {
+                Some(kv_heads) => kv_heads,
+                None => num_attention_heads,
+            },
             head_dim,
-            max_position_embeddings: fields.take_or("max_position_embeddings", 2048)?,
-            rms_norm_eps: fields.take_or("rms_norm_eps", 1e-6)?,
-            rope_theta: fields.take_rope_theta()?,
-            tie_word_embeddings: fields.take_or("tie_word_embeddings", false)?,
-            attention_bias: fields.take_or("attention_bias", false)?,
-            mlp_bias: fields.take_or("mlp_bias", false)?,
+            max_position_embeddings,
+            rms_norm_eps: fields.take_or("rms_norm_eps", defaults.rms_norm_eps)?,
+            rope: Rope::take(&mut fields, defaults.rope_theta, max_position_embeddings)?,
+            turned: Vec::new(),
+            windows: Vec::new(),
+            tie_word_embeddings: fields
+                .take_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: false,
+            mlp_bias: false,
             bos_token_id: fields.take("bos_token_id")?,
             eos_token_ids: fields
                 .take::<OneOrMany>("eos_token_id")?
                 .map_or_else(Vec::new, OneOrMany::into_vec),
+            multipliers: Multipliers::NONE,
+            source: SourceFields(source),
         };
+        config.check_sizes(origin)?;
+        config.turned = vec![true; num_hidden_layers];
+        config.windows = vec![None; num_hidden_layers];
+        family.take(&mut fields, &mut config)?;
         fields.finish()?;
         config.check(origin)?;
         Ok(config)
@@ -121,6 +192,33 @@ impl LlamaConfig {
     /// # Errors
     /// [`ConfigError::KvHeads`] or [`ConfigError::Refused`], naming `origin`.
     pub fn check(&self, origin: &Path) -> Result<(), ConfigError> {
+        self.check_sizes(origin)?;
+        let refused = |field, reason| Err(ConfigError::refused(origin, field, reason));
+        let layers = self.num_hidden_layers;
+        if [self.turned.len(), self.windows.len()] != [layers; 2] {
+            let reason =
+                format!("is {layers}: windows and rotary embeddings must be said of each layer");
+            return refused("num_hidden_layers", reason);
+        }
+        if self.windows.contains(&Some(0)) {
+            return refused("sliding_window", "is 0: a token sees itself".to_owned());
+        }
+        if let Err((field, reason)) = self.rope.check(self.head_dim) {
+            return refused(field, reason);
+        }
+        let bos = self.bos_token_id.iter().map(|id| ("bos_token_id", *id));
+        let eos = self.eos_token_ids.iter().map(|id| ("eos_token_id", *id));
+        let vocab_size = self.vocab_size;
+        match bos.chain(eos).find(|(_, id)| *id as usize >= vocab_size) {
+            Some((field, id)) => refused(
+                field,
+                format!("is {id}: it must be below `vocab_size`, {vocab_size}"),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn check_sizes(&self, origin: &Path) -> Result<(), ConfigError> {
         let refused = |field, reason| Err(ConfigError::refused(origin, field, reason));
         // The upper bounds are far above any Llama; they keep every product below within 64 bits.
         let sizes = [
@@ -155,61 +253,58 @@ impl LlamaConfig {
             let reason = format!("is {}: it must be even, for rotary pairs", self.head_dim);
             return refused("head_dim", reason);
         }
-        for (field, value) in [
-            ("rms_norm_eps", self.rms_norm_eps),
-            ("rope_theta", self.rope_theta),
-        ] {
-            if !(value > 0.0 && value.is_finite()) {
-                return refused(field, format!("is {value}: it must be positive and finite"));
-            }
+        let eps = self.rms_norm_eps;
+        if !(eps > 0.0 && eps.is_finite()) {
+            let reason = format!("is {eps}: it must be positive and finite");
+            return refused("rms_norm_eps", reason);
         }
-        let bos = self.bos_token_id.iter().map(|id| ("bos_token_id", *id));
-        let eos = self.eos_token_ids.iter().map(|id| ("eos_token_id", *id));
-        let vocab_size = self.vocab_size;
-        match bos.chain(eos).find(|(_, id)| *id as usize >= vocab_size) {
-            Some((field, id)) => refused(
-                field,
-                format!("is {id}: it must be below `vocab_size`, {vocab_size}"),
-            ),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    /// The `config.json` of this model, written so that transformers 4 and 5 both read it.
+    /// The `config.json` of this model, written so that transformers 4 and 5 both read it. What the file said
+    /// that the model was read from, and this crate has no part in, is carried over.
     pub fn to_json(&self) -> Value {
         let eos = match self.eos_token_ids.as_slice() {
             [] => Value::Null,
             [id] => json!(id),
             ids => json!(ids),
         };
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "dtype": "float32",
-            "eos_token_id": eos,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initializer_range": 0.02,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": self.mlp_bias,
-            "model_type": "llama",
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_key_value_heads": self.num_key_value_heads,
-            "pretraining_tp": 1,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": { "rope_theta": self.rope_theta, "rope_type": "default" },
-            "rope_scaling": null,
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": "float32",
-            "use_cache": true,
-            "vocab_size": self.vocab_size,
-        })
+        let mut config = self.source.0.clone();
+        if config.is_empty() {
+            let plain = [
+                ("attention_dropout", json!(0.0)),
+                ("hidden_act", json!("silu")),
+                ("initializer_range", json!(0.02)),
+                ("pretraining_tp", json!(1)),
+                ("use_cache", json!(true)),
+            ];
+            config.extend(plain.map(|(name, value)| (name.to_owned(), value)));
+            self.family.write(self, &mut config);
+        }
+        let own = [
+            ("architectures", json!([self.family.architecture()])),
+            ("bos_token_id", json!(self.bos_token_id)),
+            ("dtype", json!("float32")),
+            ("eos_token_id", eos),
+            ("head_dim", json!(self.head_dim)),
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            (
+                "max_position_embeddings",
+                json!(self.max_position_embeddings),
+            ),
+            ("model_type", json!(self.family.model_type())),
+            ("num_attention_heads", json!(self.num_attention_heads)),
+            ("num_hidden_layers", json!(self.num_hidden_layers)),
+            ("num_key_value_heads", json!(self.num_key_value_heads)),
+            ("rms_norm_eps", json!(self.rms_norm_eps)),
+            ("tie_word_embeddings", json!(self.tie_word_embeddings)),
+            ("torch_dtype", json!("float32")),
+            ("vocab_size", json!(self.vocab_size)),
+        ];
+        config.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        self.rope.write(&mut config);
+        Value::Object(config)
     }
 
     /// The query heads.
@@ -241,17 +336,25 @@ impl LlamaConfig {
             vec![self.vocab_size, d_model],
         )];
         for layer in 0..self.num_hidden_layers {
-            let weights = Role::ATTENTION.map(|role| (role, self.attention_bias));
-            let feed_forward = [Role::Gate, Role::Up, Role::Down].map(|role| (role, self.mlp_bias));
-            for (role, bias) in weights.into_iter().chain(feed_forward) {
-                let name = site_name(Site::new(layer, role));
-                let [rows, columns] = match role.axes() {
-                    [Axis::Width, _] => [self.axes().grid(role).width(), d_model],
-                    [_, _] => [d_model, self.axes().grid(role).width()],
-                };
-                push_linear(&mut tensors, &name, rows, columns, bias);
-            }
             let prefix = format!("model.layers.{layer}");
+            for role in Role::ATTENTION {
+                let name = site_name(Site::new(layer, role));
+                let [rows, columns] = self.file_shape(role);
+                push_linear(&mut tensors, &name, rows, columns, self.has_bias(role));
+            }
+            if self.qk_norm {
+                for name in ["q_norm", "k_norm"] {
+                    tensors.push((
+                        format!("{prefix}.self_attn.{name}.weight"),
+                        vec![self.head_dim],
+                    ));
+                }
+            }
+            for role in [Role::Gate, Role::Up, Role::Down] {
+                let name = site_name(Site::new(layer, role));
+                let [rows, columns] = self.file_shape(role);
+                push_linear(&mut tensors, &name, rows, columns, self.has_bias(role));
+            }
             for name in ["input_layernorm", "post_attention_layernorm"] {
                 tensors.push((format!("{prefix}.{name}.weight"), vec![d_model]));
             }
@@ -261,6 +364,25 @@ impl LlamaConfig {
             tensors.push(("lm_head.weight".into(), vec![self.vocab_size, d_model]));
         }
         tensors
+    }
+
+    /// Whether the weight of this role has a bias beside it.
+    pub const fn has_bias(&self, role: Role) -> bool {
+        match role {
+            Role::Query | Role::Key | Role::Value => self.qkv_bias,
+            Role::Out => self.out_bias,
+            Role::Gate | Role::Up | Role::Down => self.mlp_bias,
+            _ => false,
+        }
+    }
+
+    /// `[out, in]` of a layer's weight.
+    fn file_shape(&self, role: Role) -> [usize; 2] {
+        let width = self.axes().grid(role).width();
+        match role.axes() {
+            [Axis::Width, _] => [width, self.hidden_size],
+            [_, _] => [self.hidden_size, width],
+        }
     }
 
     /// Parameters of the model, norms and biases included, a tied head counted once.

@@ -1,5 +1,6 @@
 //! The fields of a `config.json`: taken one by one, and none passed over in silence.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,83 +9,172 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use crate::family::{Family, check_is_decoder};
 
-/// Base frequency of the rotary embedding where the file has none (transformers' default).
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
-
-/// Fields that say nothing about what the model computes.
+/// Fields that say nothing about what the model computes: they guide how it is trained, how text is drawn from
+/// it, or are kept for the record.
 const BOOKKEEPING: &[&str] = &[
+    "attention_dropout",
+    "attn_implementation",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
     "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "embd_pdrop",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "hidden_dropout",
     "id2label",
+    "initializer_factor",
     "initializer_range",
+    "is_decoder",
     "is_llama_config",
     "label2id",
+    "length_penalty",
+    "max_length",
     "max_sequence_length",
+    "min_length",
+    "mlp_dropout",
+    "model_max_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_scores",
     "pad_token_id",
+    "prefix",
+    "pretraining_tp", // the products of a weight that is cut, and summed
     "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "resid_pdrop",
     "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torchscript",
     "transformers.js_config",
     "transformers_version",
+    "typical_p",
     "unk_token_id",
     "unsloth_fixed",
     "unsloth_version",
+    "use_bfloat16",
     "use_cache",
+    "use_return_dict",
 ];
 
 /// Fields that do change the computation, with the only value for which this crate is right.
 const FIXED: &[(&str, Only)] = &[
     ("add_cross_attention", Only::Bool(false)),
-    ("architectures", Only::List("LlamaForCausalLM")),
-    ("attention_dropout", Only::Number(0.0)),
     ("dtype", FLOAT_TYPES),
     ("hidden_act", Only::Text(&["silu", "swish"])),
     ("is_encoder_decoder", Only::Bool(false)),
-    ("model_type", Only::Text(&["llama"])),
-    ("partial_rotary_factor", Only::Number(1.0)),
-    ("pretraining_tp", Only::Number(1.0)),
-    ("quantization_config", Only::Null),
+    ("pruned_heads", Only::Nothing),
+    ("quantization_config", Only::Nothing),
     ("rope_interleaved", Only::Bool(false)),
-    ("rope_scaling", Only::Null),
-    ("sliding_window", Only::Null),
     ("torch_dtype", FLOAT_TYPES),
-];
-
-/// The same for the fields inside `rope_parameters`.
-const FIXED_ROPE: &[(&str, Only)] = &[
-    ("partial_rotary_factor", Only::Number(1.0)),
-    ("rope_type", Only::Text(&["default"])),
-    ("type", Only::Text(&["default"])),
 ];
 
 const FLOAT_TYPES: Only = Only::Text(&["float32", "float16", "bfloat16"]);
 
 /// The fields of a JSON object that nobody has taken yet.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     map: Map<String, Value>,
+    /// Fields that are there, and null.
+    nulls: BTreeSet<String>,
     /// Goes before field names in errors: empty, or `rope_parameters.`.
-    prefix: &'static str,
+    prefix: String,
     origin: &'a Path,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn parse(text: &str, origin: &'a Path) -> Result<Self, ConfigError> {
-        let mut map: Map<String, Value> =
-            serde_json::from_str(text).map_err(|source| ConfigError::Syntax {
-                path: origin.to_path_buf(),
-                source,
-            })?;
-        // To transformers, null says the same as no field.
-        map.retain(|_, value| !value.is_null());
-        Ok(Self {
-            map,
-            prefix: "",
-            origin,
-        })
+        let map = serde_json::from_str(text).map_err(|source| ConfigError::Syntax {
+            path: origin.to_path_buf(),
+            source,
+        })?;
+        Ok(Self::of(map, String::new(), origin))
     }
 
-    pub(super) fn take<T: DeserializeOwned>(
+    fn of(mut map: Map<String, Value>, prefix: String, origin: &'a Path) -> Self {
+        let nulls = map.iter().filter(|(_, value)| value.is_null());
+        let nulls = nulls.map(|(name, _)| name.clone()).collect();
+        // To transformers, null says the same as no field, as a rule.
+        map.retain(|_, value| !value.is_null());
+        Self {
+            map,
+            nulls,
+            prefix,
+            origin,
+        }
+    }
+
+    /// All that is there, null or not.
+    pub(super) fn all(&self) -> Map<String, Value> {
+        let nulls = self.nulls.iter().map(|name| (name.clone(), Value::Null));
+        self.map.clone().into_iter().chain(nulls).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The fields of an object, if there is one.
+    pub(crate) fn take_object(&mut self, name: &str) -> Result<Option<Self>, ConfigError> {
+        let map = self.take::<Map<String, Value>>(name)?;
+        let prefix = format!("{}.", self.full_name(name));
+        Ok(map.map(|map| Self::of(map, prefix, self.origin)))
+    }
+
+    /// None only where the file says null.
+    pub(crate) fn take_unless_null<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        default: T,
+    ) -> Result<Option<T>, ConfigError> {
+        match self.nulls.contains(name) {
+            true => Ok(None),
+            false => self.take_or(name, default).map(Some),
+        }
+    }
+
+    /// No layer may see a window.
+    pub(crate) fn only_full_attention(&mut self) -> Result<(), ConfigError> {
+        let types = self.take::<Vec<String>>("layer_types")?.unwrap_or_default();
+        if let Some(kind) = types.iter().find(|kind| *kind != "full_attention") {
+            let reason =
+                format!("has {kind}, which models of this type do not have: delete the field");
+            return Err(self.refused("layer_types", reason));
+        }
+        match self.take::<usize>("sliding_window")? {
+            None => Ok(()),
+            Some(window) => Err(self.refused(
+                "sliding_window",
+                format!("is {window}, but models of this type see all tokens: delete the field"),
+            )),
+        }
+    }
+
+    pub(crate) fn take<T: DeserializeOwned>(
         &mut self,
         name: &str,
     ) -> Result<Option<T>, ConfigError> {
@@ -99,7 +189,7 @@ impl<'a> Fields<'a> {
             })
     }
 
-    pub(super) fn take_or<T: DeserializeOwned>(
+    pub(crate) fn take_or<T: DeserializeOwned>(
         &mut self,
         name: &str,
         default: T,
@@ -107,40 +197,38 @@ impl<'a> Fields<'a> {
         Ok(self.take(name)?.unwrap_or(default))
     }
 
-    pub(super) fn require<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ConfigError> {
+    pub(crate) fn require<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ConfigError> {
         self.take(name)?.ok_or_else(|| self.missing(name))
     }
 
-    /// The rotary base of either generation; where both are there they must agree.
-    pub(super) fn take_rope_theta(&mut self) -> Result<f64, ConfigError> {
-        let top = self.take("rope_theta")?;
-        let mut rope = Fields {
-            map: self.take_or("rope_parameters", Map::new())?,
-            prefix: "rope_parameters.",
-            origin: self.origin,
+    /// The family that the file says it is of. Nothing may ask for what this crate does not compute.
+    pub(super) fn take_family(&mut self) -> Result<Family, ConfigError> {
+        let model_type: String = self.require("model_type")?;
+        let architectures: Vec<String> = self.take_or("architectures", Vec::new())?;
+        check_is_decoder(&self.map).map_err(|(field, reason)| self.refused(field, reason))?;
+        let Some(family) = Family::of(&model_type) else {
+            let known: Vec<&str> = Family::ALL
+                .iter()
+                .map(|family| family.model_type())
+                .collect();
+            let reason = format!(
+                "is {model_type}, a family that is not known here: use a model of one of {}",
+                known.join(", ")
+            );
+            return Err(self.refused("model_type", reason));
         };
-        rope.map.retain(|_, value| !value.is_null());
-        rope.check_only(FIXED_ROPE)?;
-        let nested = rope.take("rope_theta")?;
-        rope.finish_with(&[])?;
-        match (top, nested) {
-            (Some(top), Some(nested)) if top != nested => Err(self.refused(
-                "rope_theta",
-                format!(
-                    "is {top} but `rope_parameters.rope_theta` is {nested}: delete the wrong one"
-                ),
-            )),
-            (top, nested) => Ok(top.or(nested).unwrap_or(DEFAULT_ROPE_THETA)),
+        if let Some(class) = architectures
+            .iter()
+            .find(|class| *class != family.architecture())
+        {
+            let reason = format!(
+                "has {class}, but a {model_type} that continues text is a {}: use such a model",
+                family.architecture()
+            );
+            return Err(self.refused("architectures", reason));
         }
-    }
-
-    /// Nothing may ask for what this crate does not compute, and the file has to say of which family it
-    /// is.
-    pub(super) fn check_fixed(&mut self) -> Result<(), ConfigError> {
-        if !self.map.contains_key("model_type") {
-            return Err(self.missing("model_type"));
-        }
-        self.check_only(FIXED)
+        self.check_only(FIXED)?;
+        Ok(family)
     }
 
     fn check_only(&mut self, fixed: &[(&str, Only)]) -> Result<(), ConfigError> {
@@ -157,29 +245,32 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Whatever is left must say nothing about what the model computes.
-    pub(super) fn finish(self) -> Result<(), ConfigError> {
+    /// Whatever is left must say nothing about what the model computes. Which fields those were.
+    pub(super) fn finish(self) -> Result<Vec<String>, ConfigError> {
         self.finish_with(BOOKKEEPING)
     }
 
+    /// Nothing may be left.
+    pub(crate) fn finish_all(self) -> Result<(), ConfigError> {
+        self.finish_with(&[]).map(drop)
+    }
+
     /// Whatever is left must be among `harmless`.
-    fn finish_with(self, harmless: &[&str]) -> Result<(), ConfigError> {
-        match self
-            .map
-            .keys()
-            // An underscore marks what transformers keeps for itself: where a file came from, and such.
-            .find(|name| !name.starts_with('_') && !harmless.contains(&name.as_str()))
-        {
+    fn finish_with(self, harmless: &[&str]) -> Result<Vec<String>, ConfigError> {
+        // An underscore marks what transformers keeps for itself: where a file came from, and such.
+        let is_harmless =
+            |name: &&String| name.starts_with('_') || harmless.contains(&name.as_str());
+        match self.map.keys().find(|name| !is_harmless(name)) {
             Some(name) => {
-                let reason = "is not supported: use a plain Llama, or delete the field if it \
-                              changes nothing in what the model computes";
+                let reason = "is not known here: it may change what the model computes; delete the field if it does \
+                              not";
                 Err(self.refused(name, reason.to_owned()))
             }
-            None => Ok(()),
+            None => Ok(self.map.into_iter().map(|(name, _)| name).collect()),
         }
     }
 
-    fn refused(&self, name: &str, reason: String) -> ConfigError {
+    pub(crate) fn refused(&self, name: &str, reason: String) -> ConfigError {
         ConfigError::refused(self.origin, &self.full_name(name), reason)
     }
 
@@ -201,25 +292,18 @@ impl<'a> Fields<'a> {
 
 /// The only values of a field for which this crate computes what transformers does.
 enum Only {
-    /// Not set. (An empty object says the same.)
-    Null,
+    /// Not set, or empty.
+    Nothing,
     Bool(bool),
-    Number(f64),
     Text(&'static [&'static str]),
-    /// A list of nothing else.
-    List(&'static str),
 }
 
 impl Only {
     fn accepts(&self, value: &Value) -> bool {
         match self {
-            Only::Null => value.as_object().is_some_and(Map::is_empty),
+            Only::Nothing => value.as_object().is_some_and(Map::is_empty),
             Only::Bool(only) => value.as_bool() == Some(*only),
-            Only::Number(only) => value.as_f64() == Some(*only),
             Only::Text(any) => value.as_str().is_some_and(|text| any.contains(&text)),
-            Only::List(only) => value
-                .as_array()
-                .is_some_and(|items| items.iter().all(|item| item == only)),
         }
     }
 }
@@ -227,11 +311,9 @@ impl Only {
 impl fmt::Display for Only {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Only::Null => f.write_str("null"),
+            Only::Nothing => f.write_str("null"),
             Only::Bool(only) => write!(f, "{only}"),
-            Only::Number(only) => write!(f, "{only}"),
             Only::Text(any) => f.write_str(&any.join(" or ")),
-            Only::List(only) => write!(f, "[{only}]"),
         }
     }
 }

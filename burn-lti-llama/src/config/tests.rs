@@ -1,6 +1,7 @@
 //! Tests of the configuration.
 
 use super::*;
+use crate::family::RopeScaling;
 
 /// The teacher of the repository's recipe.
 fn stories260k() -> Value {
@@ -38,7 +39,7 @@ fn reads_the_teacher() {
     let config = read(&stories260k()).unwrap();
     assert_eq!(config.query_grid(), HeadGrid::new(8, 8));
     assert_eq!(config.kv_grid(), HeadGrid::new(4, 8));
-    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 10_000.0));
+    assert_eq!((config.rms_norm_eps, config.rope.theta), (1e-5, 10_000.0));
     assert_eq!(
         (config.bos_token_id, config.eos_token_ids.as_slice()),
         (Some(1), &[2][..])
@@ -81,9 +82,11 @@ fn fills_in_the_defaults_of_transformers() {
     }))
     .unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (3, 4));
-    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-6, 10_000.0));
+    assert_eq!((config.rms_norm_eps, config.rope.theta), (1e-6, 10_000.0));
     assert_eq!(config.max_position_embeddings, 2048);
-    assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+    assert!(
+        !config.tie_word_embeddings && !config.qkv_bias && !config.out_bias && !config.mlp_bias
+    );
     assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
 }
 
@@ -101,7 +104,7 @@ fn reads_transformers_5() {
     );
     let config = read(&config).unwrap();
     assert_eq!(
-        (config.rope_theta, config.eos_token_ids),
+        (config.rope.theta, config.eos_token_ids),
         (500.0, vec![2, 3])
     );
 }
@@ -116,10 +119,130 @@ fn reads_what_transformers_says_of_every_model() {
         ("_commit_hash", json!("0ab1")),
         ("chunk_size_feed_forward", json!(0)),
         ("problem_type", json!("single_label_classification")),
+        ("rope_scaling", json!({ "rope_type": "default" })),
+        ("attention_dropout", json!(0.1)),
+        ("pretraining_tp", json!(2)),
+        ("auto_map", json!({})),
+        ("max_length", json!(4096)),
+        ("do_sample", json!(true)),
+        ("tokenizer_class", json!("LlamaTokenizer")),
+        ("layer_types", json!(vec!["full_attention"; 5])),
+        ("pad_token_id", json!(0)),
     ] {
         fields.insert(name.into(), value);
     }
-    assert_eq!(read(&config).unwrap(), plain);
+    let found = read(&config).unwrap();
+    // It says it again in what is exported.
+    let written = found.to_json();
+    for (name, value) in config.as_object().unwrap() {
+        if !["rope_scaling", "rope_theta"].contains(&name.as_str()) {
+            assert_eq!(written[name], *value, "{name}");
+        }
+    }
+    assert_eq!(found, plain);
+}
+
+#[test]
+fn reads_every_rotary_embedding() {
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
+    let mut both = llama3.clone();
+    both["rope_theta"] = json!(10000.0);
+    for (old, new) in [
+        (llama3.clone(), Value::Null),
+        (Value::Null, both.clone()),
+        (llama3, both),
+    ] {
+        let mut config = stories260k();
+        config["rope_scaling"] = old;
+        config["rope_parameters"] = new;
+        let found = read(&config).unwrap();
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original: 8192.0,
+        };
+        assert_eq!(found.rope.scaling, scaling);
+        assert_eq!(read(&found.to_json()).unwrap().rope, found.rope);
+    }
+    for (scaling, part) in [
+        (
+            json!({ "rope_type": "linear" }),
+            "has no field `rope_scaling.factor`",
+        ),
+        (
+            json!({ "rope_type": "longrope" }),
+            "which is not computed here",
+        ),
+        (
+            json!({ "type": "linear", "factor": 0.5 }),
+            "it must be at least 1",
+        ),
+        (
+            json!({ "rope_type": "linear", "factor": 2, "alpha": 3 }),
+            "`rope_scaling.alpha` is not known",
+        ),
+        (
+            json!({ "rope_type": "linear", "factor": 2, "rope_theta": 5 }),
+            "delete the wrong one",
+        ),
+    ] {
+        let mut config = stories260k();
+        config["rope_scaling"] = scaling;
+        assert_says(&read(&config).unwrap_err(), part);
+    }
+}
+
+#[test]
+fn says_what_a_model_of_no_family_is() {
+    for (field, value, part) in [
+        (
+            "text_config",
+            json!({ "model_type": "gemma3_text" }),
+            "a model of several parts",
+        ),
+        ("num_local_experts", json!(8), "a mixture of experts"),
+        (
+            "layer_types",
+            json!(["linear_attention", "full_attention"]),
+            "it is a hybrid",
+        ),
+        ("mamba_d_state", json!(16), "a recurrent state"),
+        (
+            "quantization_config",
+            json!({ "quant_method": "gptq" }),
+            "quantized (gptq)",
+        ),
+        (
+            "model_type",
+            json!("gpt2"),
+            "use a model of one of llama, mistral",
+        ),
+        (
+            "architectures",
+            json!(["LlamaForSequenceClassification"]),
+            "is a LlamaForCausalLM",
+        ),
+    ] {
+        assert_says(&refused(field, value), part);
+    }
+}
+
+#[test]
+fn a_mistral_has_a_window_unless_it_says_null() {
+    let mut config = stories260k();
+    config["model_type"] = json!("mistral");
+    config["architectures"] = json!(["MistralForCausalLM"]);
+    for field in ["attention_bias", "mlp_bias"] {
+        config.as_object_mut().unwrap().remove(field);
+    }
+    assert_eq!(read(&config).unwrap().windows, [Some(4096); 5]);
+    config["sliding_window"] = Value::Null;
+    let found = read(&config).unwrap();
+    assert_eq!(found.windows, [None; 5]);
+    assert!(found.to_json()["sliding_window"].is_null());
+    assert_eq!(read(&found.to_json()).unwrap().windows, [None; 5]);
 }
 
 #[test]
@@ -144,7 +267,7 @@ fn counts_every_tensor_once() {
     assert_eq!(config.tensors().len(), 1 + 5 * 9 + 1);
 
     config.tie_word_embeddings = false;
-    config.attention_bias = true;
+    (config.qkv_bias, config.out_bias) = (true, true);
     config.mlp_bias = true;
     let biases = 64 + 32 + 32 + 64 + 172 + 172 + 64;
     assert_eq!(
@@ -233,23 +356,11 @@ fn refuses_missing_and_mistyped_fields() {
 #[test]
 fn refuses_what_it_does_not_compute() {
     for (field, value) in [
-        ("model_type", json!("mistral")),
-        ("architectures", json!(["LlamaForSequenceClassification"])),
         ("hidden_act", json!("gelu")),
-        (
-            "rope_scaling",
-            json!({ "rope_type": "llama3", "factor": 8.0 }),
-        ),
         ("rope_interleaved", json!(true)),
-        ("attention_dropout", json!(0.1)),
-        ("pretraining_tp", json!(2)),
-        ("partial_rotary_factor", json!(0.5)),
         ("torch_dtype", json!("int8")),
         ("dtype", json!("float64")),
-        ("quantization_config", json!({ "bits": 4 })),
-        ("sliding_window", json!(4096)),
-        ("is_encoder_decoder", json!(true)),
-        ("rope_parameters", json!({ "rope_type": "yarn" })),
+        ("pruned_heads", json!({ "1": [0] })),
     ] {
         assert_says(
             &refused(field, value),
@@ -261,14 +372,10 @@ fn refuses_what_it_does_not_compute() {
 #[test]
 fn refuses_unknown_fields() {
     for (field, value) in [
-        ("num_experts", json!(8)),
-        ("auto_map", json!({})),
+        ("alibi", json!(true)),
         ("rope_parameters", json!({ "factor": 8.0 })),
     ] {
-        assert_says(
-            &refused(field, value),
-            "is not supported: use a plain Llama",
-        );
+        assert_says(&refused(field, value), "is not known here");
     }
 }
 

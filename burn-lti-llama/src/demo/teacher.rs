@@ -13,13 +13,15 @@ use burn_lti::train::{Decay, StudentOptimizer, WarmupDecay};
 use super::DemoError;
 use super::grammar::StoryGrammar;
 use super::vocabulary;
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, Multipliers, SourceFields};
 use crate::data::{Documents, load_sequences, loader};
 use crate::distill::{Event, Listener};
+use crate::family::{Family, Rope};
 use crate::hf::{self, WeightType};
 use crate::model::PlainLlama;
 use crate::tokenizer::Tokenizer;
 
+const LAYERS: usize = 4;
 const SEQ_LEN: usize = 128;
 const BATCH_SIZE: usize = 16;
 const STEPS: usize = 300;
@@ -66,21 +68,28 @@ pub(super) fn train<A: AutodiffBackend>(
 /// Eight heads, so that there is something to halve.
 fn config(vocab_size: usize) -> LlamaConfig {
     LlamaConfig {
+        family: Family::Llama,
         vocab_size,
         hidden_size: 64,
         intermediate_size: 160,
-        num_hidden_layers: 4,
+        num_hidden_layers: LAYERS,
         num_attention_heads: 8,
         num_key_value_heads: 4,
         head_dim: 8,
         max_position_embeddings: SEQ_LEN,
         rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
+        rope: Rope::new(10_000.0),
+        turned: vec![true; LAYERS],
+        windows: vec![None; LAYERS],
         tie_word_embeddings: true,
-        attention_bias: false,
+        qkv_bias: false,
+        out_bias: false,
+        qk_norm: false,
         mlp_bias: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
+        multipliers: Multipliers::NONE,
+        source: SourceFields::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use burn_lti::tensors::TensorSet;
 use super::names::{Naming, transpose};
 use super::weights::WEIGHTS;
 use super::{HfError, NewTensor, WeightType, WeightsError, write_weights};
+use crate::family::FileTensor;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
 
@@ -27,10 +28,8 @@ pub fn export<B: Backend>(
 ) -> Result<(), HfError> {
     let config = model.config();
     let tensors = TensorSet::collect(model);
-    let files = config
-        .tensors()
-        .into_iter()
-        .map(|(name, shape)| weights(&tensors, name, shape));
+    let layout = config.family.file_tensors(config);
+    let files = layout.into_iter().map(|tensor| weights(&tensors, tensor));
 
     copy_files(tokenizer_dir, dir)?;
     let mut config = config.to_json();
@@ -43,21 +42,27 @@ pub fn export<B: Backend>(
     Ok(())
 }
 
-/// A tensor in Hugging Face's name and layout, read from the device when it is written.
-fn weights<B: Backend>(tensors: &TensorSet<B>, name: String, shape: Vec<usize>) -> NewTensor<'_> {
-    let (naming, turned) = (Naming::of(&name), shape.clone());
+/// A tensor of a file, read from the device when it is written.
+fn weights<B: Backend>(tensors: &TensorSet<B>, tensor: FileTensor) -> NewTensor<'_> {
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
     NewTensor::new(name, shape, move || {
-        let unreadable = |detail: String| {
-            let reason = format!("cannot be read from the device: {detail}");
-            WeightsError::tensor(&naming.burn, reason)
-        };
-        let named = tensors
-            .get(&naming.burn)
-            .ok_or_else(|| unreadable("the model does not hold it".to_owned()))?;
-        let values = named.tensor.to_f32().map_err(unreadable)?;
-        Ok(match (naming.transposed, turned.as_slice()) {
-            (true, &[rows, columns]) => transpose(&values, columns, rows),
-            _ => values,
-        })
+        let mut numbers = Vec::with_capacity(tensor.shape.iter().product());
+        for part in &tensor.parts {
+            let naming = Naming::of(&part.name);
+            let unreadable = |detail: String| {
+                let reason = format!("cannot be read from the device: {detail}");
+                WeightsError::tensor(&naming.burn, reason)
+            };
+            let named = tensors
+                .get(&naming.burn)
+                .ok_or_else(|| unreadable("the model does not hold it".to_owned()))?;
+            let values = named.tensor.to_f32().map_err(unreadable)?;
+            let values = match (naming.transposed, part.shape.as_slice()) {
+                (true, &[rows, columns]) => transpose(&values, columns, rows),
+                _ => values,
+            };
+            numbers.extend(part.write(values));
+        }
+        Ok(numbers)
     })
 }

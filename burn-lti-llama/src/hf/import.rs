@@ -54,7 +54,11 @@ pub fn load_tensors<B: Backend>(
         return Err(HfError::FloatType { backend, dtype });
     }
     let files = WeightFiles::open(dir)?;
-    let expected = config.tensors();
+    let layout = config.family.file_tensors(config);
+    let expected: Vec<(String, Vec<usize>)> = layout
+        .iter()
+        .map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
+        .collect();
     // Some tools write the head of a tied model a second time.
     let tied: &[&str] = match config.tie_word_embeddings {
         true => &["lm_head.weight"],
@@ -65,25 +69,28 @@ pub fn load_tensors<B: Backend>(
 
     let options = (device, dtype.dtype());
     let mut tensors = TensorSet::new();
-    for (name, shape) in &expected {
-        let naming = Naming::of(name);
-        let values = files.read_f32(name)?;
-        match *shape.as_slice() {
-            [rows, columns] if naming.transposed => {
-                let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
-                let tensor = Tensor::<B, 2>::from_data(data, options);
-                tensors.insert(&naming.burn, naming.owner, tensor);
-            }
-            [rows, columns] => {
-                let data = TensorData::new(values, [rows, columns]);
-                let tensor = Tensor::<B, 2>::from_data(data, options);
-                tensors.insert(&naming.burn, naming.owner, tensor);
-            }
-            _ => {
-                let length = values.len();
-                let data = TensorData::new(values, [length]);
-                let tensor = Tensor::<B, 1>::from_data(data, options);
-                tensors.insert(&naming.burn, naming.owner, tensor);
+    for file_tensor in &layout {
+        let numbers = files.read_f32(&file_tensor.name)?;
+        for (part, range) in file_tensor.ranges() {
+            let naming = Naming::of(&part.name);
+            let values = part.read(&numbers[range]);
+            match *part.shape.as_slice() {
+                [rows, columns] if naming.transposed => {
+                    let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
+                    let tensor = Tensor::<B, 2>::from_data(data, options);
+                    tensors.insert(&naming.burn, naming.owner, tensor);
+                }
+                [rows, columns] => {
+                    let data = TensorData::new(values, [rows, columns]);
+                    let tensor = Tensor::<B, 2>::from_data(data, options);
+                    tensors.insert(&naming.burn, naming.owner, tensor);
+                }
+                _ => {
+                    let length = values.len();
+                    let data = TensorData::new(values, [length]);
+                    let tensor = Tensor::<B, 1>::from_data(data, options);
+                    tensors.insert(&naming.burn, naming.owner, tensor);
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Grouped-query attention over packed documents.
 
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{PackedProjection, Project, Projection};
 use burn_lti::geometry::{Axes, Role};
-use burn_lti::kernels::{AttentionMask, KvCache, Step, attention_weights, grouped_attention};
+use burn_lti::kernels::{
+    AttentionMask, KvCache, Step, attention_weights, grouped_attention, rms_norm,
+};
 
 use super::Rotary;
 use crate::config::LlamaConfig;
@@ -25,6 +27,10 @@ pub struct Attention<B: Backend, P: Module<B>> {
     k_proj: P,
     v_proj: P,
     o_proj: P,
+    /// Of each head's queries, where there is one.
+    q_norm: Option<RmsNorm<B>>,
+    /// Of each head's keys.
+    k_norm: Option<RmsNorm<B>>,
     #[module(skip)]
     axes: Axes,
     #[module(skip)]
@@ -42,14 +48,20 @@ impl<B: Backend> Attention<B, Linear<B>> {
                 _ => (axes.d_model, width),
             };
             LinearConfig::new(d_input, d_output)
-                .with_bias(config.attention_bias)
+                .with_bias(config.has_bias(role))
                 .init(device)
+        };
+        let norm = || {
+            let norm = RmsNormConfig::new(config.head_dim).with_epsilon(config.rms_norm_eps);
+            config.qk_norm.then(|| norm.init(device))
         };
         Self {
             q_proj: linear(Role::Query),
             k_proj: linear(Role::Key),
             v_proj: linear(Role::Value),
             o_proj: linear(Role::Out),
+            q_norm: norm(),
+            k_norm: norm(),
             axes,
             _backend: std::marker::PhantomData,
         }
@@ -65,6 +77,8 @@ impl<B: Backend> Attention<B, Linear<B>> {
             k_proj: swap(Role::Key, self.k_proj)?,
             v_proj: swap(Role::Value, self.v_proj)?,
             o_proj: swap(Role::Out, self.o_proj)?,
+            q_norm: self.q_norm,
+            k_norm: self.k_norm,
             axes: self.axes,
             _backend: self._backend,
         })
@@ -112,6 +126,8 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
             k_proj: self.k_proj.packed(),
             v_proj: self.v_proj.packed(),
             o_proj: self.o_proj.packed(),
+            q_norm: self.q_norm,
+            k_norm: self.k_norm,
             axes: self.axes,
             _backend: self._backend,
         }
@@ -137,7 +153,7 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         by_batch(self.v_proj.project(x.flatten::<2>(0, 1)), [batch, tokens])
     }
 
-    /// Queries, scaled, and keys, both turned by their positions, of `rows [batch * tokens, d_model]`:
+    /// Queries, scaled, and keys, both normed if they are to be and turned by their positions, of `rows [batch * tokens, d_model]`:
     /// `[batch, tokens, heads * head_dim]` and `[batch, tokens, kv_heads * head_dim]`.
     fn turned(
         &self,
@@ -145,10 +161,22 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         rotary: &Rotary<B>,
         batch_tokens: [usize; 2],
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let q = rotary.scaled_queries(self.q_proj.project(rows.clone()));
-        let k = rotary.turn_keys(self.k_proj.project(rows));
+        let q = heads_normed(&self.q_norm, self.q_proj.project(rows.clone()));
+        let k = heads_normed(&self.k_norm, self.k_proj.project(rows));
+        let (q, k) = (rotary.scaled_queries(q), rotary.turn_keys(k));
         (by_batch(q, batch_tokens), by_batch(k, batch_tokens))
     }
+}
+
+/// Each head of `x [rows, heads * head_dim]` by itself, if there is a norm.
+fn heads_normed<B: Backend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let Some(norm) = norm else {
+        return x;
+    };
+    let (gamma, [rows, width]) = (norm.gamma.val(), x.dims());
+    let [head_dim] = gamma.dims();
+    let heads = x.reshape([rows * width / head_dim, head_dim]);
+    rms_norm(heads, gamma, norm.epsilon).reshape([rows, width])
 }
 
 /// `rows [batch * tokens, width] -> [batch, tokens, width]`

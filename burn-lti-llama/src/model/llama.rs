@@ -1,5 +1,7 @@
 //! The whole model.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
@@ -13,7 +15,7 @@ use burn_lti::inject::AwaitingTeacher;
 use burn_lti::kernels::{KvCache, Step};
 
 use super::layer::normed;
-use super::rotary::rotary_features;
+use super::rotary::{Rotaries, rotary_features};
 use super::{AttentionMask, LlamaLayer, Rotary, Seen};
 use crate::config::{LlamaConfig, site_name};
 
@@ -153,6 +155,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
             self.dtype(),
             &self.devices()[0],
         )
+        .with_windows(self.config.windows.clone())
     }
 
     /// Logits of new tokens of all sequences of a cache, as many of each: `tokens [sequences, new] ->
@@ -237,11 +240,12 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         let id = |(index, token): (usize, usize)| i64::from(new[index].1[token]);
         let tokens = places.iter().map(|place| place.token.map_or(0, id));
         let positions = places.iter().map(|place| place.position as i64);
-        let rotary = self.rotary(&ints(positions.collect()));
+        let rotaries = self.rotaries(&ints(positions.collect()));
         let mut h = self.model.embed_tokens.lookup(ints(tokens.collect()));
         for (index, layer) in self.model.layers.iter().enumerate() {
             let seen = Seen::Cache(cache, index, step);
-            h = layer.forward(h, &rotary, seen, &mut FeatureTap::nothing());
+            let rotary = rotaries.of(self.config.turned[index]);
+            h = layer.forward(h, rotary, seen, &mut FeatureTap::nothing());
         }
         h
     }
@@ -251,13 +255,8 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         self.model.embed_tokens.weight().dtype()
     }
 
-    fn rotary(&self, positions: &Tensor<B, 2, Int>) -> Rotary<B> {
-        let LlamaConfig {
-            head_dim,
-            rope_theta,
-            ..
-        } = self.config;
-        Rotary::new(positions, head_dim, rope_theta, self.dtype())
+    fn rotaries(&self, positions: &Tensor<B, 2, Int>) -> Rotaries<B> {
+        Rotaries::new(positions, &self.config, self.dtype())
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {
@@ -282,10 +281,11 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
 
 impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
     fn forward(&self, batch: &TokenBatch<B>, tap: &mut FeatureTap<'_, B>) -> Tensor<B, 3> {
-        let LlamaContext { rotary, mask } = self.context(batch);
+        let context = self.context(batch);
         let mut h = self.embed(batch);
-        for layer in &self.model.layers {
-            h = layer.forward(h, &rotary, Seen::Batch(&mask), tap);
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            let (rotary, mask) = self.of_layer(index, &context);
+            h = layer.forward(h, rotary, Seen::Batch(mask), tap);
         }
         normed(&self.model.norm, h)
     }
@@ -309,17 +309,38 @@ impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
 /// What the layers of a Llama share while they read a batch.
 #[derive(Clone, Debug)]
 pub struct LlamaContext<B: Backend> {
-    rotary: Rotary<B>,
-    mask: AttentionMask<B>,
+    rotaries: Rotaries<B>,
+    /// For each window that a layer has.
+    masks: BTreeMap<Option<usize>, AttentionMask<B>>,
+}
+
+impl<B: Backend, P: Module<B>, E: Module<B>> Llama<B, P, E> {
+    fn of_layer<'a>(
+        &self,
+        layer: usize,
+        context: &'a LlamaContext<B>,
+    ) -> (&'a Rotary<B>, &'a AttentionMask<B>) {
+        let LlamaConfig {
+            turned, windows, ..
+        } = &self.config;
+        let rotary = context.rotaries.of(turned[layer]);
+        (rotary, &context.masks[&windows[layer]])
+    }
 }
 
 impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P, E> {
     type Context = LlamaContext<B>;
 
     fn context(&self, batch: &TokenBatch<B>) -> LlamaContext<B> {
+        let all = AttentionMask::packed(&batch.segments);
+        let windows: BTreeSet<Option<usize>> = self.config.windows.iter().copied().collect();
+        let masks = windows.into_iter().map(|window| {
+            let mask = window.map(|window| all.within(window));
+            (window, mask.unwrap_or_else(|| all.clone()))
+        });
         LlamaContext {
-            rotary: self.rotary(&batch.positions),
-            mask: AttentionMask::packed(&batch.segments),
+            rotaries: self.rotaries(&batch.positions),
+            masks: masks.collect(),
         }
     }
 
@@ -333,7 +354,8 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         h: Tensor<B, 3>,
         context: &LlamaContext<B>,
     ) -> Tensor<B, 4> {
-        self.model.layers[layer].attention_weights(h, &context.rotary, &context.mask)
+        let (rotary, mask) = self.of_layer(layer, context);
+        self.model.layers[layer].attention_weights(h, rotary, mask)
     }
 
     fn values(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -346,12 +368,13 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         h: Tensor<B, 3>,
         context: &LlamaContext<B>,
     ) -> [Tensor<B, 3>; 2] {
-        self.model.layers[layer].attention_inputs(h, &context.rotary, &context.mask)
+        let (rotary, mask) = self.of_layer(layer, context);
+        self.model.layers[layer].attention_inputs(h, rotary, mask)
     }
 
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &LlamaContext<B>) -> Tensor<B, 3> {
-        let seen = Seen::Batch(&context.mask);
-        self.model.layers[layer].attention(h, &context.rotary, seen)
+        let (rotary, mask) = self.of_layer(layer, context);
+        self.model.layers[layer].attention(h, rotary, Seen::Batch(mask))
     }
 
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -369,6 +392,10 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
     fn rotary_pairs(&self) -> Vec<[usize; 2]> {
         let half = self.config.head_dim / 2;
         (0..half).map(|pair| [pair, pair + half]).collect()
+    }
+
+    fn mixes_heads(&self) -> bool {
+        !self.config.qk_norm
     }
 
     fn site_name(&self, site: Site) -> Option<String> {

@@ -1,14 +1,16 @@
-//! Rotary positions in the half-split convention of Hugging Face's Llama.
+//! Rotary positions in the half-split convention of Hugging Face.
 
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::kernels::{RotaryTable, apply_rotary};
 
+use crate::config::LlamaConfig;
+use crate::family::Rope;
+
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
 ///
-/// A head's features `i` and `i + head_dim / 2` are one pair, turned by `position * theta^(-2i /
-/// head_dim)` (Su et al. 2021, in the pairing of Hugging Face's `rotate_half`). Burn's own
-/// `RotaryEncoding` pairs `2i` and `2i + 1` instead and would be silently wrong on these weights.
+/// A head's features `i` and `i + head_dim / 2` are one pair, turned by the position times the frequency of
+/// the pair ([`Rope`]), in the pairing of Hugging Face's `rotate_half`. Burn's own `RotaryEncoding` pairs `2i` and `2i + 1` instead and would be silently wrong on these weights.
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
     /// With one over the root of the head size in them.
@@ -17,14 +19,25 @@ pub struct Rotary<B: Backend> {
 }
 
 impl<B: Backend> Rotary<B> {
-    /// The tables for `positions [batch, tokens]` and heads of this size.
-    pub fn new(positions: &Tensor<B, 2, Int>, head_dim: usize, theta: f64, dtype: DType) -> Self {
+    /// The tables for `positions [batch, tokens]` and heads of this size; of layers without a rotary embedding
+    /// if there is none.
+    pub fn new(
+        positions: &Tensor<B, 2, Int>,
+        head_dim: usize,
+        rope: Option<&Rope>,
+        dtype: DType,
+    ) -> Self {
         let device = positions.device();
         let [batch, tokens] = positions.dims();
         let half = head_dim / 2;
+        let frequencies = match rope {
+            Some(rope) => rope.frequencies(head_dim),
+            None => vec![0.0; half],
+        };
         let frequencies: Vec<f32> = (0..head_dim)
-            .map(|feature| theta.powf(-(2.0 * (feature % half) as f64) / head_dim as f64) as f32)
+            .map(|feature| frequencies[feature % half] as f32)
             .collect();
+        let longer = rope.map_or(1.0, Rope::attention_factor);
         let frequencies = Tensor::<B, 1>::from_floats(frequencies.as_slice(), &device);
         let angles = positions.clone().float().reshape([batch * tokens, 1])
             * frequencies.reshape([1, head_dim]);
@@ -37,8 +50,8 @@ impl<B: Backend> Rotary<B> {
             )
         };
         Self {
-            queries: table(1.0 / (head_dim as f64).sqrt()),
-            keys: table(1.0),
+            queries: table(longer / (head_dim as f64).sqrt()),
+            keys: table(longer),
         }
     }
 
@@ -51,6 +64,37 @@ impl<B: Backend> Rotary<B> {
     /// Turns keys `[batch * tokens, kv_heads * head_dim]` by their tokens' positions.
     pub fn turn_keys(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         apply_rotary(x, &self.keys)
+    }
+}
+
+/// Of layers with a rotary embedding, and of those without.
+#[derive(Clone, Debug)]
+pub(super) struct Rotaries<B: Backend> {
+    turning: Rotary<B>,
+    still: Option<Rotary<B>>,
+}
+
+impl<B: Backend> Rotaries<B> {
+    /// Those that a model has, for `positions [batch, tokens]`.
+    pub(super) fn new(positions: &Tensor<B, 2, Int>, config: &LlamaConfig, dtype: DType) -> Self {
+        let table = |rope| Rotary::new(positions, config.head_dim, rope, dtype);
+        Self {
+            turning: table(Some(&config.rope)),
+            still: config.turned.contains(&false).then(|| table(None)),
+        }
+    }
+
+    /// Of a layer with a rotary embedding or without.
+    ///
+    /// # Panics
+    ///
+    /// If the model has no layer without, and it is asked for.
+    pub(super) fn of(&self, turned: bool) -> &Rotary<B> {
+        match (turned, &self.still) {
+            (true, _) => &self.turning,
+            (false, Some(still)) => still,
+            (false, None) => unreachable!("every layer turns"),
+        }
     }
 }
 

@@ -224,7 +224,7 @@ fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> 
                 let name = site_name(site);
                 new.push(format!("{name}.weight"));
                 // That of the output projection is as wide as the residual stream.
-                if student.attention_bias && role != Role::Out {
+                if student.has_bias(role) && role != Role::Out {
                     new.push(format!("{name}.bias"));
                 }
             }

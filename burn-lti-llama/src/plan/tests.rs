@@ -122,7 +122,8 @@ fn the_maps_have_the_shapes_of_the_method() {
 #[test]
 fn biases_go_through_the_map_but_for_that_of_out() {
     let teacher = LlamaConfig {
-        attention_bias: true,
+        qkv_bias: true,
+        out_bias: true,
         ..teacher()
     };
     for (train, q) in [
@@ -466,7 +467,8 @@ fn same_pairs_every_layer() {
 #[test]
 fn phase_2_trains_what_would_train_without_maps() {
     let teacher = LlamaConfig {
-        attention_bias: true,
+        qkv_bias: true,
+        out_bias: true,
         ..teacher()
     };
     let with = |overrides: &[&str]| Plan::new(&recipe(overrides), &teacher).unwrap();

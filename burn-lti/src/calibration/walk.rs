@@ -156,7 +156,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     fn merges(&self) -> bool {
         let (teacher, student) = (self.calibration.spec.teacher, self.calibration.student);
         let is_general = |role| self.maps.fitted_form(role) == MapKind::General;
-        self.counts.gain_by_merging()
+        self.text.teacher.mixes_heads()
+            && self.counts.gain_by_merging()
             && student.query.head_dim <= teacher.query.head_dim
             && Role::ATTENTION.into_iter().all(is_general)
     }

@@ -66,6 +66,11 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
         Vec::new()
     }
 
+    /// Whether queries and keys of several heads may be mixed, and turned: not if each head is normed by itself.
+    fn mixes_heads(&self) -> bool {
+        true
+    }
+
     /// The dotted name of the weight at `site`, without its leaf, as its tensors are named:
     /// `model.layers.0.self_attn.q_proj`. `None` if the decoder has no such weight.
     fn site_name(&self, site: Site) -> Option<String>;

@@ -47,14 +47,14 @@ on_every_backend![
 ];
 
 /// A change far beyond rounding.
-const CHANGE: f32 = 0.02;
+pub(crate) const CHANGE: f32 = 0.02;
 
 /// What logits may be off by. Roundings of the forward pass: in each layer the width three times (as
 /// input of attention and of the feed-forward block, as its residual), the heads' width twice, the
 /// feed-forward width, the keys mixed, and 32 more for norms, softmax and rotary angles; at the end
 /// the head. The partial sums on the way to a logit are, like its terms, of either sign, and of the
 /// size of the largest logits. Both programs err.
-fn logit_tolerance(config: &LlamaConfig, keys: usize, expected: &[f64]) -> Tolerance {
+pub(crate) fn logit_tolerance(config: &LlamaConfig, keys: usize, expected: &[f64]) -> Tolerance {
     let (width, heads) = (config.hidden_size, config.query_grid().width());
     let layer = 3 * width + 2 * heads + config.intermediate_size + keys + 32;
     let roundings = config.num_hidden_layers * layer + width;

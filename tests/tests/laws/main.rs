@@ -6,6 +6,7 @@ mod checkpoint;
 mod curves;
 mod decoders;
 mod divergences;
+mod families;
 mod features;
 mod half;
 mod kernels;
