@@ -84,7 +84,17 @@ pub struct LlamaConfig {
 
 /// What a `config.json` said. Configurations are equal whatever their files say beside what is computed.
 #[derive(Clone, Debug, Default)]
-pub struct SourceFields(Map<String, Value>);
+pub struct SourceFields {
+    fields: Map<String, Value>,
+    read_over: Vec<String>,
+}
+
+impl SourceFields {
+    /// The fields that say nothing about what the model computes, sorted.
+    pub fn read_over(&self) -> &[String] {
+        &self.read_over
+    }
+}
 
 impl PartialEq for SourceFields {
     fn eq(&self, _: &Self) -> bool {
@@ -176,13 +186,16 @@ impl LlamaConfig {
                 .take::<OneOrMany>("eos_token_id")?
                 .map_or_else(Vec::new, OneOrMany::into_vec),
             multipliers: Multipliers::NONE,
-            source: SourceFields(source),
+            source: SourceFields::default(),
         };
         config.check_sizes(origin)?;
         config.turned = vec![true; num_hidden_layers];
         config.windows = vec![None; num_hidden_layers];
         family.take(&mut fields, &mut config)?;
-        fields.finish()?;
+        config.source = SourceFields {
+            fields: source,
+            read_over: fields.finish()?,
+        };
         config.check(origin)?;
         Ok(config)
     }
@@ -269,7 +282,11 @@ impl LlamaConfig {
             [id] => json!(id),
             ids => json!(ids),
         };
-        let mut config = self.source.0.clone();
+        let mut config = self.source.fields.clone();
+        let said = config.get("model_type").and_then(Value::as_str);
+        if said.is_some_and(|said| said != self.family.model_type()) {
+            self.family.write(self, &mut config);
+        }
         if config.is_empty() {
             let plain = [
                 ("attention_dropout", json!(0.0)),
@@ -305,6 +322,24 @@ impl LlamaConfig {
         config.extend(own.map(|(name, value)| (name.to_owned(), value)));
         self.rope.write(&mut config);
         Value::Object(config)
+    }
+
+    /// The same model under the name by which transformers 5 opens it: it opens no Llama whose width does not
+    /// divide by its query heads, but a Mistral, which computes the same, if there is no bias.
+    pub fn openable(mut self) -> Self {
+        let has_bias = self.qkv_bias || self.out_bias || self.mlp_bias;
+        if self.opens_as_llama() == Some(false) && !has_bias {
+            self.family = Family::Mistral;
+        }
+        self
+    }
+
+    /// Whether transformers 5 opens it as the Llama that it is; `None` if it is none.
+    pub(crate) const fn opens_as_llama(&self) -> Option<bool> {
+        match self.family {
+            Family::Llama => Some(self.hidden_size.is_multiple_of(self.num_attention_heads)),
+            _ => None,
+        }
     }
 
     /// The query heads.

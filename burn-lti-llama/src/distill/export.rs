@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::collapse::collapse;
@@ -11,7 +12,7 @@ use burn_lti::map::KernelPrecision;
 
 use super::DistillError;
 use crate::config::LlamaConfig;
-use crate::hf::{self, WeightType};
+use crate::hf::{self, ExportForm, WeightType};
 use crate::model::PlainLlama;
 
 /// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
@@ -21,7 +22,9 @@ const MAX_COLLAPSE_DIFFERENCE: f64 = 1e-4;
 /// How a student is exported.
 pub(super) struct Export<'a> {
     pub(super) config: &'a LlamaConfig,
+    /// In which it computes.
     pub(super) dtype: WeightType,
+    pub(super) form: ExportForm,
     pub(super) precision: KernelPrecision,
     /// Whose tokenizer goes with it.
     pub(super) teacher: &'a Path,
@@ -34,7 +37,7 @@ pub(super) struct Exported<B: Backend> {
     /// As it was read back.
     pub(super) student: PlainLlama<B>,
     /// The largest difference between its logits and those of the model that was trained, over the
-    /// batch given; `None` without one.
+    /// batch given, before its numbers were rounded to fewer digits; `None` without one.
     pub(super) difference: Option<f64>,
 }
 
@@ -53,14 +56,33 @@ impl Export<'_> {
             path: self.dir.to_owned(),
             source,
         })?;
-        hf::export(&plain, self.dtype, self.teacher, self.dir)?;
+        hf::export(&plain, self.form, self.teacher, self.dir)?;
         let student = hf::load_as::<B>(self.dir, self.dtype, device)?;
-        let difference = batch
-            .map(|batch| max_logit_difference(trained, &student, &batch))
-            .transpose()?;
+        let compare = |batch: TokenBatch<B>| {
+            if self.form.dtype.size() >= self.dtype.size() {
+                return max_logit_difference(trained, &student, &batch);
+            }
+            // The file has fewer digits: it has to be the folded student, rounded to them.
+            let rounded = plain.clone().map(&mut Rounded(self.form.dtype.dtype()));
+            max_logit_difference(&rounded, &student, &batch)?;
+            max_logit_difference(trained, &plain, &batch)
+        };
+        let difference = batch.map(compare).transpose()?;
         Ok(Exported {
             student,
             difference,
+        })
+    }
+}
+
+/// Rounds every number to a type of fewer digits.
+struct Rounded(DType);
+
+impl<B: Backend> ModuleMapper<B> for Rounded {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.map(|tensor| {
+            let dtype = tensor.dtype();
+            tensor.cast(self.0).cast(dtype)
         })
     }
 }

@@ -13,10 +13,10 @@ use super::teacher_cache;
 use super::{DistillError, Manifest};
 use crate::config::LlamaConfig;
 use crate::data::{self, PackedSequence};
-use crate::hf;
+use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType};
 use crate::model::PlainLlama;
 use crate::plan::Plan;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ShardSize};
 use crate::tokenizer::Tokenizer;
 
 /// Everything that a run reads.
@@ -29,6 +29,7 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) training_teacher: Arc<TrainingTeacher<A::InnerBackend>>,
     pub(super) train: Arc<[PackedSequence]>,
     pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) export_form: ExportForm,
     pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     /// The part of the held-out text that is watched during training.
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
@@ -56,6 +57,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
             .map(|dir| teacher_cache::open_for(dir, &train, &config))
             .transpose()?;
 
+        let export_form = export_form(recipe)?;
         let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
         let teacher = Arc::new(hf::plain_from_tensors(&config, &tensors, device)?);
         let training_teacher = match cache {
@@ -73,10 +75,25 @@ impl<A: AutodiffBackend> RunInputs<A> {
             training_teacher: Arc::new(training_teacher),
             train: train.into(),
             tokenizer: Arc::new(tokenizer),
+            export_form,
             valid: held_out(valid),
             watched: held_out(watched),
         })
     }
+}
+
+/// How the student of a recipe is written: in the type of the teacher's file, or of what it computes in if that
+/// has no more digits.
+pub(super) fn export_form(recipe: &Recipe) -> Result<ExportForm, HfError> {
+    let dtype = match (recipe.export.dtype, recipe.teacher.dtype) {
+        (Some(dtype), _) => dtype,
+        (None, WeightType::F32) => WeightFiles::open(&recipe.teacher.path)?.dtype(),
+        (None, half) => half,
+    };
+    Ok(ExportForm {
+        dtype,
+        max_shard_size: recipe.export.max_shard_size.map(ShardSize::bytes),
+    })
 }
 
 impl<A: AutodiffBackend> RunInputs<A> {

@@ -31,7 +31,9 @@ const BURN: &str = "0.21.0";
 /// The model's configuration in a Hugging Face folder.
 const CONFIG: &str = "config.json";
 /// Keys of the recipe that change nothing in what is learned, so that a resumed run may change them.
-pub const MAY_CHANGE: [&str; 4] = [
+pub const MAY_CHANGE: [&str; 6] = [
+    "export.dtype",
+    "export.max_shard_size",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

@@ -579,6 +579,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let export = Export {
             config: &self.inputs.plan.student,
             dtype: recipe.teacher.dtype,
+            form: self.inputs.export_form,
             precision: recipe.lti.precision,
             teacher: &recipe.teacher.path,
             dir,

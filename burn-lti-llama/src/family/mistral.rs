@@ -1,5 +1,7 @@
 //! Mistral and Ministral: Llama without biases, with a window of attention on all layers or some.
 
+use serde_json::{Map, Value};
+
 use super::{Defaults, take_windows};
 use crate::config::{ConfigError, Fields, LlamaConfig};
 
@@ -34,4 +36,12 @@ pub(super) fn take_ministral(
     let window = fields.take_unless_null("sliding_window", 4096)?;
     config.windows = take_windows(fields, config.num_hidden_layers, window, |_| true)?;
     Ok(())
+}
+
+/// Of a Llama without biases.
+pub(super) fn write(json: &mut Map<String, Value>) {
+    for of_llama in ["attention_bias", "mlp_bias", "pretraining_tp"] {
+        json.remove(of_llama);
+    }
+    json.insert("sliding_window".into(), Value::Null);
 }

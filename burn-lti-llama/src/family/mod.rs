@@ -164,10 +164,11 @@ impl Family {
         }
     }
 
-    /// What a file of this family has to say of a model that no file was read of.
+    /// What a file of this family has to say of a model that was read from a file of another, or from none.
     pub(crate) fn write(self, config: &LlamaConfig, json: &mut Map<String, Value>) {
         match self {
             Self::Llama => llama::write(config, json),
+            Self::Mistral => mistral::write(json),
             _ => {} // they were read from a file, which said it
         }
     }

@@ -7,13 +7,31 @@ use burn_lti::files::write_atomically;
 use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
-use super::weights::WEIGHTS;
-use super::{HfError, NewTensor, WeightType, WeightsError, write_weights};
+use super::{HfError, NewTensor, WeightType, WeightsError, write_weights_to_folder};
 use crate::family::FileTensor;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
 
-/// Writes `model` to `dir` with weights of `dtype`: `config.json`, `model.safetensors`, and the
+/// How weights are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportForm {
+    /// The type of the file's numbers.
+    pub dtype: WeightType,
+    /// The most bytes of a file; one file if there is none.
+    pub max_shard_size: Option<u64>,
+}
+
+/// In one file.
+impl From<WeightType> for ExportForm {
+    fn from(dtype: WeightType) -> Self {
+        Self {
+            dtype,
+            max_shard_size: None,
+        }
+    }
+}
+
+/// Writes `model` to `dir`: `config.json`, `model.safetensors` or several files of weights, and the
 /// tokenizer's files as they are in `tokenizer_dir`. The weights come last, so that a folder with
 /// weights is whole.
 ///
@@ -22,10 +40,14 @@ use crate::tokenizer::copy_files;
 /// [`HfError`] naming the file; a file that was there before is left as it was.
 pub fn export<B: Backend>(
     model: &PlainLlama<B>,
-    dtype: WeightType,
+    form: impl Into<ExportForm>,
     tokenizer_dir: &Path,
     dir: &Path,
 ) -> Result<(), HfError> {
+    let ExportForm {
+        dtype,
+        max_shard_size,
+    } = form.into();
     let config = model.config();
     let tensors = TensorSet::collect(model);
     let layout = config.family.file_tensors(config);
@@ -38,7 +60,7 @@ pub fn export<B: Backend>(
     }
     let config = format!("{config:#}\n");
     write_atomically(&dir.join("config.json"), config.as_bytes())?;
-    write_weights(&dir.join(WEIGHTS), dtype, files)?;
+    write_weights_to_folder(dir, dtype, max_shard_size, files)?;
     Ok(())
 }
 

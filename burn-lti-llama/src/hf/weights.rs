@@ -19,7 +19,7 @@ use safetensors::tensor::{self, Metadata};
 use serde::Deserialize;
 
 pub use error::WeightsError;
-pub use write::{NewTensor, write_weights};
+pub use write::{NewTensor, write_weights, write_weights_to_folder};
 
 use super::WeightType;
 use error::ShapeMismatch;
@@ -117,6 +117,21 @@ impl WeightFiles {
     /// Shape and type of a tensor, if there is one of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name).map(|entry| &entry.info)
+    }
+
+    /// The type of most of the numbers.
+    pub fn dtype(&self) -> WeightType {
+        let numbers = |dtype: &WeightType| -> usize {
+            let of_type = self
+                .tensors
+                .values()
+                .filter(|entry| entry.info.dtype == *dtype);
+            of_type.map(|entry| entry.bytes.len() / dtype.size()).sum()
+        };
+        WeightType::ALL
+            .into_iter()
+            .max_by_key(numbers)
+            .unwrap_or_default()
     }
 
     /// The bytes of a tensor as the file holds them: little-endian numbers of its type, the last

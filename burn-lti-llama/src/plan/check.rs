@@ -33,6 +33,18 @@ pub(super) fn student_config(
         let reason = format!("is {head_dim}: make it even, for rotary pairs");
         return Err(PlanError::refused("student.head_dim", reason));
     }
+    if head_dim != teacher.head_dim && (teacher.qk_norm || teacher.rope.partial != 1.0) {
+        let what = match teacher.qk_norm {
+            true => "norms each head's queries and keys",
+            false => "turns a part of each head",
+        };
+        let reason = format!(
+            "is {head_dim}, but the teacher {what}, which is not carried over to heads of another size than \
+             {}: leave it out",
+            teacher.head_dim
+        );
+        return Err(PlanError::refused("student.head_dim", reason));
+    }
     let student = LlamaConfig {
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
@@ -40,7 +52,7 @@ pub(super) fn student_config(
         ..teacher.clone()
     };
     match student.check(Path::new("the student")) {
-        Ok(()) => Ok(student),
+        Ok(()) => Ok(student.openable()),
         Err(ConfigError::KvHeads {
             heads,
             kv_heads,

@@ -10,7 +10,7 @@ use super::{
     CheckpointPlan, Expectation, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, StepCosts,
     StepMemory, Totals, TrainingPlan,
 };
-use crate::config::{LlamaConfig, list};
+use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
     CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
 };
@@ -35,6 +35,7 @@ impl fmt::Display for Plan {
         self.write_calibration(f)?;
         writeln!(f, "train    {}", self.trained)?;
         self.write_training(f)?;
+        self.write_export(f)?;
         self.write_expectation(f)?;
         writeln!(f)?;
         write_table(f, &self.rows())?;
@@ -153,6 +154,29 @@ impl Plan {
         match &self.phase2 {
             None => Ok(()),
             Some(phase) => writeln!(f, "phase 2  {phase}"),
+        }
+    }
+
+    /// Under which name the student is written, where its own would not do.
+    fn write_export(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let student = &self.student;
+        let (width, heads) = (student.hidden_size, student.num_attention_heads);
+        let reason = format!(
+            "transformers 5 opens no Llama whose width of {width} does not divide by its {heads} query heads"
+        );
+        if student.family != self.teacher.family {
+            let name = student.family.model_type();
+            return writeln!(f, "exports  as a {name}, which computes the same: {reason}");
+        }
+        match student.opens_as_llama() {
+            Some(false) => {
+                let heads = list(&divisors(width));
+                writeln!(
+                    f,
+                    "exports  what transformers 4 opens: {reason}, and no other has its biases; one of {heads} would"
+                )
+            }
+            _ => Ok(()),
         }
     }
 

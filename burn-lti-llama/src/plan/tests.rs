@@ -741,3 +741,46 @@ fn what_may_be_expected_is_what_was_measured() {
     let said = |overrides: &[&str]| plan(overrides).to_string().contains(line);
     assert!(said(&like) && !said(&[]));
 }
+
+#[test]
+fn a_student_whose_heads_do_not_divide_its_width_has_a_name_that_opens() {
+    let odd = [
+        "student.heads=5",
+        "student.kv_heads=1",
+        "lti.start=calibrated",
+    ];
+    let plan = plan(&odd);
+    let written = plan.student.to_json();
+    assert_eq!(
+        written["architectures"],
+        serde_json::json!(["MistralForCausalLM"])
+    );
+    assert!(written["sliding_window"].is_null() && written.get("attention_bias").is_none());
+    let text = plan.to_string();
+    assert!(text.contains("exports  as a mistral"), "{text}");
+    let again = LlamaConfig::from_json_str(&written.to_string(), Path::new("c")).unwrap();
+    assert_eq!(again, plan.student);
+
+    let biased = LlamaConfig {
+        qkv_bias: true,
+        out_bias: true,
+        ..teacher()
+    };
+    let plan = Plan::new(&recipe(&odd), &biased).unwrap();
+    let text = plan.to_string();
+    assert!(
+        text.contains("exports  what transformers 4 opens"),
+        "{text}"
+    );
+}
+
+#[test]
+fn heads_that_are_normed_keep_their_size() {
+    let normed = LlamaConfig {
+        qk_norm: true,
+        ..teacher()
+    };
+    let error =
+        Plan::new(&recipe(&["student.head_dim=4", "lti.start=lecun"]), &normed).unwrap_err();
+    assert!(error.to_string().contains("norms each head"), "{error}");
+}

@@ -29,6 +29,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         phase2,
         weights,
         data,
+        export: _,
     } = recipe;
     let checks = Checks { path };
     checks.paths("teacher.path", slice::from_ref(&teacher.path))?;

@@ -14,6 +14,7 @@ mod rate;
 pub(crate) mod schedule;
 mod sections;
 mod seq_lens;
+mod shard_size;
 pub(crate) mod suggest;
 mod weights;
 
@@ -32,10 +33,11 @@ pub use choice::{
 pub use error::RecipeError;
 pub use rate::LearningRate;
 pub use sections::{
-    CalibrationSection, DataSection, FeatureSection, GrowSection, LossSection, LtiSection,
-    Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
+    CalibrationSection, DataSection, ExportSection, FeatureSection, GrowSection, LossSection,
+    LtiSection, Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
 };
 pub use seq_lens::SeqLens;
+pub use shard_size::ShardSize;
 pub use weights::WeightsSection;
 
 /// A recipe, checked as far as it can be without the teacher.
@@ -84,6 +86,9 @@ pub struct Recipe {
     /// What is frozen, copied and shared otherwise than by default.
     #[serde(default)]
     pub weights: WeightsSection,
+    /// How the student is written.
+    #[serde(default)]
+    pub export: ExportSection,
     /// On what it is trained and measured.
     pub data: DataSection,
 }

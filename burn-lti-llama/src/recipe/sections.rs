@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::choice::{
     CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Optimizer, Phase2Trained, Trained,
 };
-use super::{LearningRate, SeqLens, divergence, schedule};
+use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::Documents;
 use crate::hf::WeightType;
 
@@ -22,8 +22,8 @@ pub struct TeacherSection {
     /// Folder of the teacher in Hugging Face layout. Required.
     pub path: PathBuf,
     /// The float type in which the teacher is held and computes, and with it the student's tensors
-    /// that do not train, `C` among them; the student is exported in it. Maps train in float32
-    /// whatever it is. Default: `float32`, also for a teacher whose file has another.
+    /// that do not train, `C` among them. Maps train in float32 whatever it is. Default: `float32`, also for a
+    /// teacher whose file has another.
     #[serde(default)]
     pub dtype: WeightType,
     /// Folder of top-k files in which the teacher's most likely tokens were kept, to learn from in
@@ -41,6 +41,17 @@ pub struct StudentSection {
     pub kv_heads: usize,
     /// Features of a head. Default: the teacher's.
     pub head_dim: Option<usize>,
+}
+
+/// `[export]`: the student's files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportSection {
+    /// The float type of the student's file. Default: that of the teacher's file, or of `teacher.dtype` if that
+    /// is a half-precision one.
+    pub dtype: Option<WeightType>,
+    /// The most bytes of a file of weights; a model that has more is cut into several. Default: one file.
+    pub max_shard_size: Option<ShardSize>,
 }
 
 /// `[lti]`

@@ -217,6 +217,10 @@ pub(crate) struct PlanArgs {
         conflicts_with = "flops"
     )]
     pub(crate) measure: Option<BackendName>,
+    /// Name the fields of the teacher's config.json that were read over, as they change nothing in what it
+    /// computes.
+    #[arg(long)]
+    pub(crate) verbose: bool,
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

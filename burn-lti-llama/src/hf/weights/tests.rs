@@ -476,3 +476,35 @@ fn a_file_that_reads_back_differently_is_noticed() {
         );
     }
 }
+
+#[test]
+fn weights_are_cut_into_files_of_a_size() {
+    let folder = folder();
+    let write = |max| {
+        let tensors = [tensor("c", &[6]), tensor("a", &[2]), tensor("b", &[3])];
+        write_weights_to_folder(folder.path(), WeightType::F32, max, tensors).unwrap();
+        let files = WeightFiles::open(folder.path()).unwrap();
+        assert_eq!(files.dtype(), WeightType::F32);
+        for (name, size) in [("a", 2), ("b", 3), ("c", 6)] {
+            assert_eq!(files.read_f32(name).unwrap().len(), size);
+        }
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(write(None), [WEIGHTS]);
+    // 8 and 12 bytes, then 24, which are more than there may be.
+    let two = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        WEIGHTS_INDEX,
+    ];
+    assert_eq!(write(Some(20)), two);
+    let index: Value =
+        serde_json::from_slice(&fs::read(folder.path().join(WEIGHTS_INDEX)).unwrap()).unwrap();
+    assert_eq!(index["metadata"]["total_size"], json!(44));
+    assert_eq!(index["weight_map"]["b"], json!(two[0]));
+}

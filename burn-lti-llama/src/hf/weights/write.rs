@@ -8,8 +8,9 @@ use std::path::Path;
 
 use burn_lti::files::{self, FileError, LENGTH_BYTES};
 use safetensors::tensor::{self, Metadata, SafeTensorError};
+use serde_json::json;
 
-use super::{Entry, Shard, WeightType, WeightsError, check_finite};
+use super::{Entry, Shard, WEIGHTS, WEIGHTS_INDEX, WeightType, WeightsError, check_finite};
 
 /// A tensor to be written.
 pub struct NewTensor<'a> {
@@ -69,6 +70,63 @@ pub fn write_weights<'a>(
         Ok::<_, WeightsError>(())
     })?;
     read_back(path, &written)
+}
+
+/// Writes tensors to a folder, as [`write_weights`] does to a file: to `model.safetensors`, or to several files
+/// of at most `max_size` bytes of numbers, and the index that says which tensor is where. A tensor that is larger
+/// has a file of its own. What was there of another number of files is taken away.
+///
+/// # Errors
+///
+/// As [`write_weights`].
+pub fn write_weights_to_folder<'a>(
+    dir: &Path,
+    dtype: WeightType,
+    max_size: Option<u64>,
+    tensors: impl IntoIterator<Item = NewTensor<'a>>,
+) -> Result<(), WeightsError> {
+    let mut tensors: Vec<NewTensor<'a>> = tensors.into_iter().collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let size = |tensor: &NewTensor<'_>| {
+        tensor.shape.iter().product::<usize>() as u64 * dtype.size() as u64
+    };
+    let total_size: u64 = tensors.iter().map(size).sum();
+    let mut shards: Vec<(u64, Vec<NewTensor<'a>>)> = Vec::new();
+    for tensor in tensors {
+        let more = size(&tensor);
+        match shards.last_mut() {
+            Some((bytes, shard)) if max_size.is_none_or(|max| *bytes + more <= max) => {
+                *bytes += more;
+                shard.push(tensor);
+            }
+            _ => shards.push((more, vec![tensor])),
+        }
+    }
+    let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
+    let count = shards.len();
+    if count <= 1 {
+        let tensors = shards.into_iter().flat_map(|(_, tensors)| tensors);
+        write_weights(&single, dtype, tensors)?;
+        return remove_if_there(&index);
+    }
+    let mut weight_map = BTreeMap::new();
+    for (number, (_, shard)) in (1..).zip(shards) {
+        let file = format!("model-{number:05}-of-{count:05}.safetensors");
+        weight_map.extend(shard.iter().map(|it| (it.name.clone(), file.clone())));
+        write_weights(&dir.join(&file), dtype, shard)?;
+    }
+    let contents = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    files::write_atomically(&index, format!("{contents:#}\n").as_bytes())?;
+    remove_if_there(&single)
+}
+
+fn remove_if_there(file: &Path) -> Result<(), WeightsError> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::writing(file)(error).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What has to be found where a tensor was written.

@@ -31,6 +31,10 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         if let Some(prediction) = prediction {
             print!("\n{prediction}");
         }
+        let read_over = plan.teacher.source.read_over();
+        if args.verbose && !read_over.is_empty() {
+            println!("\nread over in config.json: {}", read_over.join(", "));
+        }
     }
     Ok(())
 }
