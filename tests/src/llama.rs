@@ -1,4 +1,4 @@
-//! The tiny Llamas in `fixtures/tiny_llama`, and what transformers computed with them.
+//! The tiny models in `fixtures/tiny_llama` and `fixtures/families`, and what transformers computed with them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,29 @@ pub fn fixtures() -> PathBuf {
 /// The folder of one tiny Llama.
 pub fn model_dir(name: &str) -> PathBuf {
     fixtures().join("tiny_llama").join(name)
+}
+
+/// The tiny models of families that are computed here.
+pub const FAMILIES: [&str; 14] = [
+    "llama3",
+    "llama_linear",
+    "llama_yarn",
+    "llama_dynamic",
+    "mistral",
+    "mistral_window",
+    "ministral",
+    "qwen2",
+    "qwen2_window",
+    "qwen3",
+    "smollm3",
+    "phi3",
+    "phi3_partial",
+    "granite",
+];
+
+/// The folder of one tiny model of a family.
+pub fn family_dir(name: &str) -> PathBuf {
+    fixtures().join("families").join(name)
 }
 
 /// One tiny Llama.

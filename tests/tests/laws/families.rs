@@ -14,7 +14,7 @@ use burn_lti_llama::hf::{self, WeightType};
 use burn_lti_llama::model::{Generation, PlainLlama, Sampling};
 use burn_lti_llama::plan::Plan;
 use burn_lti_tests::close::{assert_close, assert_not_close};
-use burn_lti_tests::llama::{TensorFile, causal_batch, fixtures};
+use burn_lti_tests::llama::{FAMILIES, TensorFile, causal_batch, family_dir};
 use burn_lti_tests::numbers::values;
 use burn_lti_tests::on_every_backend;
 use burn_lti_tests::params::{fill_random, parameters, perturb};
@@ -30,38 +30,16 @@ on_every_backend![
     students_begin_as_their_teachers_and_are_exported,
 ];
 
-/// The folders of models that are computed here.
-const FAMILIES: [&str; 14] = [
-    "llama3",
-    "llama_linear",
-    "llama_yarn",
-    "llama_dynamic",
-    "mistral",
-    "mistral_window",
-    "ministral",
-    "qwen2",
-    "qwen2_window",
-    "qwen3",
-    "smollm3",
-    "phi3",
-    "phi3_partial",
-    "granite",
-];
-
 /// A window of 7 tokens, so that a cache drops some; layers without positions; norms of heads.
 const OF_CACHES: [&str; 4] = ["ministral", "smollm3", "qwen3", "llama_yarn"];
 
-fn folder(name: &str) -> PathBuf {
-    fixtures().join("families").join(name)
-}
-
 fn load<B: Backend>(name: &str, device: &B::Device) -> PlainLlama<B> {
-    hf::load(&folder(name), device).unwrap_or_else(|error| panic!("{name}: {error}"))
+    hf::load(&family_dir(name), device).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// Tokens, their shape, and transformers' logits.
 fn expected(name: &str) -> ([usize; 2], Vec<i64>, Vec<f64>) {
-    let file = TensorFile::open(folder(name).join("logits.safetensors"));
+    let file = TensorFile::open(family_dir(name).join("logits.safetensors"));
     let (shape, tokens) = file.longs("input_ids");
     let logits = file.floats("logits").1.into_iter().map(f64::from);
     let shape = shape.try_into().expect("rows of tokens");
@@ -112,7 +90,7 @@ fn a_cache_continues_as_the_whole_sequence<A: AutodiffBackend>(device: A::Device
 
 fn the_likeliest_text_is_that_of_transformers<A: AutodiffBackend>(device: A::Device) {
     for name in FAMILIES {
-        let file = TensorFile::open(folder(name).join("logits.safetensors"));
+        let file = TensorFile::open(family_dir(name).join("logits.safetensors"));
         let ids = |tensor: &str| -> Vec<u32> {
             let ids = file.longs(tensor).1.into_iter();
             ids.map(|id| id as u32).collect()
@@ -143,12 +121,14 @@ fn files_come_back_as_they_were<A: AutodiffBackend>(device: A::Device) {
         let dir = TempDir::new().expect("a folder");
         let model = load::<A::InnerBackend>(name, &device);
         let export = |model: &PlainLlama<A::InnerBackend>| {
-            hf::export(model, WeightType::F32, &folder(name), dir.path()).expect("an export");
+            hf::export(model, WeightType::F32, &family_dir(name), dir.path()).expect("an export");
             hf::load::<A::InnerBackend>(dir.path(), &device).expect("an import")
         };
         let back = export(&model);
         assert_eq!(back.config(), model.config());
-        let original = stored(&TensorFile::open(folder(name).join("model.safetensors")));
+        let original = stored(&TensorFile::open(
+            family_dir(name).join("model.safetensors"),
+        ));
         let exported = stored(&TensorFile::open(dir.path().join("model.safetensors")));
         assert_eq!(original.len(), exported.len(), "{name}");
         for (original, exported) in original.iter().zip(&exported) {
@@ -168,7 +148,7 @@ fn files_come_back_as_they_were<A: AutodiffBackend>(device: A::Device) {
             serde_json::from_str(&text).expect("JSON")
         };
         let (original, exported) = (
-            config(folder(name).join("config.json")),
+            config(family_dir(name).join("config.json")),
             config(dir.path().join("config.json")),
         );
         for (field, value) in original.as_object().expect("an object") {
@@ -198,13 +178,16 @@ fn files_come_back_as_they_were<A: AutodiffBackend>(device: A::Device) {
 fn configs_of_transformers_4_and_5_mean_the_same() {
     let mut compared = 0;
     for name in FAMILIES {
-        let path = folder(name).join("config_4.json");
+        let path = family_dir(name).join("config_4.json");
         let Ok(text) = fs::read_to_string(&path) else {
             continue;
         };
         compared += 1;
         let old = LlamaConfig::from_json_str(&text, &path).unwrap_or_else(|it| panic!("{it}"));
-        assert_eq!(old, LlamaConfig::from_dir(&folder(name)).expect("a config"));
+        assert_eq!(
+            old,
+            LlamaConfig::from_dir(&family_dir(name)).expect("a config")
+        );
     }
     assert_eq!(compared, 6);
 }
@@ -217,7 +200,7 @@ fn other_models_are_refused_by_what_they_are() {
         ("mixtral", "a mixture of experts"),
         ("qwen3_next", "a mixture of experts"),
     ] {
-        let error = LlamaConfig::from_dir(&folder("refused").join(name)).unwrap_err();
+        let error = LlamaConfig::from_dir(&family_dir("refused").join(name)).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
     }
 }
@@ -232,10 +215,11 @@ fn students_begin_as_their_teachers_and_are_exported<A: AutodiffBackend>(device:
             ("heads = 2, kv_heads = 1", false),
         ] {
             let dir = TempDir::new().expect("a folder");
-            let recipe = recipe(dir.path(), &folder(name), heads, "");
+            let recipe = recipe(dir.path(), &family_dir(name), heads, "");
             let teacher = LlamaConfig::from_dir(&recipe.teacher.path).expect("a config");
             let plan = Plan::new(&recipe, &teacher).unwrap_or_else(|it| panic!("{name}: {it}"));
-            let tensors = hf::load_tensors(&folder(name), &plan.teacher, WeightType::F32, &device);
+            let tensors =
+                hf::load_tensors(&family_dir(name), &plan.teacher, WeightType::F32, &device);
             let tensors: TensorSet<A::InnerBackend> = tensors.expect("a teacher");
             let student = learning_student::<A>(&plan, &tensors, &device).expect("a student");
             let found = values(&student.logits(&batch));
@@ -247,7 +231,7 @@ fn students_begin_as_their_teachers_and_are_exported<A: AutodiffBackend>(device:
             let skeleton = PlainLlama::<A>::init(&plan.student, &device);
             let plain = collapse(&student, KernelPrecision::Default).expect("numbers");
             let plain = plain.into_plain(skeleton).expect("a student");
-            hf::export(&plain, WeightType::F32, &folder(name), dir.path()).expect("an export");
+            hf::export(&plain, WeightType::F32, &family_dir(name), dir.path()).expect("an export");
             let back = hf::load::<A>(dir.path(), &device).expect("an import");
             assert_eq!(*back.config(), plan.student);
             assert_eq!(parameters(&back).len(), parameters(&plain).len());
