@@ -16,8 +16,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 pub use error::ConfigError;
-pub(crate) use fields::Fields;
-use fields::OneOrMany;
+pub(crate) use fields::{Fields, OneOrMany};
 
 use crate::family::{Family, Rope};
 

@@ -125,7 +125,15 @@ impl CorpusOrder {
             )));
         }
         let generation = Generation::new(document_tokens - prompt.len(), sampling);
+        let bos = tokenizer.bos_id().filter(|bos| prompt.first() == Some(bos));
+        let written = self.prompt.as_deref().zip(bos);
+        let written = written.map(|(text, bos)| Ok((text, tokenizer.decode_as_it_is(&[bos])?)));
+        let written: Option<(&str, String)> =
+            written.transpose().map_err(|it: TokenizerError| it)?;
+        let adds_bos =
+            bos.is_some() && !written.is_some_and(|(text, bos)| text.starts_with(bos.trim()));
         Ok(Start {
+            adds_bos,
             prompt,
             document_tokens,
             generation,
@@ -149,7 +157,8 @@ impl CorpusOrder {
 pub struct Document {
     /// Its tokens as they were drawn: what it began with, and EOS if the model drew it.
     pub tokens: Vec<u32>,
-    /// The tokens as text, without the special ones. It is never blank.
+    /// The tokens as text, which encodes to them again: without the BOS that begins every document and the EOS that
+    /// ends it, but with special tokens that stand in it. It is never blank.
     pub text: String,
 }
 
@@ -313,8 +322,9 @@ impl<F: FnMut(usize, usize)> Texts for Writing<'_, F> {
 impl<F> Writing<'_, F> {
     /// Takes the next document into the corpus.
     fn take(&mut self, drawn: Vec<u32>) -> Result<(), CorpusError> {
-        let document = document(&self.start.prompt, drawn, self.tokenizer)?;
-        if !is_blank(&document.text) {
+        let document = document(&self.start, drawn, self.tokenizer)?;
+        // Special tokens alone are no text.
+        if !is_blank(&self.tokenizer.decode(&document.tokens)?) {
             self.tokens += document.tokens.len();
             self.corpus.documents.push(document);
             self.in_vain = 0;
@@ -383,6 +393,8 @@ pub fn check_file(file: &Path) -> Result<(), CorpusError> {
 /// How every document begins, how it goes on, and how many do at once.
 struct Start {
     prompt: Vec<u32>,
+    /// Its first token is a BOS that every document has, and that is no part of the prompt's text.
+    adds_bos: bool,
     document_tokens: usize,
     generation: Generation,
     rooms: NonZeroUsize,
@@ -409,9 +421,9 @@ impl Ending {
     }
 }
 
-/// The document of what was drawn after `prompt`.
+/// The document of what was drawn after its beginning.
 fn document(
-    prompt: &[u32],
+    start: &Start,
     mut row: Vec<u32>,
     tokenizer: &Tokenizer,
 ) -> Result<Document, CorpusError> {
@@ -419,8 +431,10 @@ fn document(
     if ending == Some(Ending::NextBos) {
         row.pop();
     }
-    let tokens = [prompt, &row].concat();
-    let mut text = tokenizer.decode(&tokens)?;
+    let tokens = [start.prompt.as_slice(), &row].concat();
+    let end = tokens.len() - usize::from(ending == Some(Ending::Eos));
+    let said = &tokens[usize::from(start.adds_bos)..end];
+    let mut text = tokenizer.decode_as_it_is(said)?;
     if ending.is_none() {
         // Cut amid a character, which decodes to a mark that the model did not mean.
         text.truncate(text.trim_end_matches('\u{fffd}').len());

@@ -1,17 +1,29 @@
 //! Text to tokens and back, by the tokenizer that lies beside a Hugging Face model.
 
+mod chat;
+mod guard;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use burn_lti::files::{self, FileError};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokenizers::Encoding;
+
+pub use chat::{ChatError, ChatTemplate, Message};
+use guard::guarded;
+
+use crate::config::OneOrMany;
 
 /// The file that holds the tokenizer itself.
 const TOKENIZER: &str = "tokenizer.json";
 /// The file that says how transformers uses it.
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The file that says how text is drawn from a model.
+const GENERATION_CONFIG: &str = "generation_config.json";
 /// All files that belong to a tokenizer, and what a model needs to generate with it.
 pub(crate) const FILES: [&str; 9] = [
     TOKENIZER,
@@ -22,7 +34,7 @@ pub(crate) const FILES: [&str; 9] = [
     "merges.txt",
     "added_tokens.json",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG,
 ];
 /// Documents tokenised at once: enough for all cores, few enough to bound the memory.
 const BATCH: usize = 1024;
@@ -43,7 +55,7 @@ pub enum TokenizerError {
         source: io::Error,
     },
     /// `tokenizer_config.json` is not as expected.
-    #[error("{file} is not a tokenizer's settings: correct it or remove it")]
+    #[error("{file} does not hold what it should: correct it or remove it")]
     Config {
         /// The file.
         file: PathBuf,
@@ -58,6 +70,9 @@ pub enum TokenizerError {
         /// What the library said.
         source: tokenizers::Error,
     },
+    /// The chat template cannot be used.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// A file could not be carried over.
     #[error(transparent)]
     Write(#[from] FileError),
@@ -67,6 +82,11 @@ pub enum TokenizerError {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// `tokenizer.json`, which errors name.
+    file: PathBuf,
+    /// Embeddings that the model has.
+    model_vocab: usize,
+    chat: Option<ChatTemplate>,
     bos: Option<u32>,
     /// The first one ends a document; all of them end a generated text.
     eos: Vec<u32>,
@@ -87,11 +107,12 @@ enum Edge {
 }
 
 impl Edge {
-    /// The rule of `add_bos_token` or `add_eos_token`, if there is one.
+    /// The rule of `add_bos_token` or `add_eos_token`, if there is one. A no leaves what the post-processor puts
+    /// there, as transformers does.
     fn new(setting: Option<bool>, otherwise: Self) -> Self {
         match setting {
             Some(true) => Self::Always,
-            Some(false) => Self::Never,
+            Some(false) => Self::AsProcessed,
             None => otherwise,
         }
     }
@@ -104,6 +125,13 @@ struct Settings {
     eos_token: Option<Token>,
     add_bos_token: Option<bool>,
     add_eos_token: Option<bool>,
+    chat_template: Option<Value>,
+}
+
+/// What we need of `generation_config.json`.
+#[derive(Default, Deserialize)]
+struct GenerationSettings {
+    eos_token_id: Option<OneOrMany>,
 }
 
 /// The two ways in which transformers writes a special token.
@@ -143,16 +171,18 @@ impl Tokenizer {
                 dir.display()
             ))
         })?;
-        let inner = unlimited(&bytes).map_err(|source| TokenizerError::Library {
+        let tokenizer_file = file;
+        let inner = guarded(|| unlimited(&bytes)).map_err(|source| TokenizerError::Library {
             what: format!(
                 "{} is not a tokenizer that the `tokenizers` library reads: save it again",
-                file.display()
+                tokenizer_file.display()
             ),
             source,
         })?;
 
         let file = dir.join(TOKENIZER_CONFIG);
-        let settings = Settings::read(&file)?;
+        let settings: Settings = read_settings(&file)?;
+        let generation: GenerationSettings = read_settings(&dir.join(GENERATION_CONFIG))?;
         // A model rests much of its attention on the first token, which should be the same one everywhere;
         // and where a document ends has to be learned. So only an explicit no leaves BOS or EOS out of one.
         // A prompt begins as it does elsewhere, with what a chat template may have put there.
@@ -179,15 +209,54 @@ impl Tokenizer {
             )));
         }
 
-        let others = eos.iter().copied().filter(|id| Some(*id) != named);
-        let eos = named.into_iter().chain(others).collect();
+        let of_generation = generation
+            .eos_token_id
+            .map_or_else(Vec::new, OneOrMany::into_vec);
+        let mut ends: Vec<u32> = Vec::new();
+        for id in named
+            .into_iter()
+            .chain(eos.iter().copied())
+            .chain(of_generation)
+        {
+            if !ends.contains(&id) {
+                ends.push(id);
+            }
+        }
+        let text = |id: Option<u32>| id.and_then(|id| inner.id_to_token(id)).unwrap_or_default();
+        let edges = [text(bos), text(ends.first().copied())];
+        let chat = ChatTemplate::of_dir(dir, settings.chat_template.as_ref(), edges)?;
         Ok(Self {
             inner,
+            file: tokenizer_file,
+            model_vocab: usize::MAX,
+            chat,
             bos,
-            eos,
+            eos: ends,
             start,
             end,
         })
+    }
+
+    /// The tokenizer of a model with so many embeddings: a text that has a token for which there is none is an
+    /// error.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Refused`]: BOS or EOS is such a token.
+    pub fn for_model(mut self, vocab_size: usize) -> Result<Self, TokenizerError> {
+        self.model_vocab = vocab_size;
+        let ends: Vec<u32> = self
+            .bos
+            .into_iter()
+            .chain(self.eos.iter().copied())
+            .collect();
+        self.checked(ends)?;
+        Ok(self)
+    }
+
+    /// How the model is talked to, if it is an instruct model.
+    pub const fn chat(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
     }
 
     /// The tokens of one document, from BOS to EOS, each once.
@@ -200,7 +269,19 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [start, _] = self.start;
-        Ok(self.framed(&self.encode(text)?, start, self.end))
+        self.framed(&self.encode(text)?, start, self.end)
+    }
+
+    /// The tokens of a text that has all its special tokens in it already, as one that a chat template has
+    /// rendered: none is added.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_document`](Self::encode_document).
+    pub fn encode_as_it_is(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = guarded(|| self.inner.encode_fast(text, false));
+        let encoding = encoding.map_err(self.failed("encode the text"))?;
+        self.checked(encoding.get_ids().to_vec())
     }
 
     /// As [`encode_document`](Self::encode_document), for many documents on all cores.
@@ -208,18 +289,19 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`TokenizerError::Library`]: the library failed on one of the texts.
-    pub fn encode_documents(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
+    pub fn encode_documents<T: AsRef<str>>(
+        &self,
+        texts: &[T],
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let [start, _] = self.start;
         let mut documents = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
-            let batch = batch.iter().map(String::as_str).collect();
-            let encodings = self.inner.encode_batch_fast::<&str>(batch, true);
-            let encodings = encodings.map_err(failed("encode the text"))?;
-            documents.extend(
-                encodings
-                    .iter()
-                    .map(|one| self.framed(one, start, self.end)),
-            );
+            let batch: Vec<&str> = batch.iter().map(AsRef::as_ref).collect();
+            let encodings = guarded(|| self.inner.encode_batch_fast::<&str>(batch, true));
+            let encodings = encodings.map_err(self.failed("encode the text"))?;
+            for one in &encodings {
+                documents.push(self.framed(one, start, self.end)?);
+            }
         }
         Ok(documents)
     }
@@ -231,7 +313,7 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_opening(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [start, _] = self.start;
-        Ok(self.framed(&self.encode(text)?, start, Edge::Never))
+        self.framed(&self.encode(text)?, start, Edge::Never)
     }
 
     /// The tokens of a text to be continued, as transformers has them: BOS is there if the tokenizer's
@@ -242,7 +324,7 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [_, start] = self.start;
-        Ok(self.framed(&self.encode(text)?, start, Edge::Never))
+        self.framed(&self.encode(text)?, start, Edge::Never)
     }
 
     /// The text of tokens, without the special ones.
@@ -251,8 +333,18 @@ impl Tokenizer {
     ///
     /// [`TokenizerError::Library`]: the library failed on the tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        let text = self.inner.decode(ids, true);
-        text.map_err(failed("decode the tokens"))
+        let text = guarded(|| self.inner.decode(ids, true));
+        text.map_err(self.failed("decode the tokens"))
+    }
+
+    /// The text of tokens, with the special ones that are among them: what encodes to them again.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_as_it_is(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        let text = guarded(|| self.inner.decode(ids, false));
+        text.map_err(self.failed("decode the tokens"))
     }
 
     /// Number of tokens, the added ones included.
@@ -275,65 +367,71 @@ impl Tokenizer {
         self.eos.contains(&id)
     }
 
-    /// Checks that a model with `model_vocab` embeddings has one for every token.
-    ///
-    /// # Errors
-    ///
-    /// [`TokenizerError::Refused`]: it has not.
-    pub fn check_vocab(&self, model_vocab: usize) -> Result<(), TokenizerError> {
-        // Ids may have holes, so the number of tokens would not do.
-        let tokens = self.inner.get_vocab(true).into_values();
-        let special = self.bos.into_iter().chain(self.eos.iter().copied());
-        match tokens.chain(special).max() {
-            Some(largest_id) if largest_id as usize >= model_vocab => {
-                Err(TokenizerError::Refused(format!(
-                    "the tokenizer's largest id is {largest_id}, but the model's `vocab_size` is \
-                     {model_vocab}: the two are not from the same model"
-                )))
-            }
-            _ => Ok(()),
+    /// The tokens, if the model has an embedding for each.
+    fn checked(&self, ids: Vec<u32>) -> Result<Vec<u32>, TokenizerError> {
+        match ids.iter().find(|id| **id as usize >= self.model_vocab) {
+            None => Ok(ids),
+            Some(id) => Err(TokenizerError::Refused(format!(
+                "{} gives token {id}, but the model's `vocab_size` is {}: the two are not from the same model",
+                self.file.display(),
+                self.model_vocab
+            ))),
         }
     }
 
+    fn failed(&self, action: &'static str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
+        let file = self.file.display();
+        let what = format!("{file} cannot {action}: save it again, or correct the text");
+        move |source| TokenizerError::Library { what, source }
+    }
+
     fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, true);
-        encoding.map_err(failed("encode the text"))
+        let encoding = guarded(|| self.inner.encode_fast(text, true));
+        encoding.map_err(self.failed("encode the text"))
     }
 
     /// The encoding's tokens with both ends as they should be.
-    fn framed(&self, encoding: &Encoding, start: Edge, end: Edge) -> Vec<u32> {
+    fn framed(
+        &self,
+        encoding: &Encoding,
+        start: Edge,
+        end: Edge,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = encoding.get_ids();
         // Only what the post-processor has put there can be too much, not what the text says.
         let mut added = encoding.get_special_tokens_mask();
         let (bos, eos) = (self.bos, self.eos.first().copied());
 
-        if start == Edge::Never && added.first() == Some(&1) && ids.first().copied() == bos {
+        // A text may begin with BOS itself, as one that a chat template has rendered.
+        if let [first, second, ..] = ids
+            && added.first() == Some(&1)
+            && Some(*first) == bos
+            && second == first
+        {
             (ids, added) = (&ids[1..], &added[1..]);
         }
-        let last = added.last() == Some(&1);
-        if end == Edge::Never && last && ids.last().is_some_and(|id| self.is_eos(*id)) {
-            ids = &ids[..ids.len() - 1];
+        let is_end = |id: Option<&u32>| id.is_some_and(|id| self.is_eos(*id));
+        if added.last() == Some(&1) && is_end(ids.last()) {
+            let (_, before) = ids.split_last().unwrap_or((&0, ids));
+            if end == Edge::Never || is_end(before.last()) {
+                ids = before;
+            }
         }
         let bos = bos.filter(|_| start == Edge::Always && ids.first().copied() != bos);
         let eos = eos.filter(|_| end == Edge::Always && ids.last().copied() != eos);
-        bos.into_iter()
-            .chain(ids.iter().copied())
-            .chain(eos)
-            .collect()
+        let ids = bos.into_iter().chain(ids.iter().copied()).chain(eos);
+        self.checked(ids.collect())
     }
 }
 
-impl Settings {
-    fn read(file: &Path) -> Result<Self, TokenizerError> {
-        match read_if_there(file)? {
-            None => Ok(Self::default()),
-            Some(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config {
-                    file: file.to_owned(),
-                    source,
-                })
-            }
-        }
+/// What a file of JSON says, if there is one.
+fn read_settings<T: DeserializeOwned + Default>(file: &Path) -> Result<T, TokenizerError> {
+    match read_if_there(file)? {
+        None => Ok(T::default()),
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config {
+            file: file.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -370,20 +468,13 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
     }
 }
 
-fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
-    move |source| TokenizerError::Library {
-        what: format!("the tokenizer cannot {action}"),
-        source,
-    }
-}
-
 /// A tokenizer of a few words, for tests.
 #[cfg(test)]
 pub(crate) mod fixture {
     use std::fs;
     use std::path::Path;
 
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tempfile::TempDir;
 
     use super::*;

@@ -320,13 +320,13 @@ impl fmt::Display for Only {
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a token number or a list of token numbers")]
-pub(super) enum OneOrMany {
+pub(crate) enum OneOrMany {
     One(u32),
     Many(Vec<u32>),
 }
 
 impl OneOrMany {
-    pub(super) fn into_vec(self) -> Vec<u32> {
+    pub(crate) fn into_vec(self) -> Vec<u32> {
         match self {
             OneOrMany::One(id) => vec![id],
             OneOrMany::Many(ids) => ids,

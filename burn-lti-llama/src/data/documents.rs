@@ -6,10 +6,21 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::DataError;
+use crate::tokenizer::Message;
+
+/// A document of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Document {
+    /// A text.
+    Text(String),
+    /// A conversation, for a chat template.
+    Messages(Vec<Message>),
+}
 
 /// Reads the documents of a text file, in its order; empty documents are left out.
 ///
-/// - `.jsonl`: one JSON object a line, with the document as its string `text`.
+/// - `.jsonl`: one JSON object a line, with the document as its string `text`, a conversation as its list
+///   `messages`, or one of two parts as `prompt` and `completion`, both strings or both lists of messages.
 /// - `.txt`: documents separated by blank lines, if a blank line stands between two others; if
 ///   none does, every line is a document.
 ///
@@ -18,7 +29,7 @@ use super::DataError;
 /// - [`DataError::Read`]: the file cannot be read.
 /// - [`DataError::File`]: it is neither of the two kinds, or there is no document in all of it.
 /// - [`DataError::Line`]: a line is no text, or one of a `.jsonl` holds no document.
-pub fn read_documents(path: &Path) -> Result<Vec<String>, DataError> {
+pub fn read_documents(path: &Path) -> Result<Vec<Document>, DataError> {
     let refused = |reason| DataError::File {
         file: path.into(),
         reason,
@@ -68,44 +79,94 @@ pub(crate) fn is_blank(line: &str) -> bool {
     line.trim().is_empty()
 }
 
-fn plain_text(text: &str) -> Vec<String> {
+fn plain_text(text: &str) -> Vec<Document> {
     let lines: Vec<&str> = text.lines().collect();
     let blocks: Vec<&[&str]> = lines
         .split(|line| is_blank(line))
         .filter(|block| !block.is_empty())
         .collect();
-    match blocks[..] {
+    let texts: Vec<String> = match blocks[..] {
         [lines] => lines.iter().map(ToString::to_string).collect(),
         _ => blocks.iter().map(|block| block.join("\n")).collect(),
-    }
+    };
+    texts.into_iter().map(Document::Text).collect()
 }
 
-fn json_lines(path: &Path, text: &str) -> Result<Vec<String>, DataError> {
+fn json_lines(path: &Path, text: &str) -> Result<Vec<Document>, DataError> {
     text.lines()
         .zip(1..)
         .filter(|(line, _)| !is_blank(line))
         .map(|(line, number)| json_document(path, line, number))
-        .filter(|document| !document.as_deref().is_ok_and(is_blank))
+        .filter(|document| !document.as_ref().is_ok_and(Document::is_blank))
         .collect()
 }
 
-fn json_document(path: &Path, line: &str, number: usize) -> Result<String, DataError> {
+impl Document {
+    fn is_blank(&self) -> bool {
+        match self {
+            Self::Text(text) => is_blank(text),
+            Self::Messages(messages) => messages.is_empty(),
+        }
+    }
+
+    /// What a field holds: a text or a conversation.
+    fn of(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(text) => Some(Self::Text(text.clone())),
+            Value::Array(all) => {
+                let messages = all.iter().map(Message::of).collect::<Option<_>>();
+                messages.map(Self::Messages)
+            }
+            _ => None,
+        }
+    }
+
+    /// Two parts in one.
+    fn joined(self, then: Self) -> Option<Self> {
+        match (self, then) {
+            (Self::Text(first), Self::Text(then)) => Some(Self::Text(first + &then)),
+            (Self::Messages(first), Self::Messages(then)) => {
+                Some(Self::Messages([first, then].concat()))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn json_document(path: &Path, line: &str, number: usize) -> Result<Document, DataError> {
     let refused = |found: &str, source| DataError::Line {
         file: path.into(),
         line: number,
-        reason: format!("{found}: every line has to be an object with a string `text`"),
+        reason: format!(
+            "{found}: every line has to be an object with a string `text`, a list `messages`, or `prompt` and \
+             `completion`"
+        ),
         source,
     };
-    let value = serde_json::from_str(line);
-    let found = match value.map_err(|source| refused("not JSON", Some(source.into())))? {
-        Value::Object(mut object) => match object.remove("text") {
-            Some(Value::String(text)) => return Ok(text),
-            Some(_) => "a `text` that is no string",
-            None => "no `text`",
-        },
-        _ => "no JSON object",
+    let value: Value =
+        serde_json::from_str(line).map_err(|source| refused("not JSON", Some(source.into())))?;
+    let Value::Object(object) = value else {
+        return Err(refused("no JSON object", None));
     };
-    Err(refused(found, None))
+    let field = |name: &str| object.get(name).filter(|value| !value.is_null());
+    if let Some(text) = field("text") {
+        let text = text.as_str().map(|text| Document::Text(text.to_owned()));
+        return text.ok_or_else(|| refused("a `text` that is no string", None));
+    }
+    if let Some(messages) = field("messages") {
+        let messages = Document::of(messages).filter(|it| matches!(it, Document::Messages(_)));
+        return messages
+            .ok_or_else(|| refused("`messages` that are no list of objects with a `role`", None));
+    }
+    let (Some(prompt), Some(completion)) = (field("prompt"), field("completion")) else {
+        return Err(refused("no `text`", None));
+    };
+    let parts = Document::of(prompt).zip(Document::of(completion));
+    let joined = parts.and_then(|(prompt, completion)| prompt.joined(completion));
+    joined.ok_or_else(|| {
+        let found = "`prompt` and `completion` that are neither strings nor lists of messages";
+        refused(found, None)
+    })
 }
 
 #[cfg(test)]
@@ -116,7 +177,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
-        read_documents(&path)
+        let text = |document| match document {
+            Document::Text(text) => text,
+            Document::Messages(messages) => format!("{messages:?}"),
+        };
+        Ok(read_documents(&path)?.into_iter().map(text).collect())
+    }
+
+    #[test]
+    fn conversations_and_two_parts_are_documents() {
+        let lines = r#"{"messages": [{"role": "user", "content": "one"}]}
+            {"prompt": "two ", "completion": "three"}
+            {"prompt": [{"role": "user", "content": "four"}], "completion": [{"role": "assistant", "content": "five"}]}"#;
+        let said = |messages: &[Message]| format!("{messages:?}");
+        let expected = [
+            said(&[Message::new("user", "one")]),
+            "two three".to_owned(),
+            said(&[
+                Message::new("user", "four"),
+                Message::new("assistant", "five"),
+            ]),
+        ];
+        assert_eq!(read("a.jsonl", lines).unwrap(), expected);
+        for wrong in [
+            r#"{"messages": [{"content": "one"}]}"#,
+            r#"{"prompt": "one", "completion": []}"#,
+        ] {
+            let error = read("a.jsonl", wrong).unwrap_err();
+            assert!(error.to_string().contains("line 1: "), "{error}");
+        }
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 pub(crate) use batch::{RowBatcher, loader_by};
 pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
-pub use documents::read_documents;
+pub use documents::{Document, read_documents};
 pub use pack::{Documents, PackedSequence, of_each_length, pack, pack_each};
 
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{ChatError, Tokenizer, TokenizerError};
 
 /// Why text files could not become sequences.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub fn load_sequences(
     }
     let mut documents = Vec::new();
     for file in paths {
-        let encoded = tokenizer.encode_documents(&read_documents(file)?);
+        let encoded = encode(tokenizer, read_documents(file)?);
         documents.extend(encoded.map_err(|source| DataError::Tokenize {
             file: file.clone(),
             source,
@@ -102,6 +102,38 @@ pub fn load_sequences(
         });
     }
     Ok(sequences)
+}
+
+/// The tokens of documents, in their order. A conversation has those that its template gives it, and no others.
+///
+/// # Errors
+///
+/// [`TokenizerError`]: the tokenizer or the template failed, or there is none.
+pub fn encode(
+    tokenizer: &Tokenizer,
+    documents: Vec<Document>,
+) -> Result<Vec<Vec<u32>>, TokenizerError> {
+    let (mut texts, mut conversations) = (Vec::new(), Vec::new());
+    for (index, document) in documents.into_iter().enumerate() {
+        match document {
+            Document::Text(text) => texts.push((index, text)),
+            Document::Messages(messages) => conversations.push((index, messages)),
+        }
+    }
+    let (places, texts): (Vec<usize>, Vec<String>) = texts.into_iter().unzip();
+    let mut encoded: Vec<(usize, Vec<u32>)> = places
+        .into_iter()
+        .zip(tokenizer.encode_documents(&texts)?)
+        .collect();
+    for (index, messages) in conversations {
+        let text = tokenizer
+            .chat()
+            .ok_or(ChatError::None)?
+            .render(&messages, false)?;
+        encoded.push((index, tokenizer.encode_as_it_is(&text)?));
+    }
+    encoded.sort_unstable_by_key(|(index, _)| *index);
+    Ok(encoded.into_iter().map(|(_, tokens)| tokens).collect())
 }
 
 #[cfg(test)]

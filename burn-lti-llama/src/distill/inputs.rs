@@ -42,7 +42,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let config = LlamaConfig::from_dir(path)?;
         let plan = Plan::new(recipe, &config)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-        tokenizer.check_vocab(config.vocab_size)?;
+        let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
         let load = |paths, lens| data::load_sequences(paths, &tokenizer, lens, layout);
         let train = load(&recipe.data.train, seq_len.all())?;

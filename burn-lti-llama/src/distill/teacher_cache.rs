@@ -41,7 +41,7 @@ impl<B: Backend> Source<B> {
         let path = &recipe.teacher.path;
         let config = LlamaConfig::from_dir(path)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-        tokenizer.check_vocab(config.vocab_size)?;
+        let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let seq_lens = recipe.train.seq_len.all();
         if seq_lens.len() > 1 {
             return Err(DistillError::Refused(format!(

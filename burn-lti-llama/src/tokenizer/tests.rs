@@ -47,16 +47,34 @@ fn a_prompt_starts_as_the_post_processor_or_the_settings_say() {
     let always = json!({"bos_token": "<s>", "add_bos_token": true});
     assert_eq!(prompt(&["$A"], always), [BOS, THE]);
     let never = json!({"bos_token": "<s>", "add_bos_token": false});
-    assert_eq!(prompt(&["<s>", "$A"], never), [THE]);
+    assert_eq!(prompt(&["<s>", "$A"], never.clone()), [BOS, THE]);
+    assert_eq!(prompt(&["$A"], never), [THE]);
 }
 
 #[test]
-fn settings_overrule_the_post_processor() {
+fn settings_that_say_no_leave_it_to_the_post_processor() {
     let both = |value: bool| json!({"add_bos_token": value, "add_eos_token": value});
-    for template in [&["$A"] as &[_], &["<s>", "$A", "</s>"]] {
+    let framed = ["<s>", "$A", "</s>"];
+    for template in [&["$A"] as &[_], &framed] {
         assert_eq!(document(template, both(true), "the"), [BOS, THE, EOS]);
-        assert_eq!(document(template, both(false), "the"), [THE]);
     }
+    assert_eq!(document(&["$A"], both(false), "the"), [THE]);
+    assert_eq!(document(&framed, both(false), "the"), [BOS, THE, EOS]);
+}
+
+#[test]
+fn what_a_text_begins_and_ends_with_is_not_put_there_again() {
+    let framed = ["<s>", "$A", "</s>"];
+    let text = "<s> the </s>";
+    assert_eq!(document(&framed, json!({}), text), [BOS, THE, EOS]);
+    let tokenizer = load(&framed, &json!({"bos_token": "<s>", "eos_token": "</s>"})).unwrap();
+    assert_eq!(tokenizer.encode_prompt("<s> the").unwrap(), [BOS, THE]);
+    assert_eq!(tokenizer.encode_as_it_is(text).unwrap(), [BOS, THE, EOS]);
+    assert_eq!(tokenizer.encode_as_it_is("the").unwrap(), [THE]);
+    assert_eq!(
+        tokenizer.decode_as_it_is(&[BOS, THE, EOS]).unwrap(),
+        "<s> the </s>"
+    );
 }
 
 #[test]
@@ -69,7 +87,7 @@ fn special_tokens_that_the_text_itself_holds_stay() {
 fn an_empty_document_has_only_its_ends() {
     assert_eq!(document(&["<s>", "$A"], json!({}), ""), [BOS, EOS]);
     let never = json!({"add_bos_token": false, "add_eos_token": false});
-    assert!(document(&["<s>", "$A", "</s>"], never, "").is_empty());
+    assert!(document(&["$A"], never, "").is_empty());
 }
 
 #[test]
@@ -148,18 +166,18 @@ fn truncation_and_padding_of_the_file_do_not_apply() {
 fn a_model_needs_an_embedding_for_every_id() {
     let tokenizer = fixture::tokenizer();
     assert_eq!(tokenizer.vocab_size(), 5);
-    tokenizer.check_vocab(5).unwrap();
-    let error = tokenizer.check_vocab(4).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("id is 4, but the model's `vocab_size` is 4")
-    );
+    // A text that has none of the others does not miss them.
+    let tokenizer = tokenizer.for_model(4).unwrap();
+    assert_eq!(tokenizer.encode_prompt("the").unwrap(), [BOS, THE]);
+    let error = tokenizer.encode_prompt("the cat").unwrap_err().to_string();
+    let says = format!("{TOKENIZER} gives token 4, but the model's `vocab_size` is 4");
+    assert!(error.contains(&says), "{error}");
+    assert!(tokenizer.encode_documents(&["cat"]).is_err());
 
     let folder = fixture::folder(&fixture::json(), &json!({}));
-    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[7]).unwrap();
-    assert!(tokenizer.check_vocab(7).is_err());
-    tokenizer.check_vocab(8).unwrap();
+    let load = || Tokenizer::from_dir(folder.path(), None, &[7]).unwrap();
+    assert!(load().for_model(7).is_err());
+    load().for_model(8).unwrap();
 }
 
 #[test]
@@ -205,7 +223,7 @@ fn contradicting_files_are_errors() {
 fn a_failing_library_is_an_error() {
     let tokenizer = fixture::without_unknown_token();
     let one = tokenizer.encode_document("dog").unwrap_err();
-    let many = tokenizer.encode_documents(&["dog".into()]).unwrap_err();
+    let many = tokenizer.encode_documents(&["dog"]).unwrap_err();
     assert!(matches!(one, TokenizerError::Library { .. }));
     assert!(matches!(many, TokenizerError::Library { .. }));
 }
@@ -228,4 +246,66 @@ fn files_cannot_be_carried_to_nowhere() {
     let from = fixture::folder(&fixture::json(), &json!({}));
     let error = copy_files(from.path(), &from.path().join("nowhere")).unwrap_err();
     assert!(matches!(error, TokenizerError::Write(_)));
+}
+
+#[test]
+fn a_panic_of_the_library_is_an_error() {
+    let mut tokenizer = fixture::json();
+    tokenizer["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    let folder = fixture::folder(&tokenizer, &json!({}));
+    let loaded = Tokenizer::from_dir(folder.path(), None, &[]);
+    let error = loaded
+        .and_then(|it| it.encode_documents(&["the", "cat"]))
+        .unwrap_err();
+    assert!(matches!(error, TokenizerError::Library { .. }), "{error}");
+    assert!(error.to_string().contains(TOKENIZER), "{error}");
+}
+
+#[test]
+fn a_model_ends_where_its_generation_settings_say_too() {
+    let folder = fixture::folder(&fixture::json(), &json!({"eos_token": "</s>"}));
+    fixture::write(
+        folder.path(),
+        GENERATION_CONFIG,
+        &json!({"eos_token_id": [EOS, CAT]}),
+    );
+    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
+    assert_eq!(tokenizer.eos_ids(), [EOS, CAT]);
+}
+
+/// As Llama 2 and SmolLM2 have them, and with what else templates do.
+#[test]
+fn a_conversation_is_rendered_as_transformers_does() {
+    const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\n    {% generation %}\n\
+        {{ '<|' + message['role'] + '|>' + message.content.strip() }}\n    {% endgeneration %}\n\
+        {% endfor %}\n{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}\
+        {{ {'a': [1, '<é>']} | tojson }}\n";
+    let said = [
+        Message::new("system", " be brief "),
+        Message::new("user", "hi"),
+    ];
+    let rendered = "<s><|system|>be brief\n<|user|>hi\n<|assistant|>{\"a\": [1, \"<é>\"]}";
+    for setting in [
+        json!(TEMPLATE),
+        json!([{"name": "tools", "template": ""}, {"name": "default", "template": TEMPLATE}]),
+    ] {
+        let settings = json!({"bos_token": "<s>", "chat_template": setting});
+        let tokenizer = load(&["$A"], &settings).unwrap();
+        let template = tokenizer.chat().expect("a template");
+        assert_eq!(template.render(&said, true).unwrap(), rendered);
+    }
+    let folder = fixture::folder(&fixture::json(), &json!({"chat_template": TEMPLATE}));
+    let refuses =
+        "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}";
+    fs::write(folder.path().join("chat_template.jinja"), refuses).unwrap();
+    let tokenizer = Tokenizer::from_dir(folder.path(), None, &[]).unwrap();
+    let error = tokenizer
+        .chat()
+        .expect("a template")
+        .render(&said, false)
+        .unwrap_err();
+    assert!(error.to_string().contains("chat_template.jinja"), "{error}");
+    assert!(format!("{:?}", error).contains("a user begins"));
+    assert!(load(&["$A"], &json!({"chat_template": "{% if %}"})).is_err());
+    assert!(fixture::tokenizer().chat().is_none());
 }

@@ -378,13 +378,19 @@ pub(crate) struct GenerateArgs {
     /// The model's Hugging Face folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// The text to continue.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: String,
+    /// The text to continue, or with --chat what you ask; `-` reads it from the standard input.
+    #[arg(long, value_name = "TEXT", required_unless_present = "chat")]
+    pub(crate) prompt: Option<String>,
+    /// Talk to an instruct model by its chat template: once with --prompt, line by line without.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// With --chat: what the model is told before you ask.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// The most tokens to add; the text may end before.
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub(crate) max_tokens: usize,
-    /// Choose tokens at random: below 1 bolder, above 1 wilder. Greedy if absent.
+    /// Choose tokens at random: below 1 bolder, above 1 wilder. Greedy if absent or 0.
     #[arg(long, value_name = "T")]
     pub(crate) temperature: Option<f64>,
     /// Consider only the likeliest tokens that together have this probability.

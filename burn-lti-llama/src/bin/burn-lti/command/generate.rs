@@ -1,12 +1,14 @@
 //! `burn-lti generate`
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
-use burn::tensor::backend::AutodiffBackend;
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::hf;
-use burn_lti_llama::model::{Generation, Sampling};
+use burn_lti_llama::model::{Generation, PackedLlama, Sampling};
+use burn_lti_llama::tokenizer::{ChatError, Message, Tokenizer};
 use serde_json::json;
 
 use super::config_and_tokenizer;
@@ -20,7 +22,62 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()> {
     let sampling = sampling(args)?;
     let (config, tokenizer) = config_and_tokenizer(&args.model)?;
-    let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    let prompt = given_prompt(args)?;
+    if args.chat && tokenizer.chat().is_none() {
+        return Err(ChatError::None.into());
+    }
+    // What is wrong with the prompt is said before the weights are read.
+    let first = prompt.map(|prompt| match args.chat {
+        true => asked(&tokenizer, &conversation(args, &prompt)),
+        false => Ok(tokenizer.encode_prompt(&prompt)?),
+    });
+    let first = first.transpose()?;
+    if let Some(prompt) = &first {
+        room(&config, prompt)?;
+    }
+    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
+    let writer = Writer {
+        args,
+        sampling,
+        config,
+        tokenizer,
+        model,
+    };
+    match (first, args.chat) {
+        (Some(prompt), chat) => writer.write(&prompt, !chat).map(drop),
+        (None, true) => writer.converse(),
+        (None, false) => {
+            bail!("there is nothing to go on with: give --prompt TEXT, or --prompt - to read it")
+        }
+    }
+}
+
+/// The text of `--prompt`, or of the standard input for `-`.
+fn given_prompt(args: &GenerateArgs) -> Result<Option<String>> {
+    match args.prompt.as_deref() {
+        Some("-") => {
+            let mut text = String::new();
+            let read = io::stdin().read_to_string(&mut text);
+            read.context("the prompt cannot be read from the standard input")?;
+            Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
+        }
+        prompt => Ok(prompt.map(str::to_owned)),
+    }
+}
+
+fn conversation(args: &GenerateArgs, first: &str) -> Vec<Message> {
+    let system = args.system.iter().map(|text| Message::new("system", text));
+    system.chain([Message::new("user", first)]).collect()
+}
+
+/// The tokens after which the model answers.
+fn asked(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+    let template = tokenizer.chat().ok_or(ChatError::None)?;
+    Ok(tokenizer.encode_as_it_is(&template.render(messages, true)?)?)
+}
+
+/// How many tokens the model can go on with.
+fn room(config: &LlamaConfig, prompt: &[u32]) -> Result<usize> {
     let room = config.max_position_embeddings.saturating_sub(prompt.len());
     if prompt.is_empty() || room == 0 {
         bail!(
@@ -29,37 +86,102 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
             config.max_position_embeddings - 1
         );
     }
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
-
-    let began = Instant::now();
-    let mut printer = Printer::new(&prompt, !args.json.json);
-    let generation = Generation::new(args.max_tokens.min(room), sampling);
-    let tokens = generation.run(&model, &prompt, |token| {
-        let go_on = !tokenizer.is_eos(token);
-        if go_on {
-            // A text that cannot be decoded or printed on the way is decoded at the end once more.
-            printer.push(token, |ids| tokenizer.decode(ids).ok());
-        }
-        go_on
-    })?;
-    let text = tokenizer.decode(&[prompt.as_slice(), &tokens].concat())?;
-    if args.json.json {
-        let seconds = began.elapsed().as_secs_f64();
-        println!(
-            "{:#}",
-            json!({ "text": text, "tokens": tokens, "seconds": seconds })
-        );
-    } else {
-        println!("{}", text.strip_prefix(&printer.shown).unwrap_or(&text));
-    }
-    Ok(())
+    Ok(room)
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling> {
-    let Some(temperature) = args.temperature else {
-        return Ok(Sampling::Greedy);
-    };
-    Ok(Sampling::random(temperature, args.top_p, args.seed)?)
+    match args.temperature {
+        None | Some(0.0) => Ok(Sampling::Greedy),
+        Some(temperature) => Ok(Sampling::random(temperature, args.top_p, args.seed)?),
+    }
+}
+
+/// A model that goes on with texts.
+struct Writer<'a, B: Backend> {
+    args: &'a GenerateArgs,
+    sampling: Sampling,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    model: PackedLlama<B>,
+}
+
+impl<B: Backend> Writer<'_, B> {
+    /// Goes on with `prompt`, printing the text as it comes, after the prompt if that is to be seen too. Gives
+    /// what it wrote.
+    fn write(&self, prompt: &[u32], with_prompt: bool) -> Result<String> {
+        let (tokenizer, json) = (&self.tokenizer, self.args.json.json);
+        let most = self.args.max_tokens.min(room(&self.config, prompt)?);
+        let shown: &[u32] = if with_prompt { prompt } else { &[] };
+        let mut printer = Printer::new(shown, !json);
+        let began = Instant::now();
+        let generation = Generation::new(most, self.sampling);
+        let tokens = generation.run(&self.model, prompt, |token| {
+            let go_on = !tokenizer.is_eos(token);
+            if go_on {
+                // A text that cannot be decoded or printed on the way is decoded at the end once more.
+                printer.push(token, |ids| tokenizer.decode(ids).ok());
+            }
+            go_on
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        let answer = match tokens.split_last() {
+            Some((last, answer)) if tokenizer.is_eos(*last) => answer,
+            _ => &tokens,
+        };
+        let text = tokenizer.decode(&[shown, answer].concat())?;
+        if json {
+            println!(
+                "{:#}",
+                json!({ "text": text, "tokens": tokens, "seconds": seconds })
+            );
+        } else {
+            println!("{}", text.strip_prefix(&printer.shown).unwrap_or(&text));
+            self.say_how_it_went(answer.len(), tokens.len(), seconds);
+        }
+        Ok(tokenizer.decode(answer)?)
+    }
+
+    fn say_how_it_went(&self, written: usize, drawn: usize, seconds: f64) {
+        if written > 0 || drawn == 0 {
+            let speed = drawn as f64 / seconds;
+            eprintln!("{drawn} tokens in {seconds:.1} s, {speed:.1} a second");
+            return;
+        }
+        let way_out = match self.tokenizer.chat().is_some() && !self.args.chat {
+            true => ": it is an instruct model, which --chat talks to",
+            false => ": try another prompt, or a --temperature",
+        };
+        eprintln!("the model ended the text at once{way_out}");
+    }
+
+    /// Answers line by line, until there are no more.
+    fn converse(&self) -> Result<()> {
+        let asks = io::stdin().is_terminal();
+        let ask = || {
+            if asks {
+                eprint!("> ");
+                let _ = io::stderr().flush();
+            }
+        };
+        let mut messages = Vec::new();
+        ask();
+        for line in io::stdin().lock().lines() {
+            let line = line.context("what you say cannot be read")?;
+            if line.trim().is_empty() {
+                ask();
+                continue;
+            }
+            match messages.is_empty() {
+                true => messages = conversation(self.args, &line),
+                false => messages.push(Message::new("user", &line)),
+            }
+            let prompt = asked(&self.tokenizer, &messages)?;
+            let answer = self.write(&prompt, false)?;
+            messages.push(Message::new("assistant", &answer));
+            ask();
+        }
+        Ok(())
+    }
 }
 
 /// Prints the text as it grows. Tokens are decoded together, because a character may take several.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::files::write_atomically;
-use burn_lti_llama::data::{TokenBatcher, pack, read_documents};
+use burn_lti_llama::data::{TokenBatcher, encode, pack, read_documents};
 use burn_lti_llama::hf;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -23,11 +23,9 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
     let (config, tokenizer) = config_and_tokenizer(&args.model)?;
     let mut rows = Vec::new();
     for file in &args.text {
-        for document in read_documents(file)? {
-            if rows.len() < args.documents {
-                rows.push(tokenizer.encode_document(&document)?);
-            }
-        }
+        let mut documents = read_documents(file)?;
+        documents.truncate(args.documents - rows.len());
+        rows.extend(encode(&tokenizer, documents)?);
     }
     let longest = args.tokens.min(config.max_position_embeddings);
     let length = rows.iter().map(Vec::len).min().unwrap_or(0).min(longest);

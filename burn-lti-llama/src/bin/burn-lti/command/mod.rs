@@ -23,7 +23,7 @@ use std::path::Path;
 fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
     let config = LlamaConfig::from_dir(dir)?;
     let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
-    tokenizer.check_vocab(config.vocab_size)?;
+    let tokenizer = tokenizer.for_model(config.vocab_size)?;
     Ok((config, tokenizer))
 }
 
