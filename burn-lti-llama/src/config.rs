@@ -57,7 +57,9 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// The rotary embedding.
     pub rope: Rope,
-    /// For each layer, whether it has the rotary embedding.
+    /// That of layers with a window, if it is another.
+    pub local_rope: Option<Rope>,
+    /// For each layer, whether it has a rotary embedding.
     pub turned: Vec<bool>,
     /// For each layer, how many tokens a token sees, its own among them; all where there is none.
     pub windows: Vec<Option<usize>>,
@@ -71,6 +73,10 @@ pub struct LlamaConfig {
     pub qk_norm: bool,
     /// The three projections of the feed-forward block have a bias.
     pub mlp_bias: bool,
+    /// What the gate of the feed-forward block goes through.
+    pub activation: Activation,
+    /// What a block adds to the residual stream is normed.
+    pub output_norms: bool,
     /// Token that begins a document.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a document; may be empty.
@@ -98,6 +104,35 @@ impl SourceFields {
 impl PartialEq for SourceFields {
     fn eq(&self, _: &Self) -> bool {
         true
+    }
+}
+
+/// What the gate of a feed-forward block goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`
+    Silu,
+    /// GELU with the hyperbolic tangent in the place of the error function (Hendrycks and Gimpel 2016).
+    GeluTanh,
+}
+
+impl Activation {
+    pub(crate) fn take(
+        fields: &mut Fields<'_>,
+        name: &str,
+        default: Self,
+    ) -> Result<Self, ConfigError> {
+        match fields.take::<String>(name)?.as_deref() {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Self::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Self::GeluTanh),
+            Some(other) => {
+                let reason = format!(
+                    "is {other}, but only silu or gelu_pytorch_tanh is supported: use a model without it"
+                );
+                Err(fields.refused(name, reason))
+            }
+        }
     }
 }
 
@@ -157,6 +192,7 @@ impl LlamaConfig {
         let kv_heads = defaults.num_key_value_heads.unwrap_or(num_attention_heads);
         let max_position_embeddings =
             fields.take_or("max_position_embeddings", defaults.max_position_embeddings)?;
+        let (rope, local_rope) = Rope::take(&mut fields, &defaults, max_position_embeddings)?;
         let mut config = Self {
             family,
             vocab_size: fields.require("vocab_size")?,
@@ -171,7 +207,8 @@ impl LlamaConfig {
             head_dim,
             max_position_embeddings,
             rms_norm_eps: fields.take_or("rms_norm_eps", defaults.rms_norm_eps)?,
-            rope: Rope::take(&mut fields, defaults.rope_theta, max_position_embeddings)?,
+            rope,
+            local_rope,
             turned: Vec::new(),
             windows: Vec::new(),
             tie_word_embeddings: fields
@@ -180,6 +217,8 @@ impl LlamaConfig {
             out_bias: false,
             qk_norm: false,
             mlp_bias: false,
+            activation: Activation::take(&mut fields, "hidden_act", Activation::Silu)?,
+            output_norms: false,
             bos_token_id: fields.take("bos_token_id")?,
             eos_token_ids: fields
                 .take::<OneOrMany>("eos_token_id")?
@@ -215,8 +254,10 @@ impl LlamaConfig {
         if self.windows.contains(&Some(0)) {
             return refused("sliding_window", "is 0: a token sees itself".to_owned());
         }
-        if let Err((field, reason)) = self.rope.check(self.head_dim) {
-            return refused(field, reason);
+        for rope in [&self.rope].into_iter().chain(&self.local_rope) {
+            if let Err((field, reason)) = rope.check(self.head_dim) {
+                return refused(field, reason);
+            }
         }
         let bos = self.bos_token_id.iter().map(|id| ("bos_token_id", *id));
         let eos = self.eos_token_ids.iter().map(|id| ("eos_token_id", *id));
@@ -319,7 +360,7 @@ impl LlamaConfig {
             ("vocab_size", json!(self.vocab_size)),
         ];
         config.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        self.rope.write(&mut config);
+        self.rope.write(self.local_rope.as_ref(), &mut config);
         Value::Object(config)
     }
 
@@ -327,18 +368,25 @@ impl LlamaConfig {
     /// divide by its query heads, but a Mistral, which computes the same, if there is no bias.
     pub fn openable(mut self) -> Self {
         let has_bias = self.qkv_bias || self.out_bias || self.mlp_bias;
-        if self.opens_as_llama() == Some(false) && !has_bias {
+        if self.family == Family::Llama && !self.opens() && !has_bias {
             self.family = Family::Mistral;
         }
         self
     }
 
-    /// Whether transformers 5 opens it as the Llama that it is; `None` if it is none.
-    pub(crate) const fn opens_as_llama(&self) -> Option<bool> {
-        match self.family {
-            Family::Llama => Some(self.hidden_size.is_multiple_of(self.num_attention_heads)),
-            _ => None,
-        }
+    /// Whether transformers 5 opens it under the name of its family.
+    pub(crate) const fn opens(&self) -> bool {
+        !self.family.needs_whole_heads()
+            || self.hidden_size.is_multiple_of(self.num_attention_heads)
+    }
+
+    /// The rotary embedding of a layer, if it has one.
+    pub fn rope_of(&self, layer: usize) -> Option<&Rope> {
+        let local = self
+            .local_rope
+            .as_ref()
+            .filter(|_| self.windows[layer].is_some());
+        self.turned[layer].then(|| local.unwrap_or(&self.rope))
     }
 
     /// The query heads.
@@ -389,7 +437,15 @@ impl LlamaConfig {
                 let [rows, columns] = self.file_shape(role);
                 push_linear(&mut tensors, &name, rows, columns, self.has_bias(role));
             }
-            for name in ["input_layernorm", "post_attention_layernorm"] {
+            let outputs = [
+                "attention_output_layernorm",
+                "feed_forward_output_layernorm",
+            ];
+            let outputs = outputs.into_iter().filter(|_| self.output_norms);
+            for name in ["input_layernorm", "post_attention_layernorm"]
+                .into_iter()
+                .chain(outputs)
+            {
                 tensors.push((format!("{prefix}.{name}.weight"), vec![d_model]));
             }
         }

@@ -25,7 +25,7 @@ pub fn model_dir(name: &str) -> PathBuf {
 }
 
 /// The tiny models of families that are computed here.
-pub const FAMILIES: [&str; 14] = [
+pub const FAMILIES: [&str; 15] = [
     "llama3",
     "llama_linear",
     "llama_yarn",
@@ -40,6 +40,7 @@ pub const FAMILIES: [&str; 14] = [
     "phi3",
     "phi3_partial",
     "granite",
+    "gemma3",
 ];
 
 /// The folder of one tiny model of a family.

@@ -86,7 +86,6 @@ const BOOKKEEPING: &[&str] = &[
 const FIXED: &[(&str, Only)] = &[
     ("add_cross_attention", Only::Bool(false)),
     ("dtype", FLOAT_TYPES),
-    ("hidden_act", Only::Text(&["silu", "swish"])),
     ("is_encoder_decoder", Only::Bool(false)),
     ("pruned_heads", Only::Nothing),
     ("quantization_config", Only::Nothing),

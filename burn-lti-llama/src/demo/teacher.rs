@@ -13,7 +13,7 @@ use burn_lti::train::{Decay, StudentOptimizer, WarmupDecay};
 use super::DemoError;
 use super::grammar::StoryGrammar;
 use super::vocabulary;
-use crate::config::{LlamaConfig, Multipliers, SourceFields};
+use crate::config::{Activation, LlamaConfig, Multipliers, SourceFields};
 use crate::data::{Documents, load_sequences, loader};
 use crate::distill::{Event, Listener};
 use crate::family::{Family, Rope};
@@ -79,6 +79,7 @@ fn config(vocab_size: usize) -> LlamaConfig {
         max_position_embeddings: SEQ_LEN,
         rms_norm_eps: 1e-5,
         rope: Rope::new(10_000.0),
+        local_rope: None,
         turned: vec![true; LAYERS],
         windows: vec![None; LAYERS],
         tie_word_embeddings: true,
@@ -86,6 +87,8 @@ fn config(vocab_size: usize) -> LlamaConfig {
         out_bias: false,
         qk_norm: false,
         mlp_bias: false,
+        activation: Activation::Silu,
+        output_norms: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         multipliers: Multipliers::NONE,

@@ -25,7 +25,9 @@ pub(crate) struct FilePart {
     pub(crate) shape: Vec<usize>,
     /// Which row of the file each of its rows is, if the order is another.
     pub(crate) order: Option<Vec<usize>>,
-    /// What the file's numbers are multiplied by.
+    /// What is added to the file's numbers.
+    pub(crate) shift: f32,
+    /// What they are multiplied by then.
     pub(crate) scale: f32,
 }
 
@@ -37,6 +39,7 @@ impl FileTensor {
             .map(|(name, shape)| Self {
                 parts: vec![FilePart {
                     order: row_order(config, &name, shape[0]),
+                    shift: 0.0,
                     scale: scale(config, &name),
                     name: name.clone(),
                     shape: shape.clone(),
@@ -65,6 +68,10 @@ impl FileTensor {
 }
 
 impl FilePart {
+    fn changes(&self) -> bool {
+        (self.shift, self.scale) != (0.0, 1.0)
+    }
+
     /// The decoder's numbers, from the file's.
     pub(crate) fn read(&self, file: &[f32]) -> Vec<f32> {
         let mut numbers = match &self.order {
@@ -75,16 +82,20 @@ impl FilePart {
                 rows.flatten().copied().collect()
             }
         };
-        if self.scale != 1.0 {
-            numbers.iter_mut().for_each(|number| *number *= self.scale);
+        if self.changes() {
+            numbers
+                .iter_mut()
+                .for_each(|number| *number = (*number + self.shift) * self.scale);
         }
         numbers
     }
 
     /// The file's numbers, from the decoder's.
     pub(crate) fn write(&self, mut numbers: Vec<f32>) -> Vec<f32> {
-        if self.scale != 1.0 {
-            numbers.iter_mut().for_each(|number| *number /= self.scale);
+        if self.changes() {
+            numbers
+                .iter_mut()
+                .for_each(|number| *number = *number / self.scale - self.shift);
         }
         let Some(order) = &self.order else {
             return numbers;
@@ -155,11 +166,12 @@ mod tests {
             name: "x".into(),
             shape: vec![3, 2],
             order: Some(vec![2, 0, 1]),
+            shift: 1.0,
             scale: 4.0,
         };
         let file = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let read = part.read(&file);
-        assert_eq!(read, [20.0, 24.0, 4.0, 8.0, 12.0, 16.0]);
+        assert_eq!(read, [24.0, 28.0, 8.0, 12.0, 16.0, 20.0]);
         assert_eq!(part.write(read), file);
     }
 }

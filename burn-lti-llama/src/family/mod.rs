@@ -10,10 +10,12 @@
 //! | `smollm3` | SmolLM3: layers without a rotary embedding |
 //! | `phi3` | Phi-3 and 4: query, key and value in one tensor, gate and up in another |
 //! | `granite` | Granite 3: four multipliers |
+//! | `gemma3` | Gemma 3: four norms a layer, norms of queries and keys, two rotary bases, tanh GELU |
 //! | `rope` | the rotary embedding and its scalings, of all families |
 //! | `layout` | how a model's tensors lie in a file |
 //! | `refused` | what a model is that is of no family here |
 
+mod gemma3;
 mod granite;
 mod layout;
 mod llama;
@@ -53,6 +55,8 @@ pub enum Family {
     Phi3,
     /// `granite`
     Granite,
+    /// `gemma3_text`
+    Gemma3,
 }
 
 /// What a configuration is where the file does not say.
@@ -60,6 +64,8 @@ pub(crate) struct Defaults {
     pub(crate) max_position_embeddings: usize,
     pub(crate) rms_norm_eps: f64,
     pub(crate) rope_theta: f64,
+    /// Of layers with a window, in families where that is another.
+    pub(crate) local_rope_theta: Option<f64>,
     pub(crate) tie_word_embeddings: bool,
     /// As many as query heads, if there is none.
     pub(crate) num_key_value_heads: Option<usize>,
@@ -73,6 +79,7 @@ impl Defaults {
         max_position_embeddings: 2048,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
+        local_rope_theta: None,
         tie_word_embeddings: false,
         num_key_value_heads: None,
         head_dim: None,
@@ -81,7 +88,7 @@ impl Defaults {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
@@ -90,6 +97,7 @@ impl Family {
         Self::SmolLm3,
         Self::Phi3,
         Self::Granite,
+        Self::Gemma3,
     ];
 
     /// `model_type` in `config.json`.
@@ -103,6 +111,7 @@ impl Family {
             Self::SmolLm3 => "smollm3",
             Self::Phi3 => "phi3",
             Self::Granite => "granite",
+            Self::Gemma3 => "gemma3_text",
         }
     }
 
@@ -117,6 +126,7 @@ impl Family {
             Self::SmolLm3 => "SmolLM3ForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
             Self::Granite => "GraniteForCausalLM",
+            Self::Gemma3 => "Gemma3ForCausalLM",
         }
     }
 
@@ -134,6 +144,7 @@ impl Family {
             Self::Qwen3 => qwen3::DEFAULTS,
             Self::SmolLm3 => smollm3::DEFAULTS,
             Self::Phi3 => phi3::DEFAULTS,
+            Self::Gemma3 => gemma3::DEFAULTS,
         }
     }
 
@@ -152,6 +163,7 @@ impl Family {
             Self::SmolLm3 => smollm3::take(fields, config),
             Self::Phi3 => phi3::take(fields, config),
             Self::Granite => granite::take(fields, config),
+            Self::Gemma3 => gemma3::take(fields, config),
         }
     }
 
@@ -160,8 +172,14 @@ impl Family {
         let tensors = FileTensor::all(config);
         match self {
             Self::Phi3 => phi3::fused(tensors),
+            Self::Gemma3 => tensors.into_iter().map(gemma3::named).collect(),
             _ => tensors,
         }
+    }
+
+    /// Whether transformers 5 opens only models of it whose width divides by the query heads.
+    pub(crate) const fn needs_whole_heads(self) -> bool {
+        matches!(self, Self::Llama | Self::Gemma3)
     }
 
     /// What a file of this family has to say of a model that was read from a file of another, or from none.

@@ -4,6 +4,7 @@ use std::f64::consts::PI;
 
 use serde_json::{Map, Value, json};
 
+use super::Defaults;
 use crate::config::{ConfigError, Fields};
 
 /// The rotary embedding of a model (Su et al. 2021).
@@ -141,9 +142,50 @@ impl Rope {
     }
 
     /// Takes all that a configuration says of it: `rope_theta`, `partial_rotary_factor`, `rope_scaling`
-    /// (transformers 4) and `rope_parameters` (5), which have to agree. `max` is the longest text.
+    /// (transformers 4) and `rope_parameters` (5), which have to agree. `max` is the longest text. Beside it the
+    /// embedding of layers with a window, of families in which that is another: `rope_local_base_freq` (4) and
+    /// `rope_parameters.sliding_attention` (5).
     pub(crate) fn take(
         fields: &mut Fields<'_>,
+        defaults: &Defaults,
+        max: usize,
+    ) -> Result<(Self, Option<Self>), ConfigError> {
+        let Some(local_theta) = defaults.local_rope_theta else {
+            let parameters = fields.take_object("rope_parameters")?;
+            let rope = Self::take_one(fields, parameters, defaults.rope_theta, max)?;
+            return Ok((rope, None));
+        };
+        let (mut global, mut local) = (None, None);
+        if let Some(mut parameters) = fields.take_object("rope_parameters")? {
+            global = parameters.take_object("full_attention")?;
+            local = parameters.take_object("sliding_attention")?;
+            parameters.finish_all()?;
+        }
+        let old = fields.take::<f64>("rope_local_base_freq")?;
+        let local = local
+            .map(|local| Said::take(local, None, max))
+            .transpose()?;
+        let theta = local.as_ref().and_then(|said| said.theta);
+        if let (Some(old), Some(new)) = (old, theta)
+            && old != new
+        {
+            let reason = format!(
+                "is {old} but `rope_parameters.sliding_attention.rope_theta` is {new}: delete the wrong one"
+            );
+            return Err(fields.refused("rope_local_base_freq", reason));
+        }
+        let local = Self {
+            theta: theta.or(old).unwrap_or(local_theta),
+            partial: local.as_ref().and_then(|said| said.partial).unwrap_or(1.0),
+            scaling: local.map_or(RopeScaling::Default, |said| said.scaling),
+        };
+        let global = Self::take_one(fields, global, defaults.rope_theta, max)?;
+        Ok((global, Some(local)))
+    }
+
+    fn take_one<'a>(
+        fields: &mut Fields<'a>,
+        parameters: Option<Fields<'a>>,
         default_theta: f64,
         max: usize,
     ) -> Result<Self, ConfigError> {
@@ -151,7 +193,6 @@ impl Rope {
         let top_partial = fields.take::<f64>("partial_rotary_factor")?;
         let original = fields.take::<f64>("original_max_position_embeddings")?;
         let scaling = fields.take_object("rope_scaling")?;
-        let parameters = fields.take_object("rope_parameters")?;
         // Where both are there, each has to say the same as the other, whatever it leaves out.
         let first = |object: Option<Fields<'_>>| {
             object
@@ -279,8 +320,21 @@ impl Rope {
         }
     }
 
-    /// As `config.json` has it: what transformers 4 and 5 read, under the names of both.
-    pub(crate) fn write(&self, config: &mut Map<String, Value>) {
+    /// As `config.json` has it: what transformers 4 and 5 read, under the names of both. `local` is that of layers
+    /// with a window, if it is another.
+    pub(crate) fn write(&self, local: Option<&Self>, config: &mut Map<String, Value>) {
+        if let Some(local) = local {
+            let mut of_local = Map::new();
+            local.write(None, &mut of_local);
+            self.write(None, config);
+            let both = json!({
+                "full_attention": config["rope_parameters"],
+                "sliding_attention": of_local["rope_parameters"],
+            });
+            config.insert("rope_parameters".into(), both);
+            config.insert("rope_local_base_freq".into(), json!(local.theta));
+            return;
+        }
         let mut scaling = Map::new();
         let mut say = |name: &str, value: Value| {
             scaling.insert(name.to_owned(), value);

@@ -11,7 +11,7 @@ use burn_lti::kernels::rms_norm;
 use super::{Attention, AttentionMask, Mlp, Rotary, Seen};
 use crate::config::LlamaConfig;
 
-/// Attention and feed-forward, each after a norm and with a residual connection. `h` is the residual stream,
+/// Attention and feed-forward, each after a norm, or between two, and with a residual connection. `h` is the residual stream,
 /// `[batch, tokens, d_model]`.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend, P: Module<B>> {
@@ -19,6 +19,10 @@ pub struct LlamaLayer<B: Backend, P: Module<B>> {
     mlp: Mlp<B, P>,
     input_layernorm: RmsNorm<B>,
     post_attention_layernorm: RmsNorm<B>,
+    /// Of what the attention adds, where that is normed.
+    attention_output_layernorm: Option<RmsNorm<B>>,
+    /// Of what the feed-forward block adds.
+    feed_forward_output_layernorm: Option<RmsNorm<B>>,
 }
 
 impl<B: Backend> LlamaLayer<B, Linear<B>> {
@@ -30,6 +34,8 @@ impl<B: Backend> LlamaLayer<B, Linear<B>> {
             mlp: Mlp::init(config, device),
             input_layernorm: norm.init(device),
             post_attention_layernorm: norm.init(device),
+            attention_output_layernorm: config.output_norms.then(|| norm.init(device)),
+            feed_forward_output_layernorm: config.output_norms.then(|| norm.init(device)),
         }
     }
 }
@@ -43,7 +49,8 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         seen: Seen<'_, B>,
     ) -> Tensor<B, 3> {
         let normed = normed(&self.input_layernorm, h);
-        self.self_attn.forward(normed, rotary, seen)
+        let output = self.self_attn.forward(normed, rotary, seen);
+        output_normed(&self.attention_output_layernorm, output)
     }
 
     /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
@@ -78,7 +85,8 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
 
     /// What the feed-forward block adds to `h`, the stream that the attention has added to.
     pub fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.mlp.forward(normed(&self.post_attention_layernorm, h))
+        let output = self.mlp.forward(normed(&self.post_attention_layernorm, h));
+        output_normed(&self.feed_forward_output_layernorm, output)
     }
 
     /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
@@ -111,7 +119,16 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
             mlp: self.mlp.packed(),
             input_layernorm: self.input_layernorm,
             post_attention_layernorm: self.post_attention_layernorm,
+            attention_output_layernorm: self.attention_output_layernorm,
+            feed_forward_output_layernorm: self.feed_forward_output_layernorm,
         }
+    }
+}
+
+fn output_normed<B: Backend>(norm: &Option<RmsNorm<B>>, output: Tensor<B, 3>) -> Tensor<B, 3> {
+    match norm {
+        Some(norm) => normed(norm, output),
+        None => output,
     }
 }
 
@@ -142,6 +159,8 @@ impl<B: Backend> LearnToInitDecoderLayer<B> for LlamaLayer<B, Linear<B>> {
             mlp: self.mlp.swap_weights(&mut swap)?,
             input_layernorm: self.input_layernorm,
             post_attention_layernorm: self.post_attention_layernorm,
+            attention_output_layernorm: self.attention_output_layernorm,
+            feed_forward_output_layernorm: self.feed_forward_output_layernorm,
         })
     }
 }

@@ -244,8 +244,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         let mut h = self.model.embed_tokens.lookup(ints(tokens.collect()));
         for (index, layer) in self.model.layers.iter().enumerate() {
             let seen = Seen::Cache(cache, index, step);
-            let rotary = rotaries.of(self.config.turned[index]);
-            h = layer.forward(h, rotary, seen, &mut FeatureTap::nothing());
+            h = layer.forward(h, rotaries.of(index), seen, &mut FeatureTap::nothing());
         }
         h
     }
@@ -320,11 +319,8 @@ impl<B: Backend, P: Module<B>, E: Module<B>> Llama<B, P, E> {
         layer: usize,
         context: &'a LlamaContext<B>,
     ) -> (&'a Rotary<B>, &'a AttentionMask<B>) {
-        let LlamaConfig {
-            turned, windows, ..
-        } = &self.config;
-        let rotary = context.rotaries.of(turned[layer]);
-        (rotary, &context.masks[&windows[layer]])
+        let window = self.config.windows[layer];
+        (context.rotaries.of(layer), &context.masks[&window])
     }
 }
 

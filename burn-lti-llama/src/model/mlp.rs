@@ -1,21 +1,24 @@
-//! The gated feed-forward block (SwiGLU).
+//! The gated feed-forward block (SwiGLU and GEGLU, Shazeer 2020).
 
 use std::marker::PhantomData;
 
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
+use burn::tensor::activation::gelu_approximate;
 use burn_lti::decoder::{PackedProjection, Project, Projection};
 use burn_lti::geometry::Role;
 use burn_lti::kernels::gated_silu;
 
-use crate::config::LlamaConfig;
+use crate::config::{Activation, LlamaConfig};
 
-/// `down(silu(gate(x)) * up(x))`
+/// `down(activation(gate(x)) * up(x))`
 #[derive(Module, Debug)]
 pub struct Mlp<B: Backend, P: Module<B>> {
     gate_proj: P,
     up_proj: P,
     down_proj: P,
+    #[module(skip)]
+    activation: Activation,
     #[module(skip)]
     _backend: PhantomData<B>,
 }
@@ -33,6 +36,7 @@ impl<B: Backend> Mlp<B, Linear<B>> {
             gate_proj: linear(narrow, wide),
             up_proj: linear(narrow, wide),
             down_proj: linear(wide, narrow),
+            activation: config.activation,
             _backend: PhantomData,
         }
     }
@@ -46,6 +50,7 @@ impl<B: Backend> Mlp<B, Linear<B>> {
             gate_proj: swap(Role::Gate, self.gate_proj)?,
             up_proj: swap(Role::Up, self.up_proj)?,
             down_proj: swap(Role::Down, self.down_proj)?,
+            activation: self.activation,
             _backend: PhantomData,
         })
     }
@@ -62,10 +67,14 @@ impl<B: Backend, P: Project<B>> Mlp<B, P> {
 
     /// What the last projection reads: `[rows, d_model] -> [rows, intermediate]`.
     pub(super) fn gated(&self, rows: Tensor<B, 2>) -> Tensor<B, 2> {
-        gated_silu(
+        let (gate, up) = (
             self.gate_proj.project(rows.clone()),
             self.up_proj.project(rows),
-        )
+        );
+        match self.activation {
+            Activation::Silu => gated_silu(gate, up),
+            Activation::GeluTanh => gelu_approximate(gate) * up,
+        }
     }
 
     /// The block with each projection laid out for many products.
@@ -74,6 +83,7 @@ impl<B: Backend, P: Project<B>> Mlp<B, P> {
             gate_proj: self.gate_proj.packed(),
             up_proj: self.up_proj.packed(),
             down_proj: self.down_proj.packed(),
+            activation: self.activation,
             _backend: PhantomData,
         }
     }

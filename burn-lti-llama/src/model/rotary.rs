@@ -67,34 +67,39 @@ impl<B: Backend> Rotary<B> {
     }
 }
 
-/// Of layers with a rotary embedding, and of those without.
+/// Those of all layers.
 #[derive(Clone, Debug)]
 pub(super) struct Rotaries<B: Backend> {
-    turning: Rotary<B>,
-    still: Option<Rotary<B>>,
+    different: Vec<Rotary<B>>,
+    /// Which of them each layer has.
+    of_layers: Vec<usize>,
 }
 
 impl<B: Backend> Rotaries<B> {
     /// Those that a model has, for `positions [batch, tokens]`.
     pub(super) fn new(positions: &Tensor<B, 2, Int>, config: &LlamaConfig, dtype: DType) -> Self {
+        let mut ropes: Vec<Option<&Rope>> = Vec::new();
+        let of_layers = (0..config.num_hidden_layers).map(|layer| {
+            let rope = config.rope_of(layer);
+            ropes
+                .iter()
+                .position(|one| *one == rope)
+                .unwrap_or_else(|| {
+                    ropes.push(rope);
+                    ropes.len() - 1
+                })
+        });
+        let of_layers = of_layers.collect();
         let table = |rope| Rotary::new(positions, config.head_dim, rope, dtype);
         Self {
-            turning: table(Some(&config.rope)),
-            still: config.turned.contains(&false).then(|| table(None)),
+            different: ropes.into_iter().map(table).collect(),
+            of_layers,
         }
     }
 
-    /// Of a layer with a rotary embedding or without.
-    ///
-    /// # Panics
-    ///
-    /// If the model has no layer without, and it is asked for.
-    pub(super) fn of(&self, turned: bool) -> &Rotary<B> {
-        match (turned, &self.still) {
-            (true, _) => &self.turning,
-            (false, Some(still)) => still,
-            (false, None) => unreachable!("every layer turns"),
-        }
+    /// That of a layer.
+    pub(super) fn of(&self, layer: usize) -> &Rotary<B> {
+        &self.different[self.of_layers[layer]]
     }
 }
 

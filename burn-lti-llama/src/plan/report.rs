@@ -161,22 +161,23 @@ impl Plan {
     fn write_export(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let student = &self.student;
         let (width, heads) = (student.hidden_size, student.num_attention_heads);
+        let of = self.teacher.family.model_type();
         let reason = format!(
-            "transformers 5 opens no Llama whose width of {width} does not divide by its {heads} query heads"
+            "transformers 5 opens no {of} whose width of {width} does not divide by its {heads} query heads"
         );
         if student.family != self.teacher.family {
             let name = student.family.model_type();
             return writeln!(f, "exports  as a {name}, which computes the same: {reason}");
         }
-        match student.opens_as_llama() {
-            Some(false) => {
+        match student.opens() {
+            false => {
                 let heads = list(&divisors(width));
                 writeln!(
                     f,
-                    "exports  what transformers 4 opens: {reason}, and no other has its biases; one of {heads} would"
+                    "exports  what transformers 4 opens: {reason}, and no other computes the same; one of {heads} would do"
                 )
             }
-            _ => Ok(()),
+            true => Ok(()),
         }
     }
 
