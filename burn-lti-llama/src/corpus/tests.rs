@@ -124,7 +124,7 @@ fn a_written_corpus_is_read_back() {
     let file = folder.path().join("corpus.jsonl");
     corpus.write(&file).unwrap();
     let texts = corpus.documents.iter().map(|document| &document.text);
-    let read = read_documents(&file).unwrap().into_iter();
+    let read = read_documents(&file, None).unwrap().into_iter();
     assert!(
         texts
             .map(|text| crate::data::Document::Text(text.clone()))

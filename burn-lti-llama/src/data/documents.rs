@@ -1,11 +1,11 @@
 //! Text files into documents.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::DataError;
+use super::formats::{Format, csv_records, json_records, parquet_records, read_text};
 use crate::tokenizer::Message;
 
 /// A document of a file.
@@ -19,28 +19,35 @@ pub enum Document {
 
 /// Reads the documents of a text file, in its order; empty documents are left out.
 ///
-/// - `.jsonl`: one JSON object a line, with the document as its string `text`, a conversation as its list
-///   `messages`, or one of two parts as `prompt` and `completion`, both strings or both lists of messages.
-/// - `.txt`: documents separated by blank lines, if a blank line stands between two others; if
-///   none does, every line is a document.
+/// - `.txt`, or `-` for the standard input: documents separated by blank lines, if a blank line stands between two
+///   others; if none does, every line is a document.
+/// - `.jsonl`: one JSON object a line; `.json`: a list of objects, or of strings; `.csv`: a header and records;
+///   `.parquet`: columns. The document is the string `text`, a conversation the list `messages`, and one of two
+///   parts `prompt` and `completion`, both strings or both lists of messages; or it is in `field`, a text or a
+///   list of messages.
+///
+/// All but `.parquet` may be packed: `.jsonl.gz`, `.txt.zst`.
 ///
 /// # Errors
 ///
 /// - [`DataError::Read`]: the file cannot be read.
-/// - [`DataError::File`]: it is neither of the two kinds, or there is no document in all of it.
-/// - [`DataError::Line`]: a line is no text, or one of a `.jsonl` holds no document.
-pub fn read_documents(path: &Path) -> Result<Vec<Document>, DataError> {
+/// - [`DataError::File`]: it is of no such kind, or there is no document in all of it.
+/// - [`DataError::Line`]: a line or a record is no text, or holds no document.
+pub fn read_documents(path: &Path, field: Option<&str>) -> Result<Vec<Document>, DataError> {
     let refused = |reason| DataError::File {
         file: path.into(),
         reason,
     };
-    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    let documents = match extension.to_str() {
-        Some("jsonl") => json_lines(path, &read_text(path)?)?,
-        Some("txt") => plain_text(&read_text(path)?),
-        _ => {
+    let documents = match Format::of(path) {
+        Some(Format::Text) => plain_text(&read_text(path)?),
+        Some(Format::JsonLines) => json_lines(path, &read_text(path)?, field)?,
+        Some(Format::Json) => of_records(path, (1..).zip(json_records(path)?), "record", field)?,
+        Some(Format::Csv) => of_records(path, csv_records(path)?, "line", field)?,
+        Some(Format::Parquet) => of_records(path, (1..).zip(parquet_records(path)?), "row", field)?,
+        None => {
             return Err(refused(
-                "is neither a .txt nor a .jsonl file: convert it to one of them",
+                "is neither .txt, .jsonl, .json, .csv (or one of them .gz or .zst) nor .parquet: convert it to \
+                 one of them",
             ));
         }
     };
@@ -50,28 +57,6 @@ pub fn read_documents(path: &Path) -> Result<Vec<Document>, DataError> {
         )),
         false => Ok(documents),
     }
-}
-
-fn read_text(path: &Path) -> Result<String, DataError> {
-    let bytes = fs::read(path).map_err(|source| DataError::Read {
-        file: path.into(),
-        source,
-    })?;
-    // Editors on Windows put a byte order mark before the text; it is no part of a document.
-    let bytes = match bytes.strip_prefix(b"\xef\xbb\xbf") {
-        Some(text) => text.to_vec(),
-        None => bytes,
-    };
-    String::from_utf8(bytes).map_err(|error| {
-        let source = error.utf8_error();
-        let before = &error.as_bytes()[..source.valid_up_to()];
-        DataError::Line {
-            file: path.into(),
-            line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
-            reason: "not UTF-8: convert the file, for instance with iconv".to_owned(),
-            source: Some(source.into()),
-        }
-    })
 }
 
 /// Whether a text is left out, because it holds nothing to read.
@@ -92,14 +77,52 @@ fn plain_text(text: &str) -> Vec<Document> {
     texts.into_iter().map(Document::Text).collect()
 }
 
-fn json_lines(path: &Path, text: &str) -> Result<Vec<Document>, DataError> {
-    text.lines()
-        .zip(1..)
-        .filter(|(line, _)| !is_blank(line))
-        .map(|(line, number)| json_document(path, line, number))
-        .filter(|document| !document.as_ref().is_ok_and(Document::is_blank))
-        .collect()
+fn json_lines(path: &Path, text: &str, field: Option<&str>) -> Result<Vec<Document>, DataError> {
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !is_blank(line));
+    let records = lines.map(|(number, line)| {
+        let record = serde_json::from_str(line).map_err(|source| DataError::Line {
+            file: path.into(),
+            line: number,
+            reason: format!("not JSON: {EVERY_RECORD}"),
+            source: Some(source.into()),
+        });
+        Ok((number, record?))
+    });
+    let records = records.collect::<Result<Vec<_>, _>>()?;
+    of_records(path, records, "line", field)
 }
+
+/// The documents of records, each with its number among those of the file, which are called `what`.
+fn of_records(
+    path: &Path,
+    records: impl IntoIterator<Item = (usize, Value)>,
+    what: &'static str,
+    field: Option<&str>,
+) -> Result<Vec<Document>, DataError> {
+    let mut documents = Vec::new();
+    for (number, record) in records {
+        let document = Document::of_record(&record, field).map_err(|found| match what {
+            "line" => DataError::Line {
+                file: path.into(),
+                line: number,
+                reason: found,
+                source: None,
+            },
+            _ => DataError::Record {
+                file: path.into(),
+                record: format!("{what} {number}"),
+                reason: found,
+            },
+        })?;
+        if !document.is_blank() {
+            documents.push(document);
+        }
+    }
+    Ok(documents)
+}
+
+const EVERY_RECORD: &str = "every line has to be an object with a string `text`, a list `messages`, or `prompt` \
+                            and `completion`";
 
 impl Document {
     fn is_blank(&self) -> bool {
@@ -107,6 +130,47 @@ impl Document {
             Self::Text(text) => is_blank(text),
             Self::Messages(messages) => messages.is_empty(),
         }
+    }
+
+    /// The document of a record, or what is wrong with it.
+    fn of_record(record: &Value, field: Option<&str>) -> Result<Self, String> {
+        let refused = |found: &str| format!("{found}: {EVERY_RECORD}");
+        let object = match record {
+            Value::Object(object) => object,
+            Value::String(text) => return Ok(Self::Text(text.clone())),
+            _ => return Err(refused("no JSON object")),
+        };
+        let value = |name: &str| object.get(name).filter(|value| !value.is_null());
+        if let Some(name) = field {
+            let found = value(name).ok_or_else(|| {
+                let names: Vec<&str> = object.keys().map(String::as_str).collect();
+                format!(
+                    "no field `{name}`, which was asked for: there are {}",
+                    names.join(", ")
+                )
+            })?;
+            let document = Self::of(found);
+            return document.ok_or_else(|| {
+                format!("`{name}` is neither a text nor a list of messages: name another field")
+            });
+        }
+        if let Some(text) = value("text") {
+            let text = text.as_str().map(|text| Self::Text(text.to_owned()));
+            return text.ok_or_else(|| refused("a `text` that is no string"));
+        }
+        if let Some(messages) = value("messages") {
+            let messages = Self::of(messages).filter(|it| matches!(it, Self::Messages(_)));
+            return messages
+                .ok_or_else(|| refused("`messages` that are no list of objects with a `role`"));
+        }
+        let (Some(prompt), Some(completion)) = (value("prompt"), value("completion")) else {
+            return Err(refused("no `text`"));
+        };
+        let parts = Self::of(prompt).zip(Self::of(completion));
+        let joined = parts.and_then(|(prompt, completion)| prompt.joined(completion));
+        joined.ok_or_else(|| {
+            refused("`prompt` and `completion` that are neither strings nor lists of messages")
+        })
     }
 
     /// What a field holds: a text or a conversation.
@@ -133,44 +197,10 @@ impl Document {
     }
 }
 
-fn json_document(path: &Path, line: &str, number: usize) -> Result<Document, DataError> {
-    let refused = |found: &str, source| DataError::Line {
-        file: path.into(),
-        line: number,
-        reason: format!(
-            "{found}: every line has to be an object with a string `text`, a list `messages`, or `prompt` and \
-             `completion`"
-        ),
-        source,
-    };
-    let value: Value =
-        serde_json::from_str(line).map_err(|source| refused("not JSON", Some(source.into())))?;
-    let Value::Object(object) = value else {
-        return Err(refused("no JSON object", None));
-    };
-    let field = |name: &str| object.get(name).filter(|value| !value.is_null());
-    if let Some(text) = field("text") {
-        let text = text.as_str().map(|text| Document::Text(text.to_owned()));
-        return text.ok_or_else(|| refused("a `text` that is no string", None));
-    }
-    if let Some(messages) = field("messages") {
-        let messages = Document::of(messages).filter(|it| matches!(it, Document::Messages(_)));
-        return messages
-            .ok_or_else(|| refused("`messages` that are no list of objects with a `role`", None));
-    }
-    let (Some(prompt), Some(completion)) = (field("prompt"), field("completion")) else {
-        return Err(refused("no `text`", None));
-    };
-    let parts = Document::of(prompt).zip(Document::of(completion));
-    let joined = parts.and_then(|(prompt, completion)| prompt.joined(completion));
-    joined.ok_or_else(|| {
-        let found = "`prompt` and `completion` that are neither strings nor lists of messages";
-        refused(found, None)
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<String>, DataError> {
@@ -181,7 +211,7 @@ mod tests {
             Document::Text(text) => text,
             Document::Messages(messages) => format!("{messages:?}"),
         };
-        Ok(read_documents(&path)?.into_iter().map(text).collect())
+        Ok(read_documents(&path, None)?.into_iter().map(text).collect())
     }
 
     #[test]
@@ -274,16 +304,99 @@ mod tests {
 
     #[test]
     fn other_kinds_of_file_are_refused() {
-        for name in ["a.csv", "txt"] {
+        for name in ["a.xml", "txt", "a.txt.zip"] {
             let error = read(name, "one").unwrap_err();
-            assert!(error.to_string().contains("is neither a .txt"), "{error}");
+            assert!(error.to_string().contains("is neither .txt"), "{error}");
         }
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = read_documents(Path::new("/nowhere/a.txt")).unwrap_err();
+        let error = read_documents(Path::new("/nowhere/a.txt"), None).unwrap_err();
         assert!(matches!(error, DataError::Read { .. }));
         assert!(error.to_string().contains("/nowhere/a.txt"));
+    }
+
+    #[test]
+    fn lists_and_tables_give_their_documents() {
+        let list = r#"[{"text": "one"}, "two", {"prompt": "th", "completion": "ree"}]"#;
+        assert_eq!(read("a.json", list).unwrap(), ["one", "two", "three"]);
+        let table = "id,text\n1,one\n2,\"two,\nthree\"\n3,\n";
+        assert_eq!(read("a.csv", table).unwrap(), ["one", "two,\nthree"]);
+        for (name, content, says) in [
+            ("a.json", "{}", "is no list"),
+            (
+                "a.json",
+                "[{\"text\": 1}]",
+                "record 1: a `text` that is no string",
+            ),
+            ("a.csv", "text,id\none\n", "line 2: no record"),
+            ("a.csv", "id\n1\n", "line 2: no `text`"),
+            ("a.parquet", "PAR1", "cannot read"),
+        ] {
+            let error = read(name, content).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn packed_files_are_unpacked() {
+        use std::io::Write;
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"one\ntwo\n").unwrap();
+        assert_eq!(
+            read("a.txt.gz", gzip.finish().unwrap()).unwrap(),
+            ["one", "two"]
+        );
+        let zstd = zstd::encode_all(&b"{\"text\": \"one\"}"[..], 1).unwrap();
+        assert_eq!(read("a.jsonl.zst", zstd).unwrap(), ["one"]);
+        assert!(matches!(
+            read("a.txt.gz", "one"),
+            Err(DataError::Read { .. })
+        ));
+    }
+
+    #[test]
+    fn a_field_is_read_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let lines = "{\"text\": \"one\", \"body\": \"two\"}\n{\"body\": [{\"role\": \"user\", \"content\": \"three\"}]}";
+        fs::write(&path, lines).unwrap();
+        let found = read_documents(&path, Some("body")).unwrap();
+        let said = Document::Messages(vec![Message::new("user", "three")]);
+        assert_eq!(found, [Document::Text("two".into()), said]);
+        let error = read_documents(&path, Some("title"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 1: no field `title`") && error.contains("text, body"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn columns_give_their_documents() {
+        use std::sync::Arc;
+
+        use parquet::column::writer::ColumnWriter;
+        use parquet::data_type::ByteArray;
+        use parquet::file::writer::SerializedFileWriter;
+        use parquet::schema::parser::parse_message_type;
+
+        let mut bytes = Vec::new();
+        let schema = parse_message_type("message m { required binary text (UTF8); }").unwrap();
+        let mut writer =
+            SerializedFileWriter::new(&mut bytes, Arc::new(schema), Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let ColumnWriter::ByteArrayColumnWriter(typed) = column.untyped() else {
+            panic!("it is of bytes");
+        };
+        let texts = ["one", "two"].map(ByteArray::from);
+        typed.write_batch(&texts, None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        assert_eq!(read("a.parquet", bytes).unwrap(), ["one", "two"]);
     }
 }

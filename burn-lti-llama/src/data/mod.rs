@@ -2,8 +2,10 @@
 
 mod batch;
 mod documents;
+mod formats;
 mod mixed;
 mod pack;
+mod paths;
 
 use std::error::Error;
 use std::io;
@@ -14,6 +16,8 @@ pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
 pub use documents::{Document, read_documents};
 pub use pack::{Documents, PackedSequence, of_each_length, pack, pack_each};
+pub use paths::text_files;
+pub(crate) use paths::with_home;
 
 use crate::tokenizer::{ChatError, Tokenizer, TokenizerError};
 
@@ -49,6 +53,16 @@ pub enum DataError {
         /// What is wrong with it, where it is no UTF-8 or no JSON; lines count from this one.
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+    /// A record holds no document.
+    #[error("{file}, {record}: {reason}")]
+    Record {
+        /// The file.
+        file: PathBuf,
+        /// Which one, from 1.
+        record: String,
+        /// What is there instead, and the way out.
+        reason: String,
+    },
     /// Windows of length 0 were asked for.
     #[error("`seq_len` is 0: a sequence needs at least one token")]
     SequenceLength,
@@ -68,7 +82,7 @@ pub enum DataError {
     },
 }
 
-/// Reads text files, in the order given, tokenises their documents and packs them into sequences of so
+/// Reads text files, in the order given ([`text_files`]), tokenises their documents and packs them into sequences of so
 /// many tokens: the whole text for each of `seq_lens`, one after another.
 ///
 /// # Errors
@@ -80,6 +94,7 @@ pub enum DataError {
 /// - [`DataError::NoTargets`]: no file, or only documents of one token.
 pub fn load_sequences(
     paths: &[PathBuf],
+    field: Option<&str>,
     tokenizer: &Tokenizer,
     seq_lens: &[usize],
     layout: Documents,
@@ -88,8 +103,8 @@ pub fn load_sequences(
         return Err(DataError::SequenceLength);
     }
     let mut documents = Vec::new();
-    for file in paths {
-        let encoded = encode(tokenizer, read_documents(file)?);
+    for file in &text_files(paths)? {
+        let encoded = encode(tokenizer, read_documents(file, field)?);
         documents.extend(encoded.map_err(|source| DataError::Tokenize {
             file: file.clone(),
             source,
@@ -157,13 +172,20 @@ mod tests {
     }
 
     fn load(paths: &[PathBuf], seq_len: usize) -> Result<Vec<PackedSequence>, DataError> {
-        load_sequences(paths, &fixture::tokenizer(), &[seq_len], Documents::Apart)
+        load_sequences(
+            paths,
+            None,
+            &fixture::tokenizer(),
+            &[seq_len],
+            Documents::Apart,
+        )
     }
 
     #[test]
     fn files_become_sequences_in_order() {
         let (_folder, paths) = texts(&["the cat\n", "cat\n"]);
-        let load = |layout| load_sequences(&paths, &fixture::tokenizer(), &[5], layout).unwrap();
+        let load =
+            |layout| load_sequences(&paths, None, &fixture::tokenizer(), &[5], layout).unwrap();
         let sequences = load(Documents::Apart);
         assert_eq!(sequences[0].tokens, [BOS, THE, CAT, EOS, 0]);
         assert_eq!(sequences[1].tokens, [BOS, CAT, EOS, 0, 0]);
@@ -190,7 +212,7 @@ mod tests {
     fn a_tokenizer_that_fails_names_the_file() {
         let (_folder, paths) = texts(&["the dog"]);
         let tokenizer = fixture::without_unknown_token();
-        let error = load_sequences(&paths, &tokenizer, &[4], Documents::Apart).unwrap_err();
+        let error = load_sequences(&paths, None, &tokenizer, &[4], Documents::Apart).unwrap_err();
         assert!(matches!(&error, DataError::Tokenize { file, .. } if *file == paths[0]));
     }
 }

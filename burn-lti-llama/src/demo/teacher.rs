@@ -40,7 +40,7 @@ pub(super) fn train<A: AutodiffBackend>(
     let config = config(words.get_vocab_size(true));
     let tokenizer = Tokenizer::from_dir(teacher_dir, config.bos_token_id, &config.eos_token_ids)?;
     let texts = [dir.join("train.txt")];
-    let sequences = load_sequences(&texts, &tokenizer, &[SEQ_LEN], Documents::Apart)?;
+    let sequences = load_sequences(&texts, None, &tokenizer, &[SEQ_LEN], Documents::Apart)?;
 
     A::seed(device, seed);
     let mut model = PlainLlama::<A>::init(&config, device);

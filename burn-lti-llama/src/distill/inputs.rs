@@ -44,7 +44,8 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
-        let load = |paths, lens| data::load_sequences(paths, &tokenizer, lens, layout);
+        let field = recipe.data.field.as_deref();
+        let load = |paths, lens| data::load_sequences(paths, field, &tokenizer, lens, layout);
         let train = load(&recipe.data.train, seq_len.all())?;
         // At the longest, a student is measured at all positions that it was trained at.
         let longest = seq_len.longest();

@@ -20,6 +20,7 @@ use toml::{Table, Value};
 use error::Change;
 pub use error::ManifestError;
 
+use crate::data::text_files;
 use crate::hashes::{HashError, hash_file, hash_teacher};
 use crate::recipe::{Recipe, RecipeError};
 use crate::tokenizer;
@@ -383,7 +384,9 @@ fn text_hashes(paths: &[PathBuf]) -> Result<Vec<TextHash>, HashError> {
             sha256: hash_file(path)?,
         })
     };
-    paths.par_iter().map(hash).collect()
+    // What names no file is an error of those who read it.
+    let files = text_files(paths).unwrap_or_else(|_| paths.to_vec());
+    files.par_iter().map(hash).collect()
 }
 
 fn first_change(

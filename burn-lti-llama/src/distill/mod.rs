@@ -74,6 +74,7 @@ pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};
 pub use tensorboard::TensorBoard;
 
 use crate::config::LlamaConfig;
+use crate::data::text_files;
 use crate::eval::Evaluation;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
@@ -125,7 +126,9 @@ pub fn distill<A: AutodiffBackend>(
 /// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
 pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
     let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
-    let mut texts = recipe.data.train.iter().chain(&recipe.data.valid);
+    let texts = [&recipe.data.train, &recipe.data.valid].map(|paths| text_files(paths));
+    let [train, valid] = texts;
+    let mut texts = train?.into_iter().chain(valid?);
     match texts.find(|text| !text.is_file()) {
         Some(text) => Err(DistillError::Refused(format!(
             "there is no text file {}: correct the paths in [data] of the recipe",

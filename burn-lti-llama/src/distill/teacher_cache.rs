@@ -51,9 +51,10 @@ impl<B: Backend> Source<B> {
             )));
         }
         let layout = recipe.data.documents;
-        let sequences = data::load_sequences(&recipe.data.train, &tokenizer, seq_lens, layout)?;
+        let (texts, field) = (&recipe.data.train, recipe.data.field.as_deref());
+        let sequences = data::load_sequences(texts, field, &tokenizer, seq_lens, layout)?;
         let mut data_sha256 = BTreeMap::new();
-        for file in &recipe.data.train {
+        for file in &data::text_files(texts)? {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);
         }
         Ok(Self {

@@ -151,6 +151,7 @@ impl Checks<'_> {
         let DataSection {
             train: _,
             valid: _,
+            field: _,
             documents: _,
             on_policy,
             on_policy_temperature,

@@ -25,6 +25,7 @@ use burn_lti::calibration::Budget;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::data::with_home;
 use crate::hf::WeightType;
 
 pub use choice::{
@@ -187,7 +188,7 @@ impl Recipe {
         let files = data.train.iter_mut().chain(&mut data.valid);
         let folders = [&mut teacher.path].into_iter().chain(&mut teacher.cache);
         for path in files.chain(folders) {
-            *path = folder.join(&*path);
+            *path = folder.join(with_home(path));
         }
     }
 }

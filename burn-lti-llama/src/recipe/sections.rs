@@ -381,7 +381,7 @@ mod defaults {
     }
 }
 
-/// `[data]`: text files, and how their documents are laid out.
+/// `[data]`: text files, folders of them and patterns, and how their documents are laid out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
@@ -389,6 +389,8 @@ pub struct DataSection {
     pub train: Vec<PathBuf>,
     /// Files to measure on. Required.
     pub valid: Vec<PathBuf>,
+    /// The field of a record that holds the document. Default: `text`, `messages`, or `prompt` and `completion`.
+    pub field: Option<String>,
     /// The share of the sequences of a step, 0 to 1, whose beginning alone is kept: the student goes on with
     /// them itself, and learns from what it wrote. Default: 0.
     #[serde(default)]

@@ -8,7 +8,7 @@ use crate::workshop::Workshop;
 
 /// The texts of a file.
 fn read_documents(path: &std::path::Path) -> Vec<String> {
-    let documents = data::read_documents(path).unwrap().into_iter();
+    let documents = data::read_documents(path, None).unwrap().into_iter();
     let text = |document| match document {
         Document::Text(text) => text,
         other => panic!("{other:?}"),

@@ -293,10 +293,13 @@ pub(crate) struct EvalArgs {
     /// The student's Hugging Face folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) student: PathBuf,
-    /// The text: `.txt` (a document a line, or documents between blank lines) or `.jsonl` with a
-    /// `text` field. May be given several times.
+    /// The text: a file, folder or pattern of `.txt` (a document a line, or documents between blank lines),
+    /// `.jsonl`, `.json`, `.csv` or `.parquet`, or `-` for the standard input. May be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) text: Vec<PathBuf>,
+    /// The field of a record that holds the document. `text`, `messages`, or `prompt` and `completion` unless given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
     /// Tokens in a sequence.
     #[arg(long, default_value = "128", value_name = "TOKENS")]
     pub(crate) seq_len: NonZeroUsize,
@@ -461,6 +464,9 @@ pub(crate) struct LogitsArgs {
     /// The text, as for `eval`.
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) text: Vec<PathBuf>,
+    /// The field of a record that holds the document. `text`, `messages`, or `prompt` and `completion` unless given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
     /// Where the logits go.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,

@@ -47,7 +47,13 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
             config.max_position_embeddings
         );
     }
-    let mut sequences = data::load_sequences(&args.text, &tokenizer, &[seq_len], args.documents)?;
+    let mut sequences = data::load_sequences(
+        &args.text,
+        args.field.as_deref(),
+        &tokenizer,
+        &[seq_len],
+        args.documents,
+    )?;
     sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
     let teacher = hf::load_as::<A::InnerBackend>(&args.teacher, args.dtype.dtype, device)?;
     let student = hf::load_as::<A::InnerBackend>(&args.student, args.dtype.dtype, device)?;

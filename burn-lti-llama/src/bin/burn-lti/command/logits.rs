@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::files::write_atomically;
-use burn_lti_llama::data::{TokenBatcher, encode, pack, read_documents};
+use burn_lti_llama::data::{TokenBatcher, encode, pack, read_documents, text_files};
 use burn_lti_llama::hf;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -22,8 +22,8 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
 fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
     let (config, tokenizer) = config_and_tokenizer(&args.model)?;
     let mut rows = Vec::new();
-    for file in &args.text {
-        let mut documents = read_documents(file)?;
+    for file in &text_files(&args.text)? {
+        let mut documents = read_documents(file, args.field.as_deref())?;
         documents.truncate(args.documents - rows.len());
         rows.extend(encode(&tokenizer, documents)?);
     }
