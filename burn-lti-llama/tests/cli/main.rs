@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test
 
+mod chat;
 mod compare;
 mod lengths;
 mod runs;
