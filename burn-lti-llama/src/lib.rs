@@ -3,7 +3,6 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`config`] | `config.json`, checked |
-//! | [`family`] | what is particular to each family of models |
 //! | [`model`] | the decoder, its cache, generation |
 //! | [`hf`] | Hugging Face folders in and out |
 //! | [`tokenizer`], [`data`] | text to packed batches |
@@ -37,7 +36,7 @@ pub mod data;
 pub mod demo;
 pub mod distill;
 pub mod eval;
-pub mod family;
+mod family;
 pub mod hashes;
 pub mod hf;
 pub mod model;

@@ -14,7 +14,7 @@ use syn::{File, ItemMod, ItemUse, UseTree};
 const LTI: &str = "compat backend tensors files geometry kernels map parameters blueprint decoder inject \
                    calibration loss top_k train collapse";
 const LLAMA: &str =
-    "config tokenizer data model hf hashes recipe corpus eval plan distill demo compare";
+    "config family tokenizer data model hf hashes recipe corpus eval plan distill demo compare";
 /// Programs have no rooms, only files.
 const NONE: &str = "";
 

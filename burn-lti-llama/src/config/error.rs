@@ -74,7 +74,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn refused(path: &Path, field: &str, reason: String) -> Self {
+    pub(crate) fn refused(path: &Path, field: &str, reason: String) -> Self {
         Self::Refused {
             path: path.to_path_buf(),
             field: field.to_owned(),

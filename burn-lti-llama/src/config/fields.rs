@@ -9,7 +9,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
-use crate::family::{Family, check_is_decoder};
 
 /// Fields that say nothing about what the model computes: they guide how it is trained, how text is drawn from
 /// it, or are kept for the record.
@@ -106,7 +105,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn parse(text: &str, origin: &'a Path) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(text: &str, origin: &'a Path) -> Result<Self, ConfigError> {
         let map = serde_json::from_str(text).map_err(|source| ConfigError::Syntax {
             path: origin.to_path_buf(),
             source,
@@ -127,8 +126,13 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// What is there and not null.
+    pub(crate) const fn map(&self) -> &Map<String, Value> {
+        &self.map
+    }
+
     /// All that is there, null or not.
-    pub(super) fn all(&self) -> Map<String, Value> {
+    pub(crate) fn all(&self) -> Map<String, Value> {
         let nulls = self.nulls.iter().map(|name| (name.clone(), Value::Null));
         self.map.clone().into_iter().chain(nulls).collect()
     }
@@ -200,34 +204,9 @@ impl<'a> Fields<'a> {
         self.take(name)?.ok_or_else(|| self.missing(name))
     }
 
-    /// The family that the file says it is of. Nothing may ask for what this crate does not compute.
-    pub(super) fn take_family(&mut self) -> Result<Family, ConfigError> {
-        let model_type: String = self.require("model_type")?;
-        let architectures: Vec<String> = self.take_or("architectures", Vec::new())?;
-        check_is_decoder(&self.map).map_err(|(field, reason)| self.refused(field, reason))?;
-        let Some(family) = Family::of(&model_type) else {
-            let known: Vec<&str> = Family::ALL
-                .iter()
-                .map(|family| family.model_type())
-                .collect();
-            let reason = format!(
-                "is {model_type}, a family that is not known here: use a model of one of {}",
-                known.join(", ")
-            );
-            return Err(self.refused("model_type", reason));
-        };
-        if let Some(class) = architectures
-            .iter()
-            .find(|class| *class != family.architecture())
-        {
-            let reason = format!(
-                "has {class}, but a {model_type} that continues text is a {}: use such a model",
-                family.architecture()
-            );
-            return Err(self.refused("architectures", reason));
-        }
-        self.check_only(FIXED)?;
-        Ok(family)
+    /// Nothing may ask for what this crate does not compute.
+    pub(crate) fn check_fixed(&mut self) -> Result<(), ConfigError> {
+        self.check_only(FIXED)
     }
 
     fn check_only(&mut self, fixed: &[(&str, Only)]) -> Result<(), ConfigError> {
@@ -245,7 +224,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Whatever is left must say nothing about what the model computes. Which fields those were.
-    pub(super) fn finish(self) -> Result<Vec<String>, ConfigError> {
+    pub(crate) fn finish(self) -> Result<Vec<String>, ConfigError> {
         self.finish_with(BOOKKEEPING)
     }
 

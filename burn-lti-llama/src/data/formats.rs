@@ -8,7 +8,9 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
 use super::DataError;
-use super::paths::STANDARD_INPUT;
+
+/// The path that stands for the standard input.
+const STANDARD_INPUT: &str = "-";
 
 /// A kind of text file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

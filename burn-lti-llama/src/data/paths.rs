@@ -7,9 +7,6 @@ use std::path::{Component, Path, PathBuf};
 use super::DataError;
 use super::formats::Format;
 
-/// The path that stands for the standard input.
-pub(super) const STANDARD_INPUT: &str = "-";
-
 /// The files that `paths` name, in their order: a file itself, all files of a folder that are text of a kind that
 /// is known, by name, and those that a pattern as `text/*.jsonl.gz` fits, by name.
 ///

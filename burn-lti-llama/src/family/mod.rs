@@ -11,7 +11,7 @@
 //! | `phi3` | Phi-3 and 4: query, key and value in one tensor, gate and up in another |
 //! | `granite` | Granite 3: four multipliers |
 //! | `gemma3` | Gemma 3: four norms a layer, norms of queries and keys, two rotary bases, tanh GELU |
-//! | `rope` | the rotary embedding and its scalings, of all families |
+//! | `read` | `config.json` in and out, whichever family it is of |
 //! | `layout` | how a model's tensors lie in a file |
 //! | `refused` | what a model is that is of no family here |
 
@@ -23,59 +23,33 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod read;
 mod refused;
-mod rope;
 mod smollm3;
 
 pub(crate) use layout::FileTensor;
-pub(crate) use refused::check as check_is_decoder;
-pub use rope::{Rope, RopeScaling};
 
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, Fields, LlamaConfig};
-
-/// A family of decoders.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Family {
-    /// `llama`
-    #[default]
-    Llama,
-    /// `mistral`
-    Mistral,
-    /// `ministral`
-    Ministral,
-    /// `qwen2`
-    Qwen2,
-    /// `qwen3`
-    Qwen3,
-    /// `smollm3`
-    SmolLm3,
-    /// `phi3`
-    Phi3,
-    /// `granite`
-    Granite,
-    /// `gemma3_text`
-    Gemma3,
-}
+use crate::config::{ConfigError, Family, Fields, LlamaConfig};
 
 /// What a configuration is where the file does not say.
-pub(crate) struct Defaults {
-    pub(crate) max_position_embeddings: usize,
-    pub(crate) rms_norm_eps: f64,
-    pub(crate) rope_theta: f64,
+struct Defaults {
+    max_position_embeddings: usize,
+    rms_norm_eps: f64,
+    rope_theta: f64,
     /// Of layers with a window, in families where that is another.
-    pub(crate) local_rope_theta: Option<f64>,
-    pub(crate) tie_word_embeddings: bool,
+    local_rope_theta: Option<f64>,
+    tie_word_embeddings: bool,
     /// As many as query heads, if there is none.
-    pub(crate) num_key_value_heads: Option<usize>,
+    num_key_value_heads: Option<usize>,
     /// The width through the query heads, if there is none.
-    pub(crate) head_dim: Option<usize>,
+    head_dim: Option<usize>,
 }
 
 impl Defaults {
     /// Those of most families.
-    pub(crate) const COMMON: Self = Self {
+    const COMMON: Self = Self {
         max_position_embeddings: 2048,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
@@ -87,56 +61,7 @@ impl Defaults {
 }
 
 impl Family {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
-        Self::Llama,
-        Self::Mistral,
-        Self::Ministral,
-        Self::Qwen2,
-        Self::Qwen3,
-        Self::SmolLm3,
-        Self::Phi3,
-        Self::Granite,
-        Self::Gemma3,
-    ];
-
-    /// `model_type` in `config.json`.
-    pub const fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Ministral => "ministral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::SmolLm3 => "smollm3",
-            Self::Phi3 => "phi3",
-            Self::Granite => "granite",
-            Self::Gemma3 => "gemma3_text",
-        }
-    }
-
-    /// The class of transformers that computes it, as `architectures` names it.
-    pub const fn architecture(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Ministral => "MinistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::SmolLm3 => "SmolLM3ForCausalLM",
-            Self::Phi3 => "Phi3ForCausalLM",
-            Self::Granite => "GraniteForCausalLM",
-            Self::Gemma3 => "Gemma3ForCausalLM",
-        }
-    }
-
-    /// The family that `config.json` calls so.
-    pub fn of(model_type: &str) -> Option<Self> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|family| family.model_type() == model_type)
-    }
-
-    pub(crate) const fn defaults(self) -> Defaults {
+    const fn defaults(self) -> Defaults {
         match self {
             Self::Llama | Self::Granite => Defaults::COMMON,
             Self::Mistral | Self::Ministral => mistral::DEFAULTS,
@@ -149,7 +74,7 @@ impl Family {
     }
 
     /// Takes what only this family says, and puts it into a configuration that has what all say.
-    pub(crate) fn take(
+    fn take_particular(
         self,
         fields: &mut Fields<'_>,
         config: &mut LlamaConfig,
@@ -177,13 +102,8 @@ impl Family {
         }
     }
 
-    /// Whether transformers 5 opens only models of it whose width divides by the query heads.
-    pub(crate) const fn needs_whole_heads(self) -> bool {
-        matches!(self, Self::Llama | Self::Gemma3)
-    }
-
     /// What a file of this family has to say of a model that was read from a file of another, or from none.
-    pub(crate) fn write(self, config: &LlamaConfig, json: &mut Map<String, Value>) {
+    fn write(self, config: &LlamaConfig, json: &mut Map<String, Value>) {
         match self {
             Self::Llama => llama::write(config, json),
             Self::Mistral => mistral::write(json),
@@ -193,7 +113,7 @@ impl Family {
 }
 
 /// Layers whose tokens see a window, by `layer_types`; all layers' windows where the file has no such list.
-pub(crate) fn take_windows(
+fn take_windows(
     fields: &mut Fields<'_>,
     layers: usize,
     window: Option<usize>,

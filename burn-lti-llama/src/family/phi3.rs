@@ -1,8 +1,8 @@
 //! Phi-3 and Phi-4: query, key and value stand in one tensor of the file, gate and up in another.
 
+use super::Defaults;
 use super::layout::FileTensor;
-use super::{Defaults, RopeScaling};
-use crate::config::{ConfigError, Fields, LlamaConfig};
+use crate::config::{ConfigError, Fields, LlamaConfig, RopeScaling};
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     max_position_embeddings: 4096,

@@ -4,8 +4,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::kernels::{RotaryTable, apply_rotary};
 
-use crate::config::LlamaConfig;
-use crate::family::Rope;
+use crate::config::{LlamaConfig, Rope};
 
 /// Cosines and sines of every token's position: made once a forward pass, used by all layers.
 ///

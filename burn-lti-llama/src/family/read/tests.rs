@@ -1,7 +1,9 @@
 //! Tests of the configuration.
 
+use burn_lti::geometry::HeadGrid;
+
 use super::*;
-use crate::family::RopeScaling;
+use crate::config::RopeScaling;
 
 /// The teacher of the repository's recipe.
 fn stories260k() -> Value {

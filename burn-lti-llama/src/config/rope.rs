@@ -4,8 +4,7 @@ use std::f64::consts::PI;
 
 use serde_json::{Map, Value, json};
 
-use super::Defaults;
-use crate::config::{ConfigError, Fields};
+use super::{ConfigError, Fields};
 
 /// The rotary embedding of a model (Su et al. 2021).
 #[derive(Clone, Debug, PartialEq)]
@@ -147,12 +146,13 @@ impl Rope {
     /// `rope_parameters.sliding_attention` (5).
     pub(crate) fn take(
         fields: &mut Fields<'_>,
-        defaults: &Defaults,
+        default_theta: f64,
+        default_local_theta: Option<f64>,
         max: usize,
     ) -> Result<(Self, Option<Self>), ConfigError> {
-        let Some(local_theta) = defaults.local_rope_theta else {
+        let Some(local_theta) = default_local_theta else {
             let parameters = fields.take_object("rope_parameters")?;
-            let rope = Self::take_one(fields, parameters, defaults.rope_theta, max)?;
+            let rope = Self::take_one(fields, parameters, default_theta, max)?;
             return Ok((rope, None));
         };
         let (mut global, mut local) = (None, None);
@@ -179,7 +179,7 @@ impl Rope {
             partial: local.as_ref().and_then(|said| said.partial).unwrap_or(1.0),
             scaling: local.map_or(RopeScaling::Default, |said| said.scaling),
         };
-        let global = Self::take_one(fields, global, defaults.rope_theta, max)?;
+        let global = Self::take_one(fields, global, default_theta, max)?;
         Ok((global, Some(local)))
     }
 
