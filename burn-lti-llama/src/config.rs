@@ -8,6 +8,7 @@
 mod error;
 mod family;
 mod fields;
+mod hub;
 mod rope;
 
 use std::path::Path;
@@ -18,6 +19,8 @@ use serde_json::{Map, Value};
 pub use error::ConfigError;
 pub use family::Family;
 pub(crate) use fields::{Fields, OneOrMany};
+pub use hub::model_folder;
+pub(crate) use hub::{cache as hub_cache, repository as hub_repository};
 pub use rope::{Rope, RopeScaling};
 
 /// The checked configuration of a decoder.
@@ -95,6 +98,12 @@ pub struct SourceFields {
 }
 
 impl SourceFields {
+    /// The name or path that transformers loaded the model by, if the file keeps it.
+    pub fn name(&self) -> Option<&str> {
+        let name = self.fields.get("_name_or_path")?.as_str()?;
+        Some(name).filter(|name| !name.is_empty())
+    }
+
     /// The fields that say nothing about what the model computes, sorted.
     pub fn read_over(&self) -> &[String] {
         &self.read_over

@@ -24,8 +24,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The file that says how text is drawn from a model.
 const GENERATION_CONFIG: &str = "generation_config.json";
-/// All files that belong to a tokenizer, and what a model needs to generate with it.
-pub(crate) const FILES: [&str; 9] = [
+/// All files that belong to a tokenizer, what a model needs to generate with it, and under which terms it is.
+pub(crate) const FILES: [&str; 12] = [
     TOKENIZER,
     TOKENIZER_CONFIG,
     "special_tokens_map.json",
@@ -35,7 +35,12 @@ pub(crate) const FILES: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
     GENERATION_CONFIG,
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
 ];
+/// The folder of templates for other kinds of conversation.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
 /// Documents tokenised at once: enough for all cores, few enough to bound the memory.
 const BATCH: usize = 1024;
 
@@ -172,6 +177,13 @@ impl Tokenizer {
             ))
         })?;
         let tokenizer_file = file;
+        if files::is_git_lfs_pointer(&bytes) {
+            return Err(TokenizerError::Refused(format!(
+                "{} {}",
+                tokenizer_file.display(),
+                files::GIT_LFS_POINTER
+            )));
+        }
         let inner = guarded(|| unlimited(&bytes)).map_err(|source| TokenizerError::Library {
             what: format!(
                 "{} is not a tokenizer that the `tokenizers` library reads: save it again",
@@ -445,6 +457,16 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
     for name in FILES {
         if let Some(bytes) = read_if_there(&from.join(name))? {
             files::write_atomically(&to.join(name), &bytes)?;
+        }
+    }
+    let templates = from.join(MORE_TEMPLATES);
+    for file in templates.read_dir().into_iter().flatten().flatten() {
+        let to = to.join(MORE_TEMPLATES);
+        if file.path().is_file()
+            && let Some(bytes) = read_if_there(&file.path())?
+        {
+            fs::create_dir_all(&to).map_err(FileError::writing(&to))?;
+            files::write_atomically(&to.join(file.file_name()), &bytes)?;
         }
     }
     Ok(())

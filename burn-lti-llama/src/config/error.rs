@@ -12,12 +12,33 @@ use super::list;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}: give the folder of a Hugging Face Llama, which holds config.json", path.display())]
+    #[error("cannot read {}: give the folder of a Hugging Face model, which holds config.json", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A repository of the Hub is not on this machine.
+    #[error(
+        "{id} is not in {}: fetch it with `hf download {id} --revision {revision}`",
+        cache.display()
+    )]
+    NotFetched {
+        /// The repository.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// Where it would be.
+        cache: PathBuf,
+    },
+    /// The folder holds something else than a model.
+    #[error("{} {reason}", folder.display())]
+    NoModel {
+        /// The folder.
+        folder: PathBuf,
+        /// What it holds, and the way out.
+        reason: &'static str,
     },
     /// The file is not JSON, or no JSON object.
     #[error("{} is no JSON object: save the model's config.json again", path.display())]

@@ -29,6 +29,7 @@
 //! | `inputs` | what a run reads |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
+mod card;
 mod error;
 mod export;
 mod hook;

@@ -25,7 +25,7 @@ use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
 use super::tensorboard::TensorBoard;
 use super::training::{Attempt, Trainer, whitening};
-use super::{DistillError, Event, Kept, Listener, OutputDir, Summary};
+use super::{DistillError, Event, Kept, Listener, OutputDir, Summary, card};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, PlainLlama};
 use crate::recipe::{Recipe, Trained};
@@ -566,6 +566,12 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             total_seconds: self.began.elapsed().as_secs_f64(),
             ..Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
         };
+        card::write(
+            &out.student_dir(),
+            self.job.recipe,
+            &self.inputs.plan,
+            &summary,
+        )?;
         out.write_summary(&summary)?;
         Ok(summary)
     }

@@ -1,27 +1,33 @@
 //! `config.json` in and out.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use burn_lti::files::{GIT_LFS_POINTER, is_git_lfs_pointer};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::refused;
 use crate::config::{
     Activation, ConfigError, Family, Fields, LlamaConfig, Multipliers, OneOrMany, Rope,
-    SourceFields,
+    SourceFields, hub_cache, hub_repository,
 };
 
 impl LlamaConfig {
     /// Reads `dir/config.json`.
     ///
     /// # Errors
-    /// [`ConfigError::Read`] if the file cannot be read, else as [`Self::from_json_str`].
+    /// [`ConfigError::Read`], [`ConfigError::NotFetched`] or [`ConfigError::NoModel`] if the file cannot be read, else as [`Self::from_json_str`].
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
         match fs::read_to_string(&path) {
+            Ok(text) if is_git_lfs_pointer(text.as_bytes()) => Err(ConfigError::NoModel {
+                folder: path,
+                reason: GIT_LFS_POINTER,
+            }),
             Ok(text) => Self::from_json_str(&text, &path),
-            Err(source) => Err(ConfigError::Read { path, source }),
+            Err(source) => Err(unreadable(dir, path, source)),
         }
     }
 
@@ -150,6 +156,25 @@ impl LlamaConfig {
 impl Serialize for LlamaConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.to_json().serialize(serializer)
+    }
+}
+
+/// Why there is no `config.json` to read.
+fn unreadable(dir: &Path, path: PathBuf, source: io::Error) -> ConfigError {
+    if dir.join("adapter_config.json").is_file() {
+        return ConfigError::NoModel {
+            folder: dir.to_owned(),
+            reason: "holds an adapter (LoRA) without its model: merge it with peft's `merge_and_unload`, and save \
+                     that",
+        };
+    }
+    match hub_repository(dir) {
+        Some((id, revision)) => ConfigError::NotFetched {
+            id: id.to_owned(),
+            revision: revision.to_owned(),
+            cache: hub_cache().unwrap_or_default(),
+        },
+        None => ConfigError::Read { path, source },
     }
 }
 

@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{HeaderError, safetensors_header};
+use burn_lti::files::{GIT_LFS_POINTER, HeaderError, is_git_lfs_pointer, safetensors_header};
 use memmap2::Mmap;
 use safetensors::tensor::{self, Metadata};
 use serde::Deserialize;
@@ -98,7 +98,7 @@ impl WeightFiles {
         } else if index.exists() {
             files.add_indexed(&index)?;
         } else {
-            return Err(WeightsError::Missing { folder: dir.into() });
+            return Err(missing(dir));
         }
         Ok(files)
     }
@@ -308,7 +308,30 @@ impl Shard {
     }
 }
 
+/// What a folder without weights in safetensors holds instead, if that is known.
+fn missing(dir: &Path) -> WeightsError {
+    let has = |wanted: &dyn Fn(&str) -> bool| {
+        let names = dir.read_dir().into_iter().flatten().flatten();
+        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        names.any(|name| wanted(&name))
+    };
+    if has(&|name| name.starts_with("pytorch_model") || name.ends_with(".pth")) {
+        let reason = "holds weights in PyTorch's format alone, which runs code when it is read: load them with \
+                      transformers, and save them with `save_pretrained`";
+        return WeightsError::broken(dir, reason);
+    }
+    if has(&|name| name.ends_with(".gguf")) {
+        let reason = "holds GGUF, which is not read: give the folder of the model that it was made of, in \
+                      safetensors";
+        return WeightsError::broken(dir, reason);
+    }
+    WeightsError::Missing { folder: dir.into() }
+}
+
 fn parse_header(file: &Path, bytes: &[u8]) -> Result<Metadata, WeightsError> {
+    if is_git_lfs_pointer(bytes) {
+        return Err(WeightsError::broken(file, GIT_LFS_POINTER));
+    }
     safetensors_header(bytes, MAX_HEADER).map_err(|error| match error {
         HeaderError::Length { length } => WeightsError::broken(
             file,

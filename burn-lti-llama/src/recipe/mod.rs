@@ -25,6 +25,7 @@ use burn_lti::calibration::Budget;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::config::{hub_repository, model_folder};
 use crate::data::with_home;
 use crate::hf::WeightType;
 
@@ -186,8 +187,13 @@ impl Recipe {
     fn resolve_paths(&mut self, folder: &Path) {
         let Self { teacher, data, .. } = self;
         let files = data.train.iter_mut().chain(&mut data.valid);
-        let folders = [&mut teacher.path].into_iter().chain(&mut teacher.cache);
-        for path in files.chain(folders) {
+        let model = model_folder(&teacher.path);
+        let is_of_hub = model != teacher.path || hub_repository(&model).is_some();
+        teacher.path = match is_of_hub {
+            true => model,
+            false => folder.join(with_home(&model)),
+        };
+        for path in files.chain(&mut teacher.cache) {
             *path = folder.join(with_home(path));
         }
     }

@@ -111,6 +111,18 @@ fn distill_leaves_a_student_that_eval_and_generate_take() {
         serde_json::from_str(&fs::read_to_string(workshop.path("out/summary.json")).unwrap())
             .unwrap();
     assert_eq!(written, summary);
+    let card = fs::read_to_string(workshop.path("out/student/README.md")).unwrap();
+    let kl = format!(
+        "| KL to the teacher | {:.4} |",
+        summary["kl_end"].as_f64().unwrap()
+    );
+    for part in [
+        "---\nlibrary_name: transformers\n",
+        "# A smaller teacher\n",
+        kl.as_str(),
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
     let metrics = fs::read_to_string(workshop.path("out/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics
         .lines()

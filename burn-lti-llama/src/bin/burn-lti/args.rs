@@ -3,10 +3,11 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
 use burn_lti_llama::data::Documents;
 use burn_lti_llama::hf::WeightType;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendName;
@@ -171,6 +172,11 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// The folder of a model, or of a repository that was fetched from the Hub.
+fn model() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| model_folder(&path))
+}
+
 /// A float type by its name in `config.json`.
 fn weight_type() -> impl TypedValueParser<Value = WeightType> {
     let named = |name: String| {
@@ -288,10 +294,10 @@ pub(crate) struct CompareArgs {
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
     /// The teacher's Hugging Face folder. Its tokenizer is used for both.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) teacher: PathBuf,
     /// The student's Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) student: PathBuf,
     /// The text: a file, folder or pattern of `.txt` (a document a line, or documents between blank lines),
     /// `.jsonl`, `.json`, `.csv` or `.parquet`, or `-` for the standard input. May be given several times.
@@ -379,7 +385,7 @@ pub(crate) struct VerifyCacheArgs {
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// The model's Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// The text to continue, or with --chat what you ask; `-` reads it from the standard input.
     #[arg(long, value_name = "TEXT", required_unless_present = "chat")]
@@ -418,7 +424,7 @@ pub(crate) struct GenerateArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SampleCorpusArgs {
     /// The model's Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// Where the documents go, a `.jsonl` file. One that exists is refused.
     #[arg(long, value_name = "FILE")]
@@ -459,7 +465,7 @@ pub(crate) struct SampleCorpusArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LogitsArgs {
     /// The model's Hugging Face folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// The text, as for `eval`.
     #[arg(long, value_name = "FILE", required = true)]

@@ -423,3 +423,22 @@ fn refuses_two_rotary_bases() {
     let error = refused("rope_parameters", json!({ "rope_theta": 500.0 }));
     assert_says(&error, "is 10000 but `rope_parameters.rope_theta` is 500: ");
 }
+
+#[test]
+fn what_is_no_model_is_named_for_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |part: &str| {
+        let error = LlamaConfig::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    says("an adapter (LoRA)");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fs::write(dir.path().join("config.json"), pointer).unwrap();
+    says("git lfs pull");
+    let error = LlamaConfig::from_dir(Path::new("hf:nobody/nothing")).unwrap_err();
+    assert!(
+        error.to_string().contains("hf download nobody/nothing"),
+        "{error}"
+    );
+}

@@ -508,3 +508,22 @@ fn weights_are_cut_into_files_of_a_size() {
     assert_eq!(index["metadata"]["total_size"], json!(44));
     assert_eq!(index["weight_map"]["b"], json!(two[0]));
 }
+
+#[test]
+fn other_weights_are_named_for_what_they_are() {
+    for (name, part) in [
+        ("pytorch_model.bin", "PyTorch's format"),
+        ("model-Q4.gguf", "holds GGUF"),
+    ] {
+        let folder = folder();
+        fs::write(folder.path().join(name), "x").unwrap();
+        assert_says(&WeightFiles::open(folder.path()).unwrap_err(), &[part]);
+    }
+    let folder = folder();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fs::write(folder.path().join(WEIGHTS), pointer).unwrap();
+    assert_says(
+        &WeightFiles::open(folder.path()).unwrap_err(),
+        &["git lfs pull"],
+    );
+}

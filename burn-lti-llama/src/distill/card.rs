@@ -1,0 +1,88 @@
+//! The student's `README.md`: a model card for the Hub.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use burn_lti::files::{FileError, write_atomically};
+
+use super::Summary;
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+
+/// The file in a model's folder.
+const CARD: &str = "README.md";
+
+/// Writes the card of the student in `dir`: of which teacher it is, how it was made, and what it is worth.
+pub(super) fn write(
+    dir: &Path,
+    recipe: &Recipe,
+    plan: &Plan,
+    summary: &Summary,
+) -> Result<(), FileError> {
+    let teacher = &recipe.teacher.path;
+    let name = plan.teacher.source.name();
+    let folder = teacher
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    let name = name.map(str::to_owned).or(folder).unwrap_or_default();
+    let mut card =
+        String::from("---\nlibrary_name: transformers\ntags: [distillation, burn-lti]\n");
+    // A name with a slash is a repository's, as a rule; any other would be no link.
+    if name.split('/').count() == 2 {
+        let _ = writeln!(card, "base_model: {name}");
+    }
+    if let Some(licence) = front_matter(teacher, "license:") {
+        let _ = writeln!(card, "license: {licence}");
+    }
+    let (heads, was) = (plan.student.axes(), plan.teacher.axes());
+    let _ = write!(
+        card,
+        "---\n\n# A smaller {name}\n\nMade of {name} by [burn-lti]({}): {} query and {} key/value heads of {} \
+         instead of {} and {} of {}, {} of {} parameters, {} of {} bytes of key/value cache a token in float32. \
+         Start `{}`, then {} steps on {} tokens, of which the student of step {} was kept. `recipe.toml` of the \
+         run has every setting.\n\n| on {} held-out tokens | |\n|---|---|\n",
+        env!("CARGO_PKG_REPOSITORY"),
+        heads.query.heads,
+        heads.key_value.heads,
+        heads.query.head_dim,
+        was.query.heads,
+        was.key_value.heads,
+        was.query.head_dim,
+        summary.student_parameters,
+        summary.teacher_parameters,
+        summary.student_kv_cache_bytes_per_token,
+        summary.teacher_kv_cache_bytes_per_token,
+        plan.start,
+        summary.steps,
+        summary.tokens,
+        summary.student_step,
+        summary.eval_tokens,
+    );
+    for (what, value) in [
+        (
+            "KL to the teacher before training, nats per token",
+            summary.kl_start,
+        ),
+        ("KL to the teacher", summary.kl_end),
+        ("cross-entropy", summary.student_ce),
+        ("cross-entropy of the teacher", summary.teacher_ce),
+        (
+            "likeliest token that of the teacher, as a share",
+            summary.top1_agreement,
+        ),
+    ] {
+        if let Some(value) = value {
+            let _ = writeln!(card, "| {what} | {value:.4} |");
+        }
+    }
+    write_atomically(&dir.join(CARD), card.as_bytes())
+}
+
+/// What a line at the top of the teacher's own card says.
+fn front_matter(teacher: &Path, key: &str) -> Option<String> {
+    let card = fs::read_to_string(teacher.join(CARD)).ok()?;
+    let (front, _) = card.strip_prefix("---\n")?.split_once("\n---")?;
+    let line = front.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().to_owned()).filter(|line| !line.is_empty())
+}
