@@ -8,12 +8,14 @@ mod command;
 mod device;
 mod memory;
 mod progress;
+mod streams;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use args::{Arguments, Command};
+use streams::tell;
 
 fn main() -> ExitCode {
     memory::set_up();
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::streams::tell;
 use burn_lti::calibration::LayerReport;
 use burn_lti_llama::distill::{Event, Listener};
 use burn_lti_llama::eval::Evaluation;
@@ -43,14 +44,14 @@ impl Display {
             Event::Note(note) => self.say(note),
             Event::Evaluation(evaluation) => {
                 self.finish();
-                eprintln!("    held out: {}", describe(evaluation));
+                tell!("    held out: {}", describe(evaluation));
             }
         }
     }
 
     fn begin(&mut self, name: &str) {
         self.finish();
-        eprintln!("  {name}");
+        tell!("  {name}");
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(0);
             bar.enable_steady_tick(Duration::from_millis(120));
@@ -60,7 +61,7 @@ impl Display {
 
     /// A line that a bar, if there is one, makes room for.
     fn say(&self, line: &str) {
-        let print = || eprintln!("    {line}");
+        let print = || tell!("    {line}");
         match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::args::{CacheTeacherArgs, VerifyCacheArgs};
 use crate::backend::on_backend;
 use crate::progress;
+use crate::streams::say;
 
 pub(crate) fn write(args: &CacheTeacherArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -20,13 +21,13 @@ pub(crate) fn write(args: &CacheTeacherArgs) -> Result<()> {
         rows, seq_len, k, ..
     } = header;
     if args.json.json {
-        println!("{:#}", json!({ "rows": rows, "seq_len": seq_len, "k": k }));
+        say!("{:#}", json!({ "rows": rows, "seq_len": seq_len, "k": k }));
     } else {
-        println!(
+        say!(
             "{rows} sequences of {seq_len} tokens, {k} of each: {}",
             args.out.display()
         );
-        println!("use it with `teacher.cache` in the recipe");
+        say!("use it with `teacher.cache` in the recipe");
     }
     Ok(())
 }
@@ -56,11 +57,13 @@ pub(crate) fn verify(args: &VerifyCacheArgs) -> Result<()> {
     let dir = named.context("give --cache DIR: the recipe has no teacher.cache")?;
     let check = on_backend!(args.backend, verify_on(&recipe, &dir, args))?;
     if args.json.json {
-        println!("{}", serde_json::to_string_pretty(&check)?);
+        say!("{}", serde_json::to_string_pretty(&check)?);
     } else {
-        println!(
+        say!(
             "{} sequences agree with the teacher: log-probabilities to {:.1e} nats, {} other first choices",
-            check.rows, check.largest_difference, check.other_choices
+            check.rows,
+            check.largest_difference,
+            check.other_choices
         );
     }
     Ok(())

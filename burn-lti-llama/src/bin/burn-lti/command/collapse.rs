@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::args::CollapseArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::streams::say;
 
 pub(crate) fn run(args: &CollapseArgs) -> Result<()> {
     let out = match &args.out {
@@ -19,14 +20,14 @@ pub(crate) fn run(args: &CollapseArgs) -> Result<()> {
     };
     let (step, evaluation) = on_backend!(args.backend, on(args, &out))?;
     if args.json.json {
-        println!("{:#}", json!({ "step": step, "evaluation": evaluation }));
+        say!("{:#}", json!({ "step": step, "evaluation": evaluation }));
     } else {
-        println!(
+        say!(
             "step {step}: KL {} nats/token, top-1 agreement {}",
             number(evaluation.kl),
             percent(evaluation.top1_agreement)
         );
-        println!("student: {}", out.display());
+        say!("student: {}", out.display());
     }
     Ok(())
 }

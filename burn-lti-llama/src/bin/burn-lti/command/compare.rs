@@ -10,6 +10,7 @@ use super::interrupted_by_ctrl_c;
 use crate::args::CompareArgs;
 use crate::backend::on_backend;
 use crate::progress;
+use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -21,11 +22,11 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     };
     let comparison = on_backend!(args.backend, on(job, &out))?;
     if args.json.json {
-        println!("{:#}", comparison.to_json());
+        say!("{:#}", comparison.to_json());
     } else {
-        println!("{comparison}");
-        println!("chart:   {}", out.chart_path().display());
-        println!("numbers: {}", out.json_path().display());
+        say!("{comparison}");
+        say!("chart:   {}", out.chart_path().display());
+        say!("numbers: {}", out.json_path().display());
     }
     Ok(())
 }
@@ -38,7 +39,7 @@ fn on<A: AutodiffBackend>(
     let job = job
         .with_listener(progress::listener())
         .with_interrupt(interrupted_by_ctrl_c()?)
-        .with_command(std::env::args().collect());
+        .with_command(command_line());
     Ok(job.run::<A>(out, device)?)
 }
 

@@ -9,6 +9,7 @@ use burn_lti_llama::demo::{DemoReport, demo};
 use crate::args::DemoArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::streams::say;
 
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let report = match &args.out {
@@ -19,7 +20,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
         }
     };
     if args.json.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print(&report, args.out.as_deref());
     }
@@ -31,18 +32,18 @@ fn on<A: AutodiffBackend>(device: &A::Device, dir: &Path, args: &DemoArgs) -> Re
 }
 
 fn print(report: &DemoReport, dir: Option<&Path>) {
-    println!();
-    println!(
+    say!();
+    say!(
         "teacher: {} parameters, cross-entropy {} nats/token, key/value cache {} bytes/token",
         report.teacher_parameters,
         number(report.teacher_ce),
         report.teacher_kv_cache_bytes_per_token,
     );
-    println!();
-    println!("start     KL before   KL after   top-1    parameters   cache bytes/token   seconds");
+    say!();
+    say!("start     KL before   KL after   top-1    parameters   cache bytes/token   seconds");
     for student in &report.students {
         let summary = &student.summary;
-        println!(
+        say!(
             "{:<9} {:>9}   {:>8}   {:>6}   {:>10}   {:>17}   {:>7.1}",
             student.start.to_string(),
             number(summary.kl_start),
@@ -53,10 +54,10 @@ fn print(report: &DemoReport, dir: Option<&Path>) {
             summary.total_seconds,
         );
     }
-    println!();
-    println!("KL is to the teacher, in nats per token, on stories that none of them has seen.");
+    say!();
+    say!("KL is to the teacher, in nats per token, on stories that none of them has seen.");
     match dir {
-        Some(dir) => println!("everything is in {}", dir.display()),
-        None => println!("keep the models with --out DIR"),
+        Some(dir) => say!("everything is in {}", dir.display()),
+        None => say!("keep the models with --out DIR"),
     }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::args::DevicesArgs;
 use crate::backend::{BackendName, could_be_built_in, with_backend};
 use crate::device::{self, BackendReport, DeviceReport};
+use crate::streams::say;
 
 #[derive(Serialize)]
 struct Report {
@@ -35,7 +36,7 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
             .collect(),
     };
     if args.json.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print(&report);
     }
@@ -45,29 +46,31 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
 fn print(report: &Report) {
     for backend in &report.backends {
         let default = if backend.default { " (default)" } else { "" };
-        println!("{:<8} {}{default}", backend.name, backend.about);
+        say!("{:<8} {}{default}", backend.name, backend.about);
         if let Some(error) = &backend.error {
-            println!("    {error}");
+            say!("    {error}");
         }
         backend.devices.iter().for_each(print_device);
     }
-    println!();
-    println!("* is the device that a backend takes without --device.");
+    say!();
+    say!("* is the device that a backend takes without --device.");
     if !report.not_built_in.is_empty() {
-        println!();
-        println!("Not built in:");
+        say!();
+        say!("Not built in:");
     }
     for absent in &report.not_built_in {
-        println!(
+        say!(
             "{:<8} {}: --features {}",
-            absent.name, absent.about, absent.feature
+            absent.name,
+            absent.about,
+            absent.feature
         );
     }
 }
 
 fn print_device(device: &DeviceReport) {
     let default = if device.default { '*' } else { ' ' };
-    println!("  {default} {} {}", device.index, device.name);
+    say!("  {default} {} {}", device.index, device.name);
     let mut details = Vec::new();
     if device.kind != "CPU" || device.driver.is_some() {
         details.push(device.kind.to_owned());
@@ -77,5 +80,5 @@ fn print_device(device: &DeviceReport) {
         Some(error) => error.clone(),
         None => format!("computes in {}", device.float_types.join(", ")),
     });
-    println!("      {}", details.join("; "));
+    say!("      {}", details.join("; "));
 }

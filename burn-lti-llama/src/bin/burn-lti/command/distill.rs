@@ -9,6 +9,7 @@ use super::interrupted_by_ctrl_c;
 use crate::args::DistillArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -19,7 +20,7 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     };
     let summary = on_backend!(args.backend, on(&recipe, &out, args.keep_last))?;
     if args.json.json {
-        println!("{:#}", summary.to_json());
+        say!("{:#}", summary.to_json());
     } else {
         print(&summary, args);
     }
@@ -48,12 +49,12 @@ fn on<A: AutodiffBackend>(
         .with_listener(progress::listener())
         .with_interrupt(interrupted_by_ctrl_c()?)
         .with_keep_last(keep_last)
-        .with_command(std::env::args().collect());
+        .with_command(command_line());
     Ok(job.run::<A>(device)?)
 }
 
 fn print(summary: &Summary, args: &DistillArgs) {
-    println!(
+    say!(
         "KL {} -> {} nats/token, top-1 agreement {}, {} steps in {:.1} s ({:.0} tokens/s)",
         number(summary.kl_start),
         number(summary.kl_end),
@@ -63,7 +64,7 @@ fn print(summary: &Summary, args: &DistillArgs) {
         summary.tokens_per_second,
     );
     let student = args.out.join("student");
-    println!("student: {}, {}", student.display(), which(summary));
+    say!("student: {}, {}", student.display(), which(summary));
 }
 
 /// Which student of its run was exported, and why.

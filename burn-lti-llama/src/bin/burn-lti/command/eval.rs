@@ -12,6 +12,7 @@ use super::config_and_tokenizer;
 use crate::args::EvalArgs;
 use crate::backend::on_backend;
 use crate::progress::{number, percent};
+use crate::streams::say;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let found = on_backend!(args.backend, on(args))?;
@@ -20,7 +21,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
             Found::Whole(evaluation) => serde_json::to_string_pretty(evaluation),
             Found::ByPosition(ranges) => serde_json::to_string_pretty(ranges),
         };
-        println!("{}", json?);
+        say!("{}", json?);
         return Ok(());
     }
     match &found {
@@ -77,27 +78,27 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
 }
 
 fn print(evaluation: &Evaluation) {
-    println!("KL               {} nats/token", number(evaluation.kl));
-    println!("top-1 agreement  {}", percent(evaluation.top1_agreement));
-    println!(
+    say!("KL               {} nats/token", number(evaluation.kl));
+    say!("top-1 agreement  {}", percent(evaluation.top1_agreement));
+    say!(
         "student          cross-entropy {}, perplexity {}",
         number(evaluation.student_ce),
         number(evaluation.student_perplexity)
     );
-    println!(
+    say!(
         "teacher          cross-entropy {}, perplexity {}",
         number(evaluation.teacher_ce),
         number(evaluation.teacher_perplexity)
     );
-    println!("tokens           {}", evaluation.tokens);
+    say!("tokens           {}", evaluation.tokens);
 }
 
 fn print_ranges(ranges: &ByPosition) {
     let row = |cells: [String; 6]| {
         let [positions, kl, agreement, student, teacher, tokens] = cells;
-        println!("{positions:<11}{kl:>8}{agreement:>17}{student:>12}{teacher:>12}{tokens:>10}");
+        say!("{positions:<11}{kl:>8}{agreement:>17}{student:>12}{teacher:>12}{tokens:>10}");
     };
-    println!();
+    say!();
     row([
         "positions",
         "KL",

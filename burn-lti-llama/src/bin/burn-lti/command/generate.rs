@@ -1,6 +1,6 @@
 //! `burn-lti generate`
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,7 @@ use serde_json::json;
 use super::config_and_tokenizer;
 use crate::args::GenerateArgs;
 use crate::backend::on_backend;
+use crate::streams::{note, say, say_on, tell};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     on_backend!(args.backend, on(args))
@@ -130,12 +131,12 @@ impl<B: Backend> Writer<'_, B> {
         };
         let text = tokenizer.decode(&[shown, answer].concat())?;
         if json {
-            println!(
+            say!(
                 "{:#}",
                 json!({ "text": text, "tokens": tokens, "seconds": seconds })
             );
         } else {
-            println!("{}", text.strip_prefix(&printer.shown).unwrap_or(&text));
+            say!("{}", text.strip_prefix(&printer.shown).unwrap_or(&text));
             self.say_how_it_went(answer.len(), tokens.len(), seconds);
         }
         Ok(tokenizer.decode(answer)?)
@@ -144,14 +145,14 @@ impl<B: Backend> Writer<'_, B> {
     fn say_how_it_went(&self, written: usize, drawn: usize, seconds: f64) {
         if written > 0 || drawn == 0 {
             let speed = drawn as f64 / seconds;
-            eprintln!("{drawn} tokens in {seconds:.1} s, {speed:.1} a second");
+            tell!("{drawn} tokens in {seconds:.1} s, {speed:.1} a second");
             return;
         }
         let way_out = match self.tokenizer.chat().is_some() && !self.args.chat {
             true => ": it is an instruct model, which --chat talks to",
             false => ": try another prompt, or a --temperature",
         };
-        eprintln!("the model ended the text at once{way_out}");
+        tell!("the model ended the text at once{way_out}");
     }
 
     /// Answers line by line, until there are no more.
@@ -159,8 +160,7 @@ impl<B: Backend> Writer<'_, B> {
         let asks = io::stdin().is_terminal();
         let ask = || {
             if asks {
-                eprint!("> ");
-                let _ = io::stderr().flush();
+                note(format_args!("> "));
             }
         };
         let mut messages = Vec::new();
@@ -210,8 +210,7 @@ impl Printer {
             return;
         }
         if let Some(new) = text.strip_prefix(&self.shown) {
-            print!("{new}");
-            let _ = io::stdout().flush();
+            say_on!("{new}");
             self.shown = text;
         }
     }

@@ -14,6 +14,7 @@ use safetensors::tensor::TensorView;
 use super::config_and_tokenizer;
 use crate::args::LogitsArgs;
 use crate::backend::on_backend;
+use crate::streams::say;
 
 pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     on_backend!(args.backend, on(args))
@@ -64,7 +65,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
     ];
     let file = safetensors::serialize(views, None::<HashMap<String, String>>)?;
     write_atomically(&args.out, &file).context("the logits could not be written")?;
-    println!(
+    say!(
         "{count} documents of {length} tokens: {}",
         args.out.display()
     );

@@ -10,6 +10,7 @@ use burn_lti_llama::recipe::Recipe;
 
 use crate::args::{BackendArgs, PlanArgs};
 use crate::backend::{BackendName, on_backend};
+use crate::streams::{say, say_on};
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -25,15 +26,15 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         if let Some(prediction) = prediction {
             json["prediction"] = serde_json::to_value(prediction)?;
         }
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        say!("{}", serde_json::to_string_pretty(&json)?);
     } else {
-        print!("{plan}");
+        say_on!("{plan}");
         if let Some(prediction) = prediction {
-            print!("\n{prediction}");
+            say_on!("\n{prediction}");
         }
         let read_over = plan.teacher.source.read_over();
         if args.verbose && !read_over.is_empty() {
-            println!("\nread over in config.json: {}", read_over.join(", "));
+            say!("\nread over in config.json: {}", read_over.join(", "));
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use super::config_and_tokenizer;
 use crate::args::SampleCorpusArgs;
 use crate::backend::on_backend;
 use crate::progress;
+use crate::streams::say;
 
 pub(crate) fn run(args: &SampleCorpusArgs) -> Result<()> {
     check_out(args)?;
@@ -25,17 +26,17 @@ pub(crate) fn run(args: &SampleCorpusArgs) -> Result<()> {
     let (documents, tokens) = (corpus.documents.len(), corpus.num_tokens());
     let (blank, seconds) = (corpus.blank, began.elapsed().as_secs_f64());
     if args.json.json {
-        println!(
+        say!(
             "{:#}",
             json!({ "documents": documents, "tokens": tokens, "blank": blank, "seconds": seconds })
         );
     } else {
-        println!(
+        say!(
             "{documents} documents of {tokens} tokens in {seconds:.1} s: {}",
             args.out.display()
         );
         if blank > 0 {
-            println!("{blank} more ended without a text and are left out");
+            say!("{blank} more ended without a text and are left out");
         }
     }
     Ok(())

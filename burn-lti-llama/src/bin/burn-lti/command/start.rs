@@ -8,6 +8,7 @@ use burn_lti_llama::recipe::Recipe;
 use crate::args::StartArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::streams::{command_line, say, say_on};
 
 pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
@@ -15,17 +16,17 @@ pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
-        println!("{:#}", summary.to_json());
+        say!("{:#}", summary.to_json());
         return Ok(());
     }
-    print!("{summary}");
-    println!(
+    say_on!("{summary}");
+    say!(
         "KL {} nats/token, top-1 agreement {}, {:.1} s",
         number(summary.evaluation.kl),
         percent(summary.evaluation.top1_agreement),
         summary.seconds,
     );
-    println!("student: {}", args.out.join("student").display());
+    say!("student: {}", args.out.join("student").display());
     Ok(())
 }
 
@@ -36,6 +37,6 @@ fn on<A: AutodiffBackend>(
 ) -> Result<StartSummary> {
     let job = Job::new(recipe, out)
         .with_listener(progress::listener())
-        .with_command(std::env::args().collect());
+        .with_command(command_line());
     Ok(job.start::<A>(device)?)
 }

@@ -6,6 +6,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::streams::tell;
 use anyhow::{Context, Result, anyhow};
 use burn::prelude::Backend;
 use burn::tensor::{DType, TensorData, read_sync};
@@ -22,7 +23,7 @@ pub(super) fn caught<T>(touch: impl FnOnce() -> T) -> Result<T> {
         // So panics a wrapper of a C function after its own panic. After it the program is aborted, and
         // what is not said here is never said.
         if message.starts_with("panic in a function that cannot unwind") {
-            eprintln!("error: {first}");
+            tell!("error: {first}");
         }
     }));
     // Nothing of what a panic leaves half done is looked at again.
