@@ -58,7 +58,7 @@ pub fn write(config: &LlamaConfig, std: f64, dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use burn_lti_llama::distill::plan;
+    use burn_lti_llama::distill::plan_of_config;
     use burn_lti_llama::plan::DeviceSpeed;
     use burn_lti_llama::recipe::Recipe;
 
@@ -72,7 +72,7 @@ mod tests {
                 .join("plans")
                 .join(name);
             let recipe = Recipe::load(&path.join("recipe.toml"), &[]).unwrap();
-            let plan = plan(&recipe).unwrap();
+            let plan = plan_of_config(&recipe).unwrap();
             assert_eq!(plan.layers.len(), layers);
             let speed = DeviceSpeed {
                 flops: 1e12,

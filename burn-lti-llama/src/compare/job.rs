@@ -10,7 +10,7 @@ use super::folder::run_name;
 use super::{CompareDir, CompareError, Comparison, RunReport, StartReport, names};
 use crate::distill::{
     Compute, DistillError, Event, Interrupt, Job, Listener, Manifest, OutputDir, PhaseEnd, Summary,
-    plan,
+    plan_of_config,
 };
 use crate::recipe::Recipe;
 
@@ -308,7 +308,7 @@ fn check_plans(recipe: &Recipe, starts: &[Start]) -> Result<(), CompareError> {
     let plan_from = |start: Start| {
         let mut recipe = recipe.clone();
         recipe.lti.start = start;
-        plan(&recipe)
+        plan_of_config(&recipe)
     };
     for &start in starts {
         if let Err(source) = plan_from(start) {

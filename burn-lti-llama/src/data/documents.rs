@@ -132,6 +132,14 @@ impl Document {
         }
     }
 
+    /// Bytes of text, about.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Messages(messages) => messages.iter().map(Message::size).sum(),
+        }
+    }
+
     /// The document of a record, or what is wrong with it.
     fn of_record(record: &Value, field: Option<&str>) -> Result<Self, String> {
         let refused = |found: &str| format!("{found}: {EVERY_RECORD}");

@@ -77,8 +77,10 @@ pub use tensorboard::TensorBoard;
 use crate::config::LlamaConfig;
 use crate::data::text_files;
 use crate::eval::Evaluation;
-use crate::plan::Plan;
+use crate::hf;
+use crate::plan::{Plan, TextPlan};
 use crate::recipe::Recipe;
+use crate::tokenizer::Tokenizer;
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -119,16 +121,26 @@ pub fn distill<A: AutodiffBackend>(
         .run::<A>(device)
 }
 
-/// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not
-/// read.
+/// The recipe's plan: all that would keep it from being carried out is found, from the headers of the teacher's
+/// files, the texts and the tokenizer. ([`Plan::new`] looks at a configuration alone.)
+///
+/// # Errors
+///
+/// [`DistillError::Plan`], or another [`DistillError`] of what is read.
+pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
+    let mut plan = plan_of_config(recipe)?;
+    plan.text = Some(check_inputs(recipe, &plan.teacher)?);
+    Ok(plan)
+}
+
+/// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not read.
 ///
 /// # Errors
 ///
 /// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
-pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
+pub fn plan_of_config(recipe: &Recipe) -> Result<Plan, DistillError> {
     let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
-    let texts = [&recipe.data.train, &recipe.data.valid].map(|paths| text_files(paths));
-    let [train, valid] = texts;
+    let [train, valid] = [&recipe.data.train, &recipe.data.valid].map(|paths| text_files(paths));
     let mut texts = train?.into_iter().chain(valid?);
     match texts.find(|text| !text.is_file()) {
         Some(text) => Err(DistillError::Refused(format!(
@@ -137,4 +149,17 @@ pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
         ))),
         None => Ok(plan),
     }
+}
+
+/// Checks what a recipe reads beside the teacher's configuration.
+///
+/// # Errors
+///
+/// [`DistillError`]: weights, tokenizer or texts are not there, not whole, or not of this model.
+fn check_inputs(recipe: &Recipe, config: &LlamaConfig) -> Result<TextPlan, DistillError> {
+    let path = &recipe.teacher.path;
+    let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
+    let tokenizer = tokenizer.for_model(config.vocab_size)?;
+    hf::check_weights(path, config)?;
+    Ok(TextPlan::of(recipe, &tokenizer)?)
 }

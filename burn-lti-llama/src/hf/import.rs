@@ -11,6 +11,7 @@ use burn_lti::tensors::TensorSet;
 use super::names::{Naming, transpose};
 use super::{HfError, WeightFiles, WeightType, WeightsError};
 use crate::config::LlamaConfig;
+use crate::family::FileTensor;
 use crate::model::PlainLlama;
 
 /// Loads the model in `dir`, its weights cast to float32.
@@ -53,19 +54,9 @@ pub fn load_tensors<B: Backend>(
         let backend = B::name(device);
         return Err(HfError::FloatType { backend, dtype });
     }
-    let files = WeightFiles::open(dir)?;
     let layout = config.family.file_tensors(config);
-    let expected: Vec<(String, Vec<usize>)> = layout
-        .iter()
-        .map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
-        .collect();
-    // Some tools write the head of a tied model a second time.
-    let tied: &[&str] = match config.tie_word_embeddings {
-        true => &["lm_head.weight"],
-        false => &[],
-    };
-    files.check(&expected, tied)?;
-    check_tied_head(&files, dir, tied)?;
+    let files = checked_files(dir, config, &layout)?;
+    check_tied_head(&files, dir, tied(config))?;
 
     let options = (device, dtype.dtype());
     let mut tensors = TensorSet::new();
@@ -95,6 +86,36 @@ pub fn load_tensors<B: Backend>(
         }
     }
     Ok(tensors)
+}
+
+/// Checks from their headers that the weights in `dir` are those of a model: nothing missing, nothing unused, every
+/// shape as `config` says.
+///
+/// # Errors
+///
+/// [`HfError`] naming the file and the tensor.
+pub fn check_weights(dir: &Path, config: &LlamaConfig) -> Result<(), HfError> {
+    checked_files(dir, config, &config.family.file_tensors(config)).map(drop)
+}
+
+fn checked_files(
+    dir: &Path,
+    config: &LlamaConfig,
+    layout: &[FileTensor],
+) -> Result<WeightFiles, HfError> {
+    let files = WeightFiles::open(dir)?;
+    let named = |tensor: &FileTensor| (tensor.name.clone(), tensor.shape.clone());
+    let expected: Vec<(String, Vec<usize>)> = layout.iter().map(named).collect();
+    files.check(&expected, tied(config))?;
+    Ok(files)
+}
+
+/// Some tools write the head of a tied model a second time.
+const fn tied(config: &LlamaConfig) -> &'static [&'static str] {
+    match config.tie_word_embeddings {
+        true => &["lm_head.weight"],
+        false => &[],
+    }
 }
 
 /// A head that is written beside the embedding it is tied to must be that embedding.

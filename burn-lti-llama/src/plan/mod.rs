@@ -12,6 +12,7 @@ mod planner;
 mod prediction;
 pub(crate) mod report;
 mod student;
+mod text;
 
 use burn_lti::blueprint::Blueprint;
 use burn_lti::decoder::LtiSpec;
@@ -38,6 +39,7 @@ use check::{
 use cost::Costs;
 use planner::Planner;
 use student::{Blueprints, lti_spec, planned};
+pub use text::TextPlan;
 
 /// The checked plan of a distillation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,6 +69,9 @@ pub struct Plan {
     /// The training after the maps are folded away, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase2: Option<PhasePlan>,
+    /// How much text there is, if it was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextPlan>,
     /// What the training may bring, if any like it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expectation: Option<Expectation>,
@@ -339,6 +344,7 @@ impl Plan {
             },
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
+            text: None,
             expectation: Expectation::of(recipe),
             spec,
             with_maps,

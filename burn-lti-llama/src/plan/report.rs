@@ -35,6 +35,9 @@ impl fmt::Display for Plan {
         self.write_calibration(f)?;
         writeln!(f, "train    {}", self.trained)?;
         self.write_training(f)?;
+        if let Some(text) = self.text {
+            writeln!(f, "reads    {text}")?;
+        }
         self.write_export(f)?;
         self.write_expectation(f)?;
         writeln!(f)?;

@@ -30,6 +30,14 @@ impl Message {
         Self(fields)
     }
 
+    /// Bytes of what is said.
+    pub(crate) fn size(&self) -> usize {
+        self.0
+            .get("content")
+            .and_then(Value::as_str)
+            .map_or(0, str::len)
+    }
+
     /// A message that was read, if it has a role.
     pub(crate) fn of(value: &Value) -> Option<Self> {
         let fields = value.as_object()?;

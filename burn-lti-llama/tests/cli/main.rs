@@ -27,6 +27,30 @@ fn plan_says_what_becomes_of_every_tensor() {
     let plan = workshop.json(&["plan", "recipe.toml", "--json"]);
     assert_eq!(plan["student"]["num_attention_heads"], 2);
     assert!(plan["totals"]["map_parameters"].as_u64().unwrap() > 0);
+    // 4 steps of 2 sequences of 16 tokens, of 40 documents.
+    assert_eq!(plan["text"]["documents"], 40);
+    assert_eq!(plan["text"]["held_out"], 10);
+    let sequences = plan["text"]["sequences"].as_f64().unwrap();
+    assert_eq!(plan["text"]["epochs"], 8.0 / sequences);
+}
+
+#[test]
+fn plan_finds_what_a_run_would_refuse() {
+    let workshop = Workshop::new();
+    fs::write(workshop.path("broken.parquet"), "PAR1").unwrap();
+    let text = [
+        "plan",
+        "recipe.toml",
+        "--set",
+        "data.train=['broken.parquet']",
+    ];
+    assert!(workshop.fail(&text).contains("broken.parquet"));
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let workshop = Workshop::new();
+        fs::remove_file(workshop.path("teacher").join(file)).unwrap();
+        assert!(workshop.fail(&["plan", "recipe.toml"]).contains(file));
+        workshop.succeed(&["plan", "recipe.toml", "--config-only"]);
+    }
 }
 
 #[test]

@@ -223,6 +223,9 @@ pub(crate) struct PlanArgs {
         conflicts_with = "flops"
     )]
     pub(crate) measure: Option<BackendName>,
+    /// Plan from the teacher's config.json alone, of a model or of texts that are not here.
+    #[arg(long)]
+    pub(crate) config_only: bool,
     /// Name the fields of the teacher's config.json that were read over, as they change nothing in what it
     /// computes.
     #[arg(long)]

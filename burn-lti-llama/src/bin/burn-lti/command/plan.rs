@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Tensor};
+use burn_lti_llama::distill;
 use burn_lti_llama::plan::DeviceSpeed;
 use burn_lti_llama::recipe::Recipe;
 
@@ -14,7 +15,10 @@ use crate::streams::{say, say_on};
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    let plan = burn_lti_llama::distill::plan(&recipe)?;
+    let plan = match args.config_only {
+        true => distill::plan_of_config(&recipe)?,
+        false => distill::plan(&recipe)?,
+    };
     let given = args.flops.map(|flops| DeviceSpeed {
         flops,
         bandwidth: args.bandwidth,
