@@ -74,7 +74,7 @@ pub fn demo<A: AutodiffBackend>(
     device: &A::Device,
     listener: &Listener,
 ) -> Result<DemoReport, DemoError> {
-    OutputDir::check_empty(dir)?;
+    OutputDir::check_empty(dir, "choose another --out, or take them away")?;
     write_stories(dir, seed)?;
     listener(Event::Stage("training a teacher on made-up stories"));
     let teacher_dir = dir.join("teacher");

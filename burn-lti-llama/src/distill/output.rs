@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::metrics::{LoggedEvaluation, evaluations};
 use super::{DistillError, Manifest, StartSummary, Summary};
+use crate::data::text_files;
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -55,7 +56,7 @@ impl OutputDir {
         let existing = match overwrite {
             true => Existing::Overwrite,
             false => {
-                Self::check_empty(dir)?;
+                Self::check_empty(dir, Self::way_out(dir))?;
                 Existing::Refuse
             }
         };
@@ -179,18 +180,30 @@ impl OutputDir {
         self.dir.join("tensorboard")
     }
 
-    /// Refuses a folder that holds anything. One that is not there holds nothing.
+    /// What to do about a folder that is not empty. Work is not to be lost for want of a word about it.
+    fn way_out(dir: &Path) -> &'static str {
+        match Self::of_run(dir).has_run() {
+            true => {
+                "add --resume to go on with the run in it, choose another --out, or add --overwrite to \
+                     replace its results"
+            }
+            false => {
+                "choose another --out, or add --overwrite to replace the results of an earlier run"
+            }
+        }
+    }
+
+    /// Refuses a folder that holds anything, and says `way_out`. One that is not there holds nothing.
     ///
     /// # Errors
     ///
     /// [`DistillError::Refused`] or [`DistillError::Output`].
-    pub fn check_empty(dir: &Path) -> Result<(), DistillError> {
+    pub fn check_empty(dir: &Path, way_out: &str) -> Result<(), DistillError> {
         match fs::read_dir(dir) {
             Ok(mut entries) => match entries.next() {
                 None => Ok(()),
                 Some(_) => Err(DistillError::Refused(format!(
-                    "{} already holds files: choose another --out, or add --overwrite to replace the \
-                     results of an earlier run",
+                    "{} already holds files: {way_out}",
                     dir.display()
                 ))),
             },
@@ -214,7 +227,7 @@ impl OutputDir {
 
     /// Makes the folder, takes away an earlier run and writes `recipe.toml` and `manifest.json`.
     pub(super) fn begin(&self, recipe: &Recipe, manifest: &Manifest) -> Result<(), DistillError> {
-        self.check_apart_from(&recipe.teacher.path)?;
+        self.check_apart_from(recipe)?;
         fs::create_dir_all(&self.dir).map_err(|source| self.problem("", source))?;
         // A run that is taken up goes on from the start that was calculated for it.
         let keeps = |file: &str| file == START && self.existing == Existing::Resume;
@@ -256,20 +269,40 @@ impl OutputDir {
             .map_err(|source| self.problem("student", source))
     }
 
-    /// A run that took its teacher's own folder away would have nothing left to learn from.
-    fn check_apart_from(&self, teacher: &Path) -> Result<(), DistillError> {
-        let is_teacher = |dir: &Path| match (fs::canonicalize(dir), fs::canonicalize(teacher)) {
-            (Ok(dir), Ok(teacher)) => teacher.starts_with(dir),
-            _ => false,
-        };
-        let replaced = [self.student_dir(), self.unchecked_student_dir()];
-        match replaced.iter().any(|dir| is_teacher(dir)) {
-            true => Err(DistillError::Refused(format!(
-                "the teacher lies in {}, where its student would replace it: choose another --out",
-                self.dir.display()
-            ))),
-            false => Ok(()),
+    /// A run that took away what it reads would have nothing left to learn from.
+    fn check_apart_from(&self, recipe: &Recipe) -> Result<(), DistillError> {
+        let folders = [
+            self.student_dir(),
+            self.unchecked_student_dir(),
+            self.checkpoints_path(),
+            self.tensorboard_path(),
+        ];
+        let files = FILES.into_iter().map(|file| self.dir.join(file));
+        let replaced: Vec<PathBuf> = folders
+            .into_iter()
+            .chain(files)
+            .filter_map(|path| fs::canonicalize(path).ok())
+            .collect();
+        let mut texts = Vec::new();
+        for paths in [&recipe.data.train, &recipe.data.valid] {
+            texts.extend(text_files(paths)?);
         }
+        let read = [&recipe.teacher.path]
+            .into_iter()
+            .chain(&recipe.teacher.cache)
+            .chain(&texts);
+        for path in read {
+            let found = fs::canonicalize(path).ok();
+            let is_replaced = |found: PathBuf| replaced.iter().any(|it| found.starts_with(it));
+            if found.is_some_and(is_replaced) {
+                return Err(DistillError::Refused(format!(
+                    "{} lies in {}, where this run would replace it: choose another --out",
+                    path.display(),
+                    self.dir.display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn problem(&self, name: &str, source: io::Error) -> DistillError {

@@ -647,7 +647,7 @@ pub fn collapse_run<A: AutodiffBackend>(
     let inputs = RunInputs::<A>::load(&recipe, device)?;
     let run = Run::begin(&job, device, inputs, None, Instant::now())?;
     let progress = RunProgress::at(checkpoint)?;
-    OutputDir::check_empty(student_dir)?;
+    OutputDir::check_empty(student_dir, "choose another --out, or take them away")?;
     (listener)(Event::Stage("collapsing and exporting"));
     let student = match (progress.phase, recipe.trained()) {
         (Phase::First, Trained::Maps) => {

@@ -196,6 +196,59 @@ fn distill_leaves_a_student_that_eval_and_generate_take() {
 }
 
 #[test]
+fn what_a_run_reads_is_not_replaced_by_it() {
+    for (from, to, set) in [
+        (
+            "teacher",
+            "out/checkpoints/teacher",
+            "teacher.path='out/checkpoints/teacher'",
+        ),
+        (
+            "train.txt",
+            "out/student/train.txt",
+            "data.train=['out/student/train.txt']",
+        ),
+    ] {
+        let workshop = Workshop::new();
+        fs::create_dir_all(workshop.path(to).parent().unwrap()).unwrap();
+        fs::rename(workshop.path(from), workshop.path(to)).unwrap();
+        let run = [
+            "distill",
+            "recipe.toml",
+            "--out",
+            "out",
+            "--overwrite",
+            "--set",
+            set,
+        ];
+        assert!(workshop.fail(&run).contains("would replace it"));
+        assert!(workshop.path(to).exists());
+    }
+}
+
+#[test]
+fn a_file_is_replaced_if_told_so_and_nothing_else_ever_is() {
+    let workshop = Workshop::new();
+    let logits = [
+        "logits",
+        "--model",
+        "teacher",
+        "--text",
+        "valid.txt",
+        "--out",
+        "out.st",
+    ];
+    let again = [&logits[..], &["--overwrite"]].concat();
+    fs::write(workshop.path("out.st"), "precious").unwrap();
+    assert!(workshop.fail(&logits).contains("--overwrite"));
+    assert_eq!(fs::read(workshop.path("out.st")).unwrap(), b"precious");
+    workshop.succeed(&again);
+    fs::remove_file(workshop.path("out.st")).unwrap();
+    fs::create_dir(workshop.path("out.st")).unwrap();
+    assert!(workshop.fail(&again).contains("no regular file"));
+}
+
+#[test]
 fn an_output_folder_with_content_is_left_alone_unless_told_otherwise() {
     let workshop = Workshop::new();
     fs::create_dir(workshop.path("out")).unwrap();
@@ -515,7 +568,14 @@ fn maps_on_some_layers_only() {
 
 /// The logits that the command writes for the teacher, and how they are laid out.
 fn logits(workshop: &Workshop, more: &[&str]) -> (Vec<usize>, Vec<f32>) {
-    let common = ["logits", "--model", "teacher", "--text", "valid.txt"];
+    let common = [
+        "logits",
+        "--model",
+        "teacher",
+        "--text",
+        "valid.txt",
+        "--overwrite",
+    ];
     let out = ["--out", "logits.safetensors"];
     workshop.succeed(&[&common[..], &out, more].concat());
     let file = fs::read(workshop.path("logits.safetensors")).unwrap();

@@ -476,9 +476,12 @@ pub(crate) struct LogitsArgs {
     /// The field of a record that holds the document. `text`, `messages`, or `prompt` and `completion` unless given.
     #[arg(long, value_name = "NAME")]
     pub(crate) field: Option<String>,
-    /// Where the logits go.
+    /// Where the logits go. A file that exists is refused.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    /// Replace FILE if it exists.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
     /// How many documents.
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) documents: usize,

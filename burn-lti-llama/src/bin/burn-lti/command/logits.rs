@@ -11,7 +11,7 @@ use burn_lti_llama::hf;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::config_and_tokenizer;
+use super::{check_replaceable, config_and_tokenizer};
 use crate::args::LogitsArgs;
 use crate::backend::on_backend;
 use crate::streams::say;
@@ -21,6 +21,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
+    check_replaceable(&args.out, args.overwrite)?;
     let (config, tokenizer) = config_and_tokenizer(&args.model)?;
     let mut rows = Vec::new();
     for file in &text_files(&args.text)? {

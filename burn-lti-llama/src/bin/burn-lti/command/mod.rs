@@ -13,7 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod sample_corpus;
 pub(crate) mod start;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::distill::Interrupt;
 use burn_lti_llama::tokenizer::Tokenizer;
@@ -25,6 +25,30 @@ fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
     let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
     let tokenizer = tokenizer.for_model(config.vocab_size)?;
     Ok((config, tokenizer))
+}
+
+/// Checks that a file can be written where `out` is, before the work is done: it is not there, or a regular file that
+/// may be replaced, in a folder that is.
+fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {
+    match out.symlink_metadata() {
+        Ok(found) if !found.is_file() => bail!(
+            "{} is no regular file, and is not replaced: choose another --out",
+            out.display()
+        ),
+        Ok(_) if !overwrite => bail!(
+            "{} is there already: choose another --out, or add --overwrite to replace it",
+            out.display()
+        ),
+        _ => {}
+    }
+    let folder = out.parent().filter(|folder| *folder != Path::new(""));
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!(
+            "{} is no folder: make it, or choose another --out",
+            folder.display()
+        );
+    }
+    Ok(())
 }
 
 /// What Ctrl-C asks. Pressed once more, it ends the program at once.

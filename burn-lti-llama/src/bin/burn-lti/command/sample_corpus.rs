@@ -1,16 +1,15 @@
 //! `burn-lti sample-corpus`
 
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::corpus::{Corpus, CorpusOrder, check_file, sample_corpus};
 use burn_lti_llama::distill::Event;
 use burn_lti_llama::hf;
 use serde_json::json;
 
-use super::config_and_tokenizer;
+use super::{check_replaceable, config_and_tokenizer};
 use crate::args::SampleCorpusArgs;
 use crate::backend::on_backend;
 use crate::progress;
@@ -46,20 +45,7 @@ pub(crate) fn run(args: &SampleCorpusArgs) -> Result<()> {
 fn check_out(args: &SampleCorpusArgs) -> Result<()> {
     let out = &args.out;
     check_file(out)?;
-    if out.exists() && !args.overwrite {
-        bail!(
-            "{} is there already: choose another --out, or add --overwrite to replace it",
-            out.display()
-        );
-    }
-    let folder = out.parent().filter(|folder| *folder != Path::new(""));
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!(
-            "{} is no folder: make it, or choose another --out",
-            folder.display()
-        );
-    }
-    Ok(())
+    check_replaceable(out, args.overwrite)
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result<Corpus> {
