@@ -20,7 +20,9 @@ pub use error::ConfigError;
 pub use family::Family;
 pub(crate) use fields::{Fields, OneOrMany};
 pub use hub::model_folder;
-pub(crate) use hub::{cache as hub_cache, repository as hub_repository};
+pub(crate) use hub::{
+    cache as hub_cache, repository as hub_repository, repository_of as hub_repository_of,
+};
 pub use rope::{Rope, RopeScaling};
 
 /// The checked configuration of a decoder.
@@ -98,10 +100,13 @@ pub struct SourceFields {
 }
 
 impl SourceFields {
-    /// The name or path that transformers loaded the model by, if the file keeps it.
-    pub fn name(&self) -> Option<&str> {
+    /// The repository that transformers loaded the model from, if the file keeps one and no path of somebody's
+    /// machine.
+    pub fn repository(&self) -> Option<&str> {
         let name = self.fields.get("_name_or_path")?.as_str()?;
-        Some(name).filter(|name| !name.is_empty())
+        let (organisation, model) = name.split_once('/')?;
+        let is_path = organisation.is_empty() || organisation.starts_with(['.', '~']);
+        (!is_path && !model.is_empty() && !model.contains('/')).then_some(name)
     }
 
     /// The fields that say nothing about what the model computes, sorted.

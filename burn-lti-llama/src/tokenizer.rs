@@ -196,7 +196,7 @@ impl Tokenizer {
         let settings: Settings = read_settings(&file)?;
         let generation: GenerationSettings = read_settings(&dir.join(GENERATION_CONFIG))?;
         // A model rests much of its attention on the first token, which should be the same one everywhere;
-        // and where a document ends has to be learned. So only an explicit no leaves BOS or EOS out of one.
+        // and where a document ends has to be learned. So only an explicit no leaves it to the post-processor whether there is one.
         // A prompt begins as it does elsewhere, with what a chat template may have put there.
         let start = [Edge::Always, Edge::AsProcessed]
             .map(|otherwise| Edge::new(settings.add_bos_token, otherwise));
@@ -273,8 +273,8 @@ impl Tokenizer {
 
     /// The tokens of one document, from BOS to EOS, each once.
     ///
-    /// One that is not known is left out, and so is one that `add_bos_token` or `add_eos_token` forbids, even
-    /// if the tokenizer's post-processor puts it there.
+    /// One that is not known is left out. Where `add_bos_token` or `add_eos_token` says no, it is there if the
+    /// tokenizer's post-processor, or the text itself, puts it there.
     ///
     /// # Errors
     ///
@@ -306,13 +306,37 @@ impl Tokenizer {
         texts: &[T],
     ) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let [start, _] = self.start;
+        self.encode_all(texts, true, |one| self.framed(one, start, self.end))
+    }
+
+    /// As [`encode_as_it_is`](Self::encode_as_it_is), for many texts on all cores.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_documents`](Self::encode_documents).
+    pub fn encode_as_they_are<T: AsRef<str>>(
+        &self,
+        texts: &[T],
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        self.encode_all(texts, false, |one| self.checked(one.get_ids().to_vec()))
+    }
+
+    fn encode_all<T: AsRef<str>>(
+        &self,
+        texts: &[T],
+        add_special_tokens: bool,
+        tokens: impl Fn(&Encoding) -> Result<Vec<u32>, TokenizerError>,
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let mut documents = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
             let batch: Vec<&str> = batch.iter().map(AsRef::as_ref).collect();
-            let encodings = guarded(|| self.inner.encode_batch_fast::<&str>(batch, true));
+            let encodings = guarded(|| {
+                self.inner
+                    .encode_batch_fast::<&str>(batch, add_special_tokens)
+            });
             let encodings = encodings.map_err(self.failed("encode the text"))?;
             for one in &encodings {
-                documents.push(self.framed(one, start, self.end)?);
+                documents.push(tokens(one)?);
             }
         }
         Ok(documents)
@@ -329,7 +353,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a text to be continued, as transformers has them: BOS is there if the tokenizer's
-    /// post-processor puts it there or `add_bos_token` asks for it.
+    /// post-processor puts it there or `add_bos_token` asks for it; once, if the text has it too.
     ///
     /// # Errors
     ///

@@ -18,6 +18,7 @@ const BOOKKEEPING: &[&str] = &[
     "auto_map",
     "bad_words_ids",
     "begin_suppress_tokens",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "cross_attention_hidden_size",
     "decoder_start_token_id",
@@ -90,6 +91,7 @@ const FIXED: &[(&str, Only)] = &[
     ("quantization_config", Only::Nothing),
     ("rope_interleaved", Only::Bool(false)),
     ("torch_dtype", FLOAT_TYPES),
+    ("use_mrope", Only::Bool(false)),
 ];
 
 const FLOAT_TYPES: Only = Only::Text(&["float32", "float16", "bfloat16"]);

@@ -21,6 +21,12 @@ pub fn model_folder(path: &Path) -> PathBuf {
     found.unwrap_or_else(|| path.to_owned())
 }
 
+/// The repository of which a folder is a snapshot, if it is one.
+pub(crate) fn repository_of(folder: &Path) -> Option<String> {
+    let name = folder.parent()?.parent()?.file_name()?.to_str()?;
+    Some(name.strip_prefix("models--")?.replacen("--", "/", 1))
+}
+
 /// Where the Hub's programs keep what they fetch.
 pub(crate) fn cache() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
@@ -59,6 +65,9 @@ mod tests {
         assert_eq!(snapshot(cache.path(), "some/model", "0ab1"), folder);
         assert_eq!(snapshot(cache.path(), "some/model", "v2"), None);
         assert_eq!(snapshot(cache.path(), "some/other", "main"), None);
+        let of = folder.as_deref().and_then(repository_of);
+        assert_eq!(of.as_deref(), Some("some/model"));
+        assert_eq!(repository_of(cache.path()), None);
     }
 
     #[test]

@@ -128,25 +128,25 @@ pub fn encode(
     tokenizer: &Tokenizer,
     documents: Vec<Document>,
 ) -> Result<Vec<Vec<u32>>, TokenizerError> {
-    let (mut texts, mut conversations) = (Vec::new(), Vec::new());
+    let (mut plain, mut rendered) = (Vec::new(), Vec::new());
     for (index, document) in documents.into_iter().enumerate() {
         match document {
-            Document::Text(text) => texts.push((index, text)),
-            Document::Messages(messages) => conversations.push((index, messages)),
+            Document::Text(text) => plain.push((index, text)),
+            Document::Messages(messages) => {
+                let template = tokenizer.chat().ok_or(ChatError::None)?;
+                rendered.push((index, template.render(&messages, false)?));
+            }
         }
     }
-    let (places, texts): (Vec<usize>, Vec<String>) = texts.into_iter().unzip();
-    let mut encoded: Vec<(usize, Vec<u32>)> = places
+    let (plain_at, plain): (Vec<usize>, Vec<String>) = plain.into_iter().unzip();
+    let (rendered_at, rendered): (Vec<usize>, Vec<String>) = rendered.into_iter().unzip();
+    let plain = plain_at
         .into_iter()
-        .zip(tokenizer.encode_documents(&texts)?)
-        .collect();
-    for (index, messages) in conversations {
-        let text = tokenizer
-            .chat()
-            .ok_or(ChatError::None)?
-            .render(&messages, false)?;
-        encoded.push((index, tokenizer.encode_as_it_is(&text)?));
-    }
+        .zip(tokenizer.encode_documents(&plain)?);
+    let rendered = rendered_at
+        .into_iter()
+        .zip(tokenizer.encode_as_they_are(&rendered)?);
+    let mut encoded: Vec<(usize, Vec<u32>)> = plain.chain(rendered).collect();
     encoded.sort_unstable_by_key(|(index, _)| *index);
     Ok(encoded.into_iter().map(|(_, tokens)| tokens).collect())
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use burn_lti::files::{FileError, write_atomically};
 
 use super::Summary;
+use crate::config::hub_repository_of;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 
@@ -21,16 +22,14 @@ pub(super) fn write(
     summary: &Summary,
 ) -> Result<(), FileError> {
     let teacher = &recipe.teacher.path;
-    let name = plan.teacher.source.name();
-    let folder = teacher
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
-    let name = name.map(str::to_owned).or(folder).unwrap_or_default();
+    let repository = plan.teacher.source.repository().map(str::to_owned);
+    let repository = repository.or_else(|| hub_repository_of(teacher));
+    let folder = teacher.file_name().unwrap_or_default().to_string_lossy();
+    let name = repository.as_deref().unwrap_or(&folder);
     let mut card =
         String::from("---\nlibrary_name: transformers\ntags: [distillation, burn-lti]\n");
-    // A name with a slash is a repository's, as a rule; any other would be no link.
-    if name.split('/').count() == 2 {
-        let _ = writeln!(card, "base_model: {name}");
+    if let Some(repository) = &repository {
+        let _ = writeln!(card, "base_model: {repository}");
     }
     if let Some(licence) = front_matter(teacher, "license:") {
         let _ = writeln!(card, "license: {licence}");

@@ -56,14 +56,19 @@ impl FileTensor {
         self.parts.extend(below.parts);
     }
 
-    /// Where each part's numbers lie among those of the tensor.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&FilePart, std::ops::Range<usize>)> {
-        let mut from = 0;
-        self.parts.iter().map(move |part| {
+    /// The decoder's numbers for each part, from the file's. Nothing is copied where nothing is cut or changed.
+    pub(crate) fn read(&self, mut file: Vec<f32>) -> Vec<(&FilePart, Vec<f32>)> {
+        let last_first = self.parts.iter().rev().map(|part| {
             let count: usize = part.shape.iter().product();
-            from += count;
-            (part, from - count..from)
-        })
+            let own = match count == file.len() {
+                true => std::mem::take(&mut file),
+                false => file.split_off(file.len() - count),
+            };
+            (part, part.read(own))
+        });
+        let mut parts: Vec<_> = last_first.collect();
+        parts.reverse();
+        parts
     }
 }
 
@@ -73,9 +78,9 @@ impl FilePart {
     }
 
     /// The decoder's numbers, from the file's.
-    pub(crate) fn read(&self, file: &[f32]) -> Vec<f32> {
+    fn read(&self, file: Vec<f32>) -> Vec<f32> {
         let mut numbers = match &self.order {
-            None => file.to_vec(),
+            None => file,
             Some(order) => {
                 let width = file.len() / order.len();
                 let rows = order.iter().map(|row| &file[row * width..][..width]);
@@ -170,7 +175,7 @@ mod tests {
             scale: 4.0,
         };
         let file = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        let read = part.read(&file);
+        let read = part.read(file.to_vec());
         assert_eq!(read, [24.0, 28.0, 8.0, 12.0, 16.0, 20.0]);
         assert_eq!(part.write(read), file);
     }

@@ -68,7 +68,7 @@ pub fn export<B: Backend>(
 fn weights<B: Backend>(tensors: &TensorSet<B>, tensor: FileTensor) -> NewTensor<'_> {
     let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
     NewTensor::new(name, shape, move || {
-        let mut numbers = Vec::with_capacity(tensor.shape.iter().product());
+        let mut numbers = Vec::new();
         for part in &tensor.parts {
             let naming = Naming::of(&part.name);
             let unreadable = |detail: String| {
@@ -83,7 +83,11 @@ fn weights<B: Backend>(tensors: &TensorSet<B>, tensor: FileTensor) -> NewTensor<
                 (true, &[rows, columns]) => transpose(&values, columns, rows),
                 _ => values,
             };
-            numbers.extend(part.write(values));
+            let of_part = part.write(values);
+            match numbers.is_empty() {
+                true => numbers = of_part,
+                false => numbers.extend(of_part),
+            }
         }
         Ok(numbers)
     })

@@ -62,9 +62,8 @@ pub fn load_tensors<B: Backend>(
     let mut tensors = TensorSet::new();
     for file_tensor in &layout {
         let numbers = files.read_f32(&file_tensor.name)?;
-        for (part, range) in file_tensor.ranges() {
+        for (part, values) in file_tensor.read(numbers) {
             let naming = Naming::of(&part.name);
-            let values = part.read(&numbers[range]);
             match *part.shape.as_slice() {
                 [rows, columns] if naming.transposed => {
                     let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);

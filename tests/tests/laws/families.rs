@@ -205,6 +205,12 @@ fn other_models_are_refused_by_what_they_are() {
         let error = LlamaConfig::from_dir(&family_dir("refused").join(name)).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
     }
+    // Their fixtures wait for the pieces that they need.
+    for name in ["gemma2", "olmo2"] {
+        let error = LlamaConfig::from_dir(&family_dir(name)).unwrap_err();
+        let what = format!("is {name}, a family that is not known here");
+        assert!(error.to_string().contains(&what), "{error}");
+    }
 }
 
 /// Maps of as many heads begin as the teacher; half of them, folded away, come back from their file.

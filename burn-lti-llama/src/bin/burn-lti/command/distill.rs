@@ -13,7 +13,7 @@ use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    burn_lti_llama::distill::plan(&recipe)?; // every mistake of the recipe before the folder is made
+    burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
     let out = match args.resume {
         true => OutputDir::resume(&args.out)?,
         false => OutputDir::prepare(&args.out, args.overwrite)?,

@@ -12,7 +12,7 @@ use crate::streams::{command_line, say, say_on};
 
 pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    burn_lti_llama::distill::plan(&recipe)?; // every mistake of the recipe before the folder is made
+    burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
