@@ -260,6 +260,32 @@ impl LlamaConfig {
         self
     }
 
+    /// Whether it has as many layers and units as `other`, whatever its heads.
+    pub(crate) const fn is_as_deep_and_wide(&self, other: &Self) -> bool {
+        self.num_hidden_layers == other.num_hidden_layers
+            && self.intermediate_size == other.intermediate_size
+    }
+
+    /// The same model with these of its layers, ascending.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such layer.
+    pub fn with_layers(&self, kept: &[usize]) -> Self {
+        let layers = self.num_hidden_layers;
+        if kept.iter().copied().eq(0..layers) {
+            return self.clone();
+        }
+        let mut config = Self {
+            num_hidden_layers: kept.len(),
+            turned: kept.iter().map(|layer| self.turned[*layer]).collect(),
+            windows: kept.iter().map(|layer| self.windows[*layer]).collect(),
+            ..self.clone()
+        };
+        config.family.write_layers(&mut config);
+        config
+    }
+
     /// Whether transformers 5 opens it under the name of its family.
     pub(crate) const fn opens(&self) -> bool {
         !self.family.needs_whole_heads()

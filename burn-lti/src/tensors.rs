@@ -149,7 +149,11 @@ impl<B: Backend> AnyTensor<B> {
     }
 
     /// The tensor with its axes split or joined into `shape`, which must hold as many elements.
-    pub(crate) fn to_rank<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn to_rank<const D: usize>(&self, shape: [usize; D]) -> Tensor<B, D> {
         let primitive = B::float_reshape(self.primitive.clone(), shape.into());
         Tensor::from_primitive(TensorPrimitive::Float(primitive))
     }
@@ -223,6 +227,15 @@ impl<B: Backend> TensorSet<B> {
         let mut both = self.clone();
         both.tensors.extend(others.tensors.clone());
         both
+    }
+
+    /// The same tensors by other names, without those for which there is none.
+    pub fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let tensors = self.tensors.iter();
+        let renamed = tensors.filter_map(|(name, named)| Some((rename(name)?, named.clone())));
+        Self {
+            tensors: renamed.collect(),
+        }
     }
 
     /// The tensor of that name.

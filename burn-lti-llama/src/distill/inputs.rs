@@ -5,23 +5,26 @@ use std::sync::Arc;
 use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::decoder::TokenBatch;
+use burn_lti::calibration::choose_layers;
+use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
-use super::teacher_cache;
-use super::{DistillError, Manifest};
+use super::{DistillError, Event, Listener, Manifest, teacher_cache};
 use crate::config::LlamaConfig;
-use crate::data::{self, PackedSequence};
-use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType};
+use crate::data::{self, PackedSequence, of_each_length};
+use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType, kept_name};
 use crate::model::PlainLlama;
 use crate::plan::Plan;
+use crate::plan::report::runs;
 use crate::recipe::{Recipe, ShardSize};
 use crate::tokenizer::Tokenizer;
 
 /// Everything that a run reads.
 pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) plan: Plan,
+    /// The teacher's, those of its layers that the student keeps, by the student's numbers.
     pub(super) tensors: TensorSet<A::InnerBackend>,
     /// With which the student is compared.
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
@@ -36,11 +39,17 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
 }
 
 impl<A: AutodiffBackend> RunInputs<A> {
-    pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
+    /// `kept` are the layers of the teacher's that an earlier run of the recipe has chosen.
+    pub(super) fn load(
+        recipe: &Recipe,
+        kept: Option<&[usize]>,
+        device: &A::Device,
+        listener: &Listener,
+    ) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
         let path = &recipe.teacher.path;
         let config = LlamaConfig::from_dir(path)?;
-        let plan = Plan::new(recipe, &config)?;
+        let mut plan = Plan::with_layers(recipe, &config, kept)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
@@ -61,6 +70,18 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let export_form = export_form(recipe)?;
         let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
         let teacher = Arc::new(hf::plain_from_tensors(&config, &tensors, device)?);
+        if plan.chooses_layers {
+            listener(Event::Stage("choosing layers"));
+            let count = plan.student.num_hidden_layers;
+            let chosen = chosen_layers(&teacher, &train, count, device, listener)?;
+            plan = Plan::with_layers(recipe, &config, Some(&chosen))?;
+        }
+        if let Some(kept) = &plan.kept_layers {
+            let layers = runs(kept);
+            listener(Event::Note(&format!(
+                "the student keeps layers {layers} of the teacher's"
+            )));
+        }
         let training_teacher = match cache {
             Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
             None => TrainingTeacher::Live(teacher.clone()),
@@ -69,6 +90,10 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let watched = valid.iter().take(watched).cloned().collect();
         let batch_size = seq_len.sequences_of(longest, recipe.train.batch_size);
         let held_out = |sequences| data::loader(sequences, batch_size, None, device);
+        let tensors = match &plan.kept_layers {
+            Some(kept) => tensors.renamed(|name| kept_name(name, kept)),
+            None => tensors,
+        };
         Ok(Self {
             plan,
             tensors,
@@ -81,6 +106,47 @@ impl<A: AutodiffBackend> RunInputs<A> {
             watched: held_out(watched),
         })
     }
+}
+
+/// Tokens of each of the two texts on which layers are chosen.
+const TOKENS_OF_CHOICE: usize = 1024;
+
+/// The layers of the teacher's that a student of so many keeps, measured on a little of the training text.
+fn chosen_layers<B: Backend>(
+    teacher: &PlainLlama<B>,
+    train: &[PackedSequence],
+    count: usize,
+    device: &B::Device,
+    listener: &Listener,
+) -> Result<Vec<usize>, DistillError> {
+    let shortest: Vec<_> = of_each_length(train).next().unwrap_or_default().to_vec();
+    let of_each = TOKENS_OF_CHOICE.div_ceil(shortest.first().map_or(1, PackedSequence::len));
+    let of_each = of_each.min(shortest.len() / 2).max(1);
+    // The same text twice is better than none.
+    let second = shortest.iter().rev().take(of_each).cloned().collect();
+    let [fitted, held_out] = [shortest[..of_each].to_vec(), second].map(|sequences: Vec<_>| {
+        data::loader::<B>(sequences, of_each, None, device)
+            .iter()
+            .next()
+    });
+    let (Some(fitted), Some(held_out)) = (fitted, held_out) else {
+        return Err(DistillError::Refused(
+            "there is no training text to choose layers by: give it some in data.train, or name the layers in \
+             student.layers"
+                .to_owned(),
+        ));
+    };
+    let targets = teacher.teach(&held_out, &[]).tokens;
+    let kl = |stream| {
+        let hidden = teacher.finished(stream);
+        let input = LossInput::new(hidden, teacher.head(), targets.clone(), &held_out);
+        let sums = DistillationLoss::KL.evaluate(input).read();
+        sums.kl_mean().unwrap_or(f64::NAN)
+    };
+    let chosen = choose_layers(teacher, [&fitted, &held_out], count, kl, |done, all| {
+        listener(Event::Advanced(done, all));
+    });
+    Ok(chosen?)
 }
 
 /// How the student of a recipe is written: in the type of the teacher's file, or of what it computes in if that

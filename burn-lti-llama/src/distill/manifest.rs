@@ -77,6 +77,10 @@ pub struct Manifest {
     pub teacher: TeacherHashes,
     /// What the texts held.
     pub data: DataHashes,
+    /// The layers of the teacher that the student's stand for, if it has fewer: those that were chosen, where the
+    /// recipe has their number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_layers: Option<Vec<usize>>,
 }
 
 /// A program and what it was built from. What is unknown is absent.
@@ -201,6 +205,7 @@ impl Manifest {
                 train: text_hashes(&recipe.data.train)?,
                 valid: text_hashes(&recipe.data.valid)?,
             },
+            kept_layers: None,
         })
     }
 

@@ -24,6 +24,7 @@
 //! | `step_rows` | which sequences each step learns from |
 //! | `on_policy`, `written` | sequences that the student goes on with itself, and what it wrote |
 //! | `start` | what the student begins from, calculated or read |
+//! | `units` | feed-forward blocks with fewer units, of a start that reads no text |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
 //! | `inputs` | what a run reads |
@@ -50,6 +51,7 @@ mod summary;
 mod teacher_cache;
 mod tensorboard;
 mod training;
+mod units;
 mod written;
 
 use std::sync::Arc;

@@ -123,11 +123,21 @@ impl<'a> Job<'a> {
     ) -> Result<(RunInputs<A>, Manifest), DistillError> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
-        let inputs = RunInputs::<A>::load(self.recipe, device)?;
+        let kept = self.kept_layers()?;
+        let inputs = RunInputs::<A>::load(self.recipe, kept.as_deref(), device, &self.listener)?;
         let compute = Compute::of::<A::InnerBackend>(device);
-        let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        let mut manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        manifest.kept_layers = inputs.plan.kept_layers.clone();
         inputs.check_cache(&manifest)?;
         Ok((inputs, manifest))
+    }
+
+    /// The layers of the teacher's that the run in the output folder keeps, if it is to go on and keeps some.
+    fn kept_layers(&self) -> Result<Option<Vec<usize>>, DistillError> {
+        match self.out.existing() == Existing::Resume && self.out.has_run() {
+            true => Ok(Manifest::read(&self.out.manifest_path())?.kept_layers),
+            false => Ok(None),
+        }
     }
 
     /// Makes the student at its start and exports it, without any training. What is left in the output
@@ -644,7 +654,8 @@ pub fn collapse_run<A: AutodiffBackend>(
             run_dir.display()
         ))
     })?;
-    let inputs = RunInputs::<A>::load(&recipe, device)?;
+    let kept = job.kept_layers()?;
+    let inputs = RunInputs::<A>::load(&recipe, kept.as_deref(), device, listener)?;
     let run = Run::begin(&job, device, inputs, None, Instant::now())?;
     let progress = RunProgress::at(checkpoint)?;
     OutputDir::check_empty(student_dir, "choose another --out, or take them away")?;

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 
 use super::inputs::RunInputs;
 use super::student::learning;
-use super::{DistillError, Event, Listener};
+use super::{DistillError, Event, Listener, units};
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
@@ -39,8 +39,9 @@ pub(super) fn start_tensors<A: AutodiffBackend>(
     listener: &Listener,
 ) -> Result<StartTensors<A::InnerBackend>, DistillError> {
     if inputs.plan.start != Start::Calibrated {
+        let picked = units::picked(&inputs.plan, recipe.train.seed, &inputs.tensors)?;
         return Ok(StartTensors {
-            tensors: inputs.tensors.clone(),
+            tensors: inputs.tensors.with(&picked),
             layers: Vec::new(),
         });
     }
@@ -81,6 +82,7 @@ fn calculated<A: AutodiffBackend>(
     let plan = &inputs.plan;
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
+    calibration.kept = plan.kept_layers.clone();
     calibration.budget = budget;
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;

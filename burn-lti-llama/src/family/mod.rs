@@ -29,7 +29,7 @@ mod smollm3;
 
 pub(crate) use layout::FileTensor;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::{ConfigError, Family, Fields, LlamaConfig};
 
@@ -99,6 +99,38 @@ impl Family {
             Self::Phi3 => phi3::fused(tensors),
             Self::Gemma3 => tensors.into_iter().map(gemma3::named).collect(),
             _ => tensors,
+        }
+    }
+
+    /// Has the file of a model say of each layer what it says by a rule that counts layers, which holds no longer
+    /// where some are gone.
+    pub(crate) fn write_layers(self, config: &mut LlamaConfig) {
+        let windows = config.windows.iter();
+        let types: Vec<&str> = windows
+            .map(|window| match window {
+                Some(_) => "sliding_attention",
+                None => "full_attention",
+            })
+            .collect();
+        let turned: Vec<u8> = config
+            .turned
+            .iter()
+            .map(|turned| u8::from(*turned))
+            .collect();
+        let fields = &mut config.source.fields;
+        // Families that know no kinds of layers have none in their files.
+        let says_types = matches!(
+            self,
+            Self::Ministral | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Gemma3
+        );
+        if says_types {
+            fields.insert("layer_types".into(), json!(types));
+        } else {
+            fields.remove("layer_types");
+        }
+        fields.remove("sliding_window_pattern");
+        if self == Self::SmolLm3 {
+            fields.insert("no_rope_layers".into(), json!(turned));
         }
     }
 

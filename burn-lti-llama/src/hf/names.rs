@@ -51,6 +51,31 @@ pub(crate) fn burn_name(name: &str) -> String {
     Naming::of(name).burn
 }
 
+/// The name that a tensor of the teacher's has among those of a student that keeps these of its layers: theirs are
+/// numbered anew. `None` for a tensor of a layer that is gone.
+pub(crate) fn kept_name(name: &str, kept: &[usize]) -> Option<String> {
+    let Some((layer, rest)) = layer_and_rest(name) else {
+        return Some(name.to_owned());
+    };
+    let number = kept.iter().position(|it| *it == layer)?;
+    Some(format!("{LAYERS}{number}.{rest}"))
+}
+
+/// The name that the teacher has for what is called so in a student that keeps these of its layers.
+pub(crate) fn source_name(name: &str, kept: &[usize]) -> String {
+    match layer_and_rest(name) {
+        Some((layer, rest)) if layer < kept.len() => format!("{LAYERS}{}.{rest}", kept[layer]),
+        _ => name.to_owned(),
+    }
+}
+
+const LAYERS: &str = "model.layers.";
+
+fn layer_and_rest(name: &str) -> Option<(usize, &str)> {
+    let (layer, rest) = name.strip_prefix(LAYERS)?.split_once('.')?;
+    Some((layer.parse().ok()?, rest))
+}
+
 /// Rows and columns exchanged: `[rows, columns]` row-major to `[columns, rows]`.
 pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     // Tiles, so that neither side strides through memory a whole row at a time.
@@ -84,6 +109,22 @@ mod tests {
         assert!(!Naming::of("model.embed_tokens.weight").transposed);
         assert_eq!(Naming::of("model.norm.weight").burn, "model.norm.gamma");
         assert!(Naming::of("lm_head.weight").transposed);
+    }
+
+    #[test]
+    fn layers_that_stay_are_numbered_anew() {
+        let (own, of_teacher) = (
+            "model.layers.1.mlp.up_proj.weight",
+            "model.layers.12.mlp.up_proj.weight",
+        );
+        let kept = [0, 12, 13];
+        assert_eq!(kept_name(of_teacher, &kept).as_deref(), Some(own));
+        assert_eq!(source_name(own, &kept), of_teacher);
+        assert_eq!(kept_name(own, &kept), None);
+        for name in ["model.norm.weight", "lm_head.weight"] {
+            assert_eq!(kept_name(name, &kept).as_deref(), Some(name));
+            assert_eq!(source_name(name, &kept), name);
+        }
     }
 
     #[test]

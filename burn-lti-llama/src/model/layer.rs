@@ -3,7 +3,7 @@
 use burn::nn::{Linear, RmsNorm, RmsNormConfig};
 use burn::prelude::*;
 use burn_lti::decoder::{
-    FeatureTap, LearnToInitDecoderLayer, PackedProjection, Project, Projection,
+    FeatureTap, GatedUnits, LearnToInitDecoderLayer, PackedProjection, Project, Projection,
 };
 use burn_lti::geometry::{Axes, Role};
 use burn_lti::kernels::rms_norm;
@@ -96,6 +96,15 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
         let width = gated.dims()[1];
         gated.reshape([batch, tokens, width])
+    }
+
+    /// What goes on inside the feed-forward block, if what it puts out is added as it is.
+    pub(super) fn gated_units(&self, h: Tensor<B, 3>) -> Option<GatedUnits<B>> {
+        if self.feed_forward_output_layernorm.is_some() {
+            return None;
+        }
+        let normed = normed(&self.post_attention_layernorm, h);
+        Some(self.mlp.units(normed.flatten::<2>(0, 1)))
     }
 
     /// The layer's output. Shows `tap` what the attention puts out.

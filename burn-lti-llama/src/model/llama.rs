@@ -7,8 +7,8 @@ use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNor
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
-    CausalLm, DecoderError, FeatureTap, Head, LayeredDecoder, LtiSpec, PackedProjection, Project,
-    Projection, TokenBatch, learn_to_init,
+    CausalLm, DecoderError, FeatureTap, GatedUnits, Head, LayeredDecoder, LtiSpec,
+    PackedProjection, Project, Projection, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::Site;
 use burn_lti::inject::AwaitingTeacher;
@@ -258,6 +258,11 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
         Rotaries::new(positions, &self.config, self.dtype())
     }
 
+    /// Hidden states as the head takes them, of the stream after the last layer, `[batch, tokens, d_model]`.
+    pub fn finished(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        normed(&self.model.norm, h)
+    }
+
     fn head_weight(&self) -> Tensor<B, 2> {
         match &self.lm_head {
             Some(head) => head.weight(),
@@ -379,6 +384,10 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
 
     fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.model.layers[layer].feed_forward(h)
+    }
+
+    fn gated_units(&self, layer: usize, h: Tensor<B, 3>) -> Option<GatedUnits<B>> {
+        self.model.layers[layer].gated_units(h)
     }
 
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>> {

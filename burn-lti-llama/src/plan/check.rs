@@ -9,19 +9,26 @@ use burn_lti::train::LayerPair;
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
 use crate::config::{ConfigError, LlamaConfig, divisors, list};
 use crate::hf::WeightType;
-use crate::recipe::{FeatureSection, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained};
+use crate::recipe::{
+    FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
+};
 
-/// The teacher with the recipe's heads.
+/// The teacher in the recipe's shape. `kept` are the layers of the teacher that the student's stand for.
 pub(super) fn student_config(
     recipe: &Recipe,
     teacher: &LlamaConfig,
+    kept: &[usize],
 ) -> Result<LlamaConfig, PlanError> {
-    let (heads, kv_heads) = (recipe.student.heads, recipe.student.kv_heads);
-    let head_dim = recipe.student.head_dim.unwrap_or(teacher.head_dim);
+    let shape = &recipe.student;
+    let heads = shape.heads.unwrap_or(teacher.num_attention_heads);
+    let kv_heads = shape.kv_heads.unwrap_or(teacher.num_key_value_heads);
+    let head_dim = shape.head_dim.unwrap_or(teacher.head_dim);
+    let intermediate_size = shape.intermediate_size.unwrap_or(teacher.intermediate_size);
     let sizes = [
         ("student.heads", heads),
         ("student.kv_heads", kv_heads),
         ("student.head_dim", head_dim),
+        ("student.intermediate_size", intermediate_size),
     ];
     if let Some((key, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
         return Err(PlanError::refused(
@@ -45,11 +52,20 @@ pub(super) fn student_config(
         );
         return Err(PlanError::refused("student.head_dim", reason));
     }
+    if intermediate_size > teacher.intermediate_size {
+        let reason = format!(
+            "is {intermediate_size}, but the teacher's feed-forward blocks have {} units, and a student keeps some of \
+             them: set it to that or less",
+            teacher.intermediate_size
+        );
+        return Err(PlanError::refused("student.intermediate_size", reason));
+    }
     let student = LlamaConfig {
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
         head_dim,
-        ..teacher.clone()
+        intermediate_size,
+        ..teacher.with_layers(kept)
     };
     match student.check(Path::new("the student")) {
         Ok(()) => Ok(student.openable()),
@@ -67,6 +83,75 @@ pub(super) fn student_config(
             ),
         )),
         Err(source) => Err(PlanError::Student { source }),
+    }
+}
+
+/// The layers of the teacher that the student's stand for, ascending. Of a number of layers, those that were
+/// `chosen`, or before they are, the first and the last ones.
+pub(super) fn kept_layers(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    chosen: Option<&[usize]>,
+) -> Result<Vec<usize>, PlanError> {
+    let layers = teacher.num_hidden_layers;
+    let refused = |reason| Err(PlanError::refused("student.layers", reason));
+    match (&recipe.student.layers, chosen) {
+        (None, _) => Ok((0..layers).collect()),
+        (Some(KeptLayers::These(kept)), _) => match kept.iter().find(|layer| **layer >= layers) {
+            Some(layer) => refused(format!(
+                "names layer {layer}, but the teacher has {layers}: use numbers from 0 to {}",
+                layers - 1
+            )),
+            None => Ok(kept.clone()),
+        },
+        (Some(KeptLayers::Count(count)), _) if !(1..=layers).contains(count) => refused(format!(
+            "is {count}, but the teacher has {layers} layers: keep from 1 to {layers}"
+        )),
+        (Some(KeptLayers::Count(_)), Some(chosen)) => Ok(chosen.to_vec()),
+        (Some(KeptLayers::Count(count)), None) => {
+            let first = count.div_ceil(2);
+            Ok((0..first).chain(layers - (count - first)..layers).collect())
+        }
+    }
+}
+
+/// Where units or layers are left out, what is left has to make up for them, and only what a block adds as it is
+/// can be fitted to that.
+pub(super) fn check_shape(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+) -> Result<(), PlanError> {
+    let fewer_units = student.intermediate_size != teacher.intermediate_size;
+    let fewer_layers = student.num_hidden_layers != teacher.num_hidden_layers;
+    let key = match (fewer_units, fewer_layers) {
+        (false, false) => return Ok(()),
+        (true, _) => "student.intermediate_size",
+        (_, true) => "student.layers",
+    };
+    if teacher.output_norms && recipe.lti.start == Start::Calibrated {
+        let reason = format!(
+            "is another than the teacher's, a {}, whose blocks are normed before they are added: lti.start = \
+             \"calibrated\" fits none of these; set lti.start = \"grouped\", or leave {key} out",
+            teacher.family.model_type()
+        );
+        return Err(PlanError::refused(key, reason));
+    }
+    if !recipe.weights.copy.is_empty() && fewer_layers {
+        let reason = "gives student tensors other sources than their own names, and student.layers gives each layer \
+                      another: take one of both out"
+            .to_owned();
+        return Err(PlanError::refused("weights.copy", reason));
+    }
+    match &recipe.lti.layers {
+        Layers::These(_) if recipe.lti.start == Start::Calibrated => {
+            let reason = format!(
+                "names some layers, but {key} changes all, and lti.start = \"calibrated\" fits a layer as a \
+                 whole: set lti.layers = \"all\""
+            );
+            Err(PlanError::refused("lti.layers", reason))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -233,10 +318,11 @@ pub(super) fn plan_feature(
     feature: &FeatureSection,
     student: &LlamaConfig,
     teacher: &LlamaConfig,
+    kept: &[usize],
 ) -> Result<FeaturePlan, PlanError> {
     let pairs = match &feature.pairs {
         LayerPairs::Same => (0..student.num_hidden_layers)
-            .map(|layer| LayerPair::from([layer, layer]))
+            .map(|layer| LayerPair::from([layer, kept[layer]]))
             .collect(),
         LayerPairs::These(pairs) => pairs.clone(),
     };

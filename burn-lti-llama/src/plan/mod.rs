@@ -23,8 +23,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, MapChoice, Phase2Trained, Plateau, Recipe, SeqLens,
-    TrainSection, Trained, divergence, schedule,
+    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe,
+    SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
 pub use cost::{PartCost, StepCosts, StepMemory};
@@ -33,8 +33,8 @@ pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_seq_len, check_start, check_trained_type,
-    check_weights_of_start, plan_feature, resolve_layers, student_config,
+    check_nothing_new, check_ranks, check_seq_len, check_shape, check_start, check_trained_type,
+    check_weights_of_start, kept_layers, plan_feature, resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
@@ -48,7 +48,13 @@ pub struct Plan {
     pub teacher: LlamaConfig,
     /// The student: the teacher with the recipe's heads.
     pub student: LlamaConfig,
-    /// The layers with learned attention, ascending.
+    /// The teacher's layers that the student's stand for, ascending, if it has fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_layers: Option<Vec<usize>>,
+    /// Whether they are still to be chosen, and those here only stand in for as many.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chooses_layers: bool,
+    /// The student's layers with learned attention, ascending.
     pub layers: Vec<usize>,
     /// The form of the maps.
     pub map: MapChoice,
@@ -291,20 +297,36 @@ impl Plan {
     /// # Errors
     /// Any variant of [`PlanError`]; the message names the key of the recipe and what it may be.
     pub fn new(recipe: &Recipe, teacher: &LlamaConfig) -> Result<Self, PlanError> {
-        let student = student_config(recipe, teacher)?;
+        Self::with_layers(recipe, teacher, None)
+    }
+
+    /// The same, with those layers of the teacher's that were chosen where the recipe has only their number.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_layers(
+        recipe: &Recipe,
+        teacher: &LlamaConfig,
+        chosen: Option<&[usize]>,
+    ) -> Result<Self, PlanError> {
+        let kept = kept_layers(recipe, teacher, chosen)?;
+        let student = student_config(recipe, teacher, &kept)?;
+        check_shape(recipe, teacher, &student)?;
         check_start(recipe.lti.start, &student, teacher)?;
         check_ranks(&recipe.lti.map, &student, teacher)?;
         check_seq_len(&recipe.train.seq_len, teacher)?;
-        let layers = resolve_layers(&recipe.lti.layers, teacher.num_hidden_layers)?;
+        let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         let spec = lti_spec(recipe, teacher, &layers);
         let Blueprints {
             with_maps,
             without_maps,
-        } = Blueprints::new(recipe, teacher, &student, &spec)?;
+        } = Blueprints::new(recipe, teacher, &student, &kept, &spec)?;
         let tensors_of = |trained| match trained {
-            Trained::Maps => planned(recipe, &layers, &with_maps),
-            Trained::Projections | Trained::All => planned(recipe, &layers, &without_maps),
+            Trained::Maps => planned(recipe, &layers, &kept, &with_maps, teacher),
+            Trained::Projections | Trained::All => {
+                planned(recipe, &layers, &kept, &without_maps, teacher)
+            }
         };
         let planner = Planner {
             recipe,
@@ -320,13 +342,16 @@ impl Plan {
         let costs = Costs::new(&planner, &tensors, &flops).step();
         let loss = &recipe.loss;
         let feature = loss.feature.as_ref();
-        let feature = feature.map(|feature| plan_feature(feature, &student, teacher));
+        let feature = feature.map(|feature| plan_feature(feature, &student, teacher, &kept));
         let phase2 = recipe.phase2.as_ref().map(|section| {
             let planner = planner.in_phase2(section);
             planner.phase2(section, &tensors_of(planner.trained))
         });
         Ok(Self {
             teacher: teacher.clone(),
+            chooses_layers: chosen.is_none()
+                && matches!(recipe.student.layers, Some(KeptLayers::Count(count)) if count != teacher.num_hidden_layers),
+            kept_layers: (kept.len() != teacher.num_hidden_layers).then_some(kept),
             layers: layers.clone(),
             map: recipe.lti.map,
             grow: recipe.lti.grow,
@@ -345,7 +370,7 @@ impl Plan {
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
             text: None,
-            expectation: Expectation::of(recipe),
+            expectation: Expectation::of(recipe).filter(|_| student.is_as_deep_and_wide(teacher)),
             spec,
             with_maps,
             without_maps,

@@ -17,9 +17,10 @@ use crate::recipe::{
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layers = self.teacher.num_hidden_layers;
+        let layers = self.student.num_hidden_layers;
         writeln!(f, "teacher  {}", describe(&self.teacher))?;
         writeln!(f, "student  {}", describe(&self.student))?;
+        self.write_kept_layers(f)?;
         write!(f, "maps     {}, start {}", self.map, self.start)?;
         if let Some(GrowSection { from, every }) = self.grow {
             let from = count(from, "pair", "pairs");
@@ -55,6 +56,21 @@ impl fmt::Display for Plan {
 }
 
 impl Plan {
+    /// Which of the teacher's layers the student keeps, if it keeps some.
+    fn write_kept_layers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(kept) = &self.kept_layers else {
+            return Ok(());
+        };
+        let (count, all) = (kept.len(), self.teacher.num_hidden_layers);
+        match self.chooses_layers {
+            true => writeln!(
+                f,
+                "depth    {count} of {all} layers: those whose absence costs most, as a run measures on text when it begins"
+            ),
+            false => writeln!(f, "depth    layers {} of {all}", runs(kept)),
+        }
+    }
+
     /// What the start is calculated from, if it is.
     fn write_calibration(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(CalibrationSection {
@@ -384,11 +400,12 @@ pub(super) fn giga(value: f64) -> String {
 
 fn describe(config: &LlamaConfig) -> String {
     format!(
-        "{} layers, width {}, {}, {} key/value heads, vocabulary {}",
+        "{} layers, width {}, {}, {} key/value heads, {} units, vocabulary {}",
         config.num_hidden_layers,
         config.hidden_size,
         config.query_grid(),
         config.num_key_value_heads,
+        config.intermediate_size,
         config.vocab_size
     )
 }
@@ -402,7 +419,7 @@ fn split_layer(name: &str) -> (Option<usize>, &str) {
 }
 
 /// Ascending numbers with runs drawn together: `0..2, 4`.
-pub(super) fn runs(numbers: &[usize]) -> String {
+pub(crate) fn runs(numbers: &[usize]) -> String {
     numbers
         .chunk_by(|a, b| a + 1 == *b)
         .map(|run| match run {

@@ -18,7 +18,7 @@ use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
-use crate::hf::{file_layout, file_name};
+use crate::hf::{file_layout, file_name, kept_name, source_name};
 use crate::model::PlainLlama;
 use crate::recipe::{Recipe, Trained};
 
@@ -54,6 +54,7 @@ impl Blueprints {
         recipe: &Recipe,
         teacher: &LlamaConfig,
         student: &LlamaConfig,
+        kept: &[usize],
         spec: &LtiSpec,
     ) -> Result<Self, PlanError> {
         let device = Default::default();
@@ -65,11 +66,15 @@ impl Blueprints {
         let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
         let student_tensors = named(skeleton.listed());
         let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
-        let shapes = teacher_tensors.into_iter().map(|it| (it.name, it.shape));
+        let shapes = teacher_tensors
+            .into_iter()
+            .filter_map(|it| Some((kept_name(&it.name, kept)?, it.shape)));
         let shapes: BTreeMap<_, _> = shapes.collect();
         let new = new_tensors(&spec, teacher, student);
         let shared = rules_of_sharing(recipe).map_err(refused(SHARE))?;
-        let shared = shared.with_new(new.iter().cloned());
+        let shared = shared
+            .with_new(new.iter().cloned())
+            .with_started(started_tensors(teacher, student));
         let copies = recipe.weights.copy.iter();
         let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
         let rules = shared.clone().with_copies(copies).map_err(refused(COPY))?;
@@ -233,14 +238,37 @@ fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> 
     new
 }
 
-/// The tensors of `blueprint`, as they are shown.
+/// What the start makes of the teacher's where feed-forward blocks have fewer units.
+fn started_tensors(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+    let mut started = Vec::new();
+    if student.intermediate_size == teacher.intermediate_size {
+        return started;
+    }
+    for layer in 0..student.num_hidden_layers {
+        for role in [Role::Gate, Role::Up, Role::Down] {
+            let name = site_name(Site::new(layer, role));
+            started.push(format!("{name}.weight"));
+            // That of the last projection is as wide as the residual stream.
+            if student.has_bias(role) && role != Role::Down {
+                started.push(format!("{name}.bias"));
+            }
+        }
+    }
+    started
+}
+
+/// The tensors of `blueprint`, as they are shown: by the student's names, and what they are made of by the
+/// teacher's, of whose layers the student keeps `kept`.
 pub(super) fn planned(
     recipe: &Recipe,
     layers: &[usize],
+    kept: &[usize],
     blueprint: &Blueprint,
+    teacher: &LlamaConfig,
 ) -> Vec<PlannedTensor> {
     let refits = recipe.lti.start == Start::Calibrated
-        && recipe.calibration.feed_forward == FeedForward::Refit;
+        && (recipe.calibration.feed_forward == FeedForward::Refit
+            || kept.len() != teacher.num_hidden_layers);
     let refitted = layers.iter().filter(|_| refits);
     let refitted: BTreeSet<String> = refitted
         .map(|layer| format!("{}.weight", site_name(Site::new(*layer, Role::Down))))
@@ -250,10 +278,22 @@ pub(super) fn planned(
         .map(|tensor| PlannedTensor {
             name: tensor.name.clone(),
             shape: file_layout(&tensor.name, &tensor.shape),
-            origin: origin(tensor, &refitted),
+            origin: origin(tensor, &refitted).of_layers(kept),
             trained: tensor.trains,
         })
         .collect()
+}
+
+impl Origin {
+    /// The same by the numbers that the teacher's layers have.
+    fn of_layers(mut self, kept: &[usize]) -> Self {
+        if let Self::TeacherKernel { from } | Self::Start { from } | Self::Copied { from } =
+            &mut self
+        {
+            *from = source_name(from, kept);
+        }
+        self
+    }
 }
 
 fn origin(tensor: &StudentTensor, refitted: &BTreeSet<String>) -> Origin {
@@ -261,6 +301,9 @@ fn origin(tensor: &StudentTensor, refitted: &BTreeSet<String>) -> Origin {
         return Origin::Shared { with: with.clone() };
     }
     match (&tensor.source, tensor.part) {
+        (Source::Start, Part::Plain) => Origin::Start {
+            from: tensor.name.clone(),
+        },
         (Source::Start, _) | (Source::Mapped(_), Part::Bias) => Origin::Map,
         (Source::Teacher(from), Part::TeacherKernel) => {
             Origin::TeacherKernel { from: from.clone() }

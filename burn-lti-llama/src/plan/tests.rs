@@ -784,3 +784,97 @@ fn heads_that_are_normed_keep_their_size() {
         Plan::new(&recipe(&["student.head_dim=4", "lti.start=lecun"]), &normed).unwrap_err();
     assert!(error.to_string().contains("norms each head"), "{error}");
 }
+
+#[test]
+fn units_are_made_by_the_start_and_layers_keep_their_names_in_the_teacher() {
+    let plan = plan(&[
+        "student.intermediate_size=129",
+        "student.layers=[0, 1, 3, 4]",
+    ]);
+    let student = &plan.student;
+    assert_eq!(
+        (student.num_hidden_layers, student.intermediate_size),
+        (4, 129)
+    );
+    assert_eq!((student.num_attention_heads, student.head_dim), (4, 8));
+    assert_eq!(plan.layers, [0, 1, 2, 3]);
+    assert_eq!(plan.kept_layers.as_deref(), Some(&[0, 1, 3, 4][..]));
+    assert!(!plan.chooses_layers && plan.expectation.is_none());
+    let from = |name: &str| format!("model.layers.3.{name}");
+    let own = |name: &str| tensor(&plan, &format!("model.layers.2.{name}"));
+    let up = own("mlp.up_proj.weight");
+    let of_up = from("mlp.up_proj.weight");
+    assert_eq!((up.shape.as_slice(), up.trained), (&[129, 64][..], false));
+    assert_eq!(up.origin, Origin::Start { from: of_up });
+    let kernel = own("self_attn.q_proj.c");
+    let of_query = from("self_attn.q_proj.weight");
+    assert_eq!(kernel.origin, Origin::TeacherKernel { from: of_query });
+    let norm = own("input_layernorm.weight");
+    let of_norm = from("input_layernorm.weight");
+    assert_eq!(norm.origin, Origin::Copied { from: of_norm });
+    // No more than the teacher without what is gone.
+    let gone = plan.totals.teacher_parameters - plan.totals.student_parameters;
+    let (attention, of_layer) = (64 * (64 + 32 + 32 + 64), 3 * 64 * 172 + 2 * 64);
+    assert_eq!(
+        gone,
+        attention + of_layer + 4 * (attention / 2 + 3 * 64 * 43)
+    );
+    let text = plan.to_string();
+    assert!(text.contains("depth    layers 0..1, 3..4 of 5"), "{text}");
+    assert!(text.contains("129 units"), "{text}");
+}
+
+#[test]
+fn a_number_of_layers_is_chosen_by_the_run() {
+    let provisional = plan(&["student.layers=3"]);
+    assert!(provisional.chooses_layers);
+    assert_eq!(provisional.student.num_hidden_layers, 3);
+    assert!(provisional.to_string().contains("depth    3 of 5 layers"));
+    let chosen = Plan::with_layers(&recipe(&["student.layers=3"]), &teacher(), Some(&[0, 2, 4]));
+    let chosen = chosen.unwrap();
+    assert!(!chosen.chooses_layers);
+    assert_eq!(chosen.kept_layers.as_deref(), Some(&[0, 2, 4][..]));
+    // All of them: nothing is chosen, and nothing is gone.
+    let all = plan(&["student.layers=5"]);
+    assert!(!all.chooses_layers && all.kept_layers.is_none());
+    // Attention of layers that are paired is that of the layer kept.
+    let feature = ["student.layers=[0, 2, 4]", "loss.feature.weight=1"];
+    let pairs = plan(&feature).loss.feature.unwrap().pairs;
+    assert_eq!(pairs, [[0, 0], [1, 2], [2, 4]].map(LayerPair::from));
+}
+
+#[test]
+fn shapes_that_cannot_be_are_refused() {
+    assert_refused(
+        &["student.intermediate_size=173"],
+        "student.intermediate_size",
+        &["173", "172"],
+    );
+    assert_refused(
+        &["student.intermediate_size=0"],
+        "student.intermediate_size",
+        &["at least one"],
+    );
+    assert_refused(&["student.layers=6"], "student.layers", &["from 1 to 5"]);
+    assert_refused(&["student.layers=0"], "student.layers", &["from 1 to 5"]);
+    assert_refused(
+        &["student.layers=[0, 5]"],
+        "student.layers",
+        &["layer 5", "0 to 4"],
+    );
+    let some_layers = [
+        "student.layers=4",
+        "lti.layers=[0, 1]",
+        "lti.start=calibrated",
+    ];
+    assert_refused(
+        &some_layers,
+        "lti.layers",
+        &["student.layers", "lti.layers = \"all\""],
+    );
+    let copies = [
+        "student.layers=4",
+        "weights.copy={ 'model\\.layers\\.4\\.mlp\\.(.*)' = 'model.layers.3.mlp.$1' }",
+    ];
+    assert_refused(&copies, "weights.copy", &["student.layers"]);
+}

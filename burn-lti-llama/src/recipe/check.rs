@@ -12,16 +12,16 @@ use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
 use super::{
-    CalibrationSection, DataSection, FeatureSection, GrowSection, LayerPairs, Layers, LearningRate,
-    LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens, TrainSection,
-    Trained, divergence, schedule,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, KeptLayers, LayerPairs, Layers,
+    LearningRate, LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens,
+    TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
 pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
     let Recipe {
         teacher,
-        student: _,
+        student,
         lti,
         calibration,
         loss,
@@ -35,6 +35,11 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
     checks.paths("teacher.path", slice::from_ref(&teacher.path))?;
     if let Some(cache) = &teacher.cache {
         checks.paths("teacher.cache", slice::from_ref(cache))?;
+    }
+    if let Some(KeptLayers::These(layers)) = &student.layers {
+        let passed = layers.is_sorted_by(|a, b| a < b) && !layers.is_empty();
+        let rule = "must name at least one layer of the teacher's, ascending, and none twice";
+        checks.value("student.layers", &format_args!("{layers:?}"), passed, rule)?;
     }
     if let Layers::These(layers) = &lti.layers {
         let passed = !has_repeated(layers);

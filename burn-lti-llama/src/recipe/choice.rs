@@ -153,6 +153,20 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
+/// The layers of the teacher that a student keeps: so many, which are then chosen by what their absence costs, or
+/// a list such as `[0, 1, 3, 4]`, counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a number of layers, or a list of the teacher's layers to keep"
+)]
+pub enum KeptLayers {
+    /// So many.
+    Count(usize),
+    /// These, ascending.
+    These(Vec<usize>),
+}
+
 /// The form of the map in each projection. By default all are general: a start is held best by them, and
 /// they learn best.
 ///

@@ -9,7 +9,8 @@ use burn_lti::train::Decay;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{
-    CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Optimizer, Phase2Trained, Trained,
+    CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
+    Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::Documents;
@@ -31,16 +32,20 @@ pub struct TeacherSection {
     pub cache: Option<PathBuf>,
 }
 
-/// `[student]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `[student]`: what of the teacher's shape is another. Whatever is not given is the teacher's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct StudentSection {
-    /// Query heads. Required.
-    pub heads: usize,
-    /// Key/value heads; divides `heads`. Required.
-    pub kv_heads: usize,
-    /// Features of a head. Default: the teacher's.
+    /// Query heads.
+    pub heads: Option<usize>,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: Option<usize>,
+    /// Features of a head.
     pub head_dim: Option<usize>,
+    /// Units of a feed-forward block.
+    pub intermediate_size: Option<usize>,
+    /// Decoder layers.
+    pub layers: Option<KeptLayers>,
 }
 
 /// `[export]`: the student's files.

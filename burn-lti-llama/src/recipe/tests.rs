@@ -583,11 +583,34 @@ fn maps_grow_from_one_pair_as_far_as_the_steps_reach() {
 }
 
 #[test]
+fn a_shape_is_the_teachers_where_nothing_is_said() {
+    let text = LEAST.replace("kv_heads = 2", "").replace("heads = 4", "");
+    let recipe = parse(&text, &[]).unwrap();
+    assert_eq!(recipe.student, StudentSection::default());
+    let shape = ["student.intermediate_size=129", "student.layers=4"];
+    let student = parse(LEAST, &shape).unwrap().student;
+    assert_eq!(student.intermediate_size, Some(129));
+    assert_eq!(student.layers, Some(KeptLayers::Count(4)));
+    let list = parse(LEAST, &["student.layers=[0, 2, 3]"]).unwrap();
+    assert_eq!(list.student.layers, Some(KeptLayers::These(vec![0, 2, 3])));
+    for setting in [
+        "student.layers=[2, 0]",
+        "student.layers=[1, 1]",
+        "student.layers=[]",
+    ] {
+        assert_out_of_range(&refused(setting), "student.layers");
+    }
+    assert!(
+        refused("student.layers=most")
+            .to_string()
+            .contains("a number of layers, or a list")
+    );
+}
+
+#[test]
 fn names_missing_keys() {
     for (line, expected) in [
         ("path = \"../teacher\"", "teacher.path"),
-        ("heads = 4\n", "student.heads"),
-        ("kv_heads = 2", "student.kv_heads"),
         ("steps = 200", "train.steps"),
         ("valid = [\"../valid.txt\"]", "data.valid"),
     ] {

@@ -79,7 +79,7 @@ impl StudentTensor {
 /// Where the first values of a tensor come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The start: what was calculated under the tensor's own name, else what it stands at.
+    /// The start: what was calculated under the tensor's own name, or, of a map, what it stands at.
     Start,
     /// The teacher's tensor of that name.
     Teacher(String),
@@ -103,7 +103,8 @@ impl Blueprint {
         rules: &Rules,
     ) -> Result<Self, BlueprintError> {
         let listing = Listing::new(student);
-        if let Some(name) = rules.new.iter().find(|name| listing.get(name).is_none()) {
+        let mut named = rules.new.iter().chain(&rules.started);
+        if let Some(name) = named.find(|name| listing.get(name).is_none()) {
             return Err(BlueprintError::UnknownNew {
                 name: name.clone(),
                 suggestion: nearest_name(name, listing.names()),
@@ -120,6 +121,7 @@ impl Blueprint {
                 }
                 Some(source) => Source::Teacher((*source).to_owned()),
                 None if matches!(tensor.part, Part::Map(_)) => Source::Start,
+                None if rules.started.contains(variable) => Source::Start,
                 None => Source::New,
             };
             if let Source::Teacher(source) | Source::Mapped(source) = &source {

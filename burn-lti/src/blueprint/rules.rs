@@ -15,6 +15,7 @@ pub struct Rules {
     by_name: bool,
     pub(super) share: Vec<ShareRule>,
     pub(super) new: BTreeSet<String>,
+    pub(super) started: BTreeSet<String>,
 }
 
 impl Rules {
@@ -58,6 +59,12 @@ impl Rules {
     /// Adds student tensors that keep what they began with.
     pub fn with_new(mut self, new: impl IntoIterator<Item = String>) -> Self {
         self.new.extend(new);
+        self
+    }
+
+    /// Adds student tensors, no maps, whose values a start makes of the teacher's: those of another shape.
+    pub fn with_started(mut self, started: impl IntoIterator<Item = String>) -> Self {
+        self.started.extend(started);
         self
     }
 
@@ -109,7 +116,8 @@ impl Rules {
             let is_open = !matches!(tensor.part, Part::Map(_))
                 && shares.variable(name) == *name
                 && !sources.contains_key(*name)
-                && !self.new.contains(*name);
+                && !self.new.contains(*name)
+                && !self.started.contains(*name);
             if is_open && self.by_name {
                 let wanted = match (tensor.part, &tensor.projection) {
                     (Part::TeacherKernel, Some(projection)) => join_name(projection, "weight"),

@@ -9,14 +9,14 @@ use super::features::flat;
 use super::map_values::row_major;
 use super::solve;
 use super::split::SplitMoments;
-use super::teacher::site_name;
+use super::teacher::{TeacherTensors, site_name};
 use super::text::Text;
 use crate::decoder::LayeredDecoder;
 use crate::geometry::Role;
 use crate::tensors::{TensorSet, join_name};
 
 /// Ridges to choose from.
-const RIDGES: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+pub(super) const RIDGES: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
 /// What the fit leaves of what was missing, on held-out tokens, and the new weight of `layer`. Where none
 /// helps, nothing is changed.
@@ -26,7 +26,7 @@ pub(super) fn refit<B: Backend>(
     student: &impl LayeredDecoder<B>,
 ) -> Result<(f64, TensorSet<B>)> {
     let name = site_name(text.teacher, layer, Role::Down)?;
-    let weight = text.tensors.weight(&name, text.d_model)?;
+    let weight = TeacherTensors(TensorSet::collect(student)).weight(&name, text.d_model)?;
     let mut sums = SplitMoments::zeros(weight.nrows(), text.d_model);
     for (index, batch) in text.batches() {
         let h = text.student_input(index, layer)?;
@@ -34,7 +34,7 @@ pub(super) fn refit<B: Backend>(
         let attended = h.clone() + student.attention(layer, h, &context);
         let features = flat(student.feed_forward_features(layer, attended.clone()));
         let output = attended.clone() + student.feed_forward(layer, attended);
-        let wanted = text.teacher_input(index, layer + 1)?;
+        let wanted = text.wanted_output(index, layer)?;
         let missing = flat(wanted).cast(DType::F32) - flat(output).cast(DType::F32);
         let targets = text.targets(index, layer, &batch)?;
         let nothing = missing.zeros_like();

@@ -23,6 +23,7 @@
 
 mod activation_store;
 mod align;
+mod depth;
 mod error;
 mod even;
 mod features;
@@ -30,6 +31,7 @@ mod feed_forward;
 mod file;
 mod first_maps;
 mod fit;
+mod gated;
 mod heads;
 mod importance;
 mod map_tensors;
@@ -52,6 +54,7 @@ mod student;
 mod targets;
 mod teacher;
 mod text;
+mod units;
 mod value_features;
 mod value_fit;
 mod value_map;
@@ -64,6 +67,7 @@ use burn::data::dataloader::DataLoader;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 
+pub use depth::choose_layers;
 pub use error::CalibrationError;
 pub use file::StartFileError;
 pub use heads::HeadChoice;
@@ -100,7 +104,7 @@ where
 {
     let (mut walk, mut student) = Walk::begin(calibration, teacher, batches, student_with)?;
     let mut layers = Vec::new();
-    for layer in 0..teacher.layers() {
+    for layer in 0..student.module.layers() {
         if !calibration.spec.selects(layer) {
             walk.text.advance(layer, &student.valid())?;
             continue;

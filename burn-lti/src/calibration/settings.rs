@@ -10,8 +10,11 @@ use crate::geometry::Axes;
 pub struct Calibration<'a> {
     /// The teacher's grids, the layers that have maps, and the maps' forms.
     pub spec: &'a LtiSpec,
-    /// The student's grids.
+    /// The student's grids, and how many units its feed-forward blocks have.
     pub student: Axes,
+    /// The teacher's layer that each of the student's stands for, ascending; `None` where there are as many.
+    /// The spec's layers are the student's.
+    pub kept: Option<Vec<usize>>,
     /// The most rounds in which value and output are fitted in turn. Fewer are taken where held-out
     /// tokens show no gain.
     pub rounds: usize,
@@ -36,6 +39,7 @@ impl<'a> Calibration<'a> {
         Self {
             spec,
             student,
+            kept: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
             strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
@@ -46,6 +50,17 @@ impl<'a> Calibration<'a> {
             budget: Budget::None,
             most_features: 4096,
         }
+    }
+
+    /// Whether feed-forward blocks have fewer units than the teacher's.
+    pub(super) const fn cuts_units(&self) -> bool {
+        self.student.hidden != self.spec.teacher.hidden
+    }
+
+    /// Whether feed-forward blocks are fitted: if it is asked for, and where units or layers are missing whose
+    /// part they can do.
+    pub(super) fn refits(&self) -> bool {
+        self.feed_forward == FeedForward::Refit || self.cuts_units() || self.kept.is_some()
     }
 }
 

@@ -10,7 +10,7 @@ use faer::Mat;
 use super::activation_store::{ActivationStore, Stream};
 use super::error::{CalibrationError, Result};
 use super::features::flat;
-use super::settings::{Budget, FeedForward};
+use super::settings::{Budget, Calibration};
 use super::split::{HELD_OUT, SplitMoments};
 use super::targets::Targets;
 use super::teacher::{TeacherTensors, site_name};
@@ -35,6 +35,8 @@ pub(super) struct Text<'a, B: Backend, T> {
     pub(super) d_model: usize,
     /// Whether a layer is fitted on what the student's layers before it make of the text.
     propagates: bool,
+    /// The teacher's layer that each of the student's stands for.
+    kept: Vec<usize>,
     batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
     store: ActivationStore,
     /// What the rows of each batch count, `[rows, 1]`.
@@ -48,26 +50,28 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     pub(super) fn read(
         teacher: &'a T,
         student: &impl LayeredDecoder<B>,
-        d_model: usize,
+        calibration: &Calibration<'_>,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
-        feed_forward: FeedForward,
-        budget: Budget,
     ) -> Result<Self> {
         let layers = teacher.layers();
         let mut text = Self {
             teacher,
             tensors: TeacherTensors(TensorSet::collect(teacher)),
-            d_model,
-            propagates: budget == Budget::None,
+            d_model: calibration.spec.teacher.d_model,
+            propagates: calibration.budget == Budget::None,
+            kept: calibration
+                .kept
+                .clone()
+                .unwrap_or_else(|| (0..layers).collect()),
             batches,
             store: ActivationStore::new(teacher.head().weight.dtype(), layers)?,
             importance: Vec::new(),
             device: teacher.devices()[0].clone(),
         };
         // Only a feed-forward fit asks for the last layer's output.
-        let streams = match feed_forward {
-            FeedForward::Keep => layers,
-            FeedForward::Refit => layers + 1,
+        let streams = match calibration.refits() {
+            false => layers,
+            true => layers + 1,
         };
         let mut tokens = 0.0;
         for (_, batch) in text.batches() {
@@ -109,12 +113,22 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.batches.iter().enumerate()
     }
 
+    /// The teacher's layer that the student's `layer` stands for.
+    pub(super) fn source(&self, layer: usize) -> usize {
+        self.kept[layer]
+    }
+
+    /// The name of the teacher's weight from which that of the student's `layer` is made.
+    pub(super) fn source_name(&self, layer: usize, role: Role) -> Result<String> {
+        site_name(self.teacher, self.source(layer), role)
+    }
+
     /// Keeps what the teacher's attention adds in `layer`, which [`targets`](Self::targets) needs.
     pub(super) fn keep_attention(&mut self, layer: usize) -> Result<()> {
         for (index, batch) in self.batches() {
             let context = self.teacher.context(&batch);
             let h = self.teacher_input(index, layer)?;
-            let attention = self.teacher.attention(layer, h, &context);
+            let attention = self.teacher.attention(self.source(layer), h, &context);
             self.store.write(index, Stream::Attention, attention)?;
         }
         Ok(())
@@ -133,9 +147,18 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         Ok(())
     }
 
-    /// The teacher's input of `layer`, `[batch, tokens, d_model]`, or after the last the output.
+    /// The input of the teacher's layer that `layer` stands for, `[batch, tokens, d_model]`.
     pub(super) fn teacher_input(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
-        self.store.read(batch, Stream::Teacher(layer), &self.device)
+        let stream = Stream::Teacher(self.source(layer));
+        self.store.read(batch, stream, &self.device)
+    }
+
+    /// What `layer` should put out, `[batch, tokens, d_model]`: what the layer reads that the student's next
+    /// stands for, or the last layer's output. So a layer learns to do the part of those left out behind it.
+    pub(super) fn wanted_output(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
+        let next = self.kept.get(layer + 1).copied();
+        let stream = Stream::Teacher(next.unwrap_or_else(|| self.teacher.layers()));
+        self.store.read(batch, stream, &self.device)
     }
 
     /// Of what the attention of `layer` reads in a fit.
@@ -147,7 +170,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
                 self.student_input(index, layer)?,
                 self.teacher.context(&batch),
             );
-            let [x, _] = self.teacher.attention_inputs(layer, h, &context);
+            let source = self.source(layer);
+            let [x, _] = self.teacher.attention_inputs(source, h, &context);
             let x = flat(x).cast(DType::F32);
             let rows = x.dims()[0];
             let present = batch.segments.greater_elem(0).float().reshape([rows, 1]);
@@ -183,7 +207,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             self.student_input(index, layer)?,
             self.store.read(index, Stream::Attention, &self.device)?,
         ];
-        let out = site_name(self.teacher, layer, Role::Out)?;
+        let out = self.source_name(layer, Role::Out)?;
         Ok(Targets::new(
             streams,
             self.tensors.bias(&out, self.d_model),

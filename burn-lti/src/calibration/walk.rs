@@ -13,6 +13,7 @@ use super::error::{CalibrationError, Result};
 use super::even::even;
 use super::features::{of_all_values, of_groups, of_own_values};
 use super::fit::{Fitted, LayerFit};
+use super::gated::Gated;
 use super::heads::{HeadChoice, HeadCounts};
 use super::map_tensors::MapTensors;
 use super::map_values::MapValues;
@@ -20,17 +21,20 @@ use super::merge::{QueryKeys, Turns};
 use super::out::OutMap;
 use super::regularization::Regularization;
 use super::report::LayerReport;
-use super::settings::{Budget, Calibration, FeedForward};
+use super::settings::{Budget, Calibration};
 use super::split::SplitMoments;
 use super::student::Student;
 use super::teacher::site_name;
 use super::text::{InputGrams, Text};
 use super::value_features::{Span, ValueFeatures};
-use super::{align, feed_forward, patterns, refine, select};
+use super::{align, feed_forward, gated, patterns, refine, select, units};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::{Role, Site};
 use crate::map::MapKind;
 use crate::tensors::TensorSet;
+
+/// How often up and gate of a feed-forward block that has to do more are fitted in turn.
+const ROUNDS: usize = 2;
 
 /// What the steps of all layers share.
 pub(super) struct Walk<'a, B: Backend, T> {
@@ -61,27 +65,21 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             device: teacher.devices()[0].clone(),
         };
         let mut start = TensorSet::new();
-        for layer in (0..teacher.layers()).filter(|layer| spec.selects(*layer)) {
+        let layers = calibration.kept.as_ref().map_or(teacher.layers(), Vec::len);
+        for layer in (0..layers).filter(|layer| spec.selects(*layer)) {
             for role in Role::ATTENTION {
                 let name = site_name(teacher, layer, role)?;
                 maps.add_placeholder(&mut start, role, &name)?;
             }
         }
-        let student = student_with(&start).map_err(CalibrationError::student)?;
-        if student.layers() != teacher.layers() {
-            let (teacher, student) = (teacher.layers(), student.layers());
-            return Err(CalibrationError::misfit("layers", teacher, student));
+        if calibration.cuts_units() {
+            units::add_placeholders(&mut start, teacher, calibration, layers)?;
         }
-        let (d_model, feed_forward) = (spec.teacher.d_model, calibration.feed_forward);
-        let budget = calibration.budget;
-        let text = Text::read(
-            teacher,
-            &student.valid(),
-            d_model,
-            batches,
-            feed_forward,
-            budget,
-        )?;
+        let student = student_with(&start).map_err(CalibrationError::student)?;
+        if student.layers() != layers {
+            return Err(CalibrationError::misfit("layers", layers, student.layers()));
+        }
+        let text = Text::read(teacher, &student.valid(), calibration, batches)?;
         let student = Student::new(student, start, &text.tensors.0);
         let walk = Self {
             calibration,
@@ -129,12 +127,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 (student, residual) = (refined, after);
             }
         }
-        let mut feed_forward_residual = None;
-        if self.calibration.feed_forward == FeedForward::Refit {
-            let (left, changed) = feed_forward::refit(&mut self.text, layer, &student.valid())?;
-            student = student.filled(&changed)?;
-            feed_forward_residual = Some(left);
-        }
+        let (student, feed_forward_residual) = self.with_feed_forward(layer, student)?;
         self.text.advance(layer, &student.valid())?;
         let report = LayerReport {
             layer,
@@ -149,6 +142,44 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((student, report))
+    }
+
+    /// The student with the feed-forward block of `layer` fitted, if it is to be, and what that left of what was
+    /// missing, on held-out tokens.
+    fn with_feed_forward<A, S>(
+        &mut self,
+        layer: usize,
+        mut student: Student<A, S>,
+    ) -> Result<(Student<A, S>, Option<f64>)>
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
+    {
+        let calibration = self.calibration;
+        if !calibration.refits() {
+            return Ok((student, None));
+        }
+        let text = &mut self.text;
+        if calibration.cuts_units() {
+            let kept = units::chosen(text, layer, &student.valid(), calibration.student.hidden)?;
+            student = student.filled(&kept)?;
+        }
+        if calibration.cuts_units() || calibration.kept.is_some() {
+            for gated in [Gated::Up, Gated::Gate].repeat(ROUNDS) {
+                let (_, changed) = feed_forward::refit(text, layer, &student.valid())?;
+                student = student.filled(&changed)?;
+                if let Some(moved) = gated::moved(text, layer, &student.valid(), gated)? {
+                    let changed = student.clone().filled(&moved)?;
+                    let before = gated::held_out_missing(text, layer, &student.valid())?;
+                    // Also false where it is no number.
+                    if gated::held_out_missing(text, layer, &changed.valid())? < before {
+                        student = changed;
+                    }
+                }
+            }
+        }
+        let (left, changed) = feed_forward::refit(text, layer, &student.valid())?;
+        Ok((student.filled(&changed)?, Some(left)))
     }
 
     /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the
@@ -193,11 +224,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     /// Moments of the teacher's head outputs, each with its own values.
     fn own_moments(&mut self, layer: usize) -> Result<SplitMoments> {
         let axes = self.calibration.spec.teacher;
-        let teacher = self.text.teacher;
+        let (teacher, source) = (self.text.teacher, self.text.source(layer));
         self.text.moments(layer, axes.query.width(), |batch, h| {
             let context = teacher.context(batch);
-            let weights = teacher.attention_weights(layer, h.clone(), &context);
-            of_own_values(weights, teacher.values(layer, h), axes.key_value.heads)
+            let weights = teacher.attention_weights(source, h.clone(), &context);
+            of_own_values(weights, teacher.values(source, h), axes.key_value.heads)
         })
     }
 
@@ -205,7 +236,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     fn query_keys(&self, layer: usize, inputs: &InputGrams) -> Result<QueryKeys> {
         let axes = self.calibration.spec.teacher;
         let kernel = |role, width| {
-            let name = site_name(self.text.teacher, layer, role)?;
+            let name = self.text.source_name(layer, role)?;
             self.text.tensors.weight(&name, width)
         };
         let query = kernel(Role::Query, axes.query.width())?;
@@ -223,7 +254,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
 
     /// Second moments of the teacher's values on the student's stream.
     fn value_gram(&self, layer: usize, inputs: &InputGrams) -> Result<Mat<f64>> {
-        let name = site_name(self.text.teacher, layer, Role::Value)?;
+        let name = self.text.source_name(layer, Role::Value)?;
         let width = self.calibration.spec.teacher.key_value.width();
         let kernel = self.text.tensors.weight(&name, width)?;
         Ok(kernel.transpose() * &inputs.even * &kernel)
@@ -275,7 +306,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         student: &impl LayeredDecoder<B>,
         inputs: Option<&InputGrams>,
     ) -> Result<Fitted> {
-        let teacher = self.text.teacher;
+        let (teacher, source) = (self.text.teacher, self.text.source(layer));
         let aligned = match inputs {
             Some(inputs) if features.s_head_dim == features.t_head_dim => {
                 let gram = self.value_gram(layer, inputs)?;
@@ -289,7 +320,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let moments = self.text.moments(layer, count, |batch, h| {
             let context = student.context(batch);
             let weights = student.attention_weights(layer, h.clone(), &context);
-            let values = teacher.values(layer, h);
+            let values = teacher.values(source, h);
             match features.span {
                 Span::All => of_all_values(weights, values),
                 Span::Own => {
@@ -298,7 +329,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 }
             }
         })?;
-        let name = site_name(teacher, layer, Role::Out)?;
+        let name = self.text.source_name(layer, Role::Out)?;
         let kernel = self.text.tensors.weight(&name, self.text.d_model)?;
         let form = self.maps.fitted_form(Role::Out);
         let head_dims = [

@@ -5,6 +5,19 @@ use burn::prelude::*;
 use super::{CausalLm, TokenBatch};
 use crate::geometry::Site;
 
+/// What goes on inside a feed-forward block whose features are `activation(gate) * up`, a row a token.
+#[derive(Clone, Debug)]
+pub struct GatedUnits<B: Backend> {
+    /// What gate and up read, `[rows, d_model]`.
+    pub input: Tensor<B, 2>,
+    /// The activation of what the gate projection puts out, `[rows, hidden]`.
+    pub gate: Tensor<B, 2>,
+    /// The activation's derivative there.
+    pub slope: Tensor<B, 2>,
+    /// What the up projection puts out.
+    pub up: Tensor<B, 2>,
+}
+
 /// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
 ///
 /// This is what the [`calibrated`](crate::calibration) start needs beyond [`CausalLm`]: it fits
@@ -53,6 +66,13 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// What the feed-forward block of `layer` adds to the residual stream, `h` being the stream after
     /// the attention: `[batch, tokens, d_model]`.
     fn feed_forward(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What goes on inside the gated feed-forward block of `layer`, `h` being the stream after the attention.
+    /// `None`, as it is unless a decoder says otherwise, where there is no gate: then a calibrated start fits the
+    /// block's last projection alone.
+    fn gated_units(&self, _layer: usize, _h: Tensor<B, 3>) -> Option<GatedUnits<B>> {
+        None
+    }
 
     /// For each feature of a query or key head of `head_dim` features, the feature of this decoder's heads
     /// that it may begin as; `None` if there is none. Features that a rotary embedding rotates together

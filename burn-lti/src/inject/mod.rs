@@ -64,6 +64,15 @@ pub fn fill<B: Backend, M: Module<B>>(
     let maps = lti_parts(&student);
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| !matches!(part, Part::Map(_))) {
+        if tensor.source == Source::Start {
+            let name = tensor.variable();
+            let named = teacher.get(name).ok_or_else(|| BlueprintError::Missing {
+                student: tensor.name.clone(),
+                from: None,
+            })?;
+            let value = filling(tensor, name, &maps, &named.tensor)?;
+            values.insert(tensor.name.clone(), value);
+        }
         if let Source::Teacher(source) | Source::Mapped(source) = &tensor.source {
             let named = teacher.get(source).ok_or_else(|| BlueprintError::Missing {
                 student: tensor.name.clone(),

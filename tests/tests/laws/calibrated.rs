@@ -48,11 +48,16 @@ on_every_backend![
     a_teacher_without_a_projection_that_it_names_is_refused,
 ];
 
-type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
+pub(super) type Batches<B> = Arc<dyn DataLoader<B, TokenBatch<B>>>;
 
 /// Random documents of 7 to 11 tokens, end to end in windows of 12. Sixteen to a batch: on a GPU's software
 /// device the number of operations is what costs, not the size of their tensors.
-fn batches<B: Backend>(count: usize, vocab: usize, seed: u64, device: &B::Device) -> Batches<B> {
+pub(super) fn batches<B: Backend>(
+    count: usize,
+    vocab: usize,
+    seed: u64,
+    device: &B::Device,
+) -> Batches<B> {
     let mut numbers = Numbers::new(seed);
     let mut pieces: Vec<Vec<u32>> = Vec::new();
     let mut laid = 0;
@@ -73,7 +78,7 @@ fn batches<B: Backend>(count: usize, vocab: usize, seed: u64, device: &B::Device
     loader(sequences, 16, None, device)
 }
 
-fn spec(teacher: Axes, maps: RoleMaps) -> LtiSpec {
+pub(super) fn spec(teacher: Axes, maps: RoleMaps) -> LtiSpec {
     LtiSpec {
         maps,
         start: Start::Calibrated,
@@ -96,7 +101,7 @@ fn with_heads(
     }
 }
 
-fn llama_student<B: Backend>(
+pub(super) fn llama_student<B: Backend>(
     config: &LlamaConfig,
     spec: &LtiSpec,
     tensors: &TensorSet<B>,
@@ -120,7 +125,7 @@ fn toy_student<A: AutodiffBackend>(
         .0)
 }
 
-type Inner<A> = <A as AutodiffBackend>::InnerBackend;
+pub(super) type Inner<A> = <A as AutodiffBackend>::InnerBackend;
 
 /// The calibrated student of a Llama, and how it came about.
 fn calibrated_llama<A: AutodiffBackend>(
@@ -172,7 +177,7 @@ fn all_maps() -> [RoleMaps; 4] {
 
 /// Float32 on both sides. Roundings on the way to a logit: twice what the widest sums of two layers have,
 /// for the map and for its product.
-fn tolerance(expected: &[f64]) -> Tolerance {
+pub(super) fn tolerance(expected: &[f64]) -> Tolerance {
     let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
     Tolerance::Uniform(2.0 * rounding(2 * 2 * 200) * largest)
 }
