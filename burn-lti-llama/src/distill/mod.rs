@@ -23,6 +23,7 @@
 //! | `hook` | what happens between two steps: metrics, checkpoints, the decision to go on |
 //! | `step_rows` | which sequences each step learns from |
 //! | `on_policy`, `written` | sequences that the student goes on with itself, and what it wrote |
+//! | `shapes` | the search for a shape that is small enough |
 //! | `start` | what the student begins from, calculated or read |
 //! | `units` | feed-forward blocks with fewer units, of a start that reads no text |
 //! | `student` | the student before its first step |
@@ -43,6 +44,7 @@ mod output;
 mod progress;
 mod run;
 mod schedule;
+mod shapes;
 mod start;
 mod start_summary;
 mod step_rows;
@@ -70,6 +72,7 @@ pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
 pub use progress::PhaseEnd;
 pub use run::{Job, Which, collapse_run};
+pub use shapes::{Shape, ShapeTable, Sizes, search_shape, shapes};
 pub use start_summary::StartSummary;
 pub use student::{free_student, learning_student};
 pub use summary::{Kept, Summary};

@@ -115,6 +115,19 @@ pub(super) fn kept_layers(
     }
 }
 
+/// A shape that is to be searched is none yet.
+pub(super) fn check_shape_is_found(recipe: &Recipe) -> Result<(), PlanError> {
+    match recipe.student.target {
+        None => Ok(()),
+        Some(_) => Err(PlanError::refused(
+            "student.target",
+            "asks for a shape that is still to be searched: `burn-lti start`, `burn-lti distill` and `burn-lti plan \
+             --shapes` do it; put the shape that the last prints into [student]"
+                .to_owned(),
+        )),
+    }
+}
+
 /// Where units or layers are left out, what is left has to make up for them, and only what a block adds as it is
 /// can be fitted to that.
 pub(super) fn check_shape(

@@ -33,8 +33,9 @@ pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_seq_len, check_shape, check_start, check_trained_type,
-    check_weights_of_start, kept_layers, plan_feature, resolve_layers, student_config,
+    check_nothing_new, check_ranks, check_seq_len, check_shape, check_shape_is_found, check_start,
+    check_trained_type, check_weights_of_start, kept_layers, plan_feature, resolve_layers,
+    student_config,
 };
 use cost::Costs;
 use planner::Planner;
@@ -309,6 +310,7 @@ impl Plan {
         teacher: &LlamaConfig,
         chosen: Option<&[usize]>,
     ) -> Result<Self, PlanError> {
+        check_shape_is_found(recipe)?;
         let kept = kept_layers(recipe, teacher, chosen)?;
         let student = student_config(recipe, teacher, &kept)?;
         check_shape(recipe, teacher, &student)?;

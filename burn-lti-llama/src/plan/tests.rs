@@ -838,7 +838,7 @@ fn a_number_of_layers_is_chosen_by_the_run() {
     let all = plan(&["student.layers=5"]);
     assert!(!all.chooses_layers && all.kept_layers.is_none());
     // Attention of layers that are paired is that of the layer kept.
-    let feature = ["student.layers=[0, 2, 4]", "loss.feature.weight=1"];
+    let feature = ["student.layers=[0, 2, 4]", "loss.feature={ weight = 1 }"];
     let pairs = plan(&feature).loss.feature.unwrap().pairs;
     assert_eq!(pairs, [[0, 0], [1, 2], [2, 4]].map(LayerPair::from));
 }

@@ -14,7 +14,7 @@ use burn_lti::map::Start;
 use super::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, KeptLayers, LayerPairs, Layers,
     LearningRate, LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens,
-    TrainSection, Trained, divergence, schedule,
+    Target, TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -40,6 +40,9 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = layers.is_sorted_by(|a, b| a < b) && !layers.is_empty();
         let rule = "must name at least one layer of the teacher's, ascending, and none twice";
         checks.value("student.layers", &format_args!("{layers:?}"), passed, rule)?;
+    }
+    if let Some(target) = &student.target {
+        checks.target(target)?;
     }
     if let Layers::These(layers) = &lti.layers {
         let passed = !has_repeated(layers);
@@ -92,6 +95,31 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
+    fn target(&self, target: &Target) -> Result<(), RecipeError> {
+        let limits = target.limits();
+        self.needs(
+            "student.target",
+            "a limit",
+            limits.iter().any(Option::is_some),
+            "nothing is said of how small the student is to be; set student.target = { parameters = 0.5 }, or \
+             file_bytes, kv_bytes_per_token or flops_per_token",
+        )?;
+        let keys = [
+            "student.target.parameters",
+            "student.target.file_bytes",
+            "student.target.kv_bytes_per_token",
+            "student.target.flops_per_token",
+        ];
+        let limits = keys.into_iter().zip(limits);
+        for (key, value) in limits.chain([("student.target.seconds", target.seconds)]) {
+            if let Some(value) = value {
+                let passed = value > 0.0 && value.is_finite();
+                self.value(key, &value, passed, "must be above 0 and finite")?;
+            }
+        }
+        Ok(())
+    }
+
     fn maps(&self, lti: &LtiSection, trained: Trained, steps: usize) -> Result<(), RecipeError> {
         let ranks = Role::ATTENTION.map(|role| lti.map.kind(role).pairs());
         self.value(

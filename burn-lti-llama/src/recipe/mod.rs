@@ -37,7 +37,7 @@ pub use error::RecipeError;
 pub use rate::LearningRate;
 pub use sections::{
     CalibrationSection, DataSection, ExportSection, FeatureSection, GrowSection, LossSection,
-    LtiSection, Phase2Section, Plateau, StudentSection, TeacherSection, TrainSection,
+    LtiSection, Phase2Section, Plateau, StudentSection, Target, TeacherSection, TrainSection,
 };
 pub use seq_lens::SeqLens;
 pub use shard_size::ShardSize;

@@ -1,5 +1,6 @@
 //! The sections of a recipe, each key with its default.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};
@@ -46,6 +47,74 @@ pub struct StudentSection {
     pub intermediate_size: Option<usize>,
     /// Decoder layers.
     pub layers: Option<KeptLayers>,
+    /// How small the student is to be: what of the shape is not given is searched.
+    pub target: Option<Target>,
+}
+
+impl StudentSection {
+    /// The same without a target.
+    pub(crate) fn shape(&self) -> Self {
+        Self {
+            target: None,
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Display for StudentSection {
+    /// What of the shape is given, in few words: `layers 0 1 3 4, 4/2 heads, 93 units`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        match &self.layers {
+            None => {}
+            Some(KeptLayers::Count(count)) => parts.push(format!("{count} layers")),
+            Some(KeptLayers::These(kept)) => {
+                let numbers: Vec<String> = kept.iter().map(usize::to_string).collect();
+                parts.push(format!("layers {}", numbers.join(" ")));
+            }
+        }
+        match (self.heads, self.kv_heads) {
+            (None, None) => {}
+            (Some(heads), Some(kv_heads)) => parts.push(format!("{heads}/{kv_heads} heads")),
+            (Some(heads), None) => parts.push(format!("{heads} query heads")),
+            (None, Some(kv_heads)) => parts.push(format!("{kv_heads} key/value heads")),
+        }
+        parts.extend(self.head_dim.map(|size| format!("of {size} features")));
+        parts.extend(self.intermediate_size.map(|units| format!("{units} units")));
+        match parts.is_empty() {
+            true => f.write_str("the teacher's shape"),
+            false => f.write_str(&parts.join(", ")),
+        }
+    }
+}
+
+/// `[student.target]`: the most that a student may have. A number up to 1 is a part of what the teacher has, a
+/// larger one is that itself; of several, all hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Target {
+    /// Parameters, a tied head counted once.
+    pub parameters: Option<f64>,
+    /// Bytes of its weights in a file.
+    pub file_bytes: Option<f64>,
+    /// Bytes of key/value cache a token, in float32.
+    pub kv_bytes_per_token: Option<f64>,
+    /// Floating-point operations of a forward pass a token, in a text of the longest `train.seq_len`.
+    pub flops_per_token: Option<f64>,
+    /// After how many seconds no further shape is tried. Default: 600.
+    pub seconds: Option<f64>,
+}
+
+impl Target {
+    /// Of parameters, bytes of a file, bytes of cache and operations, in this order.
+    pub(crate) const fn limits(&self) -> [Option<f64>; 4] {
+        [
+            self.parameters,
+            self.file_bytes,
+            self.kv_bytes_per_token,
+            self.flops_per_token,
+        ]
+    }
 }
 
 /// `[export]`: the student's files.

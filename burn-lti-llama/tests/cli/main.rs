@@ -7,6 +7,7 @@ mod compare;
 mod lengths;
 mod runs;
 mod sample;
+mod shapes;
 mod start;
 mod workshop;
 

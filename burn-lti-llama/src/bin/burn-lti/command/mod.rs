@@ -14,10 +14,15 @@ pub(crate) mod sample_corpus;
 pub(crate) mod start;
 
 use anyhow::{Result, bail};
+use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::distill::Interrupt;
+use burn_lti_llama::distill::{Interrupt, ShapeTable, search_shape};
+use burn_lti_llama::recipe::Recipe;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
+
+use crate::progress;
+use crate::streams::tell;
 
 /// The configuration and tokenizer of a model folder, checked against one another.
 fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
@@ -49,6 +54,27 @@ fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The recipe with the shape that the run in `resumed` began with, or with the one that is found, if it has a target
+/// in its place.
+fn with_shape<A: AutodiffBackend>(
+    recipe: &Recipe,
+    resumed: Option<&Path>,
+    device: &A::Device,
+) -> Result<Recipe> {
+    if recipe.student.target.is_none() {
+        return Ok(recipe.clone());
+    }
+    let begun = resumed.map(|out| out.join("recipe.toml"));
+    if let Some(begun) = begun.filter(|begun| begun.is_file()) {
+        let student = Recipe::load(&begun, &[])?.student;
+        let recipe = recipe.clone();
+        return Ok(Recipe { student, ..recipe });
+    }
+    let (recipe, shapes) = search_shape::<A>(recipe, device, &progress::listener())?;
+    tell!("{}", ShapeTable(&shapes));
+    Ok(recipe)
 }
 
 /// What Ctrl-C asks. Pressed once more, it ends the program at once.

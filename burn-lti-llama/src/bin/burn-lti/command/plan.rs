@@ -5,16 +5,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Tensor};
-use burn_lti_llama::distill;
+use burn_lti_llama::distill::{self, Shape, ShapeTable, search_shape};
 use burn_lti_llama::plan::DeviceSpeed;
 use burn_lti_llama::recipe::Recipe;
 
 use crate::args::{BackendArgs, PlanArgs};
 use crate::backend::{BackendName, on_backend};
+use crate::progress;
 use crate::streams::{say, say_on};
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    if let Some(backend) = args.shapes {
+        return search(args, &recipe, backend);
+    }
+    if recipe.student.target.is_some() {
+        return print_shapes(args, &distill::shapes(&recipe)?);
+    }
     let plan = match args.config_only {
         true => distill::plan_of_config(&recipe)?,
         false => distill::plan(&recipe)?,
@@ -40,6 +47,37 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         if args.verbose && !read_over.is_empty() {
             say!("\nread over in config.json: {}", read_over.join(", "));
         }
+    }
+    Ok(())
+}
+
+/// Searches a shape, and prints those that were tried.
+fn search(args: &PlanArgs, recipe: &Recipe, backend: BackendName) -> Result<()> {
+    let backend = BackendArgs {
+        backend,
+        device: None,
+    };
+    let (found, shapes) = on_backend!(backend, searched(recipe))?;
+    print_shapes(args, &shapes)?;
+    if !args.json.json {
+        let student = toml::to_string(&found.student)?;
+        let student = student.trim_end();
+        say!("\nthe nearest of them, for a recipe:\n\n[student]\n{student}");
+    }
+    Ok(())
+}
+
+fn searched<A: AutodiffBackend>(
+    device: &A::Device,
+    recipe: &Recipe,
+) -> Result<(Recipe, Vec<Shape>)> {
+    Ok(search_shape::<A>(recipe, device, &progress::listener())?)
+}
+
+fn print_shapes(args: &PlanArgs, shapes: &[Shape]) -> Result<()> {
+    match args.json.json {
+        true => say!("{}", serde_json::to_string_pretty(shapes)?),
+        false => say_on!("{}", ShapeTable(shapes)),
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Job, OutputDir, StartSummary};
 use burn_lti_llama::recipe::Recipe;
 
+use super::with_shape;
 use crate::args::StartArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
@@ -12,7 +13,9 @@ use crate::streams::{command_line, say, say_on};
 
 pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
-    burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
+    if recipe.student.target.is_none() {
+        burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
+    }
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
@@ -35,7 +38,8 @@ fn on<A: AutodiffBackend>(
     recipe: &Recipe,
     out: &OutputDir,
 ) -> Result<StartSummary> {
-    let job = Job::new(recipe, out)
+    let recipe = with_shape::<A>(recipe, None, device)?;
+    let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
         .with_command(command_line());
     Ok(job.start::<A>(device)?)
