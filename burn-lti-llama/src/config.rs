@@ -82,6 +82,10 @@ pub struct LlamaConfig {
     pub activation: Activation,
     /// What a block adds to the residual stream is normed.
     pub output_norms: bool,
+    /// Scores of attention go through `cap * tanh(score / cap)` before the softmax.
+    pub attention_cap: Option<f64>,
+    /// So do logits.
+    pub logit_cap: Option<f64>,
     /// Token that begins a document.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a document; may be empty.
@@ -189,6 +193,14 @@ impl LlamaConfig {
         }
         if self.windows.contains(&Some(0)) {
             return refused("sliding_window", "is 0: a token sees itself".to_owned());
+        }
+        for (field, cap) in [
+            ("attn_logit_softcapping", self.attention_cap),
+            ("final_logit_softcapping", self.logit_cap),
+        ] {
+            if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+                return refused(field, format!("is {cap}: it must be positive and finite"));
+            }
         }
         for rope in [&self.rope].into_iter().chain(&self.local_rope) {
             if let Err((field, reason)) = rope.check(self.head_dim) {

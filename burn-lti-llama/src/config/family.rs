@@ -20,13 +20,15 @@ pub enum Family {
     Phi3,
     /// `granite`
     Granite,
+    /// `gemma2`
+    Gemma2,
     /// `gemma3_text`
     Gemma3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
@@ -35,6 +37,7 @@ impl Family {
         Self::SmolLm3,
         Self::Phi3,
         Self::Granite,
+        Self::Gemma2,
         Self::Gemma3,
     ];
 
@@ -49,6 +52,7 @@ impl Family {
             Self::SmolLm3 => "smollm3",
             Self::Phi3 => "phi3",
             Self::Granite => "granite",
+            Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
         }
     }
@@ -64,6 +68,7 @@ impl Family {
             Self::SmolLm3 => "SmolLM3ForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
             Self::Granite => "GraniteForCausalLM",
+            Self::Gemma2 => "Gemma2ForCausalLM",
             Self::Gemma3 => "Gemma3ForCausalLM",
         }
     }
@@ -76,6 +81,6 @@ impl Family {
 
     /// Whether transformers 5 opens only models of it whose width divides by the query heads.
     pub(crate) const fn needs_whole_heads(self) -> bool {
-        matches!(self, Self::Llama | Self::Gemma3)
+        matches!(self, Self::Llama | Self::Gemma2 | Self::Gemma3)
     }
 }

@@ -88,6 +88,8 @@ fn config(vocab_size: usize) -> LlamaConfig {
         mlp_bias: false,
         activation: Activation::Silu,
         output_norms: false,
+        attention_cap: None,
+        logit_cap: None,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         multipliers: Multipliers::NONE,

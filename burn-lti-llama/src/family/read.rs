@@ -82,6 +82,8 @@ impl LlamaConfig {
             mlp_bias: false,
             activation: Activation::take(&mut fields, "hidden_act", Activation::Silu)?,
             output_norms: false,
+            attention_cap: None,
+            logit_cap: None,
             bos_token_id: fields.take("bos_token_id")?,
             eos_token_ids: fields
                 .take::<OneOrMany>("eos_token_id")?
