@@ -20,6 +20,10 @@ pub enum Family {
     Phi3,
     /// `granite`
     Granite,
+    /// `olmo2`
+    Olmo2,
+    /// `olmo3`
+    Olmo3,
     /// `gemma2`
     Gemma2,
     /// `gemma3_text`
@@ -28,7 +32,7 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
@@ -37,6 +41,8 @@ impl Family {
         Self::SmolLm3,
         Self::Phi3,
         Self::Granite,
+        Self::Olmo2,
+        Self::Olmo3,
         Self::Gemma2,
         Self::Gemma3,
     ];
@@ -52,6 +58,8 @@ impl Family {
             Self::SmolLm3 => "smollm3",
             Self::Phi3 => "phi3",
             Self::Granite => "granite",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
         }
@@ -68,6 +76,8 @@ impl Family {
             Self::SmolLm3 => "SmolLM3ForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
             Self::Granite => "GraniteForCausalLM",
+            Self::Olmo2 => "Olmo2ForCausalLM",
+            Self::Olmo3 => "Olmo3ForCausalLM",
             Self::Gemma2 => "Gemma2ForCausalLM",
             Self::Gemma3 => "Gemma3ForCausalLM",
         }

@@ -55,19 +55,8 @@ pub(super) fn take_common(
 
 /// The norms by the names of the file, where gains are told from one.
 pub(super) fn named(mut tensor: FileTensor) -> FileTensor {
-    const NAMES: [(&str, &str); 3] = [
-        (".post_attention_layernorm.", ".pre_feedforward_layernorm."),
-        (".attention_output_layernorm.", ".post_attention_layernorm."),
-        (
-            ".feed_forward_output_layernorm.",
-            ".post_feedforward_layernorm.",
-        ),
-    ];
     if tensor.name.ends_with("norm.weight") {
         tensor.parts.iter_mut().for_each(|part| part.shift = 1.0);
     }
-    if let Some((ours, theirs)) = NAMES.iter().find(|(ours, _)| tensor.name.contains(ours)) {
-        tensor.name = tensor.name.replace(ours, theirs);
-    }
-    tensor
+    tensor.by_place()
 }

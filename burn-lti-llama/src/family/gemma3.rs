@@ -2,7 +2,7 @@
 //! five of six layers, and no cap of scores.
 
 use super::{Defaults, gemma2};
-use crate::config::{ConfigError, Fields, LlamaConfig};
+use crate::config::{ConfigError, Fields, LlamaConfig, QkNorm};
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     max_position_embeddings: 131_072,
@@ -12,7 +12,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 };
 
 pub(super) fn take(fields: &mut Fields<'_>, config: &mut LlamaConfig) -> Result<(), ConfigError> {
-    config.qk_norm = true;
+    config.qk_norm = QkNorm::EachHead;
     // transformers keeps the first of these, and does not use it.
     fields.take::<f64>("attn_logit_softcapping")?;
     config.logit_cap = fields.take("final_logit_softcapping")?;

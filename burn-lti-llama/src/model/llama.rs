@@ -17,7 +17,7 @@ use burn_lti::kernels::{KvCache, Step, soft_cap};
 use super::layer::normed;
 use super::rotary::{Rotaries, rotary_features};
 use super::{AttentionMask, LlamaLayer, Rotary, Seen};
-use crate::config::{LlamaConfig, site_name};
+use crate::config::{LlamaConfig, QkNorm, site_name};
 
 /// A Llama with ordinary projections: what is imported and exported.
 pub type PlainLlama<B> = Llama<B, Linear<B>, Embedding<B>>;
@@ -384,6 +384,20 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         self.model.layers[layer].attention(h, rotary, Seen::Batch(mask))
     }
 
+    fn attention_output(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &LlamaContext<B>,
+    ) -> Tensor<B, 3> {
+        let (rotary, mask) = self.of_layer(layer, context);
+        self.model.layers[layer].attention_output(h, rotary, Seen::Batch(mask))
+    }
+
+    fn attention_output_gain(&self, layer: usize) -> Option<Tensor<B, 1>> {
+        self.model.layers[layer].attention_output_gain()
+    }
+
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.model.layers[layer].feed_forward_features(h)
     }
@@ -402,7 +416,14 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
     }
 
     fn mixes_heads(&self) -> bool {
-        !self.config.qk_norm
+        self.config.qk_norm == QkNorm::Nothing
+    }
+
+    fn gains(&self) -> Vec<(String, String)> {
+        let gains = self.config.gains().into_iter();
+        gains
+            .map(|(norm, site)| (format!("{norm}.gamma"), site_name(site)))
+            .collect()
     }
 
     fn site_name(&self, site: Site) -> Option<String> {

@@ -15,6 +15,8 @@ pub struct Rules {
     by_name: bool,
     pub(super) share: Vec<ShareRule>,
     pub(super) new: BTreeSet<String>,
+    /// The projection along whose outputs each of these student tensors lies.
+    pub(super) gains: BTreeMap<String, String>,
 }
 
 impl Rules {
@@ -58,6 +60,14 @@ impl Rules {
     /// Adds student tensors that keep what they began with.
     pub fn with_new(mut self, new: impl IntoIterator<Item = String>) -> Self {
         self.new.extend(new);
+        self
+    }
+
+    /// Says of student tensors that they have a number for each output of a projection, as the gain of a norm of all
+    /// its outputs at once: pairs of a tensor and the projection. Where that is a map of its outputs, such a tensor
+    /// follows it ([`Source::Along`](super::Source::Along)); else it is like any other.
+    pub fn with_gains(mut self, gains: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.gains.extend(gains);
         self
     }
 

@@ -109,12 +109,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.batches.iter().enumerate()
     }
 
-    /// Keeps what the teacher's attention adds in `layer`, which [`targets`](Self::targets) needs.
+    /// Keeps what the teacher's attention puts out in `layer`, which [`targets`](Self::targets) needs.
     pub(super) fn keep_attention(&mut self, layer: usize) -> Result<()> {
         for (index, batch) in self.batches() {
             let context = self.teacher.context(&batch);
             let h = self.teacher_input(index, layer)?;
-            let attention = self.teacher.attention(layer, h, &context);
+            let attention = self.teacher.attention_output(layer, h, &context);
             self.store.write(index, Stream::Attention, attention)?;
         }
         Ok(())
@@ -171,7 +171,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         }
     }
 
-    /// What the attention of `layer` should add.
+    /// What the attention of `layer` should put out.
     pub(super) fn targets(
         &mut self,
         index: usize,
@@ -187,6 +187,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         Ok(Targets::new(
             streams,
             self.tensors.bias(&out, self.d_model),
+            self.teacher.attention_output_gain(layer),
             self.importance[index].clone(),
             batch.segments.clone(),
         ))
