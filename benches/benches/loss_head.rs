@@ -27,6 +27,7 @@ fn loss_head<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Re
         let head = |seed| Head {
             weight: uniform::<A::InnerBackend, 2>(seed, [D_MODEL, vocab], 0.1, &device),
             trains: false,
+            cap: None,
         };
         let hidden = |seed| uniform::<A::InnerBackend, 2>(seed, [TOKENS, D_MODEL], 1.0, &device);
         let input = LossInput {

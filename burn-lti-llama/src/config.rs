@@ -74,14 +74,20 @@ pub struct LlamaConfig {
     pub qkv_bias: bool,
     /// The output projection has a bias.
     pub out_bias: bool,
-    /// Each head's queries and keys are normed before they turn.
-    pub qk_norm: bool,
+    /// What of queries and keys is normed before they turn.
+    pub qk_norm: QkNorm,
     /// The three projections of the feed-forward block have a bias.
     pub mlp_bias: bool,
     /// What the gate of the feed-forward block goes through.
     pub activation: Activation,
+    /// What a block reads of the residual stream is normed.
+    pub input_norms: bool,
     /// What a block adds to the residual stream is normed.
     pub output_norms: bool,
+    /// Scores of attention go through `cap * tanh(score / cap)` before the softmax.
+    pub attention_cap: Option<f64>,
+    /// So do logits.
+    pub logit_cap: Option<f64>,
     /// Token that begins a document.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a document; may be empty.
@@ -119,6 +125,17 @@ impl PartialEq for SourceFields {
     fn eq(&self, _: &Self) -> bool {
         true
     }
+}
+
+/// What of queries and keys is normed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Nothing is.
+    Nothing,
+    /// Each head by itself, all by the same gains.
+    EachHead,
+    /// All heads together, each by gains of its own.
+    AllHeads,
 }
 
 /// What the gate of a feed-forward block goes through.
@@ -189,6 +206,14 @@ impl LlamaConfig {
         }
         if self.windows.contains(&Some(0)) {
             return refused("sliding_window", "is 0: a token sees itself".to_owned());
+        }
+        for (field, cap) in [
+            ("attn_logit_softcapping", self.attention_cap),
+            ("final_logit_softcapping", self.logit_cap),
+        ] {
+            if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+                return refused(field, format!("is {cap}: it must be positive and finite"));
+            }
         }
         for rope in [&self.rope].into_iter().chain(&self.local_rope) {
             if let Err((field, reason)) = rope.check(self.head_dim) {
@@ -336,12 +361,10 @@ impl LlamaConfig {
                 let [rows, columns] = self.file_shape(role);
                 push_linear(&mut tensors, &name, rows, columns, self.has_bias(role));
             }
-            if self.qk_norm {
-                for name in ["q_norm", "k_norm"] {
-                    tensors.push((
-                        format!("{prefix}.self_attn.{name}.weight"),
-                        vec![self.head_dim],
-                    ));
+            let norms = [("q_norm", self.query_grid()), ("k_norm", self.kv_grid())];
+            for (name, grid) in norms {
+                if let Some(width) = self.qk_norm_width(grid) {
+                    tensors.push((format!("{prefix}.self_attn.{name}.weight"), vec![width]));
                 }
             }
             for role in [Role::Gate, Role::Up, Role::Down] {
@@ -354,10 +377,9 @@ impl LlamaConfig {
                 "feed_forward_output_layernorm",
             ];
             let outputs = outputs.into_iter().filter(|_| self.output_norms);
-            for name in ["input_layernorm", "post_attention_layernorm"]
-                .into_iter()
-                .chain(outputs)
-            {
+            let inputs = ["input_layernorm", "post_attention_layernorm"];
+            let inputs = inputs.into_iter().filter(|_| self.input_norms);
+            for name in inputs.chain(outputs) {
                 tensors.push((format!("{prefix}.{name}.weight"), vec![d_model]));
             }
         }
@@ -366,6 +388,28 @@ impl LlamaConfig {
             tensors.push(("lm_head.weight".into(), vec![self.vocab_size, d_model]));
         }
         tensors
+    }
+
+    /// How many features of queries or keys in these heads are normed at once, if any are.
+    pub(crate) const fn qk_norm_width(&self, grid: HeadGrid) -> Option<usize> {
+        match self.qk_norm {
+            QkNorm::Nothing => None,
+            QkNorm::EachHead => Some(grid.head_dim),
+            QkNorm::AllHeads => Some(grid.width()),
+        }
+    }
+
+    /// The norms that have a gain for each output of a projection, each by its Hugging Face name without `.weight`,
+    /// with the site of the projection.
+    pub(crate) fn gains(&self) -> Vec<(String, Site)> {
+        let layers = (0..self.num_hidden_layers).filter(|_| self.qk_norm == QkNorm::AllHeads);
+        let of_layer = |layer: usize| {
+            [("q_norm", Role::Query), ("k_norm", Role::Key)].map(|(name, role)| {
+                let norm = format!("model.layers.{layer}.self_attn.{name}");
+                (norm, Site::new(layer, role))
+            })
+        };
+        layers.flat_map(of_layer).collect()
     }
 
     /// Whether the weight of this role has a bias beside it.

@@ -162,6 +162,7 @@ impl<B: Backend, P: Project<B>> CausalLm<B> for Decoder<B, P> {
         Head {
             weight: self.head.weight.val(),
             trains: self.head.weight.is_require_grad(),
+            cap: None,
         }
     }
 }

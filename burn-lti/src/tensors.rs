@@ -125,6 +125,11 @@ impl<B: Backend> AnyTensor<B> {
         self.primitive.shape().num_elements()
     }
 
+    /// Its float type.
+    pub(crate) fn dtype(&self) -> DType {
+        self.primitive.dtype()
+    }
+
     /// The values as float32, row-major.
     ///
     /// # Errors

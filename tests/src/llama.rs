@@ -25,7 +25,7 @@ pub fn model_dir(name: &str) -> PathBuf {
 }
 
 /// The tiny models of families that are computed here.
-pub const FAMILIES: [&str; 15] = [
+pub const FAMILIES: [&str; 18] = [
     "llama3",
     "llama_linear",
     "llama_yarn",
@@ -40,6 +40,9 @@ pub const FAMILIES: [&str; 15] = [
     "phi3",
     "phi3_partial",
     "granite",
+    "olmo2",
+    "olmo3",
+    "gemma2",
     "gemma3",
 ];
 

@@ -168,6 +168,7 @@ impl<B: Backend, P: Project<B>> CausalLm<B> for Toy<B, P> {
         Head {
             weight: self.unembed.weight(),
             trains: self.unembed.trains(),
+            cap: None,
         }
     }
 }

@@ -110,6 +110,7 @@ fn a_loss<B: Backend>(tokens: usize, vocab: usize, device: &B::Device) -> usize 
     let mut head = || Head {
         weight: numbers.tensor::<B, 2>([D_MODEL, vocab], device),
         trains: false,
+        cap: None,
     };
     let (student_head, head) = (head(), head());
     let input = LossInput {

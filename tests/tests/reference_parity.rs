@@ -647,6 +647,7 @@ impl LossCase {
         let identity = || Head {
             weight: Tensor::eye(self.vocab, device),
             trains: false,
+            cap: None,
         };
         let flat = |stored: &Stored| {
             let [_, _, width] = axes(&stored.shape);

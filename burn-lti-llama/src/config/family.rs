@@ -20,13 +20,19 @@ pub enum Family {
     Phi3,
     /// `granite`
     Granite,
+    /// `olmo2`
+    Olmo2,
+    /// `olmo3`
+    Olmo3,
+    /// `gemma2`
+    Gemma2,
     /// `gemma3_text`
     Gemma3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
@@ -35,6 +41,9 @@ impl Family {
         Self::SmolLm3,
         Self::Phi3,
         Self::Granite,
+        Self::Olmo2,
+        Self::Olmo3,
+        Self::Gemma2,
         Self::Gemma3,
     ];
 
@@ -49,6 +58,9 @@ impl Family {
             Self::SmolLm3 => "smollm3",
             Self::Phi3 => "phi3",
             Self::Granite => "granite",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
+            Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
         }
     }
@@ -64,6 +76,9 @@ impl Family {
             Self::SmolLm3 => "SmolLM3ForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
             Self::Granite => "GraniteForCausalLM",
+            Self::Olmo2 => "Olmo2ForCausalLM",
+            Self::Olmo3 => "Olmo3ForCausalLM",
+            Self::Gemma2 => "Gemma2ForCausalLM",
             Self::Gemma3 => "Gemma3ForCausalLM",
         }
     }
@@ -76,6 +91,6 @@ impl Family {
 
     /// Whether transformers 5 opens only models of it whose width divides by the query heads.
     pub(crate) const fn needs_whole_heads(self) -> bool {
-        matches!(self, Self::Llama | Self::Gemma3)
+        matches!(self, Self::Llama | Self::Gemma2 | Self::Gemma3)
     }
 }

@@ -13,7 +13,7 @@ use burn_lti::train::{Decay, StudentOptimizer, WarmupDecay};
 use super::DemoError;
 use super::grammar::StoryGrammar;
 use super::vocabulary;
-use crate::config::{Activation, Family, LlamaConfig, Multipliers, Rope, SourceFields};
+use crate::config::{Activation, Family, LlamaConfig, Multipliers, QkNorm, Rope, SourceFields};
 use crate::data::{Documents, load_sequences, loader};
 use crate::distill::{Event, Listener};
 use crate::hf::{self, WeightType};
@@ -84,10 +84,13 @@ fn config(vocab_size: usize) -> LlamaConfig {
         tie_word_embeddings: true,
         qkv_bias: false,
         out_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::Nothing,
         mlp_bias: false,
         activation: Activation::Silu,
+        input_norms: true,
         output_norms: false,
+        attention_cap: None,
+        logit_cap: None,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         multipliers: Multipliers::NONE,

@@ -109,8 +109,9 @@ fn max_logit_difference<B: Backend>(
 fn logits<B: Backend>(model: &impl CausalLm<B>, batch: &TokenBatch<B>) -> Tensor<B, 2> {
     let hidden = model.hidden_states(batch);
     let [rows, tokens, d_model] = hidden.dims();
-    hidden
+    let head = model.head();
+    let products = hidden
         .reshape([rows * tokens, d_model])
-        .matmul(model.head().weight)
-        .cast(DType::F32)
+        .matmul(head.weight.clone());
+    head.capped(products.cast(DType::F32))
 }

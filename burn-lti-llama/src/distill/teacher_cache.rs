@@ -82,7 +82,7 @@ impl<B: Backend> Source<B> {
     fn rows(&self, sequences: &[PackedSequence], k: usize, device: &B::Device) -> TopKRows {
         let batch = TokenBatcher.batch(sequences.to_vec(), device);
         let hidden: Tensor<B, 2> = self.teacher.hidden_states(&batch).flatten(0, 1);
-        let head = self.teacher.head().weight;
+        let head = self.teacher.head();
         let float = batch.mask.dtype();
         let vocab = self.config.vocab_size;
         let targets: Vec<u32> = sequences
@@ -97,11 +97,9 @@ impl<B: Backend> Source<B> {
         let positions = targets.len();
         for start in (0..positions).step_by(CHUNK) {
             let end = (start + CHUNK).min(positions);
-            let logits = hidden.clone().slice(start..end).matmul(head.clone());
-            let log_probs: Vec<f32> = log_softmax(logits.cast(float), 1)
-                .into_data()
-                .iter()
-                .collect();
+            let products = hidden.clone().slice(start..end).matmul(head.weight.clone());
+            let logits = head.capped(products.cast(float));
+            let log_probs: Vec<f32> = log_softmax(logits, 1).into_data().iter().collect();
             let top = TopTokens::of(&log_probs, vocab, &targets[start..end], k);
             rows.ids.extend(top.ids);
             rows.log_probs.extend(top.log_probs);

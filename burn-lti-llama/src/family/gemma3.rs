@@ -1,71 +1,21 @@
-//! Gemma 3, its language model: norms before and after each block, whose gains are one more than in the file,
-//! norms of each head's queries and keys, an embedding that is made larger, scores by a number of their own, two
-//! rotary bases, and a gate by GELU.
+//! Gemma 3, its language model: as Gemma 2, with norms of each head's queries and keys, two rotary bases, windows on
+//! five of six layers, and no cap of scores.
 
-use super::layout::FileTensor;
-use super::{Defaults, take_windows};
-use crate::config::{Activation, ConfigError, Fields, LlamaConfig, Multipliers};
+use super::{Defaults, gemma2};
+use crate::config::{ConfigError, Fields, LlamaConfig, QkNorm};
 
 pub(super) const DEFAULTS: Defaults = Defaults {
     max_position_embeddings: 131_072,
     rope_theta: 1_000_000.0,
     local_rope_theta: Some(10_000.0),
-    tie_word_embeddings: true,
-    num_key_value_heads: Some(4),
-    head_dim: Some(256),
-    ..Defaults::COMMON
+    ..gemma2::DEFAULTS
 };
 
 pub(super) fn take(fields: &mut Fields<'_>, config: &mut LlamaConfig) -> Result<(), ConfigError> {
-    let bias = fields.take_or("attention_bias", false)?;
-    (config.qkv_bias, config.out_bias) = (bias, bias);
-    (config.qk_norm, config.output_norms) = (true, true);
-    config.activation = Activation::take(fields, "hidden_activation", Activation::GeluTanh)?;
+    config.qk_norm = QkNorm::EachHead;
     // transformers keeps the first of these, and does not use it.
     fields.take::<f64>("attn_logit_softcapping")?;
-    if let Some(cap) = fields.take::<f64>("final_logit_softcapping")? {
-        let reason = format!("is {cap}: capped logits are not computed here; use a model without");
-        return Err(fields.refused("final_logit_softcapping", reason));
-    }
-    if fields.take_or("use_bidirectional_attention", false)? {
-        let reason = "is true: it is no model that continues text; use one that is".to_owned();
-        return Err(fields.refused("use_bidirectional_attention", reason));
-    }
-    let scalar: f64 = fields.take_or("query_pre_attn_scalar", 256.0)?;
-    if !(scalar > 0.0 && scalar.is_finite()) {
-        let reason = format!("is {scalar}: it must be positive and finite");
-        return Err(fields.refused("query_pre_attn_scalar", reason));
-    }
-    config.multipliers = Multipliers {
-        embedding: (config.hidden_size as f64).sqrt(),
-        attention: Some(scalar.powf(-0.5)),
-        ..Multipliers::NONE
-    };
-    let window = fields.take_unless_null("sliding_window", 4096)?;
-    let every: usize = fields.take_or("sliding_window_pattern", 6)?;
-    let every = every.max(1);
-    let layers = config.num_hidden_layers;
-    config.windows = take_windows(fields, layers, window, |layer| {
-        !(layer + 1).is_multiple_of(every)
-    })?;
-    Ok(())
-}
-
-/// The norms by the names of the file, where gains are told from one.
-pub(super) fn named(mut tensor: FileTensor) -> FileTensor {
-    const NAMES: [(&str, &str); 3] = [
-        (".post_attention_layernorm.", ".pre_feedforward_layernorm."),
-        (".attention_output_layernorm.", ".post_attention_layernorm."),
-        (
-            ".feed_forward_output_layernorm.",
-            ".post_feedforward_layernorm.",
-        ),
-    ];
-    if tensor.name.ends_with("norm.weight") {
-        tensor.parts.iter_mut().for_each(|part| part.shift = 1.0);
-    }
-    if let Some((ours, theirs)) = NAMES.iter().find(|(ours, _)| tensor.name.contains(ours)) {
-        tensor.name = tensor.name.replace(ours, theirs);
-    }
-    tensor
+    config.logit_cap = fields.take("final_logit_softcapping")?;
+    let every = fields.take_or("sliding_window_pattern", 6)?;
+    gemma2::take_common(fields, config, every)
 }

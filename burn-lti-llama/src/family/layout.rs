@@ -4,7 +4,7 @@
 //! against the second, and knows no multipliers. A family whose files differ is read into that form, and
 //! written back.
 
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, QkNorm};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +48,22 @@ impl FileTensor {
                 shape,
             })
             .collect()
+    }
+
+    /// The same under the name that files have which call a norm by its place, before or after a block.
+    pub(super) fn by_place(mut self) -> Self {
+        const NAMES: [(&str, &str); 3] = [
+            (".post_attention_layernorm.", ".pre_feedforward_layernorm."),
+            (".attention_output_layernorm.", ".post_attention_layernorm."),
+            (
+                ".feed_forward_output_layernorm.",
+                ".post_feedforward_layernorm.",
+            ),
+        ];
+        if let Some((ours, theirs)) = NAMES.iter().find(|(ours, _)| self.name.contains(ours)) {
+            self.name = self.name.replace(ours, theirs);
+        }
+        self
     }
 
     /// Puts the rows of another below its own.
@@ -152,7 +168,7 @@ fn scale(config: &LlamaConfig, name: &str) -> f32 {
         }
     } else if has("o_proj.") || has("down_proj.") {
         by.residual
-    } else if has("q_norm.") || (has("q_proj.") && !config.qk_norm) {
+    } else if has("q_norm.") || (has("q_proj.") && config.qk_norm == QkNorm::Nothing) {
         let root = (config.head_dim as f64).sqrt();
         by.attention.map_or(1.0, |attention| attention * root)
     } else {

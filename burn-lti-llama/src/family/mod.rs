@@ -10,16 +10,22 @@
 //! | `smollm3` | SmolLM3: layers without a rotary embedding |
 //! | `phi3` | Phi-3 and 4: query, key and value in one tensor, gate and up in another |
 //! | `granite` | Granite 3: four multipliers |
-//! | `gemma3` | Gemma 3: four norms a layer, norms of queries and keys, two rotary bases, tanh GELU |
+//! | `olmo2` | OLMo 2: norms after the blocks alone, norms of all queries and of all keys at once |
+//! | `olmo3` | OLMo 3: as OLMo 2, with windows and another rotary embedding where there is one |
+//! | `gemma2` | Gemma 2: four norms a layer, tanh GELU, windows, caps of scores and logits |
+//! | `gemma3` | Gemma 3: as Gemma 2 without the caps; norms of queries and keys, two rotary bases |
 //! | `read` | `config.json` in and out, whichever family it is of |
 //! | `layout` | how a model's tensors lie in a file |
 //! | `refused` | what a model is that is of no family here |
 
+mod gemma2;
 mod gemma3;
 mod granite;
 mod layout;
 mod llama;
 mod mistral;
+mod olmo2;
+mod olmo3;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -69,6 +75,9 @@ impl Family {
             Self::Qwen3 => qwen3::DEFAULTS,
             Self::SmolLm3 => smollm3::DEFAULTS,
             Self::Phi3 => phi3::DEFAULTS,
+            Self::Olmo2 => olmo2::DEFAULTS,
+            Self::Olmo3 => olmo3::DEFAULTS,
+            Self::Gemma2 => gemma2::DEFAULTS,
             Self::Gemma3 => gemma3::DEFAULTS,
         }
     }
@@ -88,6 +97,9 @@ impl Family {
             Self::SmolLm3 => smollm3::take(fields, config),
             Self::Phi3 => phi3::take(fields, config),
             Self::Granite => granite::take(fields, config),
+            Self::Olmo2 => olmo2::take(fields, config),
+            Self::Olmo3 => olmo3::take(fields, config),
+            Self::Gemma2 => gemma2::take(fields, config),
             Self::Gemma3 => gemma3::take(fields, config),
         }
     }
@@ -97,7 +109,8 @@ impl Family {
         let tensors = FileTensor::all(config);
         match self {
             Self::Phi3 => phi3::fused(tensors),
-            Self::Gemma3 => tensors.into_iter().map(gemma3::named).collect(),
+            Self::Olmo2 | Self::Olmo3 => tensors.into_iter().map(FileTensor::by_place).collect(),
+            Self::Gemma2 | Self::Gemma3 => tensors.into_iter().map(gemma2::named).collect(),
             _ => tensors,
         }
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::refused;
 use crate::config::{
-    Activation, ConfigError, Family, Fields, LlamaConfig, Multipliers, OneOrMany, Rope,
+    Activation, ConfigError, Family, Fields, LlamaConfig, Multipliers, OneOrMany, QkNorm, Rope,
     SourceFields, hub_cache, hub_repository,
 };
 
@@ -78,10 +78,13 @@ impl LlamaConfig {
                 .take_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
             qkv_bias: false,
             out_bias: false,
-            qk_norm: false,
+            qk_norm: QkNorm::Nothing,
             mlp_bias: false,
             activation: Activation::take(&mut fields, "hidden_act", Activation::Silu)?,
+            input_norms: true,
             output_norms: false,
+            attention_cap: None,
+            logit_cap: None,
             bos_token_id: fields.take("bos_token_id")?,
             eos_token_ids: fields
                 .take::<OneOrMany>("eos_token_id")?

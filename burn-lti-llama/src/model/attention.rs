@@ -27,9 +27,9 @@ pub struct Attention<B: Backend, P: Module<B>> {
     k_proj: P,
     v_proj: P,
     o_proj: P,
-    /// Of each head's queries, where there is one.
+    /// Of each head's queries, or of all heads' at once, where there is one.
     q_norm: Option<RmsNorm<B>>,
-    /// Of each head's keys.
+    /// Of keys.
     k_norm: Option<RmsNorm<B>>,
     #[module(skip)]
     axes: Axes,
@@ -51,17 +51,18 @@ impl<B: Backend> Attention<B, Linear<B>> {
                 .with_bias(config.has_bias(role))
                 .init(device)
         };
-        let norm = || {
-            let norm = RmsNormConfig::new(config.head_dim).with_epsilon(config.rms_norm_eps);
-            config.qk_norm.then(|| norm.init(device))
+        let norm = |grid| {
+            let width = config.qk_norm_width(grid)?;
+            let norm = RmsNormConfig::new(width).with_epsilon(config.rms_norm_eps);
+            Some(norm.init(device))
         };
         Self {
             q_proj: linear(Role::Query),
             k_proj: linear(Role::Key),
             v_proj: linear(Role::Value),
             o_proj: linear(Role::Out),
-            q_norm: norm(),
-            k_norm: norm(),
+            q_norm: norm(axes.query),
+            k_norm: norm(axes.key_value),
             axes,
             _backend: std::marker::PhantomData,
         }
@@ -161,22 +162,23 @@ impl<B: Backend, P: Project<B>> Attention<B, P> {
         rotary: &Rotary<B>,
         batch_tokens: [usize; 2],
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let q = heads_normed(&self.q_norm, self.q_proj.project(rows.clone()));
-        let k = heads_normed(&self.k_norm, self.k_proj.project(rows));
+        let q = parts_normed(&self.q_norm, self.q_proj.project(rows.clone()));
+        let k = parts_normed(&self.k_norm, self.k_proj.project(rows));
         let (q, k) = (rotary.scaled_queries(q), rotary.turn_keys(k));
         (by_batch(q, batch_tokens), by_batch(k, batch_tokens))
     }
 }
 
-/// Each head of `x [rows, heads * head_dim]` by itself, if there is a norm.
-fn heads_normed<B: Backend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+/// Each part of `x [rows, heads * head_dim]` that is as long as the norm by itself, if there is one: each head, or
+/// all of them.
+fn parts_normed<B: Backend>(norm: &Option<RmsNorm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
     let Some(norm) = norm else {
         return x;
     };
     let (gamma, [rows, width]) = (norm.gamma.val(), x.dims());
-    let [head_dim] = gamma.dims();
-    let heads = x.reshape([rows * width / head_dim, head_dim]);
-    rms_norm(heads, gamma, norm.epsilon).reshape([rows, width])
+    let [part] = gamma.dims();
+    let parts = x.reshape([rows * width / part, part]);
+    rms_norm(parts, gamma, norm.epsilon).reshape([rows, width])
 }
 
 /// `rows [batch * tokens, width] -> [batch, tokens, width]`

@@ -11,14 +11,16 @@ use burn_lti::kernels::rms_norm;
 use super::{Attention, AttentionMask, Mlp, Rotary, Seen};
 use crate::config::LlamaConfig;
 
-/// Attention and feed-forward, each after a norm, or between two, and with a residual connection. `h` is the residual stream,
-/// `[batch, tokens, d_model]`.
+/// Attention and feed-forward, each after a norm, before one, or between two, and with a residual connection. `h` is
+/// the residual stream, `[batch, tokens, d_model]`.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend, P: Module<B>> {
     self_attn: Attention<B, P>,
     mlp: Mlp<B, P>,
-    input_layernorm: RmsNorm<B>,
-    post_attention_layernorm: RmsNorm<B>,
+    /// Of what the attention reads, where that is normed.
+    input_layernorm: Option<RmsNorm<B>>,
+    /// Of what the feed-forward block reads.
+    post_attention_layernorm: Option<RmsNorm<B>>,
     /// Of what the attention adds, where that is normed.
     attention_output_layernorm: Option<RmsNorm<B>>,
     /// Of what the feed-forward block adds.
@@ -32,8 +34,8 @@ impl<B: Backend> LlamaLayer<B, Linear<B>> {
         Self {
             self_attn: Attention::init(config, device),
             mlp: Mlp::init(config, device),
-            input_layernorm: norm.init(device),
-            post_attention_layernorm: norm.init(device),
+            input_layernorm: config.input_norms.then(|| norm.init(device)),
+            post_attention_layernorm: config.input_norms.then(|| norm.init(device)),
             attention_output_layernorm: config.output_norms.then(|| norm.init(device)),
             feed_forward_output_layernorm: config.output_norms.then(|| norm.init(device)),
         }
@@ -48,9 +50,25 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         seen: Seen<'_, B>,
     ) -> Tensor<B, 3> {
-        let normed = normed(&self.input_layernorm, h);
-        let output = self.self_attn.forward(normed, rotary, seen);
-        output_normed(&self.attention_output_layernorm, output)
+        let output = self.attention_output(h, rotary, seen);
+        if_normed(&self.attention_output_layernorm, output)
+    }
+
+    /// What the attention puts out, before the norm of it.
+    pub(super) fn attention_output(
+        &self,
+        h: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        seen: Seen<'_, B>,
+    ) -> Tensor<B, 3> {
+        let normed = if_normed(&self.input_layernorm, h);
+        self.self_attn.forward(normed, rotary, seen)
+    }
+
+    /// The gain of that norm, if there is one.
+    pub(super) fn attention_output_gain(&self) -> Option<Tensor<B, 1>> {
+        let norm = self.attention_output_layernorm.as_ref()?;
+        Some(norm.gamma.val())
     }
 
     /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
@@ -60,7 +78,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> Tensor<B, 4> {
-        let normed = normed(&self.input_layernorm, h);
+        let normed = if_normed(&self.input_layernorm, h);
         self.self_attn.weights(normed, rotary, mask)
     }
 
@@ -71,7 +89,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> [Tensor<B, 3>; 2] {
-        let normed = normed(&self.input_layernorm, h);
+        let normed = if_normed(&self.input_layernorm, h);
         let mixed = self
             .self_attn
             .mixed(normed.clone(), rotary, Seen::Batch(mask));
@@ -80,19 +98,21 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
 
     /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
     pub fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.self_attn.values(normed(&self.input_layernorm, h))
+        self.self_attn.values(if_normed(&self.input_layernorm, h))
     }
 
     /// What the feed-forward block adds to `h`, the stream that the attention has added to.
     pub fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        let output = self.mlp.forward(normed(&self.post_attention_layernorm, h));
-        output_normed(&self.feed_forward_output_layernorm, output)
+        let output = self
+            .mlp
+            .forward(if_normed(&self.post_attention_layernorm, h));
+        if_normed(&self.feed_forward_output_layernorm, output)
     }
 
     /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
     pub fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = h.dims();
-        let normed = normed(&self.post_attention_layernorm, h);
+        let normed = if_normed(&self.post_attention_layernorm, h);
         let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
         let width = gated.dims()[1];
         gated.reshape([batch, tokens, width])
@@ -103,7 +123,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         if self.feed_forward_output_layernorm.is_some() {
             return None;
         }
-        let normed = normed(&self.post_attention_layernorm, h);
+        let normed = if_normed(&self.post_attention_layernorm, h);
         Some(self.mlp.units(normed.flatten::<2>(0, 1)))
     }
 
@@ -134,10 +154,11 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
     }
 }
 
-fn output_normed<B: Backend>(norm: &Option<RmsNorm<B>>, output: Tensor<B, 3>) -> Tensor<B, 3> {
+/// What `norm` makes of `h`, or `h` itself where there is none.
+fn if_normed<B: Backend>(norm: &Option<RmsNorm<B>>, h: Tensor<B, 3>) -> Tensor<B, 3> {
     match norm {
-        Some(norm) => normed(norm, output),
-        None => output,
+        Some(norm) => normed(norm, h),
+        None => h,
     }
 }
 

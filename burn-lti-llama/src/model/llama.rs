@@ -12,12 +12,12 @@ use burn_lti::decoder::{
 };
 use burn_lti::geometry::Site;
 use burn_lti::inject::AwaitingTeacher;
-use burn_lti::kernels::{KvCache, Step};
+use burn_lti::kernels::{KvCache, Step, soft_cap};
 
 use super::layer::normed;
 use super::rotary::{Rotaries, rotary_features};
 use super::{AttentionMask, LlamaLayer, Rotary, Seen};
-use crate::config::{LlamaConfig, site_name};
+use crate::config::{LlamaConfig, QkNorm, site_name};
 
 /// A Llama with ordinary projections: what is imported and exported.
 pub type PlainLlama<B> = Llama<B, Linear<B>, Embedding<B>>;
@@ -156,6 +156,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
             &self.devices()[0],
         )
         .with_windows(self.config.windows.clone())
+        .with_cap(self.config.attention_cap)
     }
 
     /// Logits of new tokens of all sequences of a cache, as many of each: `tokens [sequences, new] ->
@@ -271,15 +272,20 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
     }
 
     fn apply_head(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        if let Some(head) = &self.lm_head {
-            return head.project(hidden);
-        }
         let [batch, tokens, d_model] = hidden.dims();
-        let logits = hidden
-            .reshape([batch * tokens, d_model])
-            .matmul(self.head_weight());
-        let vocab = logits.dims()[1];
-        logits.reshape([batch, tokens, vocab])
+        let logits = match &self.lm_head {
+            Some(head) => head.project(hidden),
+            None => {
+                let rows = hidden.reshape([batch * tokens, d_model]);
+                let logits = rows.matmul(self.head_weight());
+                let vocab = logits.dims()[1];
+                logits.reshape([batch, tokens, vocab])
+            }
+        };
+        match self.config.logit_cap {
+            Some(cap) => soft_cap(logits, cap),
+            None => logits,
+        }
     }
 }
 
@@ -306,6 +312,7 @@ impl<B: Backend, P: Project<B>, E: Project<B>> CausalLm<B> for Llama<B, P, E> {
         Head {
             weight: self.head_weight(),
             trains,
+            cap: self.config.logit_cap,
         }
     }
 }
@@ -334,6 +341,10 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
 
     fn context(&self, batch: &TokenBatch<B>) -> LlamaContext<B> {
         let all = AttentionMask::packed(&batch.segments);
+        let all = match self.config.attention_cap {
+            Some(cap) => all.capped(cap),
+            None => all,
+        };
         let windows: BTreeSet<Option<usize>> = self.config.windows.iter().copied().collect();
         let masks = windows.into_iter().map(|window| {
             let mask = window.map(|window| all.within(window));
@@ -378,6 +389,20 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
         self.model.layers[layer].attention(h, rotary, Seen::Batch(mask))
     }
 
+    fn attention_output(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &LlamaContext<B>,
+    ) -> Tensor<B, 3> {
+        let (rotary, mask) = self.of_layer(layer, context);
+        self.model.layers[layer].attention_output(h, rotary, Seen::Batch(mask))
+    }
+
+    fn attention_output_gain(&self, layer: usize) -> Option<Tensor<B, 1>> {
+        self.model.layers[layer].attention_output_gain()
+    }
+
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3> {
         self.model.layers[layer].feed_forward_features(h)
     }
@@ -400,7 +425,14 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
     }
 
     fn mixes_heads(&self) -> bool {
-        !self.config.qk_norm
+        self.config.qk_norm == QkNorm::Nothing
+    }
+
+    fn gains(&self) -> Vec<(String, String)> {
+        let gains = self.config.gains().into_iter();
+        gains
+            .map(|(norm, site)| (format!("{norm}.gamma"), site_name(site)))
+            .collect()
     }
 
     fn site_name(&self, site: Site) -> Option<String> {

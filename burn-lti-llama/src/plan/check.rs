@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use burn_lti::calibration::FeedForward;
 use burn_lti::geometry::Role;
 use burn_lti::map::{MapKind, Start};
 use burn_lti::train::LayerPair;
 
 use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
-use crate::config::{ConfigError, LlamaConfig, divisors, list};
+use crate::config::{ConfigError, LlamaConfig, QkNorm, divisors, list};
 use crate::hf::WeightType;
 use crate::recipe::{
     FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
@@ -40,10 +41,12 @@ pub(super) fn student_config(
         let reason = format!("is {head_dim}: make it even, for rotary pairs");
         return Err(PlanError::refused("student.head_dim", reason));
     }
-    if head_dim != teacher.head_dim && (teacher.qk_norm || teacher.rope.partial != 1.0) {
+    let is_normed = teacher.qk_norm != QkNorm::Nothing;
+    if head_dim != teacher.head_dim && (is_normed || teacher.rope.partial != 1.0) {
         let what = match teacher.qk_norm {
-            true => "norms each head's queries and keys",
-            false => "turns a part of each head",
+            QkNorm::EachHead => "norms each head's queries and keys",
+            QkNorm::AllHeads => "norms the queries and keys of all heads",
+            QkNorm::Nothing => "turns a part of each head",
         };
         let reason = format!(
             "is {head_dim}, but the teacher {what}, which is not carried over to heads of another size than \
@@ -276,6 +279,20 @@ pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
             );
             Err(PlanError::refused(key, reason))
         }
+        _ => Ok(()),
+    }
+}
+
+/// The last projection of a feed-forward block is fitted to what is missing after it, and where that is normed, it is
+/// not what the projection puts out.
+pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), PlanError> {
+    match recipe.calibration.feed_forward {
+        FeedForward::Refit if teacher.output_norms => Err(PlanError::refused(
+            "calibration.feed_forward",
+            "is \"refit\", but the teacher norms what its feed-forward blocks put out, through which they cannot be \
+             fitted: take calibration.feed_forward out"
+                .to_owned(),
+        )),
         _ => Ok(()),
     }
 }

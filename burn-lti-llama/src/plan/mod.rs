@@ -33,9 +33,9 @@ pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_seq_len, check_shape, check_shape_is_found, check_start,
-    check_trained_type, check_weights_of_start, kept_layers, plan_feature, resolve_layers,
-    student_config,
+    check_nothing_new, check_ranks, check_refit, check_seq_len, check_shape, check_shape_is_found,
+    check_start, check_trained_type, check_weights_of_start, kept_layers, plan_feature,
+    resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
@@ -319,6 +319,7 @@ impl Plan {
         check_seq_len(&recipe.train.seq_len, teacher)?;
         let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
+        check_refit(recipe, teacher)?;
         let spec = lti_spec(recipe, teacher, &layers);
         let Blueprints {
             with_maps,

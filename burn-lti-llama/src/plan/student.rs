@@ -72,9 +72,12 @@ impl Blueprints {
         let shapes: BTreeMap<_, _> = shapes.collect();
         let new = new_tensors(&spec, teacher, student);
         let shared = rules_of_sharing(recipe).map_err(refused(SHARE))?;
+        let gains = student.gains().into_iter();
+        let gains = gains.map(|(norm, site)| (format!("{norm}.weight"), site_name(site)));
         let shared = shared
             .with_new(new.iter().cloned())
-            .with_started(started_tensors(teacher, student));
+            .with_started(started_tensors(teacher, student))
+            .with_gains(gains);
         let copies = recipe.weights.copy.iter();
         let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
         let rules = shared.clone().with_copies(copies).map_err(refused(COPY))?;
@@ -199,16 +202,13 @@ fn check_heads(
     };
     for tensor in &with_maps.tensors {
         let to = &tensor.name;
-        let source = match &tensor.source {
-            Source::Teacher(from) | Source::Mapped(from) => Some(from),
-            Source::Start | Source::New => None,
-        };
+        let source = tensor.source.teacher();
         for (key, from, is_new) in [
-            (SHARE, tensor.shared_with.as_ref(), false),
+            (SHARE, tensor.shared_with.as_deref(), false),
             (COPY, source, new.contains(to)),
         ] {
             if let Some(from) = from.filter(|from| is_new || is_out(from) != is_out(to)) {
-                let (from, to) = (from.clone(), to.clone());
+                let (from, to) = (from.to_owned(), to.clone());
                 return Err(PlanError::OtherHeads { key, from, to });
             }
         }
@@ -232,6 +232,8 @@ fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> 
                 if student.has_bias(role) && role != Role::Out {
                     new.push(format!("{name}.bias"));
                 }
+                let gains = student.gains().into_iter().filter(|(_, of)| *of == site);
+                new.extend(gains.map(|(norm, _)| format!("{norm}.weight")));
             }
         }
     }
@@ -308,7 +310,9 @@ fn origin(tensor: &StudentTensor, refitted: &BTreeSet<String>) -> Origin {
         (Source::Teacher(from), Part::TeacherKernel) => {
             Origin::TeacherKernel { from: from.clone() }
         }
-        (Source::Mapped(from), _) => Origin::Start { from: from.clone() },
+        (Source::Mapped(from) | Source::Along { teacher: from, .. }, _) => {
+            Origin::Start { from: from.clone() }
+        }
         (Source::Teacher(from), _) if refitted.contains(&tensor.name) => {
             Origin::Start { from: from.clone() }
         }

@@ -8,7 +8,7 @@ use burn_lti::map::MapKind;
 use super::planner::contraction_with_gradients;
 use super::report::{count, runs, thousands};
 use super::*;
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, QkNorm};
 
 /// The teacher of the repository's recipe.
 pub(super) fn teacher() -> LlamaConfig {
@@ -775,9 +775,58 @@ fn a_student_whose_heads_do_not_divide_its_width_has_a_name_that_opens() {
 }
 
 #[test]
+fn gains_of_all_heads_are_of_the_start_and_new_where_no_map_is() {
+    let normed = LlamaConfig {
+        qk_norm: QkNorm::AllHeads,
+        ..teacher()
+    };
+    let plan = Plan::new(&recipe(&["lti.layers=[0]", "lti.start=grouped"]), &normed).unwrap();
+    let gain = |layer: usize, norm: &str| {
+        let name = format!("model.layers.{layer}.self_attn.{norm}.weight");
+        tensor(&plan, &name).clone()
+    };
+    let (query, key) = (gain(0, "q_norm"), gain(0, "k_norm"));
+    let from = query.name.clone();
+    assert_eq!(
+        (&query.shape[..], query.origin),
+        (&[32][..], Origin::Start { from })
+    );
+    assert_eq!((&key.shape[..], key.trained), (&[16][..], false));
+    let new = gain(1, "k_norm");
+    assert_eq!((&new.shape[..], new.origin), (&[16][..], Origin::New));
+
+    let smaller = recipe(&["student.head_dim=4", "lti.start=lecun"]);
+    let error = Plan::new(&smaller, &normed).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("norms the queries and keys of all heads"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_normed_is_not_refitted() {
+    let normed = LlamaConfig {
+        output_norms: true,
+        ..teacher()
+    };
+    let refit = recipe(&["lti.start=calibrated", "calibration.feed_forward=refit"]);
+    let error = Plan::new(&refit, &normed).unwrap_err();
+    assert!(matches!(&error, PlanError::Refused { key, .. } if *key == "calibration.feed_forward"));
+    assert!(
+        error
+            .to_string()
+            .contains("take calibration.feed_forward out"),
+        "{error}"
+    );
+    Plan::new(&recipe(&["lti.start=calibrated"]), &normed).unwrap();
+}
+
+#[test]
 fn heads_that_are_normed_keep_their_size() {
     let normed = LlamaConfig {
-        qk_norm: true,
+        qk_norm: QkNorm::EachHead,
         ..teacher()
     };
     let error =

@@ -71,6 +71,17 @@ pub enum BlueprintError {
         /// The student tensor whose name is nearest.
         suggestion: Option<String>,
     },
+    /// A tensor that is said to lie along a projection, and that the student does not have.
+    #[error(
+        "`{name}` is said to be the gain of a projection, but the student has no such tensor{}",
+        nearest(.suggestion)
+    )]
+    UnknownGain {
+        /// The name as given.
+        name: String,
+        /// The student tensor whose name is nearest.
+        suggestion: Option<String>,
+    },
     /// The teacher's tensor has another shape than the student's.
     #[error(
         "the teacher's `{teacher}` {found:?} does not fit the student's `{student}` {expected:?}"

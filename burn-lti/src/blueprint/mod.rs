@@ -86,8 +86,29 @@ pub enum Source {
     /// The teacher's tensor of that name, sent through the map of its outputs, or, of a folded weight,
     /// through all its maps.
     Mapped(String),
+    /// The teacher's tensor of that name, which has a number for each output of a projection: of each output of the
+    /// student's, the mean of those of the teacher's that its map makes it of, by how much of each it takes. Where
+    /// the map picks features, the numbers of those.
+    Along {
+        /// The teacher's tensor.
+        teacher: String,
+        /// The projection.
+        projection: String,
+    },
     /// What it stands at when the student is made.
     New,
+}
+
+impl Source {
+    /// The teacher's tensor, if there is one.
+    pub fn teacher(&self) -> Option<&str> {
+        match self {
+            Self::Teacher(name) | Self::Mapped(name) | Self::Along { teacher: name, .. } => {
+                Some(name)
+            }
+            Self::Start | Self::New => None,
+        }
+    }
 }
 
 impl Blueprint {
@@ -110,6 +131,12 @@ impl Blueprint {
                 suggestion: nearest_name(name, listing.names()),
             });
         }
+        if let Some(name) = rules.gains.keys().find(|name| listing.get(name).is_none()) {
+            return Err(BlueprintError::UnknownGain {
+                name: name.clone(),
+                suggestion: nearest_name(name, listing.names()),
+            });
+        }
         let shares = Shares::resolve(&rules.share, &listing)?;
         let sources = rules.sources(&listing, &shares, teacher)?;
         let mut tensors = Vec::new();
@@ -119,13 +146,21 @@ impl Blueprint {
                 Some(source) if listing.kernel_of_bias(tensor).is_some() => {
                     Source::Mapped((*source).to_owned())
                 }
-                Some(source) => Source::Teacher((*source).to_owned()),
+                Some(source) => match rules.gains.get(&tensor.name) {
+                    Some(projection) if listing.mapped_kernel(projection).is_some() => {
+                        Source::Along {
+                            teacher: (*source).to_owned(),
+                            projection: projection.clone(),
+                        }
+                    }
+                    _ => Source::Teacher((*source).to_owned()),
+                },
                 None if matches!(tensor.part, Part::Map(_)) => Source::Start,
                 None if rules.started.contains(variable) => Source::Start,
                 None => Source::New,
             };
-            if let Source::Teacher(source) | Source::Mapped(source) = &source {
-                listing.check_shape(tensor, source, &teacher[source])?;
+            if let Some(name) = source.teacher() {
+                listing.check_shape(tensor, &source, name, &teacher[name])?;
             }
             tensors.push(StudentTensor {
                 name: tensor.name.clone(),
@@ -178,6 +213,13 @@ impl Blueprint {
         let source = |source: &Source| match source {
             Source::Teacher(name) => Source::Teacher(rename(name)),
             Source::Mapped(name) => Source::Mapped(rename(name)),
+            Source::Along {
+                teacher,
+                projection,
+            } => Source::Along {
+                teacher: rename(teacher),
+                projection: projection.clone(),
+            },
             other => other.clone(),
         };
         let tensors = self.tensors.iter().map(|tensor| StudentTensor {
@@ -244,9 +286,16 @@ impl<'a> Listing<'a> {
 
     /// The teacher's kernel beside whose map `tensor` is the bias: one that goes through the map of outputs.
     fn kernel_of_bias(&self, tensor: &Listed) -> Option<&'a Listed> {
-        let beside = self.of_projection(tensor.projection.as_deref()?);
-        let part = |part| beside.iter().copied().find(|other| other.part == part);
-        part(Part::Map(Side::Right)).filter(|_| tensor.part == Part::Bias)?;
+        let projection = tensor.projection.as_deref()?;
+        self.mapped_kernel(projection)
+            .filter(|_| tensor.part == Part::Bias)
+    }
+
+    /// The teacher's kernel of a projection that has a map of its outputs.
+    fn mapped_kernel(&self, projection: &str) -> Option<&'a Listed> {
+        let parts = self.of_projection(projection);
+        let part = |part| parts.iter().copied().find(|other| other.part == part);
+        part(Part::Map(Side::Right))?;
         part(Part::TeacherKernel)
     }
 
@@ -257,13 +306,16 @@ impl<'a> Listing<'a> {
     fn check_shape(
         &self,
         tensor: &Listed,
-        source: &str,
+        source: &Source,
+        name: &str,
         found: &[usize],
     ) -> Result<(), BlueprintError> {
-        // A bias that goes through a map has the teacher's length before.
-        let features = self
-            .kernel_of_bias(tensor)
-            .and_then(|kernel| kernel.shape.get(1));
+        // What goes through a map, or along it, has the teacher's length before.
+        let kernel = match source {
+            Source::Along { projection, .. } => self.mapped_kernel(projection),
+            _ => self.kernel_of_bias(tensor),
+        };
+        let features = kernel.and_then(|kernel| kernel.shape.get(1));
         let expected = match features {
             Some(features) => vec![*features],
             None => tensor.shape.clone(),
@@ -271,7 +323,7 @@ impl<'a> Listing<'a> {
         match found == expected {
             true => Ok(()),
             false => Err(BlueprintError::Shape {
-                teacher: source.to_owned(),
+                teacher: name.to_owned(),
                 found: found.to_vec(),
                 student: tensor.name.clone(),
                 expected,

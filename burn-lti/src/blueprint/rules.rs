@@ -16,6 +16,8 @@ pub struct Rules {
     pub(super) share: Vec<ShareRule>,
     pub(super) new: BTreeSet<String>,
     pub(super) started: BTreeSet<String>,
+    /// The projection along whose outputs each of these student tensors lies.
+    pub(super) gains: BTreeMap<String, String>,
 }
 
 impl Rules {
@@ -65,6 +67,14 @@ impl Rules {
     /// Adds student tensors, no maps, whose values a start makes of the teacher's: those of another shape.
     pub fn with_started(mut self, started: impl IntoIterator<Item = String>) -> Self {
         self.started.extend(started);
+        self
+    }
+
+    /// Says of student tensors that they have a number for each output of a projection, as the gain of a norm of all
+    /// its outputs at once: pairs of a tensor and the projection. Where that is a map of its outputs, such a tensor
+    /// follows it ([`Source::Along`](super::Source::Along)); else it is like any other.
+    pub fn with_gains(mut self, gains: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.gains.extend(gains);
         self
     }
 

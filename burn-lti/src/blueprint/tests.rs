@@ -253,3 +253,49 @@ fn one_id_without_a_rule_is_refused() {
     let rules = Rules::by_name().with_shares([ShareRule::new("a", "b").unwrap()]);
     Blueprint::new(&student, &teacher(), &rules).expect("shared by a rule");
 }
+
+/// `student` with a gain along the outputs of `q`, of `length` numbers; and its teacher, whose gain has four.
+fn with_gain(length: usize) -> (Vec<Listed>, BTreeMap<String, Vec<usize>>) {
+    let (mut student, mut teacher) = (student(), teacher());
+    student.push(listed("norm.gamma", Part::Plain, &[length]));
+    teacher.insert("norm.gamma".to_owned(), vec![4]);
+    (student, teacher)
+}
+
+#[test]
+fn a_gain_goes_along_the_map_of_its_projection() {
+    let gain = |name: &str, of: &str| Rules::by_name().with_gains([(name.into(), of.into())]);
+    let (student, teacher) = with_gain(2);
+    let blueprint = Blueprint::new(&student, &teacher, &gain("norm.gamma", "q")).unwrap();
+    let along = Source::Along {
+        teacher: "norm.gamma".to_owned(),
+        projection: "q".to_owned(),
+    };
+    assert_eq!(source(&blueprint, "norm.gamma"), along);
+    assert_eq!(along.teacher(), Some("norm.gamma"));
+    assert!(!tensor(&blueprint, "norm.gamma").trains);
+    // Without maps it is what it was made of, by its own name.
+    let folded = blueprint.folded();
+    assert_eq!(source(&folded, "norm.gamma"), along);
+    let own = Source::Teacher("norm.gamma".to_owned());
+    assert_eq!(source(&folded.of_its_own(), "norm.gamma"), own);
+    let renamed = blueprint.renamed(|name| name.replace("gamma", "weight"));
+    assert_eq!(
+        source(&renamed, "norm.weight").teacher(),
+        Some("norm.weight")
+    );
+
+    // Where no map is, it is as long as the teacher's.
+    let error = Blueprint::new(&student, &teacher, &gain("norm.gamma", "a")).unwrap_err();
+    assert!(matches!(error, BlueprintError::Shape { .. }), "{error}");
+    let error = Blueprint::new(&student, &teacher, &gain("norm.gama", "q")).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("no such tensor (nearest: `norm.gamma`)"),
+        "{message}"
+    );
+    let (student, mut teacher) = with_gain(2);
+    teacher.insert("norm.gamma".to_owned(), vec![3]);
+    let error = Blueprint::new(&student, &teacher, &gain("norm.gamma", "q")).unwrap_err();
+    assert!(error.to_string().contains("[3] does not fit"), "{error}");
+}

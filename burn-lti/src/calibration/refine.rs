@@ -81,7 +81,7 @@ pub(super) fn held_out_residual<B: Backend>(
         let target = targets.weighted(1.0);
         let context = student.context(&batch);
         let h = text.student_input(index, layer)?;
-        let attention = flat(student.attention(layer, h, &context));
+        let attention = flat(student.attention_output(layer, h, &context));
         let found = targets.weigh(attention.cast(DType::F32) - targets.bias.clone());
         let square = |tensor: Tensor<B, 2>| -> f64 {
             let sum = compat::total(tensor.powi_scalar(2)).into_data();
@@ -93,7 +93,7 @@ pub(super) fn held_out_residual<B: Backend>(
     Ok(distance / size.max(f64::MIN_POSITIVE))
 }
 
-/// Weighted squared distance of what the attention adds to its target, as a part of the target's size.
+/// Weighted squared distance of what the attention puts out to its target, as a part of the target's size.
 fn layer_loss<A: AutodiffBackend>(
     text: &mut Text<'_, A::InnerBackend, impl LayeredDecoder<A::InnerBackend>>,
     index: usize,
@@ -108,7 +108,7 @@ fn layer_loss<A: AutodiffBackend>(
     let size = size.add_scalar(f32::MIN_POSITIVE); // a batch may be padding alone
     let context = student.context(&TokenBatch::<A>::from_inner(batch));
     let h = Tensor::from_inner(text.student_input(index, layer)?);
-    let attention = flat(student.attention(layer, h, &context)).cast(DType::F32);
+    let attention = flat(student.attention_output(layer, h, &context)).cast(DType::F32);
     let bias: Tensor<A, 2> = Tensor::from_inner(targets.bias);
     let root: Tensor<A, 2> = Tensor::from_inner(targets.root);
     let distance = (attention - bias) * root - Tensor::from_inner(target);

@@ -4,6 +4,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::error::{CalibrationError, Result};
+use crate::decoder::LayeredDecoder;
 use crate::inject::refill;
 use crate::tensors::TensorSet;
 
@@ -13,15 +14,18 @@ pub(super) struct Student<A: AutodiffBackend, S> {
     pub(super) module: S,
     pub(super) start: TensorSet<A::InnerBackend>,
     teacher: TensorSet<A>,
+    /// What lies along the outputs of a projection, and follows its map.
+    gains: Vec<(String, String)>,
 }
 
-impl<A: AutodiffBackend, S: AutodiffModule<A>> Student<A, S> {
+impl<A: AutodiffBackend, S: LayeredDecoder<A> + AutodiffModule<A>> Student<A, S> {
     pub(super) fn new(
         module: S,
         start: TensorSet<A::InnerBackend>,
         teacher: &TensorSet<A::InnerBackend>,
     ) -> Self {
         Self {
+            gains: module.gains(),
             module,
             start,
             teacher: TensorSet::from_inner(teacher),
@@ -30,11 +34,13 @@ impl<A: AutodiffBackend, S: AutodiffModule<A>> Student<A, S> {
 
     /// The same with other values in the tensors that `changed` names.
     pub(super) fn filled(self, changed: &TensorSet<A::InnerBackend>) -> Result<Self> {
-        let module = refill(self.module, &TensorSet::from_inner(changed), &self.teacher);
+        let changes = TensorSet::from_inner(changed);
+        let module = refill(self.module, &changes, &self.teacher, &self.gains);
         Ok(Self {
             module: module.map_err(CalibrationError::student)?,
             start: self.start.with(changed),
             teacher: self.teacher,
+            gains: self.gains,
         })
     }
 

@@ -123,12 +123,43 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         site_name(self.teacher, self.source(layer), role)
     }
 
-    /// Keeps what the teacher's attention adds in `layer`, which [`targets`](Self::targets) needs.
+    /// The teacher's tensors by the names that the student has for them, without those of layers that are gone.
+    pub(super) fn by_own_names(&self) -> Result<TensorSet<B>> {
+        let layers = self.teacher.layers();
+        if self.kept.iter().copied().eq(0..layers) {
+            return Ok(self.tensors.0.clone());
+        }
+        let mut own = Vec::new();
+        for layer in 0..layers {
+            let of_teacher = site_name(self.teacher, layer, Role::Query)?;
+            let of_student = self.kept.iter().position(|kept| *kept == layer);
+            let of_student = of_student.map(|number| site_name(self.teacher, number, Role::Query));
+            let of_student = of_student.transpose()?;
+            // What names of different layers end with alike is the place in a layer.
+            let other = site_name(self.teacher, (layer + 1) % layers, Role::Query)?;
+            let place = common_ending(&of_teacher, &other);
+            let prefix = |name: &str| name[..name.len() - place].to_owned();
+            own.push((prefix(&of_teacher), of_student.as_deref().map(prefix)));
+        }
+        Ok(self.tensors.0.renamed(|name| {
+            let of_layer = own.iter().find_map(|(of_teacher, of_student)| {
+                let rest = name.strip_prefix(of_teacher.as_str())?;
+                rest.starts_with('.').then_some((of_student, rest))
+            });
+            match of_layer {
+                None => Some(name.to_owned()),
+                Some((of_student, rest)) => of_student.as_ref().map(|it| format!("{it}{rest}")),
+            }
+        }))
+    }
+
+    /// Keeps what the teacher's attention puts out in `layer`, which [`targets`](Self::targets) needs.
     pub(super) fn keep_attention(&mut self, layer: usize) -> Result<()> {
         for (index, batch) in self.batches() {
             let context = self.teacher.context(&batch);
             let h = self.teacher_input(index, layer)?;
-            let attention = self.teacher.attention(self.source(layer), h, &context);
+            let source = self.source(layer);
+            let attention = self.teacher.attention_output(source, h, &context);
             self.store.write(index, Stream::Attention, attention)?;
         }
         Ok(())
@@ -195,7 +226,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         }
     }
 
-    /// What the attention of `layer` should add.
+    /// What the attention of `layer` should put out.
     pub(super) fn targets(
         &mut self,
         index: usize,
@@ -211,6 +242,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         Ok(Targets::new(
             streams,
             self.tensors.bias(&out, self.d_model),
+            self.teacher.attention_output_gain(layer),
             self.importance[index].clone(),
             batch.segments.clone(),
         ))
@@ -239,6 +271,17 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     }
 }
 
+/// How long the ending is that both names have, from a dot on.
+fn common_ending(a: &str, b: &str) -> usize {
+    let alike = a
+        .bytes()
+        .rev()
+        .zip(b.bytes().rev())
+        .take_while(|(a, b)| a == b);
+    let ending = &a[a.len() - alike.count()..];
+    ending.find('.').map_or(0, |dot| ending.len() - dot)
+}
+
 /// What `layer` makes of its input `h`.
 fn layer_output<B: Backend, D: LayeredDecoder<B>>(
     decoder: &D,
@@ -248,4 +291,17 @@ fn layer_output<B: Backend, D: LayeredDecoder<B>>(
 ) -> Tensor<B, 3> {
     let attended = h.clone() + decoder.attention(layer, h, context);
     attended.clone() + decoder.feed_forward(layer, attended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_layers_end_alike_from_a_dot_on() {
+        let ending = common_ending("model.layers.1.attn.q", "model.layers.11.attn.q");
+        assert_eq!(ending, ".attn.q".len());
+        assert_eq!(common_ending("layers.3.q", "layers.4.q"), ".q".len());
+        assert_eq!(common_ending("a", "b"), 0);
+    }
 }

@@ -80,7 +80,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             return Err(CalibrationError::misfit("layers", layers, student.layers()));
         }
         let text = Text::read(teacher, &student.valid(), calibration, batches)?;
-        let student = Student::new(student, start, &text.tensors.0);
+        let own = text.by_own_names()?;
+        let student = Student::new(student, start, &own);
         let walk = Self {
             calibration,
             counts,

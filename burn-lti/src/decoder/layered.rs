@@ -59,6 +59,23 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// What the attention of `layer` adds to the residual stream: `[batch, tokens, d_model]`.
     fn attention(&self, layer: usize, h: Tensor<B, 3>, context: &Self::Context) -> Tensor<B, 3>;
 
+    /// What the output projection of the attention of `layer` puts out: what the attention adds to the residual
+    /// stream, unless there is a norm between.
+    fn attention_output(
+        &self,
+        layer: usize,
+        h: Tensor<B, 3>,
+        context: &Self::Context,
+    ) -> Tensor<B, 3> {
+        self.attention(layer, h, context)
+    }
+
+    /// The gain of the norm between what [`attention_output`](Self::attention_output) gives and what the attention of
+    /// `layer` adds, `[d_model]`. None, as it is unless a decoder says otherwise, if there is no such norm.
+    fn attention_output_gain(&self, _layer: usize) -> Option<Tensor<B, 1>> {
+        None
+    }
+
     /// What the last projection of the feed-forward block of `layer` reads, `h` being the stream
     /// after the attention: `[batch, tokens, intermediate]`.
     fn feed_forward_features(&self, layer: usize, h: Tensor<B, 3>) -> Tensor<B, 3>;
@@ -86,9 +103,16 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
         Vec::new()
     }
 
-    /// Whether queries and keys of several heads may be mixed, and turned: not if each head is normed by itself.
+    /// Whether queries and keys of several heads may be mixed, and turned: not if they are normed.
     fn mixes_heads(&self) -> bool {
         true
+    }
+
+    /// Tensors that have a number for each output of a projection, as the gain of a norm of all heads at once, each
+    /// with that projection, by their dotted names. They follow the map of its outputs, as
+    /// [`Rules::with_gains`](crate::blueprint::Rules::with_gains) has it. None unless a decoder says otherwise.
+    fn gains(&self) -> Vec<(String, String)> {
+        Vec::new()
     }
 
     /// The dotted name of the weight at `site`, without its leaf, as its tensors are named:

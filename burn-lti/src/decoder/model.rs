@@ -5,6 +5,7 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 
 use super::FeatureTap;
+use crate::kernels::soft_cap;
 
 /// Packed token sequences, one row a window.
 ///
@@ -62,6 +63,18 @@ pub struct Head<B: Backend> {
     pub weight: Tensor<B, 2>,
     /// Whether it wants a gradient.
     pub trains: bool,
+    /// Logits are what [`soft_cap`] makes of the products with the weight, if there is a cap.
+    pub cap: Option<f64>,
+}
+
+impl<B: Backend> Head<B> {
+    /// The logits that products with the weight stand for.
+    pub fn capped<const D: usize>(&self, products: Tensor<B, D>) -> Tensor<B, D> {
+        match self.cap {
+            Some(cap) => soft_cap(products, cap),
+            None => products,
+        }
+    }
 }
 
 /// A decoder that can teach or learn.

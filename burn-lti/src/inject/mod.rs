@@ -38,7 +38,8 @@ pub fn inject<B: Backend, M: Module<B>>(
 /// Fills `student` by its blueprint. `teacher` holds the teacher's tensors and, by the student's own names,
 /// what a start calculated. Whether a parameter trains is left as it was: see [`trained`].
 ///
-/// The bias beside a map of outputs begins as the teacher's sent through the map, as the kernel is. What the
+/// The bias beside a map of outputs begins as the teacher's sent through the map, as the kernel is, and a gain of
+/// its outputs as the means of what the map makes them of. What the
 /// blueprint shares becomes one variable before any is filled: it has the id and value of its source and
 /// trains if that does. For what keeps it one see [`tie`](crate::parameters::tie). A filled parameter has
 /// the teacher's float type, except the bias beside a map, which has the map's.
@@ -73,10 +74,10 @@ pub fn fill<B: Backend, M: Module<B>>(
             let value = filling(tensor, name, &maps, &named.tensor)?;
             values.insert(tensor.name.clone(), value);
         }
-        if let Source::Teacher(source) | Source::Mapped(source) = &tensor.source {
+        if let Some(source) = tensor.source.teacher() {
             let named = teacher.get(source).ok_or_else(|| BlueprintError::Missing {
                 student: tensor.name.clone(),
-                from: Some(source.clone()),
+                from: Some(source.to_owned()),
             })?;
             let value = filling(tensor, source, &maps, &named.tensor)?;
             values.insert(tensor.name.clone(), value);
@@ -89,7 +90,7 @@ pub fn fill<B: Backend, M: Module<B>>(
 /// names in it.
 ///
 /// The bias beside a changed map of outputs is again the one that `teacher` has under its name, sent
-/// through the map. Ids, and whether a parameter trains, stay. A tensor that is one variable with others
+/// through the map, and of those `gains` (pairs of a tensor and its projection) that lie along one the means. Ids, and whether a parameter trains, stay. A tensor that is one variable with others
 /// must be changed with all of them.
 ///
 /// # Errors
@@ -99,6 +100,7 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
     student: M,
     changed: &TensorSet<B>,
     teacher: &TensorSet<B>,
+    gains: &[(String, String)],
 ) -> Result<M, BlueprintError> {
     let tensors = Listed::all(&student);
     let mut values = BTreeMap::new();
@@ -117,22 +119,34 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
     }
     let student = with_values(student, values);
     let maps = lti_parts(&student);
-    let mut biases = BTreeMap::new();
+    let of_outputs = tensors.iter().filter(|tensor| {
+        tensor.part == Part::Map(Side::Right) && changed.get(&tensor.name).is_some()
+    });
+    let of_outputs: BTreeSet<&str> = of_outputs
+        .filter_map(|tensor| tensor.projection.as_deref())
+        .collect();
+    let is_changed = |projection: &str| of_outputs.contains(projection);
+    let mut along = BTreeMap::new();
     for tensor in tensors.iter().filter(|it| it.part == Part::Bias) {
         let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
-        let mut outputs = tensors.iter().filter(|other| {
-            other.part == Part::Map(Side::Right) && other.projection == tensor.projection
-        });
-        if outputs.any(|map| changed.get(&map.name).is_some())
+        if tensor.projection.as_deref().is_some_and(is_changed)
             && let (Some(parts), Some(named)) = (parts, teacher.get(&tensor.name))
             && let Some(bias) = parts.mapped_bias(&named.tensor)
             && let Some(bias) = AnyTensor::erase(bias)
         {
             let dtype = parts.trained_dtype().unwrap_or(DType::F32);
-            biases.insert(tensor.name.clone(), bias.cast(dtype));
+            along.insert(tensor.name.clone(), bias.cast(dtype));
         }
     }
-    Ok(with_values(student, biases))
+    for (name, projection) in gains.iter().filter(|(_, of)| is_changed(of)) {
+        if let (Some(parts), Some(named)) = (maps.get(projection), teacher.get(name))
+            && let Some(gain) = parts.mean_gain(&named.tensor)
+            && let Some(gain) = AnyTensor::erase(gain)
+        {
+            along.insert(name.clone(), gain.cast(named.tensor.dtype()));
+        }
+    }
+    Ok(with_values(student, along))
 }
 
 /// `student` with exactly those parameters training that its blueprint says.
@@ -156,7 +170,11 @@ fn filling<B: Backend>(
     maps: &BTreeMap<String, LtiParts<B>>,
     value: &AnyTensor<B>,
 ) -> Result<AnyTensor<B>, BlueprintError> {
-    let parts = tensor.projection.as_ref().and_then(|name| maps.get(name));
+    let projection = match &tensor.source {
+        Source::Along { projection, .. } => Some(projection),
+        _ => tensor.projection.as_ref(),
+    };
+    let parts = projection.and_then(|name| maps.get(name));
     let misfit = || BlueprintError::Shape {
         teacher: source.to_owned(),
         found: value.shape(),
@@ -165,6 +183,10 @@ fn filling<B: Backend>(
     };
     let value = match (&tensor.source, parts) {
         (Source::Mapped(_), Some(parts)) => parts.mapped_bias(value).and_then(AnyTensor::erase),
+        (Source::Along { .. }, Some(parts)) => {
+            let gain = parts.mean_gain(value).and_then(AnyTensor::erase);
+            gain.map(|gain| gain.cast(value.dtype()))
+        }
         _ => Some(value.clone()),
     };
     let value = value.filter(|value| value.shape() == tensor.shape);
@@ -229,7 +251,7 @@ mod tests {
             let refilled = |name: &str, columns: usize| {
                 let mut changed = TensorSet::<A>::new();
                 changed.insert(name, "Linear", Tensor::<A, 2>::ones([2, columns], &device));
-                refill(linear.clone(), &changed, &TensorSet::new())
+                refill(linear.clone(), &changed, &TensorSet::new(), &[])
             };
             let found = refilled("weight", 3).unwrap();
             assert_eq!(found.weight.id, linear.weight.id);

@@ -14,6 +14,7 @@
 //! | `rotary` | [`apply_rotary`] | between the projections of an attention block: rotary positions |
 //! | `attention` | [`grouped_attention`], [`attention_weights`] | the same: scores, softmax and the mixing of values |
 //! | | [`KvCache`] | the same of tokens that are written one after another |
+//! | `soft_cap` | [`soft_cap`] | of scores and logits that a model holds below a cap |
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
 //! | | [`softmax_weights`] | of one row of logits, on one core, for whoever draws from them |
 //! | `adam` | | a step of the optimizer, on no graph |
@@ -54,6 +55,7 @@ mod linear;
 pub(crate) mod loss_rows;
 mod norm;
 mod rotary;
+mod soft_cap;
 mod softmax;
 
 pub use attention::{AttentionMask, KvCache, Place, Step, attention_weights, grouped_attention};
@@ -63,4 +65,6 @@ pub use linear::linear;
 pub(crate) use linear::{PackedWeight, head_product, product_through_head, projected};
 pub use norm::rms_norm;
 pub use rotary::{RotaryTable, apply_rotary};
+pub(crate) use soft_cap::slope_of_cap;
+pub use soft_cap::soft_cap;
 pub use softmax::{masked_softmax, softmax_weights};

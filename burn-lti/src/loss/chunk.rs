@@ -7,6 +7,7 @@ use burn::tensor::activation::log_softmax;
 use super::teacher::{Outcomes, TeacherChunk};
 use super::{DistillationLoss, Divergence};
 use crate::kernels::loss_rows::{self, LossRows, RowLoss, RowsOutput};
+use crate::kernels::{slope_of_cap, soft_cap};
 
 /// Logits and targets of `n` tokens. The logits are products with a head, in memory of their own: on a CPU
 /// they are written over.
@@ -18,6 +19,8 @@ pub(super) struct Chunk<B: Backend> {
     pub(super) targets: Tensor<B, 2, Int>,
     /// `[n, 1]`, 1 where a token counts.
     pub(super) mask: Tensor<B, 2>,
+    /// Those that the student's logits, and the teacher's, are yet to go through.
+    pub(super) caps: [Option<f64>; 2],
 }
 
 impl<B: Backend> Chunk<B> {
@@ -27,7 +30,7 @@ impl<B: Backend> Chunk<B> {
         loss: &DistillationLoss,
         weight: Option<Tensor<B, 2>>,
     ) -> RowsOutput<B> {
-        match (row_loss(loss), self.teacher) {
+        match (row_loss(loss, self.caps), self.teacher) {
             (Some(row_loss), TeacherChunk::Logits(teacher))
                 if loss_rows::have_cpu_form([&self.student, &teacher]) =>
             {
@@ -45,10 +48,17 @@ impl<B: Backend> Chunk<B> {
 
     /// The same in tensor operations, on any device, with any teacher and every divergence.
     fn evaluate_in_tensors(
-        self,
+        mut self,
         loss: &DistillationLoss,
         weight: Option<Tensor<B, 2>>,
     ) -> RowsOutput<B> {
+        let [of_student, of_teacher] = self.caps;
+        if let (TeacherChunk::Logits(logits), Some(cap)) = (&mut self.teacher, of_teacher) {
+            *logits = soft_cap(logits.clone(), cap);
+        }
+        if let Some(cap) = of_student {
+            self.student = soft_cap(self.student, cap);
+        }
         let outcomes = |temperature| {
             self.teacher
                 .outcomes(&self.student, temperature, loss.sparse)
@@ -87,7 +97,13 @@ impl<B: Backend> Chunk<B> {
         let terms = Tensor::cat(terms.into(), 1) * self.mask.clone();
         RowsOutput {
             sums: terms.sum_dim(0).flatten(0, 1),
-            logits_grad: weight.map(|weight| self.logits_grad(loss, &tempered, student, weight)),
+            logits_grad: weight.map(|weight| {
+                let gradient = self.logits_grad(loss, &tempered, student, weight);
+                match of_student {
+                    Some(cap) => gradient * slope_of_cap(self.student, cap),
+                    None => gradient,
+                }
+            }),
         }
     }
 
@@ -95,7 +111,7 @@ impl<B: Backend> Chunk<B> {
         log_probs.clone().gather(1, self.targets.clone()).neg()
     }
 
-    /// `weight * (alpha T dD/dz_T + (1 - alpha) (softmax(z) - y))`, where `z_T = z / T` and `D` is
+    /// Of the logits after their cap: `weight * (alpha T dD/dz_T + (1 - alpha) (softmax(z) - y))`, where `z_T = z / T` and `D` is
     /// weighed with `T^2`. `log_probs` are the student's at temperature 1.
     fn logits_grad(
         &self,
@@ -129,7 +145,7 @@ impl<B: Backend> Chunk<B> {
 
 /// The part of a loss that each row has by itself; none for a divergence of mixtures, which takes more than
 /// sums.
-fn row_loss(loss: &DistillationLoss) -> Option<RowLoss> {
+fn row_loss(loss: &DistillationLoss, caps: [Option<f64>; 2]) -> Option<RowLoss> {
     let reverse = match loss.divergence {
         Divergence::ForwardKl => false,
         Divergence::ReverseKl => true,
@@ -139,5 +155,6 @@ fn row_loss(loss: &DistillationLoss) -> Option<RowLoss> {
         alpha: loss.alpha,
         temperature: loss.temperature,
         reverse,
+        caps: caps.map(|cap| cap.map(|cap| cap as f32)),
     })
 }

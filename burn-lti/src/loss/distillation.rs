@@ -193,6 +193,7 @@ impl DistillationLoss {
             teacher: input.teacher.chunk(range.clone(), &mask),
             targets: input.targets.clone().slice(range).unsqueeze_dim(1),
             mask,
+            caps: [input.student_head.cap, input.teacher.cap()],
         };
         (student, chunk.evaluate(self, weight))
     }

@@ -184,7 +184,15 @@ impl<B: Backend> TeacherTokens<B> {
         }
     }
 
-    /// Its outputs on a chunk of the tokens, logits in the float type of `mask`.
+    /// The cap of its logits, if they have one and are yet to go through it.
+    pub(super) const fn cap(&self) -> Option<f64> {
+        match self {
+            Self::Hidden { head, .. } => head.cap,
+            Self::TopK(_) => None,
+        }
+    }
+
+    /// Its outputs on a chunk of the tokens, logits in the float type of `mask` and before their cap.
     pub(super) fn chunk(&self, range: Range<usize>, mask: &Tensor<B, 2>) -> TeacherChunk<B> {
         match self {
             Self::Hidden { hidden, head } => {

@@ -147,6 +147,21 @@ impl<B: Backend> LtiParts<B> {
         Some(compat::detached(mapped).flatten(0, 1))
     }
 
+    /// A gain along the student's outputs out of the teacher's, `[t_out] -> [s_out]`: of each, the mean of what the
+    /// map makes it of, by the size of its entries; 0 where the map is 0. `None` if it does not fit.
+    pub(crate) fn mean_gain(&self, gain: &AnyTensor<B>) -> Option<Tensor<B, 1>> {
+        let features = *self.c_shape.get(1)?;
+        if gain.num_elements() != features {
+            return None;
+        }
+        let right = self.factors(Side::Right).ok()??;
+        let gain: Tensor<B, 2> = gain.cast(DType::F32).to_rank([1, features]);
+        let all = Tensor::<B, 2>::eye(features, &gain.device()).cast(DType::F32);
+        let shares = contract(all, None, Some(right), KernelPrecision::Default).abs();
+        let sums = shares.clone().sum_dim(0).clamp_min(f32::MIN_POSITIVE);
+        Some(compat::detached(gain.matmul(shares) / sums).flatten(0, 1))
+    }
+
     /// `C`, if it is there.
     pub(crate) fn teacher_kernel(&self) -> Option<&Tensor<B, 2>> {
         self.c.as_ref()

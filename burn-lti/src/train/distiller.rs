@@ -249,6 +249,7 @@ where
         let head = Head {
             weight: compat::inner(&student.head.weight),
             trains: student.head.trains,
+            cap: student.head.cap,
         };
         let hidden = compat::inner(&student.hidden);
         let mut input = LossInput::new(hidden, head, targets.tokens, batch);

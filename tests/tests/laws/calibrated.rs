@@ -87,7 +87,7 @@ pub(super) fn spec(teacher: Axes, maps: RoleMaps) -> LtiSpec {
 }
 
 /// A fixture's Llama with other heads.
-fn with_heads(
+pub(crate) fn with_heads(
     teacher: &LlamaConfig,
     heads: usize,
     kv_heads: usize,
@@ -101,16 +101,16 @@ fn with_heads(
     }
 }
 
-pub(super) fn llama_student<B: Backend>(
+pub(crate) fn llama_student<B: Backend>(
     config: &LlamaConfig,
     spec: &LtiSpec,
     tensors: &TensorSet<B>,
     device: &B::Device,
 ) -> Result<LearningLlama<B>, BlueprintError> {
-    let awaiting = PlainLlama::init(config, device)
-        .learn_to_init(spec)
-        .expect("a swap");
-    Ok(awaiting.inject(tensors, &Rules::by_name())?.0)
+    let plain = PlainLlama::init(config, device);
+    let rules = Rules::by_name().with_gains(plain.gains());
+    let awaiting = plain.learn_to_init(spec).expect("a swap");
+    Ok(awaiting.inject(tensors, &rules)?.0)
 }
 
 fn toy_student<A: AutodiffBackend>(
@@ -140,7 +140,7 @@ fn calibrated_llama<A: AutodiffBackend>(
 }
 
 /// The same, with what `set` changes.
-fn calibrated_with<A: AutodiffBackend>(
+pub(crate) fn calibrated_with<A: AutodiffBackend>(
     teacher: &PlainLlama<Inner<A>>,
     config: &LlamaConfig,
     maps: RoleMaps,
@@ -177,7 +177,7 @@ fn all_maps() -> [RoleMaps; 4] {
 
 /// Float32 on both sides. Roundings on the way to a logit: twice what the widest sums of two layers have,
 /// for the map and for its product.
-pub(super) fn tolerance(expected: &[f64]) -> Tolerance {
+pub(crate) fn tolerance(expected: &[f64]) -> Tolerance {
     let largest = expected.iter().fold(0.0f64, |all, one| all.max(one.abs()));
     Tolerance::Uniform(2.0 * rounding(2 * 2 * 200) * largest)
 }
@@ -339,7 +339,7 @@ fn a_token_counts_by_the_attention_it_receives<A: AutodiffBackend>(device: A::De
 }
 
 /// KL to the teacher on text that the calibration has not read.
-fn kl<B: Backend, M: LayeredDecoder<B>>(
+pub(crate) fn kl<B: Backend, M: LayeredDecoder<B>>(
     student: &M,
     teacher: &PlainLlama<B>,
     device: &B::Device,

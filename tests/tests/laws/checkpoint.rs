@@ -332,6 +332,7 @@ impl<B: Backend> CausalLm<B> for TiedLm<B> {
         Head {
             weight: self.table.weight.val().transpose(),
             trains: self.table.weight.is_require_grad(),
+            cap: None,
         }
     }
 }

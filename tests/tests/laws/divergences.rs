@@ -12,6 +12,7 @@ use burn_lti_tests::on_every_backend;
 
 on_every_backend![
     values_and_gradients_are_those_of_plain_probabilities,
+    capped_logits_are_those_of_a_cap_before,
     all_top_tokens_are_the_whole_teacher,
     mass_outside_the_top_tokens_costs_something_only_with_a_tail,
     a_tail_of_nothing_stays_finite,
@@ -101,6 +102,7 @@ fn identity<B: Backend>(device: &B::Device) -> Head<B> {
     Head {
         weight: Tensor::eye(VOCAB, device),
         trains: false,
+        cap: None,
     }
 }
 
@@ -239,6 +241,57 @@ fn values_and_gradients_are_those_of_plain_probabilities<A: AutodiffBackend>(dev
                 &gradient_tolerance(),
             );
         }
+    }
+}
+
+/// A cap of the head is one of the logits before it, but that the gradient goes through its slope.
+fn capped_logits_are_those_of_a_cap_before<A: AutodiffBackend>(device: A::Device) {
+    const CAP: f64 = 1.5;
+    let free = Case::random(6);
+    let cap = |logit: &f32| (CAP * (f64::from(*logit) / CAP).tanh()) as f32;
+    let capped = Case {
+        student: free.student.iter().map(cap).collect(),
+        teacher: free.teacher.iter().map(cap).collect(),
+        targets: free.targets.clone(),
+    };
+    let views = [View::Whole, View::Top(4, SparseForm::Tail)];
+    for (view, kind) in views
+        .into_iter()
+        .flat_map(|view| DIVERGENCES.map(|kind| (view, kind)))
+    {
+        let loss = DistillationLoss::new(0.6, 2.0, 3)
+            .and_then(|loss| loss.with_divergence(kind))
+            .expect("settings");
+        let before = view.teacher::<A::InnerBackend>(&capped, &device);
+        let expected = loss.gradient(capped.input(before, &device));
+        // Top tokens are those of capped logits: they are what a cache has.
+        let teacher = match view {
+            View::Whole => {
+                let mut whole = free.whole::<A::InnerBackend>(&device);
+                if let TeacherTokens::Hidden { head, .. } = &mut whole {
+                    head.cap = Some(CAP);
+                }
+                whole
+            }
+            View::Top(..) => view.teacher(&capped, &device),
+        };
+        let mut input = free.input(teacher, &device);
+        let free_of_cap = loss.gradient(input.clone());
+        input.student_head.cap = Some(CAP);
+        let found = loss.gradient(input);
+        let (sums, of_before) = (found.sums.read(), expected.sums.read());
+        assert_close(
+            &[sums.loss, sums.student_ce, sums.agreements],
+            &[of_before.loss, of_before.student_ce, of_before.agreements],
+            &tolerance(),
+        );
+        let gradient = values(&expected.hidden).into_iter().zip(&capped.student);
+        let gradient = gradient.map(|(one, logit)| one * (1.0 - (f64::from(*logit) / CAP).powi(2)));
+        let gradient: Vec<f64> = gradient.collect();
+        let found = values(&found.hidden);
+        assert_close(&found, &gradient, &gradient_tolerance());
+        let others = values(&free_of_cap.hidden);
+        assert_not_close(&others, &gradient, &gradient_tolerance());
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorData};
 use burn_lti::geometry::{Axes, HeadGrid};
 use burn_lti::kernels::{
     AttentionMask, KvCache, RotaryTable, apply_rotary, attention_weights, gated_silu,
-    grouped_attention, masked_softmax, rms_norm,
+    grouped_attention, masked_softmax, rms_norm, soft_cap,
 };
 use burn_lti_tests::close::{Tolerance, UNIT_ROUNDOFF, assert_close, assert_not_close, rounding};
 use burn_lti_tests::numbers::{Numbers, tensor, values};
@@ -22,6 +22,8 @@ on_every_backend![
     far_gates_stay_finite,
     the_norm_and_its_gradients_are_those_of_the_operations,
     the_softmax_and_its_gradient_are_those_of_the_operations,
+    the_cap_and_its_gradient_are_those_of_the_operations,
+    a_cap_that_is_none_is_refused,
     what_a_mask_hides_has_no_weight,
     attention_and_its_gradients_are_those_of_the_operations,
     attention_to_a_past_is_the_end_of_attention_to_all,
@@ -155,6 +157,61 @@ fn the_norm_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(de
     }
 }
 
+/// Of scores and logits: what is beside it is far, near, and within.
+const CAP: f64 = 1.5;
+
+fn plain_cap<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    (x / CAP).tanh() * CAP
+}
+
+/// The output, and the gradient of `sum(output * weight)`.
+fn capped<A: AutodiffBackend>(
+    cap: impl Fn(Tensor<A, 2>) -> Tensor<A, 2>,
+    [x, weight, _]: &[Vec<f32>; 3],
+    dtype: DType,
+    device: &A::Device,
+) -> [Vec<f64>; 2] {
+    let take = |numbers: &[f32]| tensor::<A, 2>(numbers, SHAPE, device).cast(dtype);
+    let x = take(x).require_grad();
+    let output = cap(x.clone() * 2.0);
+    let mut gradients = (output.clone() * take(weight)).sum().backward();
+    let gradient = x.grad_remove(&mut gradients).expect("a gradient");
+    [values(&output), values(&gradient)]
+}
+
+fn the_cap_and_its_gradient_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
+    let mut numbers = numbers();
+    let cap = |x| soft_cap(x, CAP);
+    let expected = capped::<A>(plain_cap, &numbers, DType::F32, &device);
+    let found = capped::<A>(cap, &numbers, DType::F32, &device);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_close(found, expected, &tolerance(expected));
+    }
+    numbers[0][SHAPE[1]] += 0.5;
+    let other = capped::<A>(cap, &numbers, DType::F32, &device);
+    for (other, expected) in other.iter().zip(&expected) {
+        assert_not_close(other, expected, &tolerance(expected));
+    }
+
+    let far = [1e30, -1e30, 0.0, f32::NAN];
+    let far = tensor::<A, 2>(&far, [2, 2], &device).inner();
+    let found = values(&soft_cap(far, CAP));
+    assert_eq!(found[..3], [CAP, -CAP, 0.0]);
+    assert!(found[3].is_nan());
+}
+
+fn a_cap_that_is_none_is_refused<A: AutodiffBackend>(device: A::Device) {
+    let x = Tensor::<A::InnerBackend, 2>::zeros([1, 2], &device);
+    let mask = AttentionMask::<A::InnerBackend>::continuing(0, 2, &device);
+    let cache = KvCache::<A::InnerBackend>::new(1, 1, geometry(1, 1, 2), DType::F32, &device);
+    for cap in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let said = format!("a cap of {cap} is not positive and finite");
+        assert_eq!(panic_of(|| soft_cap(x.clone(), cap)), said);
+        assert_eq!(panic_of(|| mask.clone().capped(cap)), said);
+        assert_eq!(panic_of(|| cache.clone().with_cap(Some(cap))), said);
+    }
+}
+
 /// More than a thread takes at a time.
 const SCORES: [usize; 4] = [2, 3, 70, 23];
 
@@ -257,12 +314,13 @@ fn attention_numbers(geometry: &Axes) -> [Vec<f32>; 4] {
 }
 
 /// The weights, with keys repeated for each of their query heads, and a mask of ones and zeros times a large
-/// number: `[batch, heads, queries, keys]`.
+/// number: `[batch, heads, queries, keys]`. Scores have a cap if they `are_capped`.
 fn plain_weights<B: Backend>(
     q: Tensor<B, 3>,
     k: Tensor<B, 3>,
     geometry: &Axes,
     segments: &[i64],
+    are_capped: bool,
 ) -> Tensor<B, 4> {
     let hidden: Vec<f32> = (0..BATCH * TOKENS * TOKENS)
         .map(|at| (at / TOKENS / TOKENS, at / TOKENS % TOKENS, at % TOKENS))
@@ -279,7 +337,19 @@ fn plain_weights<B: Backend>(
     let hidden = tensor::<B, 4>(&hidden, [BATCH, 1, TOKENS, TOKENS], &device).cast(q.dtype());
     let scores = repeated(q, geometry.query, 1)
         .matmul(repeated(k, geometry.key_value, group(geometry)).swap_dims(2, 3));
+    let scores = match are_capped {
+        true => plain_cap(scores),
+        false => scores,
+    };
     softmax(scores + hidden, 3)
+}
+
+/// The mask, with a cap if scores `are_capped`.
+fn with_cap<B: Backend>(mask: AttentionMask<B>, are_capped: bool) -> AttentionMask<B> {
+    match are_capped {
+        true => mask.capped(CAP),
+        false => mask,
+    }
 }
 
 fn group(geometry: &Axes) -> usize {
@@ -303,9 +373,10 @@ fn plain_attention<B: Backend>(
     v: Tensor<B, 3>,
     geometry: &Axes,
     segments: &[i64],
+    are_capped: bool,
 ) -> Tensor<B, 3> {
     let [batch, tokens, width] = q.dims();
-    plain_weights(q, k, geometry, segments)
+    plain_weights(q, k, geometry, segments, are_capped)
         .matmul(repeated(v, geometry.key_value, group(geometry)))
         .swap_dims(1, 2)
         .reshape([batch, tokens, width])
@@ -334,15 +405,23 @@ fn attended<A: AutodiffBackend>(
 }
 
 fn attention_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(device: A::Device) {
-    for [heads, kv_heads, head_dim] in [[4, 2, 8], [6, 2, 10], [3, 1, 64], [2, 2, 2]] {
+    for ([heads, kv_heads, head_dim], capped) in [
+        ([4, 2, 8], false),
+        ([4, 2, 8], true),
+        ([6, 2, 10], true),
+        ([6, 2, 10], false),
+        ([3, 1, 64], false),
+        ([2, 2, 2], true),
+        ([2, 2, 2], false),
+    ] {
         let geometry = geometry(heads, kv_heads, head_dim);
         let numbers = attention_numbers(&geometry);
         for documents in [documents(), mixed_documents()] {
             let attention = |q, k, v| {
                 let mask = AttentionMask::packed(&segments(&documents, &device));
-                grouped_attention(q, k, v, &geometry, &mask)
+                grouped_attention(q, k, v, &geometry, &with_cap(mask, capped))
             };
-            let plain = |q, k, v| plain_attention(q, k, v, &geometry, &documents);
+            let plain = |q, k, v| plain_attention(q, k, v, &geometry, &documents, capped);
             let expected = attended::<A>(plain, &numbers, DType::F32, &device);
             let found = attended::<A>(attention, &numbers, DType::F32, &device);
             for (found, expected) in found.iter().zip(&expected) {
@@ -350,10 +429,14 @@ fn attention_and_its_gradients_are_those_of_the_operations<A: AutodiffBackend>(d
             }
             let mut other = documents.clone();
             other[40] += 7;
-            let other = |q, k, v| plain_attention(q, k, v, &geometry, &other);
+            let other = |q, k, v| plain_attention(q, k, v, &geometry, &other, capped);
             let other = attended::<A>(other, &numbers, DType::F32, &device);
-            for (found, other) in found.iter().zip(&other) {
-                assert_not_close(found, other, &sums(other));
+            let free = |q, k, v| plain_attention(q, k, v, &geometry, &documents, !capped);
+            let free = attended::<A>(free, &numbers, DType::F32, &device);
+            for other in [other, free] {
+                for (found, other) in found.iter().zip(&other) {
+                    assert_not_close(found, other, &sums(other));
+                }
             }
         }
     }
@@ -371,12 +454,16 @@ fn sums(expected: &[f64]) -> Tolerance {
 fn attention_to_a_past_is_the_end_of_attention_to_all<A: AutodiffBackend>(device: A::Device) {
     let geometry = geometry(4, 2, 8);
     let numbers = attention_numbers(&geometry);
-    let one = AttentionMask::packed(&segments(&[1; BATCH * TOKENS], &device));
-    for new in [1, 3, 8, 40, TOKENS] {
+    let capped = [8, 40].map(|new| (new, true));
+    let news = [1, 3, 8, 40, TOKENS].map(|new| (new, false));
+    for (new, capped) in news.into_iter().chain(capped) {
+        let one = AttentionMask::packed(&segments(&[1; BATCH * TOKENS], &device));
+        // A window, so that what is made of a mask has its cap.
+        let one = with_cap(one, capped).within(TOKENS);
         let past = TOKENS - new;
         let end = |x: Tensor<A, 3>| x.narrow(1, past, new);
         let all = |q, k, v| end(grouped_attention(q, k, v, &geometry, &one));
-        let mask = AttentionMask::continuing(past, new, &device);
+        let mask = with_cap(AttentionMask::continuing(past, new, &device), capped);
         let continued = |q, k, v| grouped_attention(end(q), k, v, &geometry, &mask);
         let expected = attended::<A>(all, &numbers, DType::F32, &device);
         let found = attended::<A>(continued, &numbers, DType::F32, &device);
@@ -388,19 +475,26 @@ fn attention_to_a_past_is_the_end_of_attention_to_all<A: AutodiffBackend>(device
 
 /// Two sequences that come in pieces of many lengths and at other times, one in a room that another had before.
 fn attention_of_a_cache_is_that_of_each_sequence<A: AutodiffBackend>(device: A::Device) {
-    for [heads, kv_heads, head_dim] in [[4, 2, 8], [6, 2, 10], [9, 3, 64], [2, 2, 2]] {
+    for ([heads, kv_heads, head_dim], capped) in [
+        ([4, 2, 8], false),
+        ([4, 2, 8], true),
+        ([6, 2, 10], false),
+        ([9, 3, 64], false),
+        ([2, 2, 2], true),
+    ] {
         let geometry = geometry(heads, kv_heads, head_dim);
         let qkv = attention_numbers(&geometry).map(|numbers| {
             let width = numbers.len() / BATCH / TOKENS;
             tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
         });
         let [q, k, v, _] = qkv.clone();
-        let mask = AttentionMask::continuing(0, TOKENS, &device);
+        let mask = with_cap(AttentionMask::continuing(0, TOKENS, &device), capped);
         let expected = values(&grouped_attention(q, k, v, &geometry, &mask));
         // For each pass, new tokens of both sequences.
         let passes = [[9, 0], [5, 17], [1, 1], [1, 1], [33, 2], [0, 40]];
         let found = |spoilt: bool| {
-            let mut cache = KvCache::<A::InnerBackend>::new(2, 3, geometry, DType::F32, &device);
+            let cache = KvCache::<A::InnerBackend>::new(2, 3, geometry, DType::F32, &device);
+            let mut cache = cache.with_cap(capped.then_some(CAP));
             let mut found = [Vec::new(), Vec::new()];
             for (pass, counts) in passes.iter().enumerate() {
                 if pass == 1 {
@@ -576,9 +670,18 @@ fn attention_weights_are_those_of_the_operations<A: AutodiffBackend>(device: A::
         tensor::<A, 3>(&numbers, [BATCH, TOKENS, width], &device).inner()
     });
     let mask = AttentionMask::packed(&segments(&documents, &device));
-    let found = values(&attention_weights(q.clone(), k.clone(), &geometry, &mask));
-    let expected = values(&plain_weights(q, k, &geometry, &documents));
-    assert_close(&found, &expected, &sums(&expected));
+    for capped in [false, true] {
+        let mask = with_cap(mask.clone(), capped);
+        let found = values(&attention_weights(q.clone(), k.clone(), &geometry, &mask));
+        for expected in [capped, !capped] {
+            let plain = plain_weights(q.clone(), k.clone(), &geometry, &documents, expected);
+            let plain = values(&plain);
+            match expected == capped {
+                true => drop(assert_close(&found, &plain, &sums(&plain))),
+                false => assert_not_close(&found, &plain, &sums(&plain)),
+            }
+        }
+    }
 }
 
 /// Scores of some thousands: the largest gets all, or equal ones each a share, as they should, and no exponential
@@ -674,7 +777,7 @@ fn turned_pairs_and_their_gradients_are_the_sums_of_products<A: AutodiffBackend>
 /// What the functions are tried on: those of three inputs, attention, and the turn of pairs.
 type Numberings = ([Vec<f32>; 3], [Vec<f32>; 4], [Vec<f32>; 3]);
 
-/// Each of the five, and its gradients, with inputs of the type, beside the operations in float32 on the
+/// Each of the six, and its gradients, with inputs of the type, beside the operations in float32 on the
 /// same inputs. The distance is that of all numbers together: small ones are differences of large ones.
 fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Device) {
     // A dozen roundings, and those of the operations around.
@@ -724,13 +827,17 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
             };
             let (geometry, documents) = (geometry(4, 2, 8), documents());
             let attention = |q, k, v| match plain {
-                true => plain_attention(q, k, v, &geometry, &documents),
+                true => plain_attention(q, k, v, &geometry, &documents, false),
                 false => {
                     let mask = AttentionMask::packed(&segments(&documents, &device));
                     grouped_attention(q, k, v, &geometry, &mask)
                 }
             };
             let attended = attended::<A>(attention, qkv, dtype, &device);
+            let capped = match plain {
+                true => capped::<A>(plain_cap, numbers, dtype, &device),
+                false => capped::<A>(|x| soft_cap(x, CAP), numbers, dtype, &device),
+            };
             let turned = match plain {
                 true => turned_in_float64(pairs, 8),
                 false => turned::<A>(pairs, 8, dtype, &device),
@@ -741,6 +848,7 @@ fn half_precision_is_rounded_as_its_type_is<A: AutodiffBackend>(device: A::Devic
                 .chain(normed)
                 .chain(weighed)
                 .chain(attended)
+                .chain(capped)
                 .chain(turned)
                 .collect::<Vec<_>>()
         };

@@ -17,6 +17,7 @@ use burn_lti_tests::toy::{PlainToy, ToyConfig};
 
 on_every_backend![
     chunks_and_gradients_are_those_of_the_dense_loss,
+    capped_logits_have_the_gradients_of_the_dense_loss,
     a_head_that_does_not_train_has_no_gradient,
     what_is_masked_changes_nothing,
     an_empty_mask_has_no_gradient_and_no_means,
@@ -43,6 +44,8 @@ struct Case {
     teacher_head: Vec<f32>,
     targets: Vec<i64>,
     mask: Vec<f32>,
+    /// Of the student's logits, and of the teacher's.
+    caps: [Option<f64>; 2],
 }
 
 impl Case {
@@ -55,6 +58,7 @@ impl Case {
             teacher_head: numbers.normal(TEACHER_WIDTH * VOCAB),
             targets: numbers.ids(TOKENS, VOCAB),
             mask: MASK.to_vec(),
+            caps: [None; 2],
         }
     }
 
@@ -64,12 +68,14 @@ impl Case {
             student_head: Head {
                 weight: tensor(&self.student_head, [STUDENT_WIDTH, VOCAB], device),
                 trains: head_trains,
+                cap: self.caps[0],
             },
             teacher: TeacherTokens::Hidden {
                 hidden: tensor(&self.teacher, [TOKENS, TEACHER_WIDTH], device),
                 head: Head {
                     weight: tensor(&self.teacher_head, [TEACHER_WIDTH, VOCAB], device),
                     trains: false,
+                    cap: self.caps[1],
                 },
             },
             features: Vec::new(),
@@ -101,6 +107,11 @@ fn dense<A: AutodiffBackend>(case: &Case, alpha: f64, t: f64, device: &A::Device
         panic!("the case has a teacher that runs");
     };
     let teacher = states.matmul(unembed.weight);
+    let capped = |logits: Tensor<A, 2>, cap: Option<f64>| match cap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
+    };
+    let (student, teacher) = (capped(student, case.caps[0]), capped(teacher, case.caps[1]));
     let targets: Tensor<A, 2, Int> = input.targets.unsqueeze_dim(1);
     let mask = input.mask;
 
@@ -165,6 +176,25 @@ fn chunks_and_gradients_are_those_of_the_dense_loss<A: AutodiffBackend>(device: 
                 let loss = DistillationLoss::new(alpha, t, chunk).expect("settings");
                 check_against_dense::<A>(&case, &loss, &expected, &device);
             }
+        }
+    }
+}
+
+/// Logits of some ten, most of which a cap of 2 changes.
+fn capped_logits_have_the_gradients_of_the_dense_loss<A: AutodiffBackend>(device: A::Device) {
+    let free = Case::random(1);
+    for caps in [[Some(2.0); 2], [Some(5.0), None], [None, Some(2.0)]] {
+        let case = Case {
+            caps,
+            ..free.clone()
+        };
+        for (alpha, t) in [(0.5, 1.0), (1.0, 2.0), (0.3, 3.0)] {
+            let expected = dense::<A>(&case, alpha, t, &device);
+            let loss = DistillationLoss::new(alpha, t, 3).expect("settings");
+            check_against_dense::<A>(&case, &loss, &expected, &device);
+            let without = loss.gradient(free.input::<A::InnerBackend>(true, &device));
+            let found = values(&without.hidden);
+            assert_not_close(&found, &expected.hidden, &gradient_tolerance(&loss));
         }
     }
 }

@@ -636,6 +636,7 @@ impl<B: Backend> CausalLm<B> for Kink<B> {
         Head {
             weight: self.head.weight.val(),
             trains: false,
+            cap: None,
         }
     }
 }

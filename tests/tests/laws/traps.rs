@@ -132,6 +132,7 @@ fn tokens_beyond_sixteen_bits_are_kept<A: AutodiffBackend>(device: A::Device) {
             &device,
         ),
         trains: false,
+        cap: None,
     };
     let targets = TensorData::new(vec![token], [1]);
     let sums = DistillationLoss::KL.evaluate(LossInput {

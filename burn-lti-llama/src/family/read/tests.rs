@@ -248,6 +248,39 @@ fn a_mistral_has_a_window_unless_it_says_null() {
 }
 
 #[test]
+fn a_gemma_2_has_caps_unless_it_says_null() {
+    let mut config = stories260k();
+    config["model_type"] = json!("gemma2");
+    config["architectures"] = json!(["Gemma2ForCausalLM"]);
+    config.as_object_mut().unwrap().remove("mlp_bias");
+    let found = read(&config).unwrap();
+    assert_eq!(
+        (found.attention_cap, found.logit_cap),
+        (Some(50.0), Some(30.0))
+    );
+    let window = Some(4096);
+    assert_eq!(found.windows, [window, None, window, None, window]);
+    for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        config[field] = json!(-1.0);
+        let error = read(&config).unwrap_err();
+        assert_says(&error, field);
+        assert_says(&error, "is -1: it must be positive and finite");
+        config[field] = Value::Null;
+    }
+    let found = read(&config).unwrap();
+    assert_eq!((found.attention_cap, found.logit_cap), (None, None));
+    assert_eq!(read(&found.to_json()).unwrap(), found);
+    // A Gemma 3 has none unless it says so, and of scores not even then.
+    config["model_type"] = json!("gemma3_text");
+    config["architectures"] = json!(["Gemma3ForCausalLM"]);
+    for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        config[field] = json!(20.0);
+    }
+    let found = read(&config).unwrap();
+    assert_eq!((found.attention_cap, found.logit_cap), (None, Some(20.0)));
+}
+
+#[test]
 fn reads_what_it_writes() {
     let mut config = read(&stories260k()).unwrap();
     for ids in [vec![], vec![2], vec![2, 3]] {

@@ -10,6 +10,7 @@ use super::in_tensor_operations;
 use super::shape::Shape;
 use crate::geometry::Axes;
 use crate::kernels::form::is_cpu;
+use crate::kernels::soft_cap::assert_cap;
 
 /// Keys and values of sequences that are written together, of all layers. Each sequence has its own length, and
 /// can be [cleared](Self::clear) to make room for another.
@@ -47,6 +48,8 @@ pub struct KvCache<B: Backend> {
     geometry: Axes,
     /// How many tokens a token of each layer sees, its own among them; all where there is none.
     windows: Vec<Option<usize>>,
+    /// Of scores.
+    cap: Option<f64>,
     device: B::Device,
 }
 
@@ -84,8 +87,20 @@ impl<B: Backend> KvCache<B> {
             lengths: vec![0; sequences],
             geometry,
             windows: vec![None; layers],
+            cap: None,
             device: device.clone(),
         }
+    }
+
+    /// The same with scores that go through [`soft_cap`](crate::kernels::soft_cap), if there is one.
+    ///
+    /// # Panics
+    ///
+    /// If the cap is not positive and finite.
+    pub fn with_cap(mut self, cap: Option<f64>) -> Self {
+        cap.into_iter().for_each(assert_cap);
+        self.cap = cap;
+        self
     }
 
     /// The same with layers in which a token sees only so many of the last tokens, its own among them.
@@ -209,6 +224,7 @@ impl<B: Backend> KvCache<B> {
             heads: query.heads,
             kv_heads: kv.heads,
             head_dim: query.head_dim,
+            cap: self.cap,
         };
         let window = self.windows[layer];
         match (&mut self.layers[layer], &step.reads) {
@@ -479,10 +495,10 @@ mod tests {
     }
 
     /// What three sequences of unlike lengths see in every pass, which come and go.
-    fn found(dtype: DType, window: Option<usize>) -> Vec<f64> {
+    fn found(dtype: DType, window: Option<usize>, cap: Option<f64>) -> Vec<f64> {
         let device = Default::default();
         let cache = KvCache::<Flex>::new(1, 3, geometry(), dtype, &device);
-        let mut cache = cache.with_windows(vec![window]);
+        let mut cache = cache.with_windows(vec![window]).with_cap(cap);
         let mut found = Vec::new();
         for pass in 0..60 {
             let mut new = vec![(1, 1)];
@@ -526,8 +542,14 @@ mod tests {
     #[test]
     fn loops_and_tensors_see_the_same() {
         let mut of_windows = Vec::new();
-        for window in [None, Some(1), Some(7), Some(16), Some(19)] {
-            let (loops, tensors) = (found(DType::F32, window), found(DType::F64, window));
+        let windows = [None, Some(1), Some(7), Some(16), Some(19)];
+        let capped = [(None, Some(0.7)), (Some(7), Some(1.5))];
+        for (window, cap) in windows
+            .map(|window| (window, None))
+            .into_iter()
+            .chain(capped)
+        {
+            let [loops, tensors] = [DType::F32, DType::F64].map(|dtype| found(dtype, window, cap));
             assert_eq!(loops.len(), tensors.len());
             for (loops, tensors) in loops.iter().zip(&tensors) {
                 // Means of numbers of at most one, and some dozen roundings.
@@ -536,7 +558,7 @@ mod tests {
                     "{loops}, {tensors}"
                 );
             }
-            assert!(!of_windows.contains(&loops), "windows matter");
+            assert!(!of_windows.contains(&loops), "windows and caps matter");
             of_windows.push(loops);
         }
     }

@@ -11,6 +11,7 @@ use super::shape::Shape;
 use crate::kernels::cpu::{
     LeftRows, Panel, ThreadPool, Tile, floats, in_tiles, multiply, panel_width, store, width,
 };
+use crate::kernels::soft_cap::cap_all;
 
 /// Keys and values of one sequence.
 #[derive(Clone, Debug, Default)]
@@ -213,6 +214,9 @@ impl WithSimd for Attend<'_> {
             in_tiles(simd, group, &mut scores);
         }
         for scores in scores.chunks_exact_mut(wide) {
+            if let Some(cap) = self.shape.cap {
+                cap_all(simd, scores, cap as f32);
+            }
             scores[..seen.start].fill(f32::NEG_INFINITY);
             scores[seen.end..].fill(f32::NEG_INFINITY);
             let (_, sum) = exponentials(simd, scores);

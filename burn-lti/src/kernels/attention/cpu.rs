@@ -10,6 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::mask::Spans;
 use super::shape::Shape;
 use crate::kernels::cpu::{Left, Rows, RowsMut, ThreadPool, dot, exponential, floats, product};
+use crate::kernels::soft_cap::{cap_all, through_cap};
 
 /// Queries that a thread takes at a time. Fewer see fewer keys that the first of them does not see, and
 /// share each key between fewer.
@@ -238,6 +239,9 @@ impl WithSimd for Forward<'_> {
             for row in 0..rows {
                 let span = self.spans.of(batch, self.queries.start + row);
                 let scores = &mut self.scores[row * wide..][..wide];
+                if let Some(cap) = self.shape.cap {
+                    cap_all(simd, scores, cap as f32);
+                }
                 scores[..span.start - seen.start].fill(f32::NEG_INFINITY);
                 scores[span.end - seen.start..].fill(f32::NEG_INFINITY);
                 let (most, sum) = exponentials(simd, scores);
@@ -308,6 +312,7 @@ impl Backward<'_> {
             heads,
             kv_heads,
             head_dim,
+            ..
         } = self.shape;
         let sizes = [queries, keys, keys].map(|tokens| tokens * head_dim);
         if self.gradient.is_empty() {
@@ -379,6 +384,8 @@ struct Scratch {
     values: Vec<f32>,
     weights: Vec<f32>,
     gradients: Vec<f32>,
+    /// A row of scores after their cap, if there is one.
+    capped: Vec<f32>,
 }
 
 /// The gradients of one query head: `[tokens, head_dim]` each.
@@ -423,6 +430,7 @@ impl WithSimd for OfHead<'_> {
             values,
             weights,
             gradients,
+            capped,
         } = self.scratch;
         let step = step(shape.keys);
         for (transposed, of) in [(&mut *keys, k), (&mut *values, v)] {
@@ -451,11 +459,19 @@ impl WithSimd for OfHead<'_> {
             for row in 0..rows {
                 let span = spans.of(batch, first + row);
                 let weights = &mut weights[row * wide..][..wide];
+                if let Some(cap) = shape.cap {
+                    cap_all(simd, weights, cap as f32);
+                    capped.clear();
+                    capped.extend_from_slice(weights);
+                }
                 weights[..span.start - seen.start].fill(f32::NEG_INFINITY);
                 weights[span.end - seen.start..].fill(f32::NEG_INFINITY);
                 let sum = sums[(batch * queries + first + row) * heads + head];
                 let gradients = &mut gradients[row * wide..][..wide];
                 of_scores(simd, weights, gradients, sum);
+                if let Some(cap) = shape.cap {
+                    through_cap(simd, gradients, capped, cap as f32);
+                }
             }
             let of_seen = seen.start * head_dim..seen.end * head_dim;
             if v_wanted {

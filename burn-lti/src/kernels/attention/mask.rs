@@ -1,4 +1,4 @@
-//! Which tokens see which.
+//! Which tokens see which, and how far their scores go.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -7,11 +7,13 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 
 use crate::kernels::form::is_cpu;
+use crate::kernels::soft_cap::assert_cap;
 
-/// Which tokens see which, of a batch.
+/// Which tokens see which, of a batch, and how far scores go.
 #[derive(Clone, Debug)]
 pub struct AttentionMask<B: Backend> {
     seen: Seen<B>,
+    cap: Option<f64>,
 }
 
 /// In the form that the device's attention reads.
@@ -48,6 +50,7 @@ impl<B: Backend> AttentionMask<B> {
         let scores = scores + causal(0, tokens, &device).unsqueeze();
         Self {
             seen: Seen::Scores(scores.unsqueeze_dim(1)),
+            cap: None,
         }
     }
 
@@ -65,6 +68,7 @@ impl<B: Backend> AttentionMask<B> {
         }
         Self {
             seen: Seen::Scores(causal(past, tokens, device).unsqueeze()),
+            cap: None,
         }
     }
 
@@ -76,7 +80,10 @@ impl<B: Backend> AttentionMask<B> {
     pub fn within(&self, window: usize) -> Self {
         assert!(window > 0, "a token sees itself");
         match &self.seen {
-            Seen::Spans { spans, device, .. } => Self::of_spans(spans.within(window), device),
+            Seen::Spans { spans, device, .. } => Self {
+                cap: self.cap,
+                ..Self::of_spans(spans.within(window), device)
+            },
             Seen::Scores(scores) => {
                 let [_, _, queries, keys] = scores.dims();
                 // Keys that come `window` or more before the query's own.
@@ -87,9 +94,27 @@ impl<B: Backend> AttentionMask<B> {
                 let far = far.expand(scores.shape());
                 Self {
                     seen: Seen::Scores(scores.clone().mask_fill(far, f32::NEG_INFINITY)),
+                    cap: self.cap,
                 }
             }
         }
+    }
+
+    /// The same, but that scores go through [`soft_cap`](crate::kernels::soft_cap) before the softmax.
+    ///
+    /// # Panics
+    ///
+    /// If the cap is not positive and finite.
+    pub fn capped(self, cap: f64) -> Self {
+        assert_cap(cap);
+        Self {
+            cap: Some(cap),
+            ..self
+        }
+    }
+
+    pub(super) const fn cap(&self) -> Option<f64> {
+        self.cap
     }
 
     fn of_spans(spans: Spans, device: &B::Device) -> Self {
@@ -99,6 +124,7 @@ impl<B: Backend> AttentionMask<B> {
                 device: device.clone(),
                 scores: Arc::default(),
             },
+            cap: None,
         }
     }
 
@@ -113,7 +139,7 @@ impl<B: Backend> AttentionMask<B> {
         }
     }
 
-    /// A term added to scores: `[batch or 1, 1, queries, keys]`, 0 where a query sees a key, minus infinity
+    /// A term added to scores, after their cap: `[batch or 1, 1, queries, keys]`, 0 where a query sees a key, minus infinity
     /// where not.
     pub fn scores(&self) -> Tensor<B, 4> {
         match &self.seen {

@@ -17,11 +17,13 @@ use shape::Shape;
 
 use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
+use super::soft_cap::soft_cap;
 use super::softmax::masked_softmax;
 use crate::geometry::Axes;
 
 /// `softmax(q k^T + mask) v` for each head (Vaswani et al. 2017; several query heads to one of keys and
-/// values by Ainslie et al. 2023). `q` is scaled already.
+/// values by Ainslie et al. 2023). `q` is scaled already. Where the mask has a
+/// [cap](AttentionMask::capped), scores go through it before the mask is added.
 ///
 /// In float32 and on a CPU, if each document's tokens lie together, this is one operation, which has the scores
 /// of a few queries in memory at a time and makes them again for the gradient (Dao et al. 2022); keys that none
@@ -104,6 +106,7 @@ fn weights<B: Backend>(
         heads,
         kv_heads,
         head_dim,
+        cap,
     } = shape;
     let rows = heads / kv_heads * queries;
     let scores = by_head(q, heads)
@@ -113,7 +116,12 @@ fn weights<B: Backend>(
     // In the default float type, as transformers does: half-precision exponentials of long rows would not
     // sum to one.
     let dtype = scores.dtype();
-    masked_softmax(scores.cast(mask.dtype()), mask)
+    let scores = scores.cast(mask.dtype());
+    let scores = match cap {
+        Some(cap) => soft_cap(scores, cap),
+        None => scores,
+    };
+    masked_softmax(scores, mask)
         .cast(dtype)
         .reshape([batch, kv_heads, rows, keys])
 }
@@ -126,7 +134,8 @@ fn by_head<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
 }
 
 /// With `p` the weights of a head and `g` the gradient of its output: `d v = p^T g`,
-/// `d scores = p (g v^T - sum(p g v^T))`, `d q = d scores k`, `d k = d scores^T q`. On a CPU alone.
+/// `d scores = p (g v^T - sum(p g v^T))`, `d q = d scores k`, `d k = d scores^T q`. Of scores that were capped
+/// `d scores` is `1 - (capped / cap)^2` of that. On a CPU alone.
 #[derive(Clone, Debug)]
 struct GroupedAttention {
     shape: Shape,

@@ -1,4 +1,4 @@
-//! [`Shape`]: how many sequences, tokens and heads an attention has.
+//! [`Shape`]: how many sequences, tokens and heads an attention has, and how far its scores go.
 
 use burn::prelude::*;
 
@@ -13,6 +13,8 @@ pub(super) struct Shape {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    /// Scores are `cap * tanh(score / cap)`, if there is one.
+    pub(super) cap: Option<f64>,
 }
 
 impl Shape {
@@ -46,6 +48,7 @@ impl Shape {
             heads: query.heads,
             kv_heads: kv.heads,
             head_dim: query.head_dim,
+            cap: mask.cap(),
         }
     }
 

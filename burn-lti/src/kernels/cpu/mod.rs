@@ -5,7 +5,7 @@
 //! | `buffer` | the numbers of a tensor, to be read or written over |
 //! | `matrix` | a matrix where any backend has it, to be read |
 //! | `threads` | the threads that a loop runs on, and how much each takes at a time |
-//! | `simd` | exponentials and sums on the lanes of a vector |
+//! | `simd` | exponentials, hyperbolic tangents and sums on the lanes of a vector |
 //! | `small_product` | products of matrices too small to be packed first |
 //! | `tile` | products of a few rows with a matrix as wide as two vectors |
 
@@ -18,7 +18,7 @@ mod tile;
 
 pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
 pub(super) use matrix::{Matrix, Memory, Numbers};
-pub(super) use simd::{LEAST, dot, exp, exponential};
+pub(super) use simd::{LEAST, dot, exp, exponential, tanh};
 pub(super) use small_product::{Left, Rows, RowsMut, product};
 pub(super) use threads::{PIECE, ThreadPool, whole_rows};
 pub(super) use tile::{LeftRows, Panel, Tile, in_tiles, load, multiply, panel_width, store, width};

@@ -7,12 +7,16 @@
 //! `exp(S / T) / Z_S - exp(R / T) / Z_R`. What the metrics need at temperature 1 are the same sums of
 //! `exp(S)`, at temperature 2 a square of what is there already.
 //!
+//! Logits that have a cap go through it first, and the gradient through its slope last, by a copy of what came out
+//! of it.
+//!
 //! All is done on as many lanes as the processor has. Each exponential is taken once, and sums leave
 //! float32 after [`BLOCK`] elements.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::kernels::cpu::exp;
+use crate::kernels::soft_cap::{cap_all, through_cap};
 
 /// Elements whose sum is kept in float32: a block of both rows is in the first cache.
 const BLOCK: usize = 1024;
@@ -24,12 +28,19 @@ pub(crate) struct RowLoss {
     pub(crate) temperature: f64,
     /// Whether the divergence is `KL(q || p)`, not `KL(p || q)`.
     pub(crate) reverse: bool,
+    /// Those that the student's logits, and the teacher's, are yet to go through.
+    pub(crate) caps: [Option<f32>; 2],
 }
 
 impl RowLoss {
     /// Whether [`Row::work`] is read.
     pub(super) fn needs_work(&self) -> bool {
         self.alpha != 1.0 && Power::new(self.temperature) == Power::Other
+    }
+
+    /// Whether [`Row::capped`] is read.
+    pub(super) const fn needs_capped(&self) -> bool {
+        self.caps[0].is_some()
     }
 }
 
@@ -42,6 +53,8 @@ pub(super) struct Row<'a> {
     pub(super) teacher: &'a mut [f32],
     /// Room for `vocab` numbers if [`RowLoss::needs_work`], else for none.
     pub(super) work: &'a mut [f32],
+    /// Room for `vocab` numbers if [`RowLoss::needs_capped`], else for none.
+    pub(super) capped: &'a mut [f32],
     /// The token that follows.
     pub(super) target: usize,
 }
@@ -108,6 +121,14 @@ impl WithSimd for Evaluate<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> RowTerms {
         let Self { row, loss, weight } = self;
+        let [of_student, of_teacher] = loss.caps;
+        if let Some(cap) = of_teacher {
+            cap_all(simd, row.teacher, cap);
+        }
+        if let Some(cap) = of_student {
+            cap_all(simd, row.student, cap);
+            row.capped.copy_from_slice(row.student);
+        }
         let (student_max, student_choice) = largest(simd, row.student);
         let (teacher_max, teacher_choice) = largest(simd, row.teacher);
         let student_target = f64::from(row.student[row.target] - student_max);
@@ -167,6 +188,9 @@ impl WithSimd for Evaluate<'_> {
         let power = Power::new(temperature);
         gradient(simd, power, shares, row.student, row.teacher, row.work);
         row.student[row.target] -= hard_share as f32;
+        if let Some(cap) = of_student {
+            through_cap(simd, row.student, row.capped, cap);
+        }
         terms
     }
 }

@@ -56,7 +56,9 @@ impl<B: Backend> LossRows<B> {
         let [mut student, mut teacher] =
             [self.student, self.teacher].map(|logits| unsafe { CpuBuffer::of_result(logits) });
 
-        let work = if loss.needs_work() { vocab } else { 0 };
+        let room = |needed: bool| if needed { vocab } else { 0 };
+        let (work, capped) = (room(loss.needs_work()), room(loss.needs_capped()));
+        let rooms = || [work, capped].map(|numbers| vec![0.0; numbers]);
         let mut terms = vec![RowTerms::default(); mask.len()];
         let rows = student
             .as_mut_slice()
@@ -65,11 +67,13 @@ impl<B: Backend> LossRows<B> {
             .zip(&mut terms)
             .enumerate();
         type OfToken<'a> = (usize, ((&'a mut [f32], &'a mut [f32]), &'a mut RowTerms));
-        let evaluate = |work: &mut Vec<f32>, (at, ((student, teacher), terms)): OfToken<'_>| {
+        let evaluate = |[work, capped]: &mut [Vec<f32>; 2],
+                        (at, ((student, teacher), terms)): OfToken<'_>| {
             let row = Row {
                 student,
                 teacher,
                 work,
+                capped,
                 target: targets[at] as usize,
             };
             *terms = match mask[at] {
@@ -77,7 +81,7 @@ impl<B: Backend> LossRows<B> {
                 _ => row.evaluate(loss, weight.as_ref().map(|weight| weight[at])),
             }
         };
-        ThreadPool::of(&device).for_each(rows.collect(), || vec![0.0; work], evaluate);
+        ThreadPool::of(&device).for_each(rows.collect(), rooms, evaluate);
         // One after another, so that the sum does not depend on the threads.
         let sum = |term: fn(&RowTerms) -> f64| terms.iter().map(term).sum::<f64>() as f32;
         let sums = [

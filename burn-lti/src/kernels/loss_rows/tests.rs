@@ -31,10 +31,19 @@ impl Case {
     fn run(&self, loss: RowLoss, weight: Option<f64>) -> (RowTerms, Vec<f64>) {
         let (mut student, mut teacher) = (self.student.clone(), self.teacher.clone());
         let mut work = vec![0.0; if loss.needs_work() { student.len() } else { 0 }];
+        let mut capped = vec![
+            0.0;
+            if loss.needs_capped() {
+                student.len()
+            } else {
+                0
+            }
+        ];
         let row = Row {
             student: &mut student,
             teacher: &mut teacher,
             work: &mut work,
+            capped: &mut capped,
             target: self.target,
         };
         let terms = row.evaluate(loss, weight);
@@ -44,8 +53,18 @@ impl Case {
     /// The same from the definitions, in float64.
     fn expected(&self, loss: RowLoss, weight: f64) -> (RowTerms, Vec<f64>) {
         let (t, alpha) = (loss.temperature, loss.alpha);
-        let log_softmax = |row: &[f32], t: f64| -> Vec<f64> {
-            let row: Vec<f64> = row.iter().map(|&z| f64::from(z) / t).collect();
+        let capped = |row: &[f32], cap: Option<f32>| -> Vec<f64> {
+            let cap = cap.map_or(f64::INFINITY, f64::from);
+            let row = row.iter().map(|&z| f64::from(z));
+            match cap.is_finite() {
+                true => row.map(|z| cap * (z / cap).tanh()).collect(),
+                false => row.collect(),
+            }
+        };
+        let student = capped(&self.student, loss.caps[0]);
+        let teacher = capped(&self.teacher, loss.caps[1]);
+        let log_softmax = |row: &[f64], t: f64| -> Vec<f64> {
+            let row: Vec<f64> = row.iter().map(|z| z / t).collect();
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|z| (z - max).exp()).sum();
             row.iter().map(|z| z - max - sum.ln()).collect()
@@ -56,11 +75,8 @@ impl Case {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             row.iter().position(|&z| z == max)
         };
-        let (p, q) = (log_softmax(&self.teacher, t), log_softmax(&self.student, t));
-        let (p_untempered, q_untempered) = (
-            log_softmax(&self.teacher, 1.0),
-            log_softmax(&self.student, 1.0),
-        );
+        let (p, q) = (log_softmax(&teacher, t), log_softmax(&student, t));
+        let (p_untempered, q_untempered) = (log_softmax(&teacher, 1.0), log_softmax(&student, 1.0));
         let soft = if loss.reverse { kl(&q, &p) } else { kl(&p, &q) };
         let agree = first_largest(&self.student) == first_largest(&self.teacher);
         let terms = RowTerms {
@@ -77,7 +93,11 @@ impl Case {
                 true => q[i].exp() * (q[i] - p[i] - soft),
             };
             let y = f64::from(i == self.target);
-            weight * (alpha * t * d + (1.0 - alpha) * (q_untempered[i].exp() - y))
+            let slope = match loss.caps[0] {
+                Some(cap) => 1.0 - (student[i] / f64::from(cap)).powi(2),
+                None => 1.0,
+            };
+            slope * weight * (alpha * t * d + (1.0 - alpha) * (q_untempered[i].exp() - y))
         });
         (terms, gradient.collect())
     }
@@ -89,6 +109,7 @@ fn losses() -> impl Iterator<Item = RowLoss> {
             alpha,
             temperature,
             reverse,
+            caps: [None; 2],
         })
     })
 }
@@ -133,12 +154,35 @@ fn terms_and_gradient_are_those_of_the_definitions() {
     }
 }
 
+/// A cap's tangent is good to three units in its last place, and its slope to as many of one.
+#[test]
+fn capped_logits_have_the_terms_and_the_gradient_of_the_definitions() {
+    for caps in [
+        [Some(6.0), Some(6.0)],
+        [Some(12.0), None],
+        [None, Some(4.0)],
+    ] {
+        for vocab in [1, 19, 1025] {
+            for loss in losses() {
+                let case = Case::random(vocab, 10.0);
+                assert_close(&case, RowLoss { caps, ..loss }, 10.0);
+                if let (Some(cap), true) = (caps[0], vocab == 1025) {
+                    let uncapped = case.run(loss, Some(1.0)).0.soft;
+                    let capped = case.run(RowLoss { caps, ..loss }, Some(1.0)).0.soft;
+                    assert!((uncapped - capped).abs() > 1e-3, "a cap of {cap} matters");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_gradient_is_not_that_of_another_row() {
     let loss = RowLoss {
         alpha: 0.9,
         temperature: 2.0,
         reverse: false,
+        caps: [None; 2],
     };
     let mut case = Case::random(1025, 10.0);
     let (_, before) = case.run(loss, Some(1.0));
@@ -202,6 +246,7 @@ fn a_token_that_does_not_count_adds_nothing() {
         student: &mut student,
         teacher: &mut teacher,
         work: &mut [],
+        capped: &mut [],
         target: 0,
     };
     assert_eq!(row.skip(), RowTerms::default());
