@@ -46,8 +46,7 @@ fn write_on<A: AutodiffBackend>(
     };
     let listener = progress::listener();
     listener(Event::Stage("asking the teacher"));
-    let done = |done, all| listener(Event::Advanced(done, all));
-    let header = cache_teacher::<A::InnerBackend>(recipe, order, &args.out, device, done)?;
+    let header = cache_teacher::<A::InnerBackend>(recipe, order, &args.out, device, &listener)?;
     Ok(header)
 }
 

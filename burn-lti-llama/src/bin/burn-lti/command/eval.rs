@@ -66,7 +66,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
         );
     }
     let batches = data::loader(sequences, args.batch_size.get(), None, device);
-    Ok(match args.by_position {
+    let found = match args.by_position {
         false => Found::Whole(evaluate(&student, &teacher, &batches, |_, _| {})),
         true => Found::ByPosition(evaluate_by_position(
             &student,
@@ -74,7 +74,25 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
             &batches,
             |_, _| {},
         )),
-    })
+    };
+    let teacher_is = format!("the teacher in {}", args.teacher.display());
+    let student_is = format!("the student in {}", args.student.display());
+    let (teacher, student) = (
+        (teacher_is.as_str(), &teacher),
+        (student_is.as_str(), &student),
+    );
+    found.all().check_finite(teacher, student, &batches)?;
+    Ok(found)
+}
+
+impl Found {
+    /// Of all tokens.
+    const fn all(&self) -> &Evaluation {
+        match self {
+            Self::Whole(evaluation) => evaluation,
+            Self::ByPosition(ranges) => &ranges.all,
+        }
+    }
 }
 
 fn print(evaluation: &Evaluation) {

@@ -11,7 +11,7 @@ use burn_lti_llama::model::{Generation, PackedLlama, Sampling};
 use burn_lti_llama::tokenizer::{ChatError, Message, Tokenizer};
 use serde_json::json;
 
-use super::config_and_tokenizer;
+use super::{config_and_tokenizer, of_model};
 use crate::args::GenerateArgs;
 use crate::backend::on_backend;
 use crate::streams::{note, say, say_on, tell};
@@ -123,7 +123,8 @@ impl<B: Backend> Writer<'_, B> {
                 printer.push(token, |ids| tokenizer.decode(ids).ok());
             }
             go_on
-        })?;
+        });
+        let tokens = tokens.with_context(|| of_model(&self.args.model))?;
         let seconds = began.elapsed().as_secs_f64();
         let answer = match tokens.split_last() {
             Some((last, answer)) if tokenizer.is_eos(*last) => answer,

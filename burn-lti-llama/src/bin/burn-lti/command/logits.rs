@@ -8,6 +8,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::files::write_atomically;
 use burn_lti_llama::data::{TokenBatcher, encode, pack, read_documents, text_files};
 use burn_lti_llama::hf;
+use burn_lti_llama::model::NotFinite;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -46,12 +47,12 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
 
     let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
     let batch = TokenBatcher.batch(sequences, device);
-    let logits: Vec<u8> = model
-        .logits(&batch)
-        .into_data()
-        .iter::<f32>()
-        .flat_map(f32::to_le_bytes)
-        .collect();
+    let logits: Vec<f32> = model.logits(&batch).into_data().iter().collect();
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        let called = format!("the model in {}", args.model.display());
+        NotFinite::check(&called, &model, &batch)?;
+    }
+    let logits: Vec<u8> = logits.into_iter().flat_map(f32::to_le_bytes).collect();
     let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
 
     let views = [

@@ -27,6 +27,11 @@ fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
     Ok((config, tokenizer))
 }
 
+/// In front of what a model that writes cannot do.
+fn of_model(dir: &Path) -> String {
+    format!("the model in {} cannot write", dir.display())
+}
+
 /// Checks that a file can be written where `out` is, before the work is done: it is not there, or a regular file that
 /// may be replaced, in a folder that is.
 fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {

@@ -9,7 +9,7 @@ use burn_lti_llama::distill::Event;
 use burn_lti_llama::hf;
 use serde_json::json;
 
-use super::{check_replaceable, config_and_tokenizer};
+use super::{check_replaceable, config_and_tokenizer, of_model};
 use crate::args::SampleCorpusArgs;
 use crate::backend::on_backend;
 use crate::progress;
@@ -64,5 +64,5 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result
     let listener = progress::listener();
     listener(Event::Stage("writing"));
     let done = |done, all| listener(Event::Advanced(done, all));
-    Ok(sample_corpus(&model, &tokenizer, &order, done)?)
+    sample_corpus(&model, &tokenizer, &order, done).with_context(|| of_model(&args.model))
 }
