@@ -1,10 +1,9 @@
 //! `config.json` in and out.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{GIT_LFS_POINTER, is_git_lfs_pointer};
+use burn_lti::files::{GIT_LFS_POINTER, is_git_lfs_pointer, read_text_at_most};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -14,6 +13,9 @@ use crate::config::{
     SourceFields, hub_cache, hub_repository,
 };
 
+/// The longest `config.json`.
+const MOST_BYTES: u64 = 1 << 20;
+
 impl LlamaConfig {
     /// Reads `dir/config.json`.
     ///
@@ -21,7 +23,7 @@ impl LlamaConfig {
     /// [`ConfigError::Read`], [`ConfigError::NotFetched`] or [`ConfigError::NoModel`] if the file cannot be read, else as [`Self::from_json_str`].
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
-        match fs::read_to_string(&path) {
+        match read_text_at_most(&path, MOST_BYTES) {
             Ok(text) if is_git_lfs_pointer(text.as_bytes()) => Err(ConfigError::NoModel {
                 folder: path,
                 reason: GIT_LFS_POINTER,

@@ -18,10 +18,10 @@ mod shard_size;
 pub(crate) mod suggest;
 mod weights;
 
-use std::fs;
 use std::path::{Path, absolute};
 
 use burn_lti::calibration::Budget;
+use burn_lti::files::read_text_at_most;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -96,6 +96,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The longest file of one.
+    const MOST_BYTES: u64 = 1 << 20;
+
     /// What its training changes: see [`LtiSection::train`].
     pub fn trained(&self) -> Trained {
         let has_maps = self.phase2.is_some()
@@ -147,7 +150,7 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Read`] if the file cannot be read, else as [`Self::parse`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let read = || Ok((fs::read_to_string(path)?, absolute(path)?));
+        let read = || Ok((read_text_at_most(path, Self::MOST_BYTES)?, absolute(path)?));
         let (text, path) = read().map_err(|source| RecipeError::Read {
             path: path.to_path_buf(),
             source,

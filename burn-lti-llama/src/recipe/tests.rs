@@ -1,6 +1,7 @@
 //! Tests of the recipe.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};

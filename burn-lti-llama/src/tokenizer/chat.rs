@@ -1,10 +1,10 @@
 //! [`ChatTemplate`]: how an instruct model is talked to.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use burn_lti::files::read_text_at_most;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
 use minijinja::{Environment, Error as JinjaError, ErrorKind};
@@ -14,6 +14,8 @@ use serde_json::{Map, Value, json};
 
 /// The file that holds the template; it goes before what `tokenizer_config.json` says.
 const FILE: &str = "chat_template.jinja";
+/// The longest template.
+const MOST_BYTES: u64 = 1 << 20;
 /// The template in the environment.
 const NAME: &str = "chat";
 
@@ -93,7 +95,7 @@ impl ChatTemplate {
         [bos_token, eos_token]: [String; 2],
     ) -> Result<Option<Self>, ChatError> {
         let file = dir.join(FILE);
-        let (text, file) = match fs::read_to_string(&file) {
+        let (text, file) = match read_text_at_most(&file, MOST_BYTES) {
             Ok(text) => (Some(text), file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let named = |all: &Vec<Value>| {

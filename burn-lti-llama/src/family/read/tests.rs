@@ -1,5 +1,7 @@
 //! Tests of the configuration.
 
+use std::fs;
+
 use burn_lti::geometry::HeadGrid;
 
 use super::*;
