@@ -4,6 +4,7 @@ mod chat;
 mod growth;
 mod guard;
 mod pieces;
+mod turns;
 
 use std::fs;
 use std::io;
@@ -19,6 +20,7 @@ use tokenizers::Encoding;
 pub use chat::{ChatError, ChatTemplate, Message};
 use guard::guarded;
 use pieces::Pieces;
+use turns::Turns;
 
 use crate::config::OneOrMany;
 
@@ -333,6 +335,61 @@ impl Tokenizer {
         self.checked(self.encode(text, false)?.ids)
     }
 
+    /// The tokens of a conversation as its template writes it, and for each whether the assistant says it: its words,
+    /// and the token after them that ends its turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_document`](Self::encode_document), and [`TokenizerError::Chat`]: there is no template, it fails,
+    /// or what the assistant says cannot be told from the rest.
+    pub fn encode_turns(
+        &self,
+        messages: &[Message],
+    ) -> Result<(Vec<u32>, Vec<bool>), TokenizerError> {
+        let template = self.chat().ok_or(ChatError::None)?;
+        let Turns {
+            text,
+            said,
+            are_marked,
+        } = template.turns(messages)?;
+        let encoding = guarded(|| self.inner.encode(text.as_str(), false));
+        let encoding = encoding.map_err(self.failed("encode the text"))?;
+        let ids = self.checked(encoding.get_ids().to_vec())?;
+        let offsets = encoding.get_offsets();
+        let mut counts = vec![false; ids.len()];
+        for turn in said {
+            let is_in = |(from, to): (usize, usize)| match from == to {
+                true => turn.contains(&from),
+                false => from < turn.end && turn.start < to,
+            };
+            let tokens = (0..ids.len()).filter(|at| is_in(offsets[*at]));
+            let mut tokens: Vec<usize> = tokens.collect();
+            if !are_marked && let Some(last) = tokens.last().copied() {
+                let ends = |at: &usize| self.ends_turn(ids[*at]);
+                match tokens.iter().rposition(ends) {
+                    // The template's own line break after it is no word.
+                    Some(end) if is_blank_from(&text, offsets[tokens[end]].1, turn.end) => {
+                        tokens.truncate(end + 1);
+                    }
+                    _ => {
+                        tokens.extend(Some(last + 1).filter(|next| *next < ids.len() && ends(next)))
+                    }
+                }
+            }
+            for at in tokens {
+                counts[at] = true;
+            }
+        }
+        Ok((ids, counts))
+    }
+
+    /// Whether a token may end a turn: a special one.
+    fn ends_turn(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        let token = self.inner.id_to_token(id);
+        self.is_eos(id) || token.is_some_and(|token| added.is_special_token(&token))
+    }
+
     /// As [`encode_document`](Self::encode_document), for many documents on all cores.
     ///
     /// # Errors
@@ -467,7 +524,7 @@ impl Tokenizer {
 
     /// The tokens of a text, a long one piece by piece.
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TokenizerError> {
-        let one = |text: &str, add_special_tokens| {
+        let one = |text: &str, add_special_tokens| -> Result<Encoded, TokenizerError> {
             let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
             let encoding = encoding.map_err(self.failed("encode the text"))?;
             Ok(Encoded::from(&encoding))
@@ -550,6 +607,12 @@ impl Tokenizer {
         let ids = bos.into_iter().chain(ids.iter().copied()).chain(eos);
         self.checked(ids.collect())
     }
+}
+
+/// Whether nothing but white space is between two places of a text.
+fn is_blank_from(text: &str, from: usize, to: usize) -> bool {
+    text.get(from..to.max(from))
+        .is_some_and(|between| between.trim().is_empty())
 }
 
 /// What a file of JSON says, if there is one.

@@ -45,7 +45,9 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
         let field = recipe.data.field.as_deref();
-        let load = |paths, lens| data::load_sequences(paths, field, &tokenizer, lens, layout);
+        let loss_on = recipe.data.loss_on;
+        let load =
+            |paths, lens| data::load_sequences(paths, field, loss_on, &tokenizer, lens, layout);
         let train = load(&recipe.data.train, seq_len.all())?;
         // At the longest, a student is measured at all positions that it was trained at.
         let longest = seq_len.longest();

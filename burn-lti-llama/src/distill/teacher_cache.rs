@@ -54,7 +54,8 @@ impl<B: Backend> Source<B> {
         }
         let layout = recipe.data.documents;
         let (texts, field) = (&recipe.data.train, recipe.data.field.as_deref());
-        let sequences = data::load_sequences(texts, field, &tokenizer, seq_lens, layout)?;
+        let loss_on = recipe.data.loss_on;
+        let sequences = data::load_sequences(texts, field, loss_on, &tokenizer, seq_lens, layout)?;
         let mut data_sha256 = BTreeMap::new();
         for file in &data::text_files(texts)? {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);

@@ -12,7 +12,7 @@ use super::choice::{
     CalibrationText, Coordinates, LayerPairs, Layers, MapChoice, Optimizer, Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
-use crate::data::Documents;
+use crate::data::{Documents, LossOn};
 use crate::hf::WeightType;
 
 /// `[teacher]`
@@ -409,4 +409,8 @@ pub struct DataSection {
     /// seen of the others, or `joined`, end to end as one text. Default: `apart`.
     #[serde(default)]
     pub documents: Documents,
+    /// What the loss counts: `all` tokens, or those that the `assistant` says in conversations, with what ends its
+    /// turns; then all documents have to be conversations. Default: `all`.
+    #[serde(default)]
+    pub loss_on: LossOn,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
-use burn_lti_llama::data::Documents;
+use burn_lti_llama::data::{Documents, LossOn};
 use burn_lti_llama::hf::WeightType;
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -196,6 +196,14 @@ fn documents() -> impl TypedValueParser<Value = Documents> {
     PossibleValuesParser::new(Documents::ALL.map(Documents::name)).try_map(named)
 }
 
+fn loss_on() -> impl TypedValueParser<Value = LossOn> {
+    let named = |name: String| {
+        let loss_on = LossOn::ALL.into_iter().find(|what| what.name() == name);
+        loss_on.ok_or("nothing that a loss is on")
+    };
+    PossibleValuesParser::new(LossOn::ALL.map(LossOn::name)).try_map(named)
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct JsonArg {
     /// Print JSON for programs instead of text for people.
@@ -309,6 +317,9 @@ pub(crate) struct EvalArgs {
     /// The field of a record that holds the document. `text`, `messages`, or `prompt` and `completion` unless given.
     #[arg(long, value_name = "NAME")]
     pub(crate) field: Option<String>,
+    /// What counts: all, or what the assistant says in conversations.
+    #[arg(long, default_value_t, value_name = "WHAT", value_parser = loss_on())]
+    pub(crate) loss_on: LossOn,
     /// Tokens in a sequence.
     #[arg(long, default_value = "128", value_name = "TOKENS")]
     pub(crate) seq_len: NonZeroUsize,

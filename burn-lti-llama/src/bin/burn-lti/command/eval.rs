@@ -51,6 +51,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
     let mut sequences = data::load_sequences(
         &args.text,
         args.field.as_deref(),
+        args.loss_on,
         &tokenizer,
         &[seq_len],
         args.documents,
