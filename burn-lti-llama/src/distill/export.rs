@@ -60,7 +60,9 @@ impl Export<'_> {
             source,
         })?;
         hf::export(&plain, self.form, self.teacher, self.dir)?;
-        let student = hf::load_as::<B>(self.dir, self.dtype, device)?;
+        let accept = self.config.source.accepted();
+        let config = LlamaConfig::from_dir_accepting(self.dir, accept)?;
+        let student = hf::load_of_config::<B>(self.dir, &config, self.dtype, device)?;
         let compare = |batch: TokenBatch<B>| {
             if self.form.dtype.size() >= self.dtype.size() {
                 return max_logit_difference(trained, &student, &batch);

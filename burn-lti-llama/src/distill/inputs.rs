@@ -11,7 +11,6 @@ use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
 use super::teacher_cache;
 use super::{DistillError, Manifest};
-use crate::config::LlamaConfig;
 use crate::data::{self, PackedSequence};
 use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType};
 use crate::model::PlainLlama;
@@ -39,7 +38,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
     pub(super) fn load(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
         let path = &recipe.teacher.path;
-        let config = LlamaConfig::from_dir(path)?;
+        let config = recipe.teacher_config()?;
         let plan = Plan::new(recipe, &config)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;

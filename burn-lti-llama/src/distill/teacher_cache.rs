@@ -41,7 +41,7 @@ struct Source<B: Backend> {
 impl<B: Backend> Source<B> {
     fn load(recipe: &Recipe, device: &B::Device) -> Result<Self, DistillError> {
         let path = &recipe.teacher.path;
-        let config = LlamaConfig::from_dir(path)?;
+        let config = recipe.teacher_config()?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let seq_lens = recipe.train.seq_len.all();
@@ -63,7 +63,7 @@ impl<B: Backend> Source<B> {
         Ok(Self {
             called: the_teacher(recipe),
             teacher_sha256: hash_teacher(path)?,
-            teacher: hf::load_as(path, recipe.teacher.dtype, device)?,
+            teacher: hf::load_of_config(path, &config, recipe.teacher.dtype, device)?,
             config,
             sequences,
             data_sha256,

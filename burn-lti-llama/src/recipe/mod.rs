@@ -25,7 +25,7 @@ use burn_lti::files::read_text_at_most;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use crate::config::{hub_repository, model_folder};
+use crate::config::{ConfigError, LlamaConfig, hub_repository, model_folder};
 use crate::data::with_home;
 use crate::hf::WeightType;
 
@@ -98,6 +98,17 @@ pub struct Recipe {
 impl Recipe {
     /// The longest file of one.
     const MOST_BYTES: u64 = 1 << 20;
+
+    /// The configuration of its teacher, read over the fields that `teacher.accept` names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of what `config.json` says, or of a field that needs no acceptance.
+    pub fn teacher_config(&self) -> Result<LlamaConfig, ConfigError> {
+        let TeacherSection { path, accept, .. } = &self.teacher;
+        let config = LlamaConfig::from_dir_accepting(path, accept)?;
+        LlamaConfig::check_accepted(accept, &[&config])?;
+        Ok(config)
+    }
 
     /// What its training changes: see [`LtiSection::train`].
     pub fn trained(&self) -> Trained {

@@ -29,6 +29,10 @@ pub struct TeacherSection {
     /// Folder of top-k files in which the teacher's most likely tokens were kept, to learn from in
     /// place of its logits. Default: none.
     pub cache: Option<PathBuf>,
+    /// Fields of the teacher's `config.json` that are not known here, may change what it computes, and are read over
+    /// all the same. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<String>,
 }
 
 /// `[student]`

@@ -222,3 +222,123 @@ fn one_long_line_takes_memory_in_proportion_to_it() {
         line.len()
     );
 }
+
+#[test]
+fn an_unknown_field_is_accepted_by_name_listed_and_recorded() {
+    let workshop = Workshop::new();
+    let file = workshop.path("teacher/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["residual_scale"] = 2.into();
+    fs::write(&file, config.to_string()).unwrap();
+    let errors = workshop.fail(&["plan", "recipe.toml"]);
+    assert!(
+        errors.contains("`residual_scale` is not known here")
+            && errors.contains("--accept residual_scale"),
+        "{errors}"
+    );
+
+    fn accepting<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+        [arguments, &["--accept", "residual_scale"]].concat()
+    }
+    let plan = workshop.succeed(&accepting(&["plan", "recipe.toml"]));
+    assert!(
+        plan.contains("accepted at your risk") && plan.contains(": residual_scale"),
+        "{plan}"
+    );
+    let plan = workshop.json(&accepting(&["plan", "recipe.toml", "--json"]));
+    assert_eq!(plan["accepted"], serde_json::json!(["residual_scale"]));
+    let in_recipe = [
+        "plan",
+        "recipe.toml",
+        "--set",
+        "teacher.accept=['residual_scale']",
+    ];
+    assert!(
+        workshop
+            .succeed(&in_recipe)
+            .contains("accepted at your risk")
+    );
+    let errors = workshop.fail(&accepting(&[
+        "plan",
+        "recipe.toml",
+        "--accept",
+        "vocab_size",
+    ]));
+    assert!(
+        errors.contains("no field `vocab_size`") && errors.contains("nothing to accept"),
+        "{errors}"
+    );
+
+    workshop.succeed(&accepting(&["distill", "recipe.toml", "--out", "o"]));
+    for (file, says) in [
+        ("o/manifest.json", "\"residual_scale\""),
+        ("o/recipe.toml", "residual_scale"),
+        ("o/student/README.md", "`residual_scale`"),
+        ("o/student/config.json", "residual_scale"),
+    ] {
+        let text = fs::read_to_string(workshop.path(file)).unwrap();
+        assert!(text.contains(says), "{file}: {text}");
+    }
+    workshop.succeed(&accepting(&["start", "recipe.toml", "--out", "s"]));
+    workshop.succeed(&accepting(&[
+        "cache-teacher",
+        "recipe.toml",
+        "--out",
+        "c",
+        "--top-k",
+        "4",
+    ]));
+    workshop.succeed(&accepting(&[
+        "compare",
+        "recipe.toml",
+        "--out",
+        "q",
+        "--starts",
+        "grouped",
+    ]));
+    let eval = [
+        "eval",
+        "--teacher",
+        "teacher",
+        "--student",
+        "o/student",
+        "--text",
+        "valid.txt",
+        "--seq-len",
+        "16",
+    ];
+    workshop.succeed(&accepting(&eval));
+    workshop.succeed(&accepting(&[
+        "generate",
+        "--model",
+        "o/student",
+        "--prompt",
+        "w3",
+        "--max-tokens",
+        "1",
+    ]));
+    workshop.succeed(&accepting(&[
+        "logits",
+        "--model",
+        "teacher",
+        "--text",
+        "valid.txt",
+        "--out",
+        "l",
+    ]));
+    workshop.succeed(&accepting(&[
+        "sample-corpus",
+        "--model",
+        "teacher",
+        "--out",
+        "d.jsonl",
+        "--tokens",
+        "40",
+    ]));
+    let errors = workshop.fail(&["generate", "--model", "o/student", "--prompt", "w3"]);
+    assert!(errors.contains("--accept residual_scale"), "{errors}");
+    // One of both has it.
+    config["residual_scale"].take();
+    fs::write(&file, config.to_string()).unwrap();
+    workshop.succeed(&accepting(&eval));
+}

@@ -7,6 +7,7 @@ use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
 use burn_lti_llama::data::{Documents, LossOn};
 use burn_lti_llama::hf::WeightType;
+use burn_lti_llama::recipe::{Recipe, RecipeError};
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
@@ -144,6 +145,32 @@ pub(crate) struct RecipeArgs {
     /// Override a key of the recipe, as in `--set train.steps=50`. May be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+}
+
+impl RecipeArgs {
+    /// The recipe, with what stands beside it on the command line.
+    pub(crate) fn load(&self) -> Result<Recipe, RecipeError> {
+        let mut recipe = Recipe::load(&self.recipe, &self.set)?;
+        let accept = &mut recipe.teacher.accept;
+        let more = self
+            .accept
+            .accept
+            .iter()
+            .filter(|field| !accept.contains(field));
+        let more: Vec<String> = more.cloned().collect();
+        accept.extend(more);
+        Ok(recipe)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AcceptArg {
+    /// Read over a field of config.json that is not known here, at your own risk: it may change what the model
+    /// computes. May be given several times.
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) accept: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -339,6 +366,8 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+    #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
@@ -430,6 +459,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+    #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
@@ -471,6 +502,8 @@ pub(crate) struct SampleCorpusArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+    #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
@@ -501,6 +534,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) tokens: usize,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
 }

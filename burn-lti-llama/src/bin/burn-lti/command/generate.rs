@@ -22,7 +22,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()> {
     let sampling = sampling(args)?;
-    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let (config, tokenizer) = config_and_tokenizer(&args.model, &args.accept)?;
+    LlamaConfig::check_accepted(&args.accept.accept, &[&config])?;
     let prompt = given_prompt(args)?;
     if args.chat && tokenizer.chat().is_none() {
         return Err(ChatError::None.into());
@@ -36,7 +37,9 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
     if let Some(prompt) = &first {
         room(&config, prompt)?;
     }
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
+    let model =
+        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
+            .packed();
     let writer = Writer {
         args,
         sampling,

@@ -19,9 +19,11 @@ use burn_lti_llama::distill::Interrupt;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
 
+use crate::args::AcceptArg;
+
 /// The configuration and tokenizer of a model folder, checked against one another.
-fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
-    let config = LlamaConfig::from_dir(dir)?;
+fn config_and_tokenizer(dir: &Path, accept: &AcceptArg) -> Result<(LlamaConfig, Tokenizer)> {
+    let config = LlamaConfig::from_dir_accepting(dir, &accept.accept)?;
     let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
     let tokenizer = tokenizer.for_model(config.vocab_size)?;
     Ok((config, tokenizer))

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::corpus::{Corpus, CorpusOrder, check_file, sample_corpus};
 use burn_lti_llama::distill::Event;
 use burn_lti_llama::hf;
@@ -49,7 +50,8 @@ fn check_out(args: &SampleCorpusArgs) -> Result<()> {
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result<Corpus> {
-    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let (config, tokenizer) = config_and_tokenizer(&args.model, &args.accept)?;
+    LlamaConfig::check_accepted(&args.accept.accept, &[&config])?;
     let order = CorpusOrder {
         document_tokens: args.document_tokens,
         temperature: args.temperature,
@@ -60,7 +62,9 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result
         ..CorpusOrder::new(args.tokens)
     };
     order.check(&config, &tokenizer)?; // every mistake before the weights are read
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
+    let model =
+        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
+            .packed();
     let listener = progress::listener();
     listener(Event::Stage("writing"));
     let done = |done, all| listener(Event::Advanced(done, all));

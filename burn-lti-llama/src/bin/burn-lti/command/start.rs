@@ -11,7 +11,7 @@ use crate::progress::{self, number, percent};
 use crate::streams::{command_line, say, say_on};
 
 pub(crate) fn run(args: &StartArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
