@@ -16,7 +16,7 @@ use rayon::prelude::*;
 pub(crate) use batch::{RowBatcher, loader_by};
 pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
-pub use documents::{Document, read_documents};
+pub use documents::{Document, read_documents, read_prompts};
 pub use pack::{Documents, LossOn, PackedSequence, Tokens, of_each_length, pack, pack_each};
 pub use paths::text_files;
 pub(crate) use paths::with_home;

@@ -477,9 +477,10 @@ pub(crate) struct SampleCorpusArgs {
     /// Replace FILE if it exists.
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// Tokens of all documents together; the last document is whole, so there may be a few more.
-    #[arg(long, default_value = "32768", value_name = "N")]
-    pub(crate) tokens: NonZeroUsize,
+    /// Tokens of all documents together; the last document is whole, so there may be a few more. 32768 if absent, or
+    /// with --prompts as many as take a document for each.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<NonZeroUsize>,
     /// The most tokens of a document; 256, or as many as the model reads, if absent.
     #[arg(long, value_name = "N")]
     pub(crate) document_tokens: Option<NonZeroUsize>,
@@ -499,6 +500,11 @@ pub(crate) struct SampleCorpusArgs {
     /// The text that every document begins with; BOS alone if absent.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
+    /// What documents begin with in turn: a file of a text a line (`.txt`), or of objects with a text or a
+    /// conversation `prompt`, or `messages` (`.jsonl`, `.json`, `.csv`, `.parquet`). A conversation is answered, and
+    /// written as `messages`.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompts: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
