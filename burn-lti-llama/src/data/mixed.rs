@@ -120,11 +120,7 @@ mod tests {
 
     /// 160 tokens in each length.
     fn sequences() -> Vec<PackedSequence> {
-        pack_each(
-            vec![(1..=160).collect::<Vec<u32>>()],
-            &LENS,
-            Documents::Apart,
-        )
+        pack_each(vec![(1..=160).collect()], &LENS, Documents::Apart)
     }
 
     /// Batches as rows and length.

@@ -17,7 +17,10 @@ pub(crate) use batch::{RowBatcher, loader_by};
 pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
 pub use documents::{Document, read_documents, read_prompts};
-pub use pack::{Documents, LossOn, PackedSequence, Tokens, of_each_length, pack, pack_each};
+pub use pack::{
+    Documents, LossOn, PackedSequence, Tokens, of_each_length, pack, pack_each, pack_each_tokens,
+    pack_tokens,
+};
 pub use paths::text_files;
 pub(crate) use paths::with_home;
 
@@ -123,7 +126,7 @@ pub fn load_sequences(
             source,
         })?);
     }
-    let sequences = pack_each(documents, seq_lens, layout);
+    let sequences = pack_each_tokens(documents, seq_lens, layout);
     if sequences.iter().all(|sequence| sequence.num_targets() == 0) {
         let files = paths.to_vec();
         return Err(match loss_on {

@@ -170,8 +170,17 @@ const OPEN: usize = 64;
 /// # Panics
 ///
 /// If `seq_len` is 0.
-pub fn pack(
-    documents: impl IntoIterator<Item: Into<Tokens>>,
+pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Vec<PackedSequence> {
+    pack_tokens(documents.into_iter().map(Tokens::from), seq_len)
+}
+
+/// As [`pack`], of documents of which not all tokens count.
+///
+/// # Panics
+///
+/// If `seq_len` is 0.
+pub fn pack_tokens(
+    documents: impl IntoIterator<Item = Tokens>,
     seq_len: usize,
 ) -> Vec<PackedSequence> {
     assert!(seq_len > 0, "a window of length 0 holds no token");
@@ -179,7 +188,6 @@ pub fn pack(
     // Those with room, by how much is left.
     let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
     for document in documents {
-        let document: Tokens = document.into();
         let mut start = 0;
         while start < document.ids.len() {
             let end = document.ids.len().min(start + seq_len);
@@ -214,14 +222,27 @@ pub fn pack(
 /// # Panics
 ///
 /// If a length is 0.
-pub fn pack_each<T: Into<Tokens>>(
-    documents: Vec<T>,
+pub fn pack_each(
+    documents: Vec<Vec<u32>>,
     seq_lens: &[usize],
     layout: Documents,
 ) -> Vec<PackedSequence> {
-    let documents = documents.into_iter().map(Into::into);
-    let documents: Vec<Tokens> = match layout {
-        Documents::Apart => documents.collect(),
+    let documents = documents.into_iter().map(Tokens::from);
+    pack_each_tokens(documents.collect(), seq_lens, layout)
+}
+
+/// As [`pack_each`], of documents of which not all tokens count.
+///
+/// # Panics
+///
+/// If a length is 0.
+pub fn pack_each_tokens(
+    documents: Vec<Tokens>,
+    seq_lens: &[usize],
+    layout: Documents,
+) -> Vec<PackedSequence> {
+    let documents = match layout {
+        Documents::Apart => documents,
         Documents::Joined => {
             let mut all = Tokens::default();
             for document in documents {
@@ -233,7 +254,7 @@ pub fn pack_each<T: Into<Tokens>>(
     };
     let mut windows = Vec::new();
     for seq_len in seq_lens {
-        windows.extend(pack(documents.iter().cloned(), *seq_len));
+        windows.extend(pack_tokens(documents.iter().cloned(), *seq_len));
     }
     for (row, window) in windows.iter_mut().enumerate() {
         window.row = row;
@@ -294,7 +315,7 @@ mod tests {
             document(&[20, 21], &[true, true]),
         ];
         let [apart, joined] =
-            Documents::ALL.map(|layout| pack_each(documents.clone(), &[6], layout));
+            Documents::ALL.map(|layout| pack_each_tokens(documents.clone(), &[6], layout));
         assert_eq!(apart[0].tokens, [10, 11, 12, 13, 20, 21]);
         assert_eq!(apart[0].targets, [0, 12, 0, 0, 21, 0]);
         assert_eq!(apart[0].mask, [false, true, false, false, true, false]);
@@ -303,14 +324,14 @@ mod tests {
         assert_eq!(joined[0].targets, [0, 12, 0, 20, 21, 0]);
         assert_eq!(joined[0].mask, [false, true, false, true, true, false]);
         // Across a cut too.
-        let cut = pack([document(&[1, 2, 3, 4], &[true, false, true, false])], 2);
+        let cut = pack_tokens([document(&[1, 2, 3, 4], &[true, false, true, false])], 2);
         assert_eq!([&cut[0].targets, &cut[1].targets], [&[0, 3], &[0, 0]]);
     }
 
     #[test]
     fn nothing_packs_to_nothing() {
-        assert!(pack(Vec::<Tokens>::new(), 4).is_empty());
-        assert!(pack([Tokens::default(), Tokens::default()], 4).is_empty());
+        assert!(pack([], 4).is_empty());
+        assert!(pack([vec![], vec![]], 4).is_empty());
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(super) mod fixture {
 
     /// Two documents, which fill it.
     pub(in crate::distill) fn sequence() -> PackedSequence {
-        let documents = [(10..16).collect::<Vec<u32>>(), vec![20, 21, 22, 23]];
+        let documents = [(10..16).collect(), vec![20, 21, 22, 23]];
         pack(documents, 10).remove(0)
     }
 }

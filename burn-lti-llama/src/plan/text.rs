@@ -73,7 +73,7 @@ impl TextPlan {
                 files: recipe.data.train.clone(),
             });
         }
-        let sequences = data::pack_each(tokens, &[seq_len], recipe.data.documents).len();
+        let sequences = data::pack_each_tokens(tokens, &[seq_len], recipe.data.documents).len();
         let part = bytes.max(1) as f64 / of_counted.max(1) as f64;
         let (tokens, sequences) = (all as f64 * part, sequences as f64 * part);
         let read = (recipe.train.steps as f64) * recipe.train.batch_size as f64;
