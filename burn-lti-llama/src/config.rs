@@ -103,6 +103,7 @@ pub struct LlamaConfig {
 pub struct SourceFields {
     pub(crate) fields: Map<String, Value>,
     pub(crate) read_over: Vec<String>,
+    pub(crate) accepted: Vec<String>,
 }
 
 impl SourceFields {
@@ -118,6 +119,12 @@ impl SourceFields {
     /// The fields that say nothing about what the model computes, sorted.
     pub fn read_over(&self) -> &[String] {
         &self.read_over
+    }
+
+    /// The fields that are not known here and may say something about it, which were read over because somebody
+    /// said so; sorted.
+    pub fn accepted(&self) -> &[String] {
+        &self.accepted
     }
 }
 

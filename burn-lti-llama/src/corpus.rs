@@ -11,12 +11,12 @@ use std::path::Path;
 use burn::prelude::*;
 use burn_lti::decoder::Project;
 use burn_lti::files::{FileError, write_atomically};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::LlamaConfig;
-use crate::data::is_blank;
+use crate::data::{Document as Prompt, is_blank};
 use crate::model::{Generation, GenerationError, Llama, NewText, Sampling, Texts};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{ChatError, Message, Tokenizer, TokenizerError};
 
 const NO_BOS: &str = "no BOS token is known to begin a text with: set `bos_token_id` in config.json, or \
                       give --prompt TEXT";
@@ -53,6 +53,11 @@ pub struct CorpusOrder {
     pub batch_size: Option<NonZeroUsize>,
     /// What every document begins with; BOS alone, unless given.
     pub prompt: Option<String>,
+    /// What documents begin with in turn, in the place of `prompt`, if there are any: texts, or conversations that
+    /// the model answers.
+    pub prompts: Vec<Prompt>,
+    /// The most documents, those without a text counted; as many as the tokens take, unless given.
+    pub documents: Option<NonZeroUsize>,
 }
 
 impl CorpusOrder {
@@ -81,6 +86,8 @@ impl CorpusOrder {
             seed: 0,
             batch_size: None,
             prompt: None,
+            prompts: Vec::new(),
+            documents: None,
         }
     }
 
@@ -110,33 +117,43 @@ impl CorpusOrder {
                  --document-tokens can be at most {limit}"
             )));
         }
-        let prompt = match &self.prompt {
-            Some(text) => tokenizer.encode_opening(text)?,
-            None => vec![tokenizer.bos_id().ok_or_else(|| refused(NO_BOS))?],
+        let beginnings = match (self.prompts.as_slice(), &self.prompt) {
+            ([], None) => {
+                let bos = tokenizer.bos_id().ok_or_else(|| refused(NO_BOS))?;
+                vec![Beginning {
+                    tokens: vec![bos],
+                    adds_bos: true,
+                    asked: None,
+                }]
+            }
+            ([], Some(text)) => vec![Beginning::of_text(text, tokenizer)?],
+            (prompts, _) => prompts
+                .iter()
+                .map(|prompt| Beginning::of(prompt, tokenizer))
+                .collect::<Result<_, _>>()?,
         };
-        if prompt.is_empty() {
-            return Err(refused(EMPTY_PROMPT));
+        for (number, Beginning { tokens, .. }) in (1..).zip(&beginnings) {
+            let which = match self.prompts.len() {
+                0 => String::new(),
+                _ => format!("prompt {number}: "),
+            };
+            if tokens.is_empty() {
+                return Err(CorpusError::Refused(format!("{which}{EMPTY_PROMPT}")));
+            }
+            if tokens.len() >= document_tokens {
+                return Err(CorpusError::Refused(format!(
+                    "{which}a document begins with {} tokens and may have {document_tokens}: give a shorter prompt or \
+                     more --document-tokens",
+                    tokens.len()
+                )));
+            }
         }
-        if prompt.len() >= document_tokens {
-            return Err(CorpusError::Refused(format!(
-                "a document begins with {} tokens and may have {document_tokens}: give a shorter \
-                 --prompt or more --document-tokens",
-                prompt.len()
-            )));
-        }
-        let generation = Generation::new(document_tokens - prompt.len(), sampling);
-        let bos = tokenizer.bos_id().filter(|bos| prompt.first() == Some(bos));
-        let written = self.prompt.as_deref().zip(bos);
-        let written = written.map(|(text, bos)| Ok((text, tokenizer.decode_as_it_is(&[bos])?)));
-        let written: Option<(&str, String)> =
-            written.transpose().map_err(|it: TokenizerError| it)?;
-        let adds_bos =
-            bos.is_some() && !written.is_some_and(|(text, bos)| text.starts_with(bos.trim()));
+        let shortest = beginnings.iter().map(|it| it.tokens.len()).min();
+        let most = document_tokens - shortest.unwrap_or(0);
         Ok(Start {
-            adds_bos,
-            prompt,
+            beginnings,
             document_tokens,
-            generation,
+            generation: Generation::new(most, sampling),
             rooms: self.rooms(config, document_tokens),
         })
     }
@@ -153,17 +170,19 @@ impl CorpusOrder {
 }
 
 /// A text that a model wrote.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Document {
     /// Its tokens as they were drawn: what it began with, and EOS if the model drew it.
     pub tokens: Vec<u32>,
     /// The tokens as text, which encodes to them again: without the BOS that begins every document and the EOS that
-    /// ends it, but with special tokens that stand in it. It is never blank.
+    /// ends it, but with special tokens that stand in it; of an answered conversation the answer. It is never blank.
     pub text: String,
+    /// The conversation that was answered, if it was one.
+    pub asked: Option<Vec<Message>>,
 }
 
 /// What a model wrote.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Corpus {
     /// The documents, in the order of their numbers.
     pub documents: Vec<Document>,
@@ -175,7 +194,7 @@ pub struct Corpus {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CorpusError {
-    /// The order does not suit the model, the model says nothing, or the file's name is not one to write
+    /// The order or a prompt does not suit the model, the model says nothing, or the file's name is not one to write
     /// to.
     #[error("{0}")]
     Refused(String),
@@ -215,9 +234,16 @@ pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
     let start = order.resolve(model.config(), tokenizer)?;
     let (generation, rooms) = (start.generation, start.rooms);
     let mut writing = Writing {
-        start,
         tokenizer,
+        most: order.documents.map_or(u64::MAX, |most| most.get() as u64),
         all: order.tokens.get(),
+        expected: order
+            .documents
+            .map_or(usize::MAX, |most| {
+                most.get().saturating_mul(start.document_tokens)
+            })
+            .min(order.tokens.get()),
+        start,
         tokens: 0,
         corpus: Corpus::default(),
         in_vain: 0,
@@ -242,8 +268,12 @@ pub fn sample_corpus<B: Backend, P: Project<B>, E: Project<B>>(
 struct Writing<'a, F> {
     start: Start,
     tokenizer: &'a Tokenizer,
+    /// The documents that are wanted, at most.
+    most: u64,
     /// The tokens that are wanted.
     all: usize,
+    /// How many there can be.
+    expected: usize,
     /// Those of the corpus.
     tokens: usize,
     corpus: Corpus,
@@ -270,25 +300,27 @@ impl<F: FnMut(usize, usize)> Texts for Writing<'_, F> {
     /// One more, if those that have begun are expected to be too short.
     fn next(&mut self) -> Option<NewText> {
         // Tokens drawn for each ending: how far a document is from its end, wherever it is.
-        let (begins, most) = (self.start.prompt.len(), self.start.document_tokens);
+        if self.begun == self.most {
+            return None;
+        }
+        let most = self.start.document_tokens;
         let left = match self.endings {
             0 => most,
             endings => (self.drawn / endings).max(1),
         };
         let of_going = self.going.values().map(|tokens| (tokens + left).min(most));
-        let of_ended = self.ended.values().map(|tokens| begins + tokens.len());
+        let of_ended = self.ended.iter();
+        let of_ended = of_ended.map(|(row, drawn)| self.start.of(*row).tokens.len() + drawn.len());
         let expected = self.tokens + of_going.sum::<usize>() + of_ended.sum::<usize>();
         if expected >= self.all && !self.going.is_empty() {
             return None;
         }
         let row = self.begun;
+        let prompt = self.start.of(row).tokens.clone();
         self.begun += 1;
-        self.drawn += begins;
-        self.going.insert(row, begins);
-        Some(NewText {
-            row,
-            prompt: self.start.prompt.clone(),
-        })
+        self.drawn += prompt.len();
+        self.going.insert(row, prompt.len());
+        Some(NewText { row, prompt })
     }
 
     fn push(&mut self, row: u64, token: u32) -> bool {
@@ -297,9 +329,13 @@ impl<F: FnMut(usize, usize)> Texts for Writing<'_, F> {
             self.drawn += 1;
             *self.going.entry(row).or_default() += 1;
         }
-        self.told = self.told.max(self.drawn.min(self.all));
-        (self.done)(self.told, self.all);
+        self.told = self.told.max(self.drawn.min(self.expected));
+        (self.done)(self.told, self.expected);
         ending.is_none()
+            && self
+                .going
+                .get(&row)
+                .is_none_or(|tokens| *tokens < self.start.document_tokens)
     }
 
     fn end(&mut self, row: u64, tokens: Vec<u32>) -> bool {
@@ -309,22 +345,27 @@ impl<F: FnMut(usize, usize)> Texts for Writing<'_, F> {
         while self.tokens < self.all
             && let Some(tokens) = self.ended.remove(&self.taken)
         {
+            let row = self.taken;
             self.taken += 1;
-            if let Err(error) = self.take(tokens) {
+            if let Err(error) = self.take(row, tokens) {
                 self.error = Some(error);
                 return false;
             }
         }
-        self.tokens < self.all
+        self.tokens < self.all && self.taken < self.most
     }
 }
 
 impl<F> Writing<'_, F> {
     /// Takes the next document into the corpus.
-    fn take(&mut self, drawn: Vec<u32>) -> Result<(), CorpusError> {
-        let document = document(&self.start, drawn, self.tokenizer)?;
-        // Special tokens alone are no text.
-        if !is_blank(&self.tokenizer.decode(&document.tokens)?) {
+    fn take(&mut self, row: u64, drawn: Vec<u32>) -> Result<(), CorpusError> {
+        let document = document(self.start.of(row), drawn, self.tokenizer)?;
+        // Special tokens alone are no text, and an answer is one by itself.
+        let begins = match &document.asked {
+            Some(_) => self.start.of(row).tokens.len(),
+            None => 0,
+        };
+        if !is_blank(&self.tokenizer.decode(&document.tokens[begins..])?) {
             self.tokens += document.tokens.len();
             self.corpus.documents.push(document);
             self.in_vain = 0;
@@ -338,6 +379,20 @@ impl<F> Writing<'_, F> {
                  to begin with, or a higher --temperature"
             ))),
             false => Ok(()),
+        }
+    }
+}
+
+impl Document {
+    /// What is written of it: a conversation with its answer, or a text.
+    fn record(&self) -> Value {
+        match &self.asked {
+            Some(asked) => {
+                let answer = Message::new("assistant", &self.text);
+                let messages: Vec<&Message> = asked.iter().chain([&answer]).collect();
+                json!({ "messages": messages })
+            }
+            None => json!({ "text": self.text }),
         }
     }
 }
@@ -369,7 +424,7 @@ impl Corpus {
         let lines: String = self
             .documents
             .iter()
-            .map(|document| format!("{}\n", json!({ "text": document.text })))
+            .map(|document| format!("{}\n", document.record()))
             .collect();
         Ok(write_atomically(file, lines.as_bytes())?)
     }
@@ -392,12 +447,61 @@ pub fn check_file(file: &Path) -> Result<(), CorpusError> {
 
 /// How every document begins, how it goes on, and how many do at once.
 struct Start {
-    prompt: Vec<u32>,
-    /// Its first token is a BOS that every document has, and that is no part of the prompt's text.
-    adds_bos: bool,
+    /// In turn.
+    beginnings: Vec<Beginning>,
     document_tokens: usize,
     generation: Generation,
     rooms: NonZeroUsize,
+}
+
+impl Start {
+    /// What the document with this number begins with.
+    fn of(&self, row: u64) -> &Beginning {
+        &self.beginnings[(row % self.beginnings.len() as u64) as usize]
+    }
+}
+
+/// What a document begins with.
+struct Beginning {
+    tokens: Vec<u32>,
+    /// Its first token is a BOS that every document has, and that is no part of the prompt's text.
+    adds_bos: bool,
+    /// The conversation that is to be answered.
+    asked: Option<Vec<Message>>,
+}
+
+impl Beginning {
+    fn of(prompt: &Prompt, tokenizer: &Tokenizer) -> Result<Self, CorpusError> {
+        match prompt {
+            Prompt::Text(text) => Self::of_text(text, tokenizer),
+            Prompt::Messages(messages) => {
+                let template = tokenizer
+                    .chat()
+                    .ok_or(TokenizerError::Chat(ChatError::None))?;
+                let asked = template
+                    .render(messages, true)
+                    .map_err(TokenizerError::Chat)?;
+                Ok(Self {
+                    tokens: tokenizer.encode_as_it_is(&asked)?,
+                    adds_bos: false,
+                    asked: Some(messages.clone()),
+                })
+            }
+        }
+    }
+
+    fn of_text(text: &str, tokenizer: &Tokenizer) -> Result<Self, CorpusError> {
+        let tokens = tokenizer.encode_opening(text)?;
+        let bos = tokenizer.bos_id().filter(|bos| tokens.first() == Some(bos));
+        let written = bos
+            .map(|bos| tokenizer.decode_as_it_is(&[bos]))
+            .transpose()?;
+        Ok(Self {
+            adds_bos: written.is_some_and(|bos| !text.starts_with(bos.trim())),
+            tokens,
+            asked: None,
+        })
+    }
 }
 
 /// Documents without a text, one after the other, after which no more are drawn.
@@ -423,7 +527,7 @@ impl Ending {
 
 /// The document of what was drawn after its beginning.
 fn document(
-    start: &Start,
+    beginning: &Beginning,
     mut row: Vec<u32>,
     tokenizer: &Tokenizer,
 ) -> Result<Document, CorpusError> {
@@ -431,15 +535,23 @@ fn document(
     if ending == Some(Ending::NextBos) {
         row.pop();
     }
-    let tokens = [start.prompt.as_slice(), &row].concat();
+    let tokens = [beginning.tokens.as_slice(), &row].concat();
     let end = tokens.len() - usize::from(ending == Some(Ending::Eos));
-    let said = &tokens[usize::from(start.adds_bos)..end];
+    let begins = match &beginning.asked {
+        Some(_) => beginning.tokens.len(),
+        None => usize::from(beginning.adds_bos),
+    };
+    let said = &tokens[begins..end];
     let mut text = tokenizer.decode_as_it_is(said)?;
     if ending.is_none() {
         // Cut amid a character, which decodes to a mark that the model did not mean.
         text.truncate(text.trim_end_matches('\u{fffd}').len());
     }
-    Ok(Document { tokens, text })
+    Ok(Document {
+        tokens,
+        text,
+        asked: beginning.asked.clone(),
+    })
 }
 
 #[cfg(test)]

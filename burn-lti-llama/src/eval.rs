@@ -5,10 +5,12 @@ use std::sync::Arc;
 use burn::data::dataloader::DataLoader;
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::decoder::{CausalLm, LayeredDecoder, TokenBatch};
 use burn_lti::loss::{DistillationLoss, LossInput, LossSums};
 use burn_lti::train::Teacher;
 use serde::{Deserialize, Serialize};
+
+use crate::model::NotFinite;
 
 /// What an evaluation finds. Means are over tokens; a mean over none is absent, and so is one that
 /// is not a number, because a model overflowed.
@@ -71,6 +73,53 @@ pub fn evaluate<B: Backend>(
         done(progress.items_processed, progress.items_total);
     }
     sums.into()
+}
+
+/// Why an evaluation has no figures.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A model computes no numbers.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// Both compute numbers, between which there is no finite distance.
+    #[error(
+        "{student} and {teacher} compute finite logits, but so large that their difference is not: the weights of \
+         one are damaged; get them again"
+    )]
+    TooLarge {
+        /// What the teacher is called.
+        teacher: String,
+        /// What the student is called.
+        student: String,
+    },
+}
+
+impl Evaluation {
+    /// Checks that there are figures if there were tokens. Where there are none, teacher and student, each with
+    /// what it is called, read the batches again, to find out whose fault it is.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError`], naming the model and the first part of it that computes no numbers.
+    pub fn check_finite<B: Backend>(
+        &self,
+        (teacher_is, teacher): (&str, &impl LayeredDecoder<B>),
+        (student_is, student): (&str, &impl LayeredDecoder<B>),
+        batches: &Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    ) -> Result<(), EvalError> {
+        if self.tokens == 0 || self.kl.is_some() {
+            return Ok(());
+        }
+        for batch in batches.iter() {
+            NotFinite::check(teacher_is, teacher, &batch)?;
+            NotFinite::check(student_is, student, &batch)?;
+        }
+        Err(EvalError::TooLarge {
+            teacher: teacher_is.to_owned(),
+            student: student_is.to_owned(),
+        })
+    }
 }
 
 /// An evaluation of the tokens at some positions of their documents.
@@ -177,7 +226,46 @@ const fn first_of(range: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Flex;
+
     use super::*;
+    use crate::data::{loader, pack};
+    use crate::model::fixture::{broken_model, model};
+    use crate::model::{Place, PlainLlama};
+
+    #[test]
+    fn the_model_that_computes_no_numbers_is_named() {
+        let batches = loader::<Flex>(pack([vec![1, 5, 9, 40]], 6), 2, None, &Default::default());
+        let (whole, broken) = (model(61), broken_model(61));
+        let checked = |teacher: &PlainLlama<Flex>, student: &PlainLlama<Flex>| {
+            let found = evaluate(student, teacher, &batches, |_, _| {});
+            found.check_finite(("the teacher", teacher), ("the student", student), &batches)
+        };
+        checked(&whole, &whole).unwrap();
+        for (teacher, student, named) in [
+            (&broken, &whole, "the teacher"),
+            (&whole, &broken, "the student"),
+        ] {
+            let error = checked(teacher, student).unwrap_err();
+            let EvalError::NotFinite(NotFinite { model, place }) = error else {
+                panic!("{error}");
+            };
+            assert_eq!((model.as_str(), place), (named, Place::Embedding));
+        }
+        // Nothing is known, and both are sound.
+        let nothing = Evaluation {
+            tokens: 1,
+            ..LossSums::default().into()
+        };
+        let sound = ("a", &whole);
+        let error = nothing
+            .check_finite(sound, ("b", &whole), &batches)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("b and a compute finite logits"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn each_range_is_as_long_as_all_before() {

@@ -1,11 +1,15 @@
 //! Text to tokens and back, by the tokenizer that lies beside a Hugging Face model.
 
 mod chat;
+mod growth;
 mod guard;
+mod pieces;
+mod turns;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use burn_lti::files::{self, FileError};
 use serde::Deserialize;
@@ -15,6 +19,8 @@ use tokenizers::Encoding;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 use guard::guarded;
+use pieces::Pieces;
+use turns::Turns;
 
 use crate::config::OneOrMany;
 
@@ -41,8 +47,12 @@ pub(crate) const FILES: [&str; 12] = [
 ];
 /// The folder of templates for other kinds of conversation.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
-/// Documents tokenised at once: enough for all cores, few enough to bound the memory.
+/// Documents tokenised at once: enough for all cores.
 const BATCH: usize = 1024;
+/// And bytes of them: few enough to bound the memory, which the library takes some hundred times as much of.
+const BATCH_BYTES: usize = 512 << 10;
+/// The longest `tokenizer.json`, and the longest of other files.
+const MOST_BYTES: [u64; 2] = [128 << 20, 16 << 20];
 
 /// Why a tokenizer could not be read or used.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +97,8 @@ pub enum TokenizerError {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// How a long text is cut, if it can be; found out at the first.
+    pieces: OnceLock<Option<Pieces>>,
     /// `tokenizer.json`, which errors name.
     file: PathBuf,
     /// Embeddings that the model has.
@@ -119,6 +131,27 @@ impl Edge {
             Some(true) => Self::Always,
             Some(false) => Self::AsProcessed,
             None => otherwise,
+        }
+    }
+}
+
+/// What the library makes of a text.
+struct Encoded {
+    ids: Vec<u32>,
+    /// Of these, how many its post-processor put in front and at the end.
+    before: usize,
+    after: usize,
+}
+
+impl From<&Encoding> for Encoded {
+    fn from(encoding: &Encoding) -> Self {
+        let added = encoding.get_special_tokens_mask();
+        let are_added = |added: &&u32| **added == 1;
+        let before = added.iter().take_while(are_added).count();
+        Self {
+            ids: encoding.get_ids().to_vec(),
+            before,
+            after: added[before..].iter().rev().take_while(are_added).count(),
         }
     }
 }
@@ -169,7 +202,8 @@ impl Tokenizer {
     ///   cannot be read or understood.
     pub fn from_dir(dir: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
         let file = dir.join(TOKENIZER);
-        let bytes = read_if_there(&file)?.ok_or_else(|| {
+        let [most, _] = MOST_BYTES;
+        let bytes = read_if_there(&file, most)?.ok_or_else(|| {
             TokenizerError::Refused(format!(
                 "no {TOKENIZER} in {}: save one there with transformers, \
                  `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`",
@@ -190,6 +224,12 @@ impl Tokenizer {
                 tokenizer_file.display()
             ),
             source,
+        })?;
+        growth::check(&inner).map_err(|found| {
+            TokenizerError::Refused(format!(
+                "{}: {found}, which no tokenizer needs: save it again",
+                tokenizer_file.display()
+            ))
         })?;
 
         let file = dir.join(TOKENIZER_CONFIG);
@@ -239,6 +279,7 @@ impl Tokenizer {
         let chat = ChatTemplate::of_dir(dir, settings.chat_template.as_ref(), edges)?;
         Ok(Self {
             inner,
+            pieces: OnceLock::new(),
             file: tokenizer_file,
             model_vocab: usize::MAX,
             chat,
@@ -281,7 +322,7 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [start, _] = self.start;
-        self.framed(&self.encode(text)?, start, self.end)
+        self.framed(&self.encode(text, true)?, start, self.end)
     }
 
     /// The tokens of a text that has all its special tokens in it already, as one that a chat template has
@@ -291,9 +332,62 @@ impl Tokenizer {
     ///
     /// As [`encode_document`](Self::encode_document).
     pub fn encode_as_it_is(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = guarded(|| self.inner.encode_fast(text, false));
+        self.checked(self.encode(text, false)?.ids)
+    }
+
+    /// The tokens of a conversation as its template writes it, and for each whether the assistant says it: its words,
+    /// and the token after them that ends its turn.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_document`](Self::encode_document), and [`TokenizerError::Chat`]: there is no template, it fails,
+    /// or what the assistant says cannot be told from the rest.
+    pub fn encode_turns(
+        &self,
+        messages: &[Message],
+    ) -> Result<(Vec<u32>, Vec<bool>), TokenizerError> {
+        let template = self.chat().ok_or(ChatError::None)?;
+        let Turns {
+            text,
+            said,
+            are_marked,
+        } = template.turns(messages)?;
+        let encoding = guarded(|| self.inner.encode(text.as_str(), false));
         let encoding = encoding.map_err(self.failed("encode the text"))?;
-        self.checked(encoding.get_ids().to_vec())
+        let ids = self.checked(encoding.get_ids().to_vec())?;
+        let offsets = encoding.get_offsets();
+        let mut counts = vec![false; ids.len()];
+        for turn in said {
+            let is_in = |(from, to): (usize, usize)| match from == to {
+                true => turn.contains(&from),
+                false => from < turn.end && turn.start < to,
+            };
+            let tokens = (0..ids.len()).filter(|at| is_in(offsets[*at]));
+            let mut tokens: Vec<usize> = tokens.collect();
+            if !are_marked && let Some(last) = tokens.last().copied() {
+                let ends = |at: &usize| self.ends_turn(ids[*at]);
+                match tokens.iter().rposition(ends) {
+                    // The template's own line break after it is no word.
+                    Some(end) if is_blank_from(&text, offsets[tokens[end]].1, turn.end) => {
+                        tokens.truncate(end + 1);
+                    }
+                    _ => {
+                        tokens.extend(Some(last + 1).filter(|next| *next < ids.len() && ends(next)))
+                    }
+                }
+            }
+            for at in tokens {
+                counts[at] = true;
+            }
+        }
+        Ok((ids, counts))
+    }
+
+    /// Whether a token may end a turn: a special one.
+    fn ends_turn(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        let token = self.inner.id_to_token(id);
+        self.is_eos(id) || token.is_some_and(|token| added.is_special_token(&token))
     }
 
     /// As [`encode_document`](Self::encode_document), for many documents on all cores.
@@ -318,25 +412,32 @@ impl Tokenizer {
         &self,
         texts: &[T],
     ) -> Result<Vec<Vec<u32>>, TokenizerError> {
-        self.encode_all(texts, false, |one| self.checked(one.get_ids().to_vec()))
+        self.encode_all(texts, false, |one| self.checked(one.ids.clone()))
     }
 
     fn encode_all<T: AsRef<str>>(
         &self,
         texts: &[T],
         add_special_tokens: bool,
-        tokens: impl Fn(&Encoding) -> Result<Vec<u32>, TokenizerError>,
+        tokens: impl Fn(&Encoded) -> Result<Vec<u32>, TokenizerError>,
     ) -> Result<Vec<Vec<u32>>, TokenizerError> {
         let mut documents = Vec::with_capacity(texts.len());
-        for batch in texts.chunks(BATCH) {
-            let batch: Vec<&str> = batch.iter().map(AsRef::as_ref).collect();
-            let encodings = guarded(|| {
-                self.inner
-                    .encode_batch_fast::<&str>(batch, add_special_tokens)
+        let mut rest = texts;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fitting = rest.iter().take(BATCH).take_while(|text| {
+                bytes += text.as_ref().len();
+                bytes <= BATCH_BYTES
             });
-            let encodings = encodings.map_err(self.failed("encode the text"))?;
-            for one in &encodings {
-                documents.push(tokens(one)?);
+            let (batch, after) = rest.split_at(fitting.count().max(1));
+            rest = after;
+            if let [long] = batch {
+                documents.push(tokens(&self.encode(long.as_ref(), add_special_tokens)?)?);
+                continue;
+            }
+            let batch: Vec<&str> = batch.iter().map(AsRef::as_ref).collect();
+            for one in self.encode_batch(batch, add_special_tokens)? {
+                documents.push(tokens(&Encoded::from(&one))?);
             }
         }
         Ok(documents)
@@ -349,7 +450,7 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_opening(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [start, _] = self.start;
-        self.framed(&self.encode(text)?, start, Edge::Never)
+        self.framed(&self.encode(text, true)?, start, Edge::Never)
     }
 
     /// The tokens of a text to be continued, as transformers has them: BOS is there if the tokenizer's
@@ -360,7 +461,7 @@ impl Tokenizer {
     /// [`TokenizerError::Library`]: the library failed on the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let [_, start] = self.start;
-        self.framed(&self.encode(text)?, start, Edge::Never)
+        self.framed(&self.encode(text, true)?, start, Edge::Never)
     }
 
     /// The text of tokens, without the special ones.
@@ -421,33 +522,81 @@ impl Tokenizer {
         move |source| TokenizerError::Library { what, source }
     }
 
-    fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
-        let encoding = guarded(|| self.inner.encode_fast(text, true));
-        encoding.map_err(self.failed("encode the text"))
+    /// The tokens of a text, a long one piece by piece.
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, TokenizerError> {
+        let one = |text: &str, add_special_tokens| -> Result<Encoded, TokenizerError> {
+            let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
+            let encoding = encoding.map_err(self.failed("encode the text"))?;
+            Ok(Encoded::from(&encoding))
+        };
+        let pieces = match text.len() > BATCH_BYTES {
+            true => self.pieces.get_or_init(|| Pieces::of(&self.inner)).as_ref(),
+            false => None,
+        };
+        let pieces = pieces.map(|pieces| pieces.cut(text)).unwrap_or_default();
+        let [first, _, ..] = pieces[..] else {
+            return one(text, add_special_tokens);
+        };
+        // What the post-processor puts at the ends does not depend on what is between them.
+        let Encoded {
+            mut ids,
+            before,
+            after,
+        } = one(first, add_special_tokens)?;
+        let ends = ids.split_off(ids.len() - after);
+        ids.truncate(before);
+        let mut rest = pieces.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fitting = rest.iter().take_while(|piece| {
+                bytes += piece.len();
+                bytes <= BATCH_BYTES
+            });
+            let (batch, others) = rest.split_at(fitting.count().max(1));
+            rest = others;
+            for encoding in self.encode_batch(batch.to_vec(), false)? {
+                ids.extend(encoding.get_ids());
+            }
+        }
+        ids.extend(ends);
+        Ok(Encoded { ids, before, after })
+    }
+
+    /// The library's encodings of texts, on all cores.
+    fn encode_batch(
+        &self,
+        texts: Vec<&str>,
+        add_special_tokens: bool,
+    ) -> Result<Vec<Encoding>, TokenizerError> {
+        let encodings = guarded(|| {
+            self.inner
+                .encode_batch_fast::<&str>(texts, add_special_tokens)
+        });
+        encodings.map_err(self.failed("encode the text"))
     }
 
     /// The encoding's tokens with both ends as they should be.
     fn framed(
         &self,
-        encoding: &Encoding,
+        encoded: &Encoded,
         start: Edge,
         end: Edge,
     ) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = encoding.get_ids();
+        let Encoded { ids, before, after } = encoded;
         // Only what the post-processor has put there can be too much, not what the text says.
-        let mut added = encoding.get_special_tokens_mask();
+        let mut ids = ids.as_slice();
         let (bos, eos) = (self.bos, self.eos.first().copied());
 
         // A text may begin with BOS itself, as one that a chat template has rendered.
         if let [first, second, ..] = ids
-            && added.first() == Some(&1)
+            && *before > 0
             && Some(*first) == bos
             && second == first
         {
-            (ids, added) = (&ids[1..], &added[1..]);
+            ids = &ids[1..];
         }
         let is_end = |id: Option<&u32>| id.is_some_and(|id| self.is_eos(*id));
-        if added.last() == Some(&1) && is_end(ids.last()) {
+        if *after > 0 && is_end(ids.last()) {
             let (_, before) = ids.split_last().unwrap_or((&0, ids));
             if end == Edge::Never || is_end(before.last()) {
                 ids = before;
@@ -460,9 +609,16 @@ impl Tokenizer {
     }
 }
 
+/// Whether nothing but white space is between two places of a text.
+fn is_blank_from(text: &str, from: usize, to: usize) -> bool {
+    text.get(from..to.max(from))
+        .is_some_and(|between| between.trim().is_empty())
+}
+
 /// What a file of JSON says, if there is one.
 fn read_settings<T: DeserializeOwned + Default>(file: &Path) -> Result<T, TokenizerError> {
-    match read_if_there(file)? {
+    let [_, most] = MOST_BYTES;
+    match read_if_there(file, most)? {
         None => Ok(T::default()),
         Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config {
             file: file.to_owned(),
@@ -479,15 +635,17 @@ fn read_settings<T: DeserializeOwned + Default>(file: &Path) -> Result<T, Tokeni
 /// - [`TokenizerError::Write`]: one of them cannot be written.
 pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
     for name in FILES {
-        if let Some(bytes) = read_if_there(&from.join(name))? {
+        let [most, _] = MOST_BYTES;
+        if let Some(bytes) = read_if_there(&from.join(name), most)? {
             files::write_atomically(&to.join(name), &bytes)?;
         }
     }
     let templates = from.join(MORE_TEMPLATES);
+    let [_, most] = MOST_BYTES;
     for file in templates.read_dir().into_iter().flatten().flatten() {
         let to = to.join(MORE_TEMPLATES);
         if file.path().is_file()
-            && let Some(bytes) = read_if_there(&file.path())?
+            && let Some(bytes) = read_if_there(&file.path(), most)?
         {
             fs::create_dir_all(&to).map_err(FileError::writing(&to))?;
             files::write_atomically(&to.join(file.file_name()), &bytes)?;
@@ -503,8 +661,8 @@ fn unlimited(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match fs::read(file) {
+fn read_if_there(file: &Path, most: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
+    match files::read_at_most(file, most) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Read {

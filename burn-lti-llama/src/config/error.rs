@@ -82,6 +82,15 @@ pub enum ConfigError {
         /// The key/value heads that would do.
         allowed: Vec<usize>,
     },
+    /// A field that was to be accepted needs no acceptance.
+    #[error(
+        "config.json has no field `{field}` that is not known here, so there is nothing to accept: take it out of \
+         --accept and of teacher.accept"
+    )]
+    NothingToAccept {
+        /// The field.
+        field: String,
+    },
     /// A field asks for what this crate does not compute, or for what no Llama has.
     #[error("{}: `{field}` {reason}", path.display())]
     Refused {

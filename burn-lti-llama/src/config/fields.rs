@@ -1,8 +1,10 @@
 //! The fields of a `config.json`: taken one by one, and none passed over in silence.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -104,18 +106,32 @@ pub(crate) struct Fields<'a> {
     /// Goes before field names in errors: empty, or `rope_parameters.`.
     prefix: String,
     origin: &'a Path,
+    /// Fields that may be read over although nobody knows them.
+    accept: &'a [String],
+    /// Those that were, of all objects.
+    accepted: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Fields<'a> {
-    pub(crate) fn parse(text: &str, origin: &'a Path) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(
+        text: &str,
+        origin: &'a Path,
+        accept: &'a [String],
+    ) -> Result<Self, ConfigError> {
         let map = serde_json::from_str(text).map_err(|source| ConfigError::Syntax {
             path: origin.to_path_buf(),
             source,
         })?;
-        Ok(Self::of(map, String::new(), origin))
+        Ok(Self::of(map, String::new(), origin, accept, Rc::default()))
     }
 
-    fn of(mut map: Map<String, Value>, prefix: String, origin: &'a Path) -> Self {
+    fn of(
+        mut map: Map<String, Value>,
+        prefix: String,
+        origin: &'a Path,
+        accept: &'a [String],
+        accepted: Rc<RefCell<BTreeSet<String>>>,
+    ) -> Self {
         let nulls = map.iter().filter(|(_, value)| value.is_null());
         let nulls = nulls.map(|(name, _)| name.clone()).collect();
         // To transformers, null says the same as no field, as a rule.
@@ -125,6 +141,8 @@ impl<'a> Fields<'a> {
             nulls,
             prefix,
             origin,
+            accept,
+            accepted,
         }
     }
 
@@ -147,7 +165,8 @@ impl<'a> Fields<'a> {
     pub(crate) fn take_object(&mut self, name: &str) -> Result<Option<Self>, ConfigError> {
         let map = self.take::<Map<String, Value>>(name)?;
         let prefix = format!("{}.", self.full_name(name));
-        Ok(map.map(|map| Self::of(map, prefix, self.origin)))
+        let of = |map| Self::of(map, prefix, self.origin, self.accept, self.accepted.clone());
+        Ok(map.map(of))
     }
 
     /// None only where the file says null.
@@ -225,9 +244,12 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Whatever is left must say nothing about what the model computes. Which fields those were.
-    pub(crate) fn finish(self) -> Result<Vec<String>, ConfigError> {
-        self.finish_with(BOOKKEEPING)
+    /// Whatever is left must say nothing about what the model computes, or be accepted. Which fields those were.
+    pub(crate) fn finish(self) -> Result<[Vec<String>; 2], ConfigError> {
+        let accepted = self.accepted.clone();
+        let read_over = self.finish_with(BOOKKEEPING)?;
+        let accepted = accepted.borrow().iter().cloned().collect();
+        Ok([read_over, accepted])
     }
 
     /// Nothing may be left.
@@ -235,16 +257,27 @@ impl<'a> Fields<'a> {
         self.finish_with(&[]).map(drop)
     }
 
-    /// Whatever is left must be among `harmless`.
-    fn finish_with(self, harmless: &[&str]) -> Result<Vec<String>, ConfigError> {
+    /// Whatever is left must be among `harmless`, or accepted. Which were harmless.
+    fn finish_with(mut self, harmless: &[&str]) -> Result<Vec<String>, ConfigError> {
         // An underscore marks what transformers keeps for itself: where a file came from, and such.
         let is_harmless =
             |name: &&String| name.starts_with('_') || harmless.contains(&name.as_str());
+        let unknown = self.map.keys().filter(|name| !is_harmless(name)).cloned();
+        for name in unknown.collect::<Vec<String>>() {
+            let full_name = self.full_name(&name);
+            if self.accept.contains(&full_name) {
+                self.map.remove(&name);
+                self.accepted.borrow_mut().insert(full_name);
+            }
+        }
         match self.map.keys().find(|name| !is_harmless(name)) {
             Some(name) => {
-                let reason = "is not known here: it may change what the model computes; delete the field if it does \
-                              not";
-                Err(self.refused(name, reason.to_owned()))
+                let reason = format!(
+                    "is not known here: it may change what the model computes; delete the field if it does not, or \
+                     read over it at your own risk with --accept {0} (teacher.accept = [\"{0}\"] in a recipe)",
+                    self.full_name(name)
+                );
+                Err(self.refused(name, reason))
             }
             None => Ok(self.map.into_iter().map(|(name, _)| name).collect()),
         }

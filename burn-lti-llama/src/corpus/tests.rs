@@ -53,7 +53,7 @@ fn the_same_seed_gives_the_same_documents_whatever_the_batch() {
 fn documents_end_with_eos_before_bos_or_at_their_full_length() {
     let corpus = sample(&order(2000)).unwrap();
     let mut endings = [0; 3];
-    for Document { tokens, text } in &corpus.documents {
+    for Document { tokens, text, .. } in &corpus.documents {
         let (first, rest) = tokens.split_first().unwrap();
         let (last, amid) = rest.split_last().unwrap();
         assert_eq!(*first, BOS);
@@ -237,7 +237,7 @@ fn special_tokens_of_the_prompt_stay_in_the_text() {
             prompt: Some(prompt.to_owned()),
             ..order(40)
         };
-        for Document { tokens, text } in sample(&order).unwrap().documents {
+        for Document { tokens, text, .. } in sample(&order).unwrap().documents {
             assert!(text.starts_with(begins), "{text}");
             let mut again = tokenizer().encode_document(&text).unwrap();
             if tokens.last() != Some(&EOS) {

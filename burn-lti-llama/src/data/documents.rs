@@ -40,10 +40,7 @@ pub fn read_documents(path: &Path, field: Option<&str>) -> Result<Vec<Document>,
     };
     let documents = match Format::of(path) {
         Some(Format::Text) => plain_text(&read_text(path)?),
-        Some(Format::JsonLines) => json_lines(path, &read_text(path)?, field)?,
-        Some(Format::Json) => of_records(path, (1..).zip(json_records(path)?), "record", field)?,
-        Some(Format::Csv) => of_records(path, csv_records(path)?, "line", field)?,
-        Some(Format::Parquet) => of_records(path, (1..).zip(parquet_records(path)?), "row", field)?,
+        Some(format) => of_records(path, format, |record| Document::of_record(record, field))?,
         None => {
             return Err(refused(
                 "is neither .txt, .jsonl, .json, .csv (or one of them .gz or .zst) nor .parquet: convert it to \
@@ -56,6 +53,35 @@ pub fn read_documents(path: &Path, field: Option<&str>) -> Result<Vec<Document>,
             "holds no text: give a file with at least one document",
         )),
         false => Ok(documents),
+    }
+}
+
+/// Reads what a model is to go on with, or to answer, from a text file in its order; empty lines are left out.
+///
+/// - `.txt`: a text a line.
+/// - Any other kind, an object each: a text or a conversation `prompt`, or a conversation `messages`, without the
+///   answers at its end.
+///
+/// # Errors
+///
+/// As [`read_documents`].
+pub fn read_prompts(path: &Path) -> Result<Vec<Document>, DataError> {
+    let prompts = match Format::of(path) {
+        Some(Format::Text) => {
+            let text = read_text(path)?;
+            let lines = text.lines().filter(|line| !is_blank(line));
+            lines.map(|line| Document::Text(line.to_owned())).collect()
+        }
+        // What is of no kind is refused there.
+        None => read_documents(path, None)?,
+        Some(format) => of_records(path, format, Document::prompt_of)?,
+    };
+    match prompts.is_empty() {
+        true => Err(DataError::File {
+            file: path.into(),
+            reason: "holds no prompt: give a file with at least one",
+        }),
+        false => Ok(prompts),
     }
 }
 
@@ -77,7 +103,8 @@ fn plain_text(text: &str) -> Vec<Document> {
     texts.into_iter().map(Document::Text).collect()
 }
 
-fn json_lines(path: &Path, text: &str, field: Option<&str>) -> Result<Vec<Document>, DataError> {
+fn json_lines(path: &Path) -> Result<Vec<(usize, Value)>, DataError> {
+    let text = read_text(path)?;
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !is_blank(line));
     let records = lines.map(|(number, line)| {
         let record = serde_json::from_str(line).map_err(|source| DataError::Line {
@@ -88,20 +115,25 @@ fn json_lines(path: &Path, text: &str, field: Option<&str>) -> Result<Vec<Docume
         });
         Ok((number, record?))
     });
-    let records = records.collect::<Result<Vec<_>, _>>()?;
-    of_records(path, records, "line", field)
+    records.collect()
 }
 
-/// The documents of records, each with its number among those of the file, which are called `what`.
+/// What `of` makes of each record of a file, empty documents left out.
 fn of_records(
     path: &Path,
-    records: impl IntoIterator<Item = (usize, Value)>,
-    what: &'static str,
-    field: Option<&str>,
+    format: Format,
+    of: impl Fn(&Value) -> Result<Document, String>,
 ) -> Result<Vec<Document>, DataError> {
+    let counted = |records: Vec<Value>| (1..).zip(records).collect();
+    let (what, records): (_, Vec<(usize, Value)>) = match format {
+        Format::Text | Format::JsonLines => ("line", json_lines(path)?),
+        Format::Json => ("record", counted(json_records(path)?)),
+        Format::Csv => ("line", csv_records(path)?),
+        Format::Parquet => ("row", counted(parquet_records(path)?)),
+    };
     let mut documents = Vec::new();
     for (number, record) in records {
-        let document = Document::of_record(&record, field).map_err(|found| match what {
+        let document = of(&record).map_err(|found| match what {
             "line" => DataError::Line {
                 file: path.into(),
                 line: number,
@@ -181,6 +213,33 @@ impl Document {
         })
     }
 
+    /// The prompt of a record, or what is wrong with it.
+    fn prompt_of(record: &Value) -> Result<Self, String> {
+        const EVERY_PROMPT: &str = "every record has to be an object with a `prompt`, a string or a list of messages, or `messages`";
+        let refused = |found: &str| format!("{found}: {EVERY_PROMPT}");
+        let value = |name: &str| record.get(name).filter(|value| !value.is_null());
+        let found = match (value("prompt"), value("messages")) {
+            (Some(prompt), _) => Self::of(prompt).ok_or("a `prompt` that is neither"),
+            (None, Some(messages)) => match Self::of(messages) {
+                Some(Self::Messages(messages)) => Ok(Self::Messages(messages)),
+                _ => Err("`messages` that are no list of objects with a `role`"),
+            },
+            (None, None) => Err("no `prompt` and no `messages`"),
+        };
+        match found.map_err(refused)? {
+            Self::Messages(mut messages) => {
+                let is_answer = |it: &&Message| it.role() == Some("assistant");
+                let answers = messages.iter().rev().take_while(is_answer).count();
+                messages.truncate(messages.len() - answers);
+                match messages.is_empty() {
+                    true => Err(refused("messages of which none asks")),
+                    false => Ok(Self::Messages(messages)),
+                }
+            }
+            text => Ok(text),
+        }
+    }
+
     /// What a field holds: a text or a conversation.
     fn of(value: &Value) -> Option<Self> {
         match value {
@@ -243,6 +302,56 @@ mod tests {
         ] {
             let error = read("a.jsonl", wrong).unwrap_err();
             assert!(error.to_string().contains("line 1: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn prompts_are_lines_texts_and_conversations_without_their_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str, content: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            read_prompts(&path)
+        };
+        let text = |text: &str| Document::Text(text.into());
+        assert_eq!(
+            read("a.txt", "one\n\n two\n").unwrap(),
+            [text("one"), text(" two")]
+        );
+        let lines = r#"{"prompt": "one", "completion": "left out"}
+            {"prompt": [{"role": "user", "content": "two"}]}
+            {"messages": [{"role": "user", "content": "three"}, {"role": "assistant", "content": "left out"}]}"#;
+        let said = |content| Document::Messages(vec![Message::new("user", content)]);
+        assert_eq!(
+            read("a.jsonl", lines).unwrap(),
+            [text("one"), said("two"), said("three")]
+        );
+        for (name, content, says) in [
+            (
+                "a.jsonl",
+                r#"{"text": "one"}"#,
+                "line 1: no `prompt` and no `messages`",
+            ),
+            (
+                "a.jsonl",
+                r#"{"prompt": 1}"#,
+                "line 1: a `prompt` that is neither",
+            ),
+            (
+                "a.json",
+                r#"[{"messages": "one"}]"#,
+                "record 1: `messages` that are no list",
+            ),
+            (
+                "a.json",
+                r#"[{"messages": [{"role": "assistant", "content": "one"}]}]"#,
+                "none asks",
+            ),
+            ("a.txt", "\n", "holds no prompt"),
+            ("a.xml", "one", "is neither .txt"),
+        ] {
+            let error = read(name, content).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
         }
     }
 

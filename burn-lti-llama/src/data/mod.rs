@@ -11,11 +11,16 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use rayon::prelude::*;
+
 pub(crate) use batch::{RowBatcher, loader_by};
 pub use batch::{TokenBatcher, loader, loader_of_steps};
 pub(crate) use documents::is_blank;
-pub use documents::{Document, read_documents};
-pub use pack::{Documents, PackedSequence, of_each_length, pack, pack_each};
+pub use documents::{Document, read_documents, read_prompts};
+pub use pack::{
+    Documents, LossOn, PackedSequence, Tokens, of_each_length, pack, pack_each, pack_each_tokens,
+    pack_tokens,
+};
 pub use paths::text_files;
 pub(crate) use paths::with_home;
 
@@ -72,6 +77,15 @@ pub enum DataError {
         /// The files, possibly none.
         files: Vec<PathBuf>,
     },
+    /// Nobody says what is to be learned.
+    #[error(
+        "no message of {files:?} that counts is of the role `assistant`: give conversations that are answered, or set \
+         data.loss_on = \"all\""
+    )]
+    NoAssistant {
+        /// The files.
+        files: Vec<PathBuf>,
+    },
     /// A document could not be tokenised.
     #[error("cannot tokenise {file}")]
     Tokenize {
@@ -83,7 +97,7 @@ pub enum DataError {
 }
 
 /// Reads text files, in the order given ([`text_files`]), tokenises their documents and packs them into sequences of so
-/// many tokens: the whole text for each of `seq_lens`, one after another.
+/// many tokens: the whole text for each of `seq_lens`, one after another. `loss_on` says what of it counts.
 ///
 /// # Errors
 ///
@@ -92,9 +106,11 @@ pub enum DataError {
 /// - [`DataError::SequenceLength`]: a length is 0.
 /// - [`DataError::Tokenize`]: the tokenizer failed on a file's text.
 /// - [`DataError::NoTargets`]: no file, or only documents of one token.
+/// - [`DataError::NoAssistant`]: what the assistant says is to count, and it says nothing.
 pub fn load_sequences(
     paths: &[PathBuf],
     field: Option<&str>,
+    loss_on: LossOn,
     tokenizer: &Tokenizer,
     seq_lens: &[usize],
     layout: Documents,
@@ -104,19 +120,71 @@ pub fn load_sequences(
     }
     let mut documents = Vec::new();
     for file in &text_files(paths)? {
-        let encoded = encode(tokenizer, read_documents(file, field)?);
+        let encoded = tokens_of(tokenizer, read_documents(file, field)?, loss_on);
         documents.extend(encoded.map_err(|source| DataError::Tokenize {
             file: file.clone(),
             source,
         })?);
     }
-    let sequences = pack_each(documents, seq_lens, layout);
+    let sequences = pack_each_tokens(documents, seq_lens, layout);
     if sequences.iter().all(|sequence| sequence.num_targets() == 0) {
-        return Err(DataError::NoTargets {
-            files: paths.to_vec(),
+        let files = paths.to_vec();
+        return Err(match loss_on {
+            LossOn::Assistant if !sequences.is_empty() => DataError::NoAssistant { files },
+            _ => DataError::NoTargets { files },
         });
     }
     Ok(sequences)
+}
+
+/// The tokens of documents, in their order, and which of them count.
+///
+/// # Errors
+///
+/// As [`encode`], and where what the assistant says is to count, [`TokenizerError::Refused`]: a document is no
+/// conversation.
+pub fn tokens_of(
+    tokenizer: &Tokenizer,
+    documents: Vec<Document>,
+    loss_on: LossOn,
+) -> Result<Vec<Tokens>, TokenizerError> {
+    check_kind(&documents, tokenizer, loss_on)?;
+    match loss_on {
+        LossOn::All => Ok(encode(tokenizer, documents)?
+            .into_iter()
+            .map(Tokens::from)
+            .collect()),
+        LossOn::Assistant => {
+            let tokens = documents
+                .into_par_iter()
+                .filter_map(|document| match document {
+                    Document::Messages(messages) => Some(tokenizer.encode_turns(&messages)),
+                    Document::Text(_) => None, // there is none
+                });
+            let tokens = tokens.map(|tokens| tokens.map(|(ids, counts)| Tokens { ids, counts }));
+            tokens.collect()
+        }
+    }
+}
+
+/// Checks that documents are of a kind that can be encoded, and of which what is to count can be told.
+pub(crate) fn check_kind(
+    documents: &[Document],
+    tokenizer: &Tokenizer,
+    loss_on: LossOn,
+) -> Result<(), TokenizerError> {
+    let talks = |it: &Document| matches!(it, Document::Messages(_));
+    if loss_on == LossOn::Assistant && !documents.iter().all(talks) {
+        return Err(TokenizerError::Refused(
+            "a document has no `messages`, and the loss is to count what an assistant says: give conversations \
+             alone, or set data.loss_on = \"all\""
+                .to_owned(),
+        ));
+    }
+    match tokenizer.chat() {
+        None if documents.iter().any(talks) => Err(ChatError::None.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The tokens of documents, in their order. A conversation has those that its template gives it, and no others.
@@ -175,6 +243,7 @@ mod tests {
         load_sequences(
             paths,
             None,
+            LossOn::All,
             &fixture::tokenizer(),
             &[seq_len],
             Documents::Apart,
@@ -184,8 +253,17 @@ mod tests {
     #[test]
     fn files_become_sequences_in_order() {
         let (_folder, paths) = texts(&["the cat\n", "cat\n"]);
-        let load =
-            |layout| load_sequences(&paths, None, &fixture::tokenizer(), &[5], layout).unwrap();
+        let load = |layout| {
+            load_sequences(
+                &paths,
+                None,
+                LossOn::All,
+                &fixture::tokenizer(),
+                &[5],
+                layout,
+            )
+            .unwrap()
+        };
         let sequences = load(Documents::Apart);
         assert_eq!(sequences[0].tokens, [BOS, THE, CAT, EOS, 0]);
         assert_eq!(sequences[1].tokens, [BOS, CAT, EOS, 0, 0]);
@@ -212,7 +290,15 @@ mod tests {
     fn a_tokenizer_that_fails_names_the_file() {
         let (_folder, paths) = texts(&["the dog"]);
         let tokenizer = fixture::without_unknown_token();
-        let error = load_sequences(&paths, None, &tokenizer, &[4], Documents::Apart).unwrap_err();
+        let load = load_sequences(
+            &paths,
+            None,
+            LossOn::All,
+            &tokenizer,
+            &[4],
+            Documents::Apart,
+        );
+        let error = load.unwrap_err();
         assert!(matches!(&error, DataError::Tokenize { file, .. } if *file == paths[0]));
     }
 }

@@ -37,6 +37,53 @@ impl fmt::Display for Documents {
     }
 }
 
+/// What of a text a loss counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOn {
+    /// Every token that follows another.
+    #[default]
+    All,
+    /// What the assistant says in conversations, and what ends its turn. There are only conversations then.
+    Assistant,
+}
+
+impl LossOn {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::All, Self::Assistant];
+
+    /// Its name in a recipe.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+impl fmt::Display for LossOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The tokens of a document.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// For each whether the loss of it counts, when it follows another.
+    pub counts: Vec<bool>,
+}
+
+/// All of them count.
+impl From<Vec<u32>> for Tokens {
+    fn from(ids: Vec<u32>) -> Self {
+        let counts = vec![true; ids.len()];
+        Self { ids, counts }
+    }
+}
+
 /// One window of packed documents, every field of length `seq_len`.
 ///
 /// Attention may look from a token to an earlier one only where their `segments` are equal.
@@ -46,14 +93,14 @@ pub struct PackedSequence {
     pub row: usize,
     /// Input tokens; 0 in the padding.
     pub tokens: Vec<u32>,
-    /// The token that follows each input in its document; 0 where there is none.
+    /// The token that follows each input in its document; 0 where there is none, or where it does not count.
     pub targets: Vec<u32>,
     /// Position of each token in its document, counted from where the document starts *in this
     /// window*: what came before cannot be seen from here. 0 in the padding.
     pub positions: Vec<u32>,
     /// Number of each token's document in this window, from 1; 0 in the padding.
     pub segments: Vec<u32>,
-    /// Whether each input has a target.
+    /// Whether each input has a target that counts.
     pub mask: Vec<bool>,
 }
 
@@ -79,17 +126,18 @@ impl PackedSequence {
         self.tokens.is_empty()
     }
 
-    /// Number of inputs that have a target.
+    /// Number of inputs that have a target that counts.
     pub fn num_targets(&self) -> usize {
         self.mask.iter().filter(|&&valid| valid).count()
     }
 
     /// Appends `document[range]` as one segment.
-    fn push(&mut self, document: &[u32], range: std::ops::Range<usize>) {
+    fn push(&mut self, document: &Tokens, range: std::ops::Range<usize>) {
         let segment = self.segments.last().map_or(1, |last| last + 1);
         for (position, index) in (0..).zip(range) {
-            let target = document.get(index + 1);
-            self.tokens.push(document[index]);
+            let counts = document.counts.get(index + 1).copied().unwrap_or(false);
+            let target = document.ids.get(index + 1).filter(|_| counts);
+            self.tokens.push(document.ids[index]);
             self.targets.push(target.copied().unwrap_or(0));
             self.positions.push(position);
             self.segments.push(segment);
@@ -116,20 +164,33 @@ const OPEN: usize = 64;
 ///
 /// Each goes to the window that it fills best, among those with room, and windows lie in the order of their first
 /// documents. What room is left is padding. An input's target is the next token of the same document, also when
-/// that one is in another window: each adjacent pair of tokens of a document is learned exactly once.
+/// that one is in another window: each adjacent pair of tokens of a document is learned exactly once, if the
+/// second counts.
 ///
 /// # Panics
 ///
 /// If `seq_len` is 0.
 pub fn pack(documents: impl IntoIterator<Item = Vec<u32>>, seq_len: usize) -> Vec<PackedSequence> {
+    pack_tokens(documents.into_iter().map(Tokens::from), seq_len)
+}
+
+/// As [`pack`], of documents of which not all tokens count.
+///
+/// # Panics
+///
+/// If `seq_len` is 0.
+pub fn pack_tokens(
+    documents: impl IntoIterator<Item = Tokens>,
+    seq_len: usize,
+) -> Vec<PackedSequence> {
     assert!(seq_len > 0, "a window of length 0 holds no token");
     let mut windows: Vec<PackedSequence> = Vec::new();
     // Those with room, by how much is left.
     let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
     for document in documents {
         let mut start = 0;
-        while start < document.len() {
-            let end = document.len().min(start + seq_len);
+        while start < document.ids.len() {
+            let end = document.ids.len().min(start + seq_len);
             let length = end - start;
             let (room, row) = match open.range((length, 0)..).next().copied() {
                 Some(fullest) => {
@@ -166,13 +227,34 @@ pub fn pack_each(
     seq_lens: &[usize],
     layout: Documents,
 ) -> Vec<PackedSequence> {
+    let documents = documents.into_iter().map(Tokens::from);
+    pack_each_tokens(documents.collect(), seq_lens, layout)
+}
+
+/// As [`pack_each`], of documents of which not all tokens count.
+///
+/// # Panics
+///
+/// If a length is 0.
+pub fn pack_each_tokens(
+    documents: Vec<Tokens>,
+    seq_lens: &[usize],
+    layout: Documents,
+) -> Vec<PackedSequence> {
     let documents = match layout {
         Documents::Apart => documents,
-        Documents::Joined => vec![documents.concat()],
+        Documents::Joined => {
+            let mut all = Tokens::default();
+            for document in documents {
+                all.ids.extend(document.ids);
+                all.counts.extend(document.counts);
+            }
+            vec![all]
+        }
     };
     let mut windows = Vec::new();
     for seq_len in seq_lens {
-        windows.extend(pack(documents.iter().cloned(), *seq_len));
+        windows.extend(pack_tokens(documents.iter().cloned(), *seq_len));
     }
     for (row, window) in windows.iter_mut().enumerate() {
         window.row = row;
@@ -220,6 +302,30 @@ mod tests {
         assert_eq!(windows[0].tokens, [1, 2, 3, 4]);
         assert_eq!(windows[0].targets, [2, 3, 4, 5]);
         assert_eq!(windows[1].tokens, [5, 6, 0, 0]);
+    }
+
+    #[test]
+    fn what_does_not_count_is_no_target_in_any_layout() {
+        let document = |ids: &[u32], counts: &[bool]| Tokens {
+            ids: ids.to_vec(),
+            counts: counts.to_vec(),
+        };
+        let documents = vec![
+            document(&[10, 11, 12, 13], &[false, false, true, false]),
+            document(&[20, 21], &[true, true]),
+        ];
+        let [apart, joined] =
+            Documents::ALL.map(|layout| pack_each_tokens(documents.clone(), &[6], layout));
+        assert_eq!(apart[0].tokens, [10, 11, 12, 13, 20, 21]);
+        assert_eq!(apart[0].targets, [0, 12, 0, 0, 21, 0]);
+        assert_eq!(apart[0].mask, [false, true, false, false, true, false]);
+        assert_eq!(apart[0].num_targets(), 2);
+        // The first of the second follows the last of the first.
+        assert_eq!(joined[0].targets, [0, 12, 0, 20, 21, 0]);
+        assert_eq!(joined[0].mask, [false, true, false, true, true, false]);
+        // Across a cut too.
+        let cut = pack_tokens([document(&[1, 2, 3, 4], &[true, false, true, false])], 2);
+        assert_eq!([&cut[0].targets, &cut[1].targets], [&[0, 3], &[0, 0]]);
     }
 
     #[test]

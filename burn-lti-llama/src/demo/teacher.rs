@@ -14,7 +14,7 @@ use super::DemoError;
 use super::grammar::StoryGrammar;
 use super::vocabulary;
 use crate::config::{Activation, Family, LlamaConfig, Multipliers, QkNorm, Rope, SourceFields};
-use crate::data::{Documents, load_sequences, loader};
+use crate::data::{Documents, LossOn, load_sequences, loader};
 use crate::distill::{Event, Listener};
 use crate::hf::{self, WeightType};
 use crate::model::PlainLlama;
@@ -39,7 +39,8 @@ pub(super) fn train<A: AutodiffBackend>(
     let config = config(words.get_vocab_size(true));
     let tokenizer = Tokenizer::from_dir(teacher_dir, config.bos_token_id, &config.eos_token_ids)?;
     let texts = [dir.join("train.txt")];
-    let sequences = load_sequences(&texts, None, &tokenizer, &[SEQ_LEN], Documents::Apart)?;
+    let layout = Documents::Apart;
+    let sequences = load_sequences(&texts, None, LossOn::All, &tokenizer, &[SEQ_LEN], layout)?;
 
     A::seed(device, seed);
     let mut model = PlainLlama::<A>::init(&config, device);

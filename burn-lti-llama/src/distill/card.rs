@@ -75,6 +75,14 @@ pub(super) fn write(
             let _ = writeln!(card, "| {what} | {value:.4} |");
         }
     }
+    if let accepted @ [_, ..] = plan.teacher.source.accepted() {
+        let _ = writeln!(
+            card,
+            "\nburn-lti does not know these fields of the teacher's config.json, which may change what it computes, and \
+             read over them because it was told to: `{}`.",
+            accepted.join("`, `")
+        );
+    }
     write_atomically(&dir.join(CARD), card.as_bytes())
 }
 

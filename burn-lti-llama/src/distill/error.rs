@@ -17,9 +17,10 @@ use super::{ManifestError, MetricsError};
 use crate::config::ConfigError;
 use crate::corpus::CorpusError;
 use crate::data::DataError;
+use crate::eval::EvalError;
 use crate::hashes::HashError;
 use crate::hf::HfError;
-use crate::model::GenerationError;
+use crate::model::{GenerationError, NotFinite};
 use crate::plan::PlanError;
 use crate::recipe::RecipeError;
 use crate::tokenizer::TokenizerError;
@@ -68,6 +69,6 @@ pub enum DistillError {
 
 passes_on!(
     DistillError: CacheError, CalibrationError, CheckpointError, CollapseError, ConfigError, CorpusError,
-    DataError, DecoderError, FileError, GenerationError, HashError, HfError, BlueprintError, LossError, MetricsError,
-    RecipeError, StartFileError, TokenizerError, TrainError,
+    DataError, DecoderError, EvalError, FileError, GenerationError, HashError, HfError, BlueprintError, LossError, MetricsError,
+    NotFinite,     RecipeError, StartFileError, TokenizerError, TrainError,
 );

@@ -7,13 +7,13 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::collapse::collapse;
-use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::decoder::{CausalLm, LayeredDecoder, TokenBatch};
 use burn_lti::map::KernelPrecision;
 
 use super::DistillError;
 use crate::config::LlamaConfig;
 use crate::hf::{self, ExportForm, WeightType};
-use crate::model::PlainLlama;
+use crate::model::{NotFinite, PlainLlama};
 
 /// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
 /// each off by 6e-8 of its size: anything beyond this is no rounding.
@@ -46,10 +46,13 @@ impl Export<'_> {
     /// `batch`.
     pub(super) fn run<B: Backend>(
         &self,
-        trained: &impl CausalLm<B>,
+        trained: &impl LayeredDecoder<B>,
         batch: Option<TokenBatch<B>>,
         device: &B::Device,
     ) -> Result<Exported<B>, DistillError> {
+        if let Some(batch) = &batch {
+            NotFinite::check("the student", trained, batch)?;
+        }
         let skeleton = PlainLlama::<B>::init(self.config, device);
         let plain = collapse(trained, self.precision)?.into_plain(skeleton)?;
         fs::create_dir_all(self.dir).map_err(|source| DistillError::Output {
@@ -57,7 +60,9 @@ impl Export<'_> {
             source,
         })?;
         hf::export(&plain, self.form, self.teacher, self.dir)?;
-        let student = hf::load_as::<B>(self.dir, self.dtype, device)?;
+        let accept = self.config.source.accepted();
+        let config = LlamaConfig::from_dir_accepting(self.dir, accept)?;
+        let student = hf::load_of_config::<B>(self.dir, &config, self.dtype, device)?;
         let compare = |batch: TokenBatch<B>| {
             if self.form.dtype.size() >= self.dtype.size() {
                 return max_logit_difference(trained, &student, &batch);

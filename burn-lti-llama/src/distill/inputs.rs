@@ -12,7 +12,6 @@ use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
 use super::{DistillError, Event, Listener, Manifest, teacher_cache};
-use crate::config::LlamaConfig;
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType, kept_name};
 use crate::model::PlainLlama;
@@ -48,13 +47,15 @@ impl<A: AutodiffBackend> RunInputs<A> {
     ) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
         let path = &recipe.teacher.path;
-        let config = LlamaConfig::from_dir(path)?;
+        let config = recipe.teacher_config()?;
         let mut plan = Plan::with_layers(recipe, &config, kept)?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
         let field = recipe.data.field.as_deref();
-        let load = |paths, lens| data::load_sequences(paths, field, &tokenizer, lens, layout);
+        let loss_on = recipe.data.loss_on;
+        let load =
+            |paths, lens| data::load_sequences(paths, field, loss_on, &tokenizer, lens, layout);
         let train = load(&recipe.data.train, seq_len.all())?;
         // At the longest, a student is measured at all positions that it was trained at.
         let longest = seq_len.longest();

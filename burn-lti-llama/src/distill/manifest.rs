@@ -128,6 +128,9 @@ pub struct TeacherHashes {
     pub files: BTreeMap<String, String>,
     /// Every tensor by name, as [`hash_teacher`] says.
     pub tensors: BTreeMap<String, String>,
+    /// Fields of `config.json` that were read over although they may change what the teacher computes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
 }
 
 /// The texts, in the recipe's order.
@@ -200,7 +203,10 @@ impl Manifest {
             command,
             program: Program::this(),
             compute,
-            teacher: TeacherHashes::of(&recipe.teacher.path)?,
+            teacher: TeacherHashes {
+                accepted: recipe.teacher.accept.clone(),
+                ..TeacherHashes::of(&recipe.teacher.path)?
+            },
             data: DataHashes {
                 train: text_hashes(&recipe.data.train)?,
                 valid: text_hashes(&recipe.data.valid)?,
@@ -357,6 +363,7 @@ impl TeacherHashes {
         Ok(Self {
             files,
             tensors: hash_teacher(dir)?,
+            accepted: Vec::new(),
         })
     }
 

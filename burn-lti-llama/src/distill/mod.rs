@@ -144,7 +144,7 @@ pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
 ///
 /// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
 pub fn plan_of_config(recipe: &Recipe) -> Result<Plan, DistillError> {
-    let plan = Plan::new(recipe, &LlamaConfig::from_dir(&recipe.teacher.path)?)?;
+    let plan = Plan::new(recipe, &recipe.teacher_config()?)?;
     let [train, valid] = [&recipe.data.train, &recipe.data.valid].map(|paths| text_files(paths));
     let mut texts = train?.into_iter().chain(valid?);
     match texts.find(|text| !text.is_file()) {

@@ -109,9 +109,14 @@ impl HeldOut {
         }
     }
 
-    /// Whether there was a number to begin with, none in the end, and nothing better between.
+    /// Whether there was a number to begin with and none in the end.
+    pub(super) fn is_lost(&self) -> bool {
+        self.start.is_some() && self.last.is_none()
+    }
+
+    /// Whether that is so, and nothing was better between.
     pub(super) fn diverged(&self) -> bool {
-        self.start.is_some() && self.last.is_none() && self.best == self.start
+        self.is_lost() && self.best == self.start
     }
 
     /// Whether so many evaluations brought nothing better.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::calibration::Budget;
-use burn_lti::decoder::CausalLm;
+use burn_lti::decoder::{CausalLm, LayeredDecoder};
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
@@ -23,11 +23,12 @@ use super::schedule::PhaseSchedule;
 use super::start::{StartTensors, start_tensors};
 use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
+use super::teacher_cache::the_teacher;
 use super::tensorboard::TensorBoard;
 use super::training::{Attempt, Trainer, whitening};
 use super::{DistillError, Event, Kept, Listener, OutputDir, Summary, card};
 use crate::eval::{Evaluation, evaluate};
-use crate::model::{LearningLlama, PlainLlama};
+use crate::model::{LearningLlama, NotFinite, Place, PlainLlama, first_not_finite};
 use crate::recipe::{Recipe, Trained};
 
 /// A run to be: a recipe, the folder for its results, and who is told of it.
@@ -160,7 +161,7 @@ impl<'a> Job<'a> {
         run.tell(Event::Stage("exporting"));
         let exported = run.export(&student, &self.out.unchecked_student_dir())?;
         self.out.accept_student()?;
-        let evaluation = run.evaluate("evaluating the exported student", &exported.student);
+        let evaluation = run.evaluate("evaluating the exported student", &exported.student)?;
         let summary = StartSummary {
             evaluation,
             layers: run.start.layers,
@@ -270,6 +271,10 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         let file = job.out.start_path();
         let planned = inputs.plan.calibration.and_then(|section| section.budget);
         let budget = budget.or(planned).unwrap_or_default();
+        // A teacher that computes no numbers would make a start of them first.
+        if let Some(batch) = inputs.watched.iter().next() {
+            NotFinite::check(&the_teacher(job.recipe), inputs.teacher.as_ref(), &batch)?;
+        }
         let start = start_tensors(job.recipe, &inputs, budget, &file, device, &job.listener)?;
         Ok(Self {
             job,
@@ -329,18 +334,18 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             None => {
                 let start = student.valid();
                 let watched = self.watched_kl(&start);
-                RunProgress::begin(self.evaluate("evaluating the start", &start), watched)
+                RunProgress::begin(self.evaluate("evaluating the start", &start)?, watched)
             }
         };
         self.phase(student, progress, checkpoint)
     }
 
     /// Folds the maps away and trains what they made.
-    fn fold_and_go_on<M: CausalLm<A::InnerBackend>>(
+    fn fold_and_go_on<M: LayeredDecoder<A::InnerBackend>>(
         &self,
         ended: &Ended<M>,
     ) -> Result<Summary, DistillError> {
-        let maps = self.evaluate("evaluating the maps", &ended.student);
+        let maps = self.evaluate("evaluating the maps", &ended.student)?;
         let (recipe, plan) = (self.job.recipe, &self.inputs.plan);
         let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
         let (watched, step) = (self.watched_kl(&ended.student), ended.student_step);
@@ -471,12 +476,22 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             hook.optimizer = attempt.optimizer.clone();
         };
         let hook = lock();
-        if hook.progress.held_out.diverged() {
-            return Err(DistillError::Refused(
-                "training diverged: the held-out KL is no longer finite, and never was below that of the \
-                 start; lower train.rate or train.learning_rate"
-                    .to_owned(),
-            ));
+        if hook.progress.held_out.is_lost() {
+            let step = hook.progress.log.counts.steps;
+            let place = self.not_finite(&last);
+            let place = place.map_or_else(String::new, |place| format!(", first in {place}"));
+            let found = format!(
+                "training diverged: what the student of step {step} computes is not finite{place}"
+            );
+            match hook.progress.held_out.diverged() {
+                true => {
+                    return Err(DistillError::Refused(format!(
+                        "{found}, and no step had a held-out KL below that of the start; lower train.rate or \
+                         train.learning_rate"
+                    )));
+                }
+                false => self.tell(Event::Note(&found)),
+            }
         }
         let (best, progress) = (hook.best.student().valid(), hook.progress.clone());
         Ok(self.ended(last, best, progress, trainable_parameters))
@@ -512,6 +527,12 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             progress,
             trainable_parameters,
         }
+    }
+
+    /// Where the numbers of `student` are finite no more, on the text that is watched.
+    fn not_finite(&self, student: &impl LayeredDecoder<A::InnerBackend>) -> Option<Place> {
+        let mut batches = self.inputs.watched.iter();
+        batches.find_map(|batch| first_not_finite(student, &batch))
     }
 
     /// The KL of `student` on the part of the held-out text that is watched.
@@ -559,7 +580,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     }
 
     /// Collapses, exports, reloads, compares and sums up.
-    fn finish<M: CausalLm<A::InnerBackend>>(
+    fn finish<M: LayeredDecoder<A::InnerBackend>>(
         &self,
         ended: &Ended<M>,
     ) -> Result<Summary, DistillError> {
@@ -567,7 +588,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         self.tell(Event::Stage("collapsing and exporting"));
         let exported = self.export(&ended.student, &out.unchecked_student_dir())?;
         out.accept_student()?;
-        let end = self.evaluate("evaluating the exported student", &exported.student);
+        let end = self.evaluate("evaluating the exported student", &exported.student)?;
         let summary = Summary {
             student_step: ended.student_step,
             kept: ended.kept,
@@ -586,7 +607,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         Ok(summary)
     }
 
-    fn export<M: CausalLm<A::InnerBackend>>(
+    fn export<M: LayeredDecoder<A::InnerBackend>>(
         &self,
         student: &M,
         dir: &Path,
@@ -603,20 +624,30 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         export.run(student, self.inputs.valid.iter().next(), self.device)
     }
 
-    fn evaluate(&self, stage: &str, student: &impl CausalLm<A::InnerBackend>) -> Evaluation {
+    fn evaluate(
+        &self,
+        stage: &str,
+        student: &impl LayeredDecoder<A::InnerBackend>,
+    ) -> Result<Evaluation, DistillError> {
         self.tell(Event::Stage(stage));
         let teacher = self.inputs.teacher.as_ref();
         let evaluation = evaluate(student, teacher, &self.inputs.valid, |done, all| {
             self.tell(Event::Advanced(done, all));
         });
+        let (teacher_is, batches) = (the_teacher(self.job.recipe), &self.inputs.valid);
+        let teacher = (teacher_is.as_str(), teacher);
+        evaluation.check_finite(teacher, (THE_STUDENT, student), batches)?;
         self.tell(Event::Evaluation(&evaluation));
-        evaluation
+        Ok(evaluation)
     }
 
     fn tell(&self, event: Event<'_>) {
         (self.job.listener)(event);
     }
 }
+
+/// What errors call the student of a run.
+const THE_STUDENT: &str = "the student";
 
 /// Which checkpoint of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -670,6 +701,6 @@ pub fn collapse_run<A: AutodiffBackend>(
             run.export(&student, student_dir)?
         }
     };
-    let evaluation = run.evaluate("evaluating the exported student", &student.student);
+    let evaluation = run.evaluate("evaluating the exported student", &student.student)?;
     Ok((checkpoint.run().step, evaluation))
 }

@@ -106,7 +106,7 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
                 .to_owned(),
         ));
     };
-    let teacher = LlamaConfig::from_dir(&recipe.teacher.path)?;
+    let teacher = recipe.teacher_config()?;
     let bytes = export_form(recipe)?.dtype.size();
     let seq_len = recipe.train.seq_len.longest();
     let sizes = |config: &LlamaConfig| Sizes::of(config, bytes, seq_len);

@@ -13,9 +13,11 @@ use rand::rngs::StdRng;
 
 use super::inputs::RunInputs;
 use super::student::learning;
+use super::teacher_cache::the_teacher;
 use super::{DistillError, Event, Listener, units};
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
+use crate::model::NotFinite;
 use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
 use crate::tokenizer::Tokenizer;
 
@@ -104,13 +106,13 @@ fn calculated<A: AutodiffBackend>(
         learning::<A>(plan, &tensors, device)
     };
     let teacher = inputs.teacher.as_ref();
-    Ok(calibrate::<A, _, _, _>(
-        &calibration,
-        teacher,
-        &batches,
-        student_with,
-        report,
-    )?)
+    let calibrated = calibrate::<A, _, _, _>(&calibration, teacher, &batches, student_with, report);
+    if calibrated.is_err() {
+        for batch in batches.iter() {
+            NotFinite::check(&the_teacher(recipe), teacher, &batch)?;
+        }
+    }
+    Ok(calibrated?)
 }
 
 /// The recipe's choice of text. Where it makes none, the teacher writes if there are too few `sequences`

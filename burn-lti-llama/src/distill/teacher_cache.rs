@@ -9,12 +9,12 @@ use burn::tensor::activation::log_softmax;
 use burn_lti::decoder::CausalLm;
 use burn_lti::top_k::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
 
-use super::DistillError;
+use super::{DistillError, Event, Listener};
 use crate::config::LlamaConfig;
 use crate::data::{self, PackedSequence, TokenBatcher};
 use crate::hashes::{hash_file, hash_teacher};
 use crate::hf;
-use crate::model::PlainLlama;
+use crate::model::{NotFinite, PlainLlama};
 use crate::recipe::Recipe;
 use crate::tokenizer::Tokenizer;
 
@@ -29,6 +29,8 @@ pub struct CacheOrder {
 
 /// What a cache is made of: the teacher, the training text as the recipe packs it.
 struct Source<B: Backend> {
+    /// What errors call the teacher.
+    called: String,
     config: LlamaConfig,
     teacher: PlainLlama<B>,
     sequences: Vec<PackedSequence>,
@@ -39,7 +41,7 @@ struct Source<B: Backend> {
 impl<B: Backend> Source<B> {
     fn load(recipe: &Recipe, device: &B::Device) -> Result<Self, DistillError> {
         let path = &recipe.teacher.path;
-        let config = LlamaConfig::from_dir(path)?;
+        let config = recipe.teacher_config()?;
         let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
         let tokenizer = tokenizer.for_model(config.vocab_size)?;
         let seq_lens = recipe.train.seq_len.all();
@@ -52,14 +54,16 @@ impl<B: Backend> Source<B> {
         }
         let layout = recipe.data.documents;
         let (texts, field) = (&recipe.data.train, recipe.data.field.as_deref());
-        let sequences = data::load_sequences(texts, field, &tokenizer, seq_lens, layout)?;
+        let loss_on = recipe.data.loss_on;
+        let sequences = data::load_sequences(texts, field, loss_on, &tokenizer, seq_lens, layout)?;
         let mut data_sha256 = BTreeMap::new();
         for file in &data::text_files(texts)? {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);
         }
         Ok(Self {
+            called: the_teacher(recipe),
             teacher_sha256: hash_teacher(path)?,
-            teacher: hf::load_as(path, recipe.teacher.dtype, device)?,
+            teacher: hf::load_of_config(path, &config, recipe.teacher.dtype, device)?,
             config,
             sequences,
             data_sha256,
@@ -79,7 +83,12 @@ impl<B: Backend> Source<B> {
     }
 
     /// The teacher's outputs for some sequences.
-    fn rows(&self, sequences: &[PackedSequence], k: usize, device: &B::Device) -> TopKRows {
+    fn rows(
+        &self,
+        sequences: &[PackedSequence],
+        k: usize,
+        device: &B::Device,
+    ) -> Result<TopKRows, DistillError> {
         let batch = TokenBatcher.batch(sequences.to_vec(), device);
         let hidden: Tensor<B, 2> = self.teacher.hidden_states(&batch).flatten(0, 1);
         let head = self.teacher.head();
@@ -100,6 +109,9 @@ impl<B: Backend> Source<B> {
             let products = hidden.clone().slice(start..end).matmul(head.weight.clone());
             let logits = head.capped(products.cast(float));
             let log_probs: Vec<f32> = log_softmax(logits, 1).into_data().iter().collect();
+            if !log_probs.iter().all(|log_prob| log_prob.is_finite()) {
+                NotFinite::check(&self.called, &self.teacher, &batch)?;
+            }
             let top = TopTokens::of(&log_probs, vocab, &targets[start..end], k);
             rows.ids.extend(top.ids);
             rows.log_probs.extend(top.log_probs);
@@ -116,15 +128,20 @@ impl<B: Backend> Source<B> {
         rows.segments = ids(|sequence| &sequence.segments);
         rows.targets = targets;
         rows.mask = mask;
-        rows
+        Ok(rows)
     }
+}
+
+/// What errors call the teacher of a recipe.
+pub(super) fn the_teacher(recipe: &Recipe) -> String {
+    format!("the teacher in {}", recipe.teacher.path.display())
 }
 
 /// Tokens whose logits exist at a time.
 const CHUNK: usize = 512;
 
 /// Caches the outputs of the recipe's teacher for the training text, or goes on with a cache in `dir`
-/// that is not finished. `done` is told how many of how many sequences are.
+/// that is not finished or damaged. `listener` is told how many of how many sequences are written.
 ///
 /// # Errors
 ///
@@ -134,22 +151,38 @@ pub fn cache_teacher<B: Backend>(
     order: CacheOrder,
     dir: &Path,
     device: &B::Device,
-    mut done: impl FnMut(usize, usize),
+    listener: &Listener,
 ) -> Result<CacheHeader, DistillError> {
     let source = Source::<B>::load(recipe, device)?;
     let header = source.header(order);
     let mut writer = CacheWriter::create_or_resume(dir, header.clone())?;
+    if let Some(damage) = writer.damage() {
+        let note = format!(
+            "writing anew from sequence {} on, because of damage: {}",
+            writer.next_row(),
+            said(damage)
+        );
+        listener(Event::Note(&note));
+    }
     loop {
         let next = writer.next_row();
-        done(next, header.rows);
+        listener(Event::Advanced(next, header.rows));
         let end = (next + recipe.train.batch_size).min(header.rows);
         if next == end {
             break;
         }
-        writer.push(&source.rows(&source.sequences[next..end], order.k, device))?;
+        writer.push(&source.rows(&source.sequences[next..end], order.k, device)?)?;
     }
     writer.finish()?;
     Ok(header)
+}
+
+/// An error and what it comes from.
+fn said(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", said(source)),
+        None => error.to_string(),
+    }
 }
 
 /// How well a cache agrees with its teacher.
@@ -191,7 +224,7 @@ pub fn verify_cache<B: Backend>(
     for (index, &row) in rows.iter().enumerate() {
         done(index, rows.len());
         let written = cache.gather(&[row])?;
-        let said = source.rows(&source.sequences[row..=row], header.k, device);
+        let said = source.rows(&source.sequences[row..=row], header.k, device)?;
         check.compare(&written, &said, header.k);
     }
     done(rows.len(), rows.len());

@@ -25,7 +25,9 @@ use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
 use super::on_policy::OnPolicy;
 use super::schedule::PhaseSchedule;
 use super::step_rows::{StepRows, cut};
+use super::teacher_cache::the_teacher;
 use crate::data::{TokenBatcher, loader, loader_by, of_each_length};
+use crate::model::NotFinite;
 use crate::recipe::{Coordinates, GrowSection, Recipe};
 
 /// A student in training.
@@ -161,6 +163,11 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
             (None, None, Some(Err(error @ TrainError::NotFinite { step, .. }))) => {
                 let mut rows = StepRows::new(&inputs.train, settings, self.schedule).of(step);
                 rows.sort_unstable();
+                let of_step = inputs.train.iter().filter(|it| rows.contains(&it.row));
+                let batches = loader(of_step.cloned().collect(), rows.len(), None, device);
+                for batch in batches.iter() {
+                    NotFinite::check(&the_teacher(recipe), inputs.teacher.as_ref(), &batch)?;
+                }
                 Ok(Attempt::SetBack(Setback::NotFinite { error, rows }))
             }
             (None, None, Some(Err(error))) => Err(error.into()),

@@ -1,10 +1,9 @@
 //! `config.json` in and out.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{GIT_LFS_POINTER, is_git_lfs_pointer};
+use burn_lti::files::{GIT_LFS_POINTER, is_git_lfs_pointer, read_text_at_most};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -14,19 +13,32 @@ use crate::config::{
     SourceFields, hub_cache, hub_repository,
 };
 
+/// The longest `config.json`.
+const MOST_BYTES: u64 = 1 << 20;
+
 impl LlamaConfig {
     /// Reads `dir/config.json`.
     ///
     /// # Errors
     /// [`ConfigError::Read`], [`ConfigError::NotFetched`] or [`ConfigError::NoModel`] if the file cannot be read, else as [`Self::from_json_str`].
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
+        Self::from_dir_accepting(dir, &[])
+    }
+
+    /// As [`from_dir`](Self::from_dir), but fields of these names are read over although they are not known here and
+    /// may change what the model computes ([`SourceFields::accepted`]). A field in an object is named with it, as in
+    /// `rope_parameters.x`.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_dir_accepting(dir: &Path, accept: &[String]) -> Result<Self, ConfigError> {
         let path = dir.join("config.json");
-        match fs::read_to_string(&path) {
+        match read_text_at_most(&path, MOST_BYTES) {
             Ok(text) if is_git_lfs_pointer(text.as_bytes()) => Err(ConfigError::NoModel {
                 folder: path,
                 reason: GIT_LFS_POINTER,
             }),
-            Ok(text) => Self::from_json_str(&text, &path),
+            Ok(text) => Self::read(&text, &path, accept),
             Err(source) => Err(unreadable(dir, path, source)),
         }
     }
@@ -36,7 +48,29 @@ impl LlamaConfig {
     /// # Errors
     /// Every variant of [`ConfigError`] but [`ConfigError::Read`].
     pub fn from_json_str(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let mut fields = Fields::parse(text, origin)?;
+        Self::read(text, origin, &[])
+    }
+
+    /// Checks that each name of `accept` is that of a field which one of `configs` was read over for it.
+    ///
+    /// # Errors
+    /// [`ConfigError::NothingToAccept`] for the first that is not: it is no field, or one that is known.
+    pub fn check_accepted(accept: &[String], configs: &[&Self]) -> Result<(), ConfigError> {
+        let is_of_use = |field: &&String| {
+            configs
+                .iter()
+                .any(|it| it.source.accepted().contains(field))
+        };
+        match accept.iter().find(|field| !is_of_use(field)) {
+            None => Ok(()),
+            Some(field) => Err(ConfigError::NothingToAccept {
+                field: field.clone(),
+            }),
+        }
+    }
+
+    fn read(text: &str, origin: &Path, accept: &[String]) -> Result<Self, ConfigError> {
+        let mut fields = Fields::parse(text, origin, accept)?;
         let source = fields.all();
         let family = take_family(&mut fields)?;
         fields.check_fixed()?;
@@ -96,9 +130,11 @@ impl LlamaConfig {
         config.turned = vec![true; num_hidden_layers];
         config.windows = vec![None; num_hidden_layers];
         family.take_particular(&mut fields, &mut config)?;
+        let [read_over, accepted] = fields.finish()?;
         config.source = SourceFields {
             fields: source,
-            read_over: fields.finish()?,
+            read_over,
+            accepted,
         };
         config.check(origin)?;
         Ok(config)

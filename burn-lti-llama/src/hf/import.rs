@@ -33,9 +33,22 @@ pub fn load_as<B: Backend>(
     dtype: WeightType,
     device: &B::Device,
 ) -> Result<PlainLlama<B>, HfError> {
-    let config = LlamaConfig::from_dir(dir)?;
-    let tensors = load_tensors(dir, &config, dtype, device)?;
-    plain_from_tensors(&config, &tensors, device)
+    load_of_config(dir, &LlamaConfig::from_dir(dir)?, dtype, device)
+}
+
+/// As [`load_as`], of a configuration that was read before.
+///
+/// # Errors
+///
+/// As [`load_as`].
+pub fn load_of_config<B: Backend>(
+    dir: &Path,
+    config: &LlamaConfig,
+    dtype: WeightType,
+    device: &B::Device,
+) -> Result<PlainLlama<B>, HfError> {
+    let tensors = load_tensors(dir, config, dtype, device)?;
+    plain_from_tensors(config, &tensors, device)
 }
 
 /// The weights in `dir` under Burn's names and in Burn's layout, cast to `dtype`: nothing missing,

@@ -15,7 +15,7 @@ mod weights;
 use crate::model::PlainLlama;
 pub use error::HfError;
 pub use export::{ExportForm, export};
-pub use import::{check_weights, load, load_as, load_tensors, plain_from_tensors};
+pub use import::{check_weights, load, load_as, load_of_config, load_tensors, plain_from_tensors};
 pub(crate) use names::{burn_name, file_layout, file_name, kept_name, source_name};
 pub use weight_type::WeightType;
 pub use weights::{

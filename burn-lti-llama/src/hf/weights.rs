@@ -8,12 +8,14 @@ mod error;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{GIT_LFS_POINTER, HeaderError, is_git_lfs_pointer, safetensors_header};
+use burn_lti::files::{
+    GIT_LFS_POINTER, HeaderError, is_git_lfs_pointer, read_at_most, safetensors_header,
+};
 use memmap2::Mmap;
 use safetensors::tensor::{self, Metadata};
 use serde::Deserialize;
@@ -31,8 +33,10 @@ pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 /// Old checkpoints carry this buffer, which every reader computes for itself.
 const IGNORED_SUFFIX: &str = "rotary_emb.inv_freq";
-/// The longest header that the format allows.
-const MAX_HEADER: u64 = 100_000_000;
+/// The longest header that is read: many times that of any model. (The format allows 100 MB.)
+const MAX_HEADER: u64 = 16 << 20;
+/// The longest index of shards.
+const MAX_INDEX: u64 = 64 << 20;
 /// What a file's header says of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -212,7 +216,7 @@ impl WeightFiles {
     }
 
     fn add_indexed(&mut self, file: &Path) -> Result<(), WeightsError> {
-        let bytes = fs::read(file).map_err(reading(file))?;
+        let bytes = read_at_most(file, MAX_INDEX).map_err(reading(file))?;
         let index: Index =
             serde_json::from_slice(&bytes).map_err(|source| WeightsError::Broken {
                 file: file.to_owned(),

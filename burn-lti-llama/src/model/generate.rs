@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rayon::prelude::*;
 
 use super::error::GenerationError;
+use super::finite::first_not_finite_of_text;
 use super::{Llama, Sampling};
 
 /// A continuation of at most so many tokens.
@@ -45,8 +46,7 @@ pub struct NewText {
 /// A text that is not at its end.
 struct Row {
     number: u64,
-    /// Of the prompt.
-    begins: usize,
+    prompt: Vec<u32>,
     rng: StdRng,
     /// What the model has not read yet.
     pending: Vec<u32>,
@@ -139,9 +139,9 @@ impl Generation {
                     }
                     *row = Some(Row {
                         number: text.row,
-                        begins: text.prompt.len(),
                         rng: self.sampling.rng(text.row),
-                        pending: text.prompt,
+                        pending: text.prompt.clone(),
+                        prompt: text.prompt,
                         tokens: Vec::new(),
                     });
                 }
@@ -155,7 +155,7 @@ impl Generation {
                 return Ok(());
             }
             let logits = model.next_logits(&new, &mut cache);
-            let drawn = self.choose(rows.iter_mut().flatten().collect(), logits)?;
+            let drawn = self.choose(model, rows.iter_mut().flatten().collect(), logits)?;
             let alive = rows.iter_mut().enumerate().filter(|(_, row)| row.is_some());
             for ((room, place), token) in alive.zip(drawn) {
                 let Some(row) = place else {
@@ -178,8 +178,9 @@ impl Generation {
     }
 
     /// A token for each row by its logits, `[rows, vocab]`.
-    fn choose<B: Backend>(
+    fn choose<B: Backend, P: Project<B>, E: Project<B>>(
         &self,
+        model: &Llama<B, P, E>,
         mut rows: Vec<&mut Row>,
         logits: Tensor<B, 2>,
     ) -> Result<Vec<u32>, GenerationError> {
@@ -200,7 +201,11 @@ impl Generation {
         if let Some((row, _)) = wrong.min_by_key(|(row, _)| row.number) {
             return Err(GenerationError::NotFinite {
                 row: row.number,
-                position: row.begins + row.tokens.len(),
+                position: row.prompt.len() + row.tokens.len(),
+                place: first_not_finite_of_text(
+                    model,
+                    &[row.prompt.as_slice(), &row.tokens].concat(),
+                ),
             });
         }
         Ok(drawn.into_iter().flatten().collect())
@@ -246,8 +251,8 @@ mod tests {
 
     use super::*;
     use crate::data::{TokenBatcher, pack};
-    use crate::model::PlainLlama;
     use crate::model::fixture::{broken_model, model, model_on};
+    use crate::model::{Place, PlainLlama};
 
     const VOCAB: usize = 61;
     const PROMPTS: [[u32; 3]; 4] = [[1, 5, 9], [1, 40, 7], [1, 3, 3], [1, 60, 21]];
@@ -467,7 +472,8 @@ mod tests {
             error.unwrap_err(),
             GenerationError::NotFinite {
                 row: 3,
-                position: 3
+                position: 3,
+                place: Some(Place::Embedding),
             }
         ));
     }

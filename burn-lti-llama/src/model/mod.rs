@@ -22,6 +22,7 @@
 
 mod attention;
 mod error;
+mod finite;
 mod generate;
 mod layer;
 mod llama;
@@ -32,6 +33,7 @@ mod sampling;
 pub use attention::{Attention, Seen};
 pub use burn_lti::kernels::{AttentionMask, KvCache};
 pub use error::GenerationError;
+pub use finite::{NotFinite, Place, first_not_finite};
 pub use generate::{Generation, NewText, Texts};
 pub use layer::LlamaLayer;
 pub use llama::{LearningLlama, Llama, LlamaContext, PackedLlama, PlainLlama};

@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::report::{count, thousands};
-use crate::data::{self, DataError, Document};
+use crate::data::{self, DataError, Document, LossOn, Tokens};
 use crate::recipe::Recipe;
-use crate::tokenizer::{ChatError, Tokenizer, TokenizerError};
+use crate::tokenizer::Tokenizer;
 
 /// How much text there is. Tokens are counted in the first documents, and by their length in the others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -18,6 +18,9 @@ pub struct TextPlan {
     pub held_out: usize,
     /// About how many tokens the first have.
     pub tokens: f64,
+    /// Of these, about how many count, where not all do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted: Option<f64>,
     /// About how many sequences of the shortest length those make.
     pub sequences: f64,
     /// How often the training reads them.
@@ -34,16 +37,13 @@ impl TextPlan {
     ///
     /// [`DataError`]: a text cannot be read, or made tokens of.
     pub(crate) fn of(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Self, DataError> {
-        let field = recipe.data.field.as_deref();
+        let (field, loss_on) = (recipe.data.field.as_deref(), recipe.data.loss_on);
         let read = |paths| -> Result<Vec<Document>, DataError> {
             let mut documents = Vec::new();
             for file in data::text_files(paths)? {
                 let of_file = data::read_documents(&file, field)?;
-                let talks = |it: &Document| matches!(it, Document::Messages(_));
-                if tokenizer.chat().is_none() && of_file.iter().any(talks) {
-                    let source = TokenizerError::from(ChatError::None);
-                    return Err(DataError::Tokenize { file, source });
-                }
+                let checked = data::check_kind(&of_file, tokenizer, loss_on);
+                checked.map_err(|source| DataError::Tokenize { file, source })?;
                 documents.extend(of_file);
             }
             Ok(documents)
@@ -59,13 +59,21 @@ impl TextPlan {
         let counted = counted.count();
         train.truncate(counted);
         let of_counted = size(&train);
-        let tokens = data::encode(tokenizer, train).map_err(|source| DataError::Tokenize {
+        let tokens = data::tokens_of(tokenizer, train, loss_on);
+        let tokens = tokens.map_err(|source| DataError::Tokenize {
             file: recipe.data.train[0].clone(),
             source,
         })?;
         let seq_len = recipe.train.seq_len.shortest();
-        let all: usize = tokens.iter().map(Vec::len).sum();
-        let sequences = data::pack_each(tokens, &[seq_len], recipe.data.documents).len();
+        let all: usize = tokens.iter().map(|tokens| tokens.ids.len()).sum();
+        let counting = |tokens: &Tokens| tokens.counts.iter().filter(|counts| **counts).count();
+        let counted: usize = tokens.iter().map(counting).sum();
+        if loss_on == LossOn::Assistant && counted == 0 {
+            return Err(DataError::NoAssistant {
+                files: recipe.data.train.clone(),
+            });
+        }
+        let sequences = data::pack_each_tokens(tokens, &[seq_len], recipe.data.documents).len();
         let part = bytes.max(1) as f64 / of_counted.max(1) as f64;
         let (tokens, sequences) = (all as f64 * part, sequences as f64 * part);
         let read = (recipe.train.steps as f64) * recipe.train.batch_size as f64;
@@ -73,6 +81,7 @@ impl TextPlan {
             documents,
             held_out,
             tokens,
+            counted: (loss_on == LossOn::Assistant).then_some(counted as f64 * part),
             sequences,
             epochs: read / sequences.max(1.0),
         })
@@ -86,11 +95,15 @@ fn size(documents: &[Document]) -> usize {
 /// `1,234 documents, about 150,000 tokens: 590 sequences, read 6.8 times; 80 documents held out`
 impl fmt::Display for TextPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = self.counted.map_or_else(String::new, |counted| {
+            format!(", of which about {} count", thousands(counted as usize))
+        });
         write!(
             f,
-            "{}, about {} tokens: {} sequences, read {:.1} times; {} held out",
+            "{}, about {} tokens{}: {} sequences, read {:.1} times; {} held out",
             count(self.documents, "document", "documents"),
             thousands(self.tokens as usize),
+            counted,
             thousands(self.sequences as usize),
             self.epochs,
             count(self.held_out, "document", "documents"),

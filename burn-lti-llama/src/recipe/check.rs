@@ -186,6 +186,7 @@ impl Checks<'_> {
             valid: _,
             field: _,
             documents: _,
+            loss_on: _,
             on_policy,
             on_policy_temperature,
             on_policy_prompt,

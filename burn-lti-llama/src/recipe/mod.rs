@@ -18,14 +18,14 @@ mod shard_size;
 pub(crate) mod suggest;
 mod weights;
 
-use std::fs;
 use std::path::{Path, absolute};
 
 use burn_lti::calibration::Budget;
+use burn_lti::files::read_text_at_most;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use crate::config::{hub_repository, model_folder};
+use crate::config::{ConfigError, LlamaConfig, hub_repository, model_folder};
 use crate::data::with_home;
 use crate::hf::WeightType;
 
@@ -97,6 +97,20 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The longest file of one.
+    const MOST_BYTES: u64 = 1 << 20;
+
+    /// The configuration of its teacher, read over the fields that `teacher.accept` names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] of what `config.json` says, or of a field that needs no acceptance.
+    pub fn teacher_config(&self) -> Result<LlamaConfig, ConfigError> {
+        let TeacherSection { path, accept, .. } = &self.teacher;
+        let config = LlamaConfig::from_dir_accepting(path, accept)?;
+        LlamaConfig::check_accepted(accept, &[&config])?;
+        Ok(config)
+    }
+
     /// What its training changes: see [`LtiSection::train`].
     pub fn trained(&self) -> Trained {
         let has_maps = self.phase2.is_some()
@@ -148,7 +162,7 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Read`] if the file cannot be read, else as [`Self::parse`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let read = || Ok((fs::read_to_string(path)?, absolute(path)?));
+        let read = || Ok((read_text_at_most(path, Self::MOST_BYTES)?, absolute(path)?));
         let (text, path) = read().map_err(|source| RecipeError::Read {
             path: path.to_path_buf(),
             source,

@@ -14,7 +14,7 @@ use super::choice::{
     Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
-use crate::data::Documents;
+use crate::data::{Documents, LossOn};
 use crate::hf::WeightType;
 
 /// `[teacher]`
@@ -31,6 +31,10 @@ pub struct TeacherSection {
     /// Folder of top-k files in which the teacher's most likely tokens were kept, to learn from in
     /// place of its logits. Default: none.
     pub cache: Option<PathBuf>,
+    /// Fields of the teacher's `config.json` that are not known here, may change what it computes, and are read over
+    /// all the same. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<String>,
 }
 
 /// `[student]`: what of the teacher's shape is another. Whatever is not given is the teacher's.
@@ -483,4 +487,8 @@ pub struct DataSection {
     /// seen of the others, or `joined`, end to end as one text. Default: `apart`.
     #[serde(default)]
     pub documents: Documents,
+    /// What the loss counts: `all` tokens, or those that the `assistant` says in conversations, with what ends its
+    /// turns; then all documents have to be conversations. Default: `all`.
+    #[serde(default)]
+    pub loss_on: LossOn,
 }

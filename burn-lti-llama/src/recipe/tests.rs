@@ -1,6 +1,7 @@
 //! Tests of the recipe.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};
@@ -9,7 +10,7 @@ use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, MapKind, Start};
 
 use super::*;
-use crate::data::Documents;
+use crate::data::{Documents, LossOn};
 
 /// The least that a recipe can say.
 const LEAST: &str = r#"
@@ -90,6 +91,7 @@ const FULL: &str = r#"
         train = ["train.txt"]
         valid = ["valid.txt"]
         documents = "joined"
+        loss_on = "assistant"
     "#;
 
 /// A map that grows.
@@ -202,6 +204,7 @@ fn fills_in_the_defaults() {
     assert_eq!(recipe.weights, WeightsSection::default());
     let calibration = recipe.calibration;
     assert_eq!(recipe.data.documents, Documents::Apart);
+    assert_eq!(recipe.data.loss_on, LossOn::All);
     assert_eq!(calibration.text, None);
     assert_eq!((calibration.sequences, calibration.rounds), (256, 2));
     assert_eq!(calibration.feed_forward, FeedForward::Keep);
@@ -308,6 +311,7 @@ fn reads_every_key() {
     assert_eq!((keep_checkpoints, patience), (3, Some(4)));
     assert!(tensorboard);
     assert_eq!(recipe.data.documents, Documents::Joined);
+    assert_eq!(recipe.data.loss_on, LossOn::Assistant);
     assert_eq!(
         recipe.weights,
         WeightsSection {
@@ -531,6 +535,7 @@ fn names_unknown_values() {
         ),
         ("phase2.train=maps", "phase2.train", None),
         ("data.documents=join", "data.documents", Some("joined")),
+        ("data.loss_on=asistant", "data.loss_on", Some("assistant")),
     ] {
         let text = refused(setting).to_string();
         assert!(text.contains(&format!(": `{key}` cannot be \"")), "{text}");

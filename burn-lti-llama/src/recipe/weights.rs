@@ -59,7 +59,20 @@ impl WeightsSection {
     }
 }
 
+/// Bytes of a pattern, at most: its compiled form may take a thousand times as many.
+const LONGEST: usize = 4096;
+
 fn compile(path: &Path, key: &'static str, pattern: &str) -> Result<Regex, RecipeError> {
+    if pattern.len() > LONGEST {
+        return Err(RecipeError::Refused {
+            path: path.to_path_buf(),
+            key: key.to_owned(),
+            rule: format!(
+                "holds a pattern of {} bytes, and {LONGEST} are the most: write it shorter, or as several",
+                pattern.len()
+            ),
+        });
+    }
     Regex::new(pattern).map_err(|source| RecipeError::Pattern {
         path: path.to_path_buf(),
         key,
@@ -156,6 +169,19 @@ mod tests {
                 assert!(error.to_string().contains(part), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_pattern_that_is_too_long_is_refused_with_the_bound() {
+        let error = check(WeightsSection {
+            freeze: vec!["x".repeat(LONGEST + 1)],
+            ..WeightsSection::default()
+        });
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains("`weights.freeze` holds a pattern of 4097 bytes, and 4096"),
+            "{text}"
+        );
     }
 
     #[test]

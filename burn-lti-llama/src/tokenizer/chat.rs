@@ -1,19 +1,25 @@
 //! [`ChatTemplate`]: how an instruct model is talked to.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use burn_lti::files::read_text_at_most;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
-use minijinja::{Environment, Error as JinjaError, ErrorKind};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, State};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// The file that holds the template; it goes before what `tokenizer_config.json` says.
 const FILE: &str = "chat_template.jinja";
+/// Around what a template marks as an assistant's, where that is asked for: characters that are in no text.
+pub(super) const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
+/// Whether what a template marks is to be marked in its text.
+const MARK: &str = "mark_generation";
+/// The longest template.
+const MOST_BYTES: u64 = 1 << 20;
 /// The template in the environment.
 const NAME: &str = "chat";
 
@@ -38,6 +44,18 @@ impl Message {
             .map_or(0, str::len)
     }
 
+    /// Who says it.
+    pub(crate) fn role(&self) -> Option<&str> {
+        self.0.get("role")?.as_str()
+    }
+
+    /// The message with other words.
+    pub(super) fn with_content(&self, content: &str) -> Self {
+        let mut fields = self.0.clone();
+        fields.insert("content".into(), json!(content));
+        Self(fields)
+    }
+
     /// A message that was read, if it has a role.
     pub(crate) fn of(value: &Value) -> Option<Self> {
         let fields = value.as_object()?;
@@ -50,6 +68,8 @@ impl Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// Whether it marks what an assistant says.
+    has_marks: bool,
     /// Where it is from, which errors name.
     file: PathBuf,
     bos_token: String,
@@ -76,6 +96,18 @@ pub enum ChatError {
         /// Where and why.
         source: JinjaError,
     },
+    /// What an assistant says cannot be told from the rest.
+    #[error(
+        "the chat template in {file} writes message {message} of a conversation in another way when more follow, so \
+         that the assistant's words cannot be told from the rest: mark them there with {{% generation %}}, or set \
+         data.loss_on = \"all\""
+    )]
+    Turns {
+        /// Where the template is from.
+        file: PathBuf,
+        /// Which message, from 1.
+        message: usize,
+    },
     /// There is no template.
     #[error(
         "the model has no chat template ({FILE}, or `chat_template` in tokenizer_config.json): it is no \
@@ -93,7 +125,7 @@ impl ChatTemplate {
         [bos_token, eos_token]: [String; 2],
     ) -> Result<Option<Self>, ChatError> {
         let file = dir.join(FILE);
-        let (text, file) = match fs::read_to_string(&file) {
+        let (text, file) = match read_text_at_most(&file, MOST_BYTES) {
             Ok(text) => (Some(text), file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let named = |all: &Vec<Value>| {
@@ -113,12 +145,14 @@ impl ChatTemplate {
             Err(source) => return Err(ChatError::Read { file, source }),
         };
         let template = |text: String| {
+            let has_marks = GENERATION.is_match(&text);
             let environment = environment(text).map_err(|source| ChatError::Template {
                 file: file.clone(),
                 source,
             })?;
             Ok(Self {
                 environment,
+                has_marks,
                 file: file.clone(),
                 bos_token,
                 eos_token,
@@ -134,7 +168,35 @@ impl ChatTemplate {
     ///
     /// [`ChatError::Template`]: the template refuses the messages, or does what is not known here.
     pub fn render(&self, messages: &[Message], answer: bool) -> Result<String, ChatError> {
+        self.render_with(messages, answer, false)
+    }
+
+    /// The text of a conversation with [`MARKS`] around what the template marks.
+    pub(super) fn render_marked(&self, messages: &[Message]) -> Result<String, ChatError> {
+        self.render_with(messages, false, true)
+    }
+
+    /// Whether the template marks what an assistant says.
+    pub(super) const fn has_marks(&self) -> bool {
+        self.has_marks
+    }
+
+    /// The error of a message that cannot be told from the rest.
+    pub(super) fn no_turn(&self, message: usize) -> ChatError {
+        ChatError::Turns {
+            file: self.file.clone(),
+            message,
+        }
+    }
+
+    fn render_with(
+        &self,
+        messages: &[Message],
+        answer: bool,
+        marks: bool,
+    ) -> Result<String, ChatError> {
         let context = json!({
+            MARK: marks,
             "messages": messages,
             "add_generation_prompt": answer,
             "bos_token": self.bos_token,
@@ -151,18 +213,19 @@ impl ChatTemplate {
     }
 }
 
+/// transformers' mark of what an assistant says, which changes nothing in the text.
+static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+        .unwrap_or_else(|_| unreachable!("the pattern is one"))
+});
+
 /// As transformers sets Jinja up for chat templates.
 fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
-    /// transformers' mark of what an assistant says, which changes nothing in the text.
-    static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-            .unwrap_or_else(|_| unreachable!("the pattern is one"))
-    });
     let text = GENERATION.replace_all(&text, |found: &regex::Captures<'_>| {
         let what = if found.get(2).is_some() {
-            "endif"
+            "endfilter"
         } else {
-            "if true"
+            "filter generation"
         };
         format!("{}{what}{}", &found[1], &found[3])
     });
@@ -184,8 +247,18 @@ fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
         chrono::Local::now().format(&format).to_string()
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("generation", marked);
     environment.add_template_owned(NAME, text.into_owned())?;
     Ok(environment)
+}
+
+/// What a template marks, with marks around it where they are asked for.
+fn marked(state: &State<'_, '_>, text: String) -> String {
+    let [begin, end] = MARKS;
+    match state.lookup(MARK).is_some_and(|marks| marks.is_true()) {
+        true => format!("{begin}{text}{end}"),
+        false => text,
+    }
 }
 
 /// As Python's `json.dumps`: spaces after commas and colons, nothing escaped for HTML.

@@ -309,3 +309,26 @@ fn a_conversation_is_rendered_as_transformers_does() {
     assert!(load(&["$A"], &json!({"chat_template": "{% if %}"})).is_err());
     assert!(fixture::tokenizer().chat().is_none());
 }
+
+#[test]
+fn a_long_text_is_read_in_pieces_and_has_its_ends_once() {
+    let words = BATCH_BYTES / 8 + 1000;
+    let text = "the cat ".repeat(words);
+    let tokenizer = fixture::tokenizer();
+    let expected = |begin: &[u32], end: &[u32]| [begin, &[THE, CAT].repeat(words), end].concat();
+    assert!(tokenizer.encode_document(&text).unwrap() == expected(&[BOS], &[EOS]));
+    let pieces = tokenizer.pieces.get().unwrap().as_ref().unwrap();
+    assert!(pieces.cut(&text).len() > 8);
+    let documents = tokenizer.encode_documents(&["cat", &text, "the"]).unwrap();
+    assert_eq!(documents[0], [BOS, CAT, EOS]);
+    assert!(documents[1] == expected(&[BOS], &[EOS]));
+    assert_eq!(documents[2], [BOS, THE, EOS]);
+    assert!(tokenizer.encode_as_it_is(&text).unwrap() == expected(&[], &[]));
+    assert!(tokenizer.encode_prompt(&text).unwrap() == expected(&[BOS], &[]));
+    // A token that the model has no embedding for is found in the last piece too.
+    let small = fixture::tokenizer().for_model(CAT as usize).unwrap();
+    let error = small
+        .encode_document(&format!("{}cat", "the ".repeat(2 * words)))
+        .unwrap_err();
+    assert!(error.to_string().contains("gives token 4"), "{error}");
+}

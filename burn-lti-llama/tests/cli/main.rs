@@ -4,6 +4,7 @@
 
 mod chat;
 mod compare;
+mod inputs;
 mod lengths;
 mod runs;
 mod sample;

@@ -107,3 +107,101 @@ fn a_corpus_that_cannot_be_is_an_error_before_any_work() {
     let errors = workshop.fail(&sample("a.jsonl", &["--temperature", "0"]));
     assert!(errors.contains("temperature"), "{errors}");
 }
+
+#[test]
+fn prompts_of_a_file_are_gone_on_with_in_turn_and_conversations_are_answered() {
+    let workshop = Workshop::new();
+    fs::write(workshop.path("lines.txt"), "w5 w9\n\nw7\nw8 w3 w4\n").unwrap();
+    workshop.succeed(&[
+        "sample-corpus",
+        "--model",
+        "teacher",
+        "--out",
+        "a.jsonl",
+        "--prompts",
+        "lines.txt",
+        "--temperature",
+        "2",
+    ]);
+    let begins = ["w5 w9", "w7", "w8 w3 w4"];
+    let documents = read_documents(&workshop.path("a.jsonl"));
+    assert_eq!(documents.len(), 3);
+    assert!(
+        documents
+            .iter()
+            .zip(begins)
+            .all(|(text, begin)| text.starts_with(begin)),
+        "{documents:?}"
+    );
+    // As often as it takes.
+    workshop.succeed(&sample("b.jsonl", &["--prompts", "lines.txt"]));
+    let many = read_documents(&workshop.path("b.jsonl"));
+    assert!(many.len() > 3 && many[..3] == documents, "{many:?}");
+    assert!(
+        many.iter()
+            .zip(begins.iter().cycle())
+            .all(|(text, begin)| text.starts_with(begin))
+    );
+
+    let asked = r#"{"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w9"}]}
+        {"prompt": [{"role": "user", "content": "w7 w8"}]}"#;
+    fs::write(workshop.path("asked.jsonl"), asked).unwrap();
+    let answer = [
+        "sample-corpus",
+        "--model",
+        "teacher",
+        "--out",
+        "c.jsonl",
+        "--prompts",
+        "asked.jsonl",
+        "--temperature",
+        "2",
+    ];
+    let errors = workshop.fail(&answer);
+    assert!(errors.contains("chat_template.jinja"), "{errors}");
+    let template = "{% for message in messages %}{{ message.content }} {% endfor %}{% if add_generation_prompt %}w6{% endif %}";
+    fs::write(workshop.path("teacher/chat_template.jinja"), template).unwrap();
+    workshop.succeed(&answer);
+    let answered = data::read_documents(&workshop.path("c.jsonl"), None).unwrap();
+    for (document, asked) in answered.iter().zip(["w5", "w7 w8"]) {
+        let Document::Messages(messages) = document else {
+            panic!("{document:?}");
+        };
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert_eq!(
+            messages[0],
+            burn_lti_llama::tokenizer::Message::new("user", asked)
+        );
+        let said = serde_json::to_value(&messages[1]).unwrap();
+        assert_eq!(said["role"], "assistant");
+        let words = said["content"].as_str().unwrap();
+        assert!(
+            !words.is_empty() && !words.contains("</s>") && !words.starts_with(asked),
+            "{words}"
+        );
+    }
+    assert_eq!(answered.len(), 2);
+    // Students learn from them.
+    let on = [
+        "--set",
+        "data.train=['c.jsonl']",
+        "--set",
+        "data.loss_on=assistant",
+    ];
+    let held_out = ["--set", "data.valid=['c.jsonl']"];
+    workshop.succeed(
+        &[
+            &["distill", "recipe.toml", "--out", "o"],
+            &on[..],
+            &held_out,
+        ]
+        .concat(),
+    );
+    let long = format!("{}\n", "w5 ".repeat(80));
+    fs::write(workshop.path("lines.txt"), long).unwrap();
+    let errors = workshop.fail(&sample("d.jsonl", &["--prompts", "lines.txt"]));
+    assert!(
+        errors.contains("prompt 1: ") && errors.contains("--document-tokens"),
+        "{errors}"
+    );
+}

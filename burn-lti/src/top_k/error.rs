@@ -19,7 +19,7 @@ pub enum CacheError {
         folder: PathBuf,
     },
     /// A file cannot be read.
-    #[error("cannot read {file}: bring it back, or write the cache again in an empty folder")]
+    #[error("cannot read {file}: bring it back, or {AGAIN}")]
     Read {
         /// The file.
         file: PathBuf,
@@ -60,8 +60,8 @@ pub enum CacheError {
 }
 
 /// The way out of a shard that was finished and is so no longer.
-pub(super) const AGAIN: &str = "take its entry and those after it out of index.json, then run `burn-lti \
-                                cache-teacher` again to write it anew";
+pub(super) const AGAIN: &str = "run `burn-lti cache-teacher` again as it was run, with this folder as --out: it \
+                                writes this shard and those after it anew";
 
 impl CacheError {
     /// Names the file of an input/output error: `map_err(CacheError::reading(path))`.

@@ -16,7 +16,7 @@ pub(super) const INDEX: &str = "index.json";
 /// The layout that this program writes and reads.
 const SCHEMA: u32 = 1;
 /// The way out of an index that cannot be used.
-const ANEW: &str = "write the cache again in an empty folder";
+const ANEW: &str = "write the cache again with `burn-lti cache-teacher` in an empty folder";
 /// How many differences an error lists.
 const LISTED: usize = 10;
 

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::f16;
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::error::AGAIN;
@@ -18,7 +20,7 @@ use crate::files::{HeaderError, safetensors_header, sha256};
 /// Many times the header of a shard. A longer one might ask for more memory than there is.
 const MAX_HEADER: u64 = 1 << 20;
 
-/// A finished cache, opened and checked but not read.
+/// A finished cache, opened but not read. A shard is checked when the first of its rows is asked for.
 ///
 /// Its shards are mapped into memory: who changes one in place meanwhile changes the rows, and who
 /// cuts one off ends the program. [`CacheWriter`](super::CacheWriter) does neither, it replaces files.
@@ -38,13 +40,15 @@ pub(super) struct Shard {
     map: Mmap,
     /// Where in the map each field is, in the order of [`Field::ALL`].
     ranges: Vec<Range<usize>>,
+    /// Set once the contents were checked and found right.
+    is_right: OnceLock<()>,
 }
 
 impl TeacherCache {
     /// Opens the cache in `dir`.
     ///
-    /// Index and headers are checked, the contents are not: for that there is
-    /// [`verify_files`](Self::verify_files).
+    /// Index and headers are checked. The contents of a shard are when [`gather`](Self::gather) first reads of
+    /// it, or all by [`verify_files`](Self::verify_files).
     ///
     /// # Errors
     ///
@@ -75,12 +79,14 @@ impl TeacherCache {
         self.header.rows
     }
 
-    /// The rows with these numbers, from 0, in this order; one can be had more than once.
+    /// The rows with these numbers, from 0, in this order; one can be had more than once. A shard that is read
+    /// for the first time is checked as by [`verify_files`](Self::verify_files).
     ///
     /// # Errors
     ///
     /// - [`CacheError::Mismatch`]: the cache has less rows.
-    /// - [`CacheError::Token`]: a mask is neither 0 nor 1.
+    /// - [`CacheError::Shard`]: a shard is not the file that was written.
+    /// - [`CacheError::Token`]: a token of a shard breaks [the laws](super#laws).
     pub fn gather(&self, rows: &[usize]) -> Result<TopKRows, CacheError> {
         let mut gathered = TopKRows::default();
         for &row in rows {
@@ -93,6 +99,10 @@ impl TeacherCache {
             let next = self.shards.partition_point(|shard| shard.first_row <= row);
             // The first shard begins with row 0, so that there is one before `next`.
             let shard = &self.shards[next - 1];
+            if shard.is_right.get().is_none() {
+                shard.check(&self.header)?;
+                shard.is_right.get_or_init(|| ());
+            }
             shard.read(row - shard.first_row, &self.header, &mut gathered)?;
         }
         Ok(gathered)
@@ -106,16 +116,8 @@ impl TeacherCache {
     /// Of the first shard, row and token that is wrong: [`CacheError::Shard`] or
     /// [`CacheError::Token`].
     pub fn verify_files(&self) -> Result<(), CacheError> {
-        for shard in &self.shards {
-            shard.check_hash()?;
-            for row in 0..shard.rows {
-                let mut rows = TopKRows::default();
-                shard.read(row, &self.header, &mut rows)?;
-                check_rows(&self.header, &rows)
-                    .map_err(|breach| shard.broken(Breach { row, ..breach }))?;
-            }
-        }
-        Ok(())
+        let mut shards = self.shards.iter();
+        shards.try_for_each(|shard| shard.check(&self.header))
     }
 }
 
@@ -140,11 +142,25 @@ impl Shard {
             sha256: entry.sha256.clone(),
             map,
             ranges,
+            is_right: OnceLock::new(),
         })
     }
 
+    /// Checks that the file is the one that was written, and that each token keeps the laws: the error is that of
+    /// the first row that does not.
+    pub(super) fn check(&self, header: &CacheHeader) -> Result<(), CacheError> {
+        self.check_hash()?;
+        let check_row = |row| {
+            let mut rows = TopKRows::default();
+            self.read(row, header, &mut rows)?;
+            check_rows(header, &rows).map_err(|breach| self.broken(Breach { row, ..breach }))
+        };
+        let checked = (0..self.rows).into_par_iter().map(check_row);
+        checked.find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
     /// Checks that the file is the one that the index means.
-    pub(super) fn check_hash(&self) -> Result<(), CacheError> {
+    fn check_hash(&self) -> Result<(), CacheError> {
         let found = sha256(&self.map);
         match found == self.sha256 {
             true => Ok(()),

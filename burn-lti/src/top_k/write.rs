@@ -28,41 +28,45 @@ pub struct CacheWriter {
     index: Index,
     rows_per_shard: usize,
     pending: TopKRows,
+    damage: Option<CacheError>,
 }
 
 impl CacheWriter {
     /// A writer of the cache in `dir`, which is made if it is not there.
     ///
-    /// If there is a cache already, it has to be of this `header`, and its shards have to be those that
-    /// were written: their sizes and hashes are compared. What a killed writer has left unfinished is
-    /// removed.
+    /// If there is a cache already, it has to be of this `header`. Its shards are checked: from the first that is
+    /// not as it was written, they are to be written anew ([`damage`](Self::damage) says why). What a killed
+    /// writer has left unfinished is removed.
     ///
     /// # Errors
     ///
     /// - [`CacheError::Mismatch`]: there cannot be such a cache, the folder has files but no cache, or a
     ///   cache of another header, with what differs.
     /// - [`CacheError::Index`]: the cache's index cannot be used.
-    /// - [`CacheError::Shard`]: a shard is not the one that was written.
     /// - [`CacheError::Read`], [`CacheError::File`]: the system.
     pub fn create_or_resume(dir: &Path, header: CacheHeader) -> Result<Self, CacheError> {
         header.check()?;
         fs::create_dir_all(dir).map_err(FileError::writing(dir))?;
-        let index = match Index::read(dir) {
+        let mut index = match Index::read(dir) {
             Ok(index) => index,
             Err(CacheError::Missing { .. }) => create(dir, &header)?,
             Err(error) => return Err(error),
         };
         index.header.check_same(&header, dir)?;
-        for entry in &index.shards {
-            Shard::open(dir, &header, entry)?.check_hash()?;
-        }
+        let damage = drop_damaged(dir, &mut index)?;
         remove_unfinished(dir)?;
         Ok(Self {
             dir: dir.into(),
             index,
             rows_per_shard: ROWS_PER_SHARD,
             pending: TopKRows::default(),
+            damage,
         })
+    }
+
+    /// Why shards of a cache that was there are written anew, if some are.
+    pub const fn damage(&self) -> Option<&CacheError> {
+        self.damage.as_ref()
     }
 
     /// Writes a shard as soon as there are so many rows, instead of 64. A shard has more where the last
@@ -179,6 +183,28 @@ fn create(dir: &Path, header: &CacheHeader) -> Result<Index, CacheError> {
     let index = Index::new(header.clone());
     write_index(dir, &index)?;
     Ok(index)
+}
+
+/// Takes the first shard that is not as it was written out of the index, with those after it, and says what is wrong
+/// with it.
+fn drop_damaged(dir: &Path, index: &mut Index) -> Result<Option<CacheError>, CacheError> {
+    let header = &index.header;
+    let check = |entry| Shard::open(dir, header, entry)?.check(header);
+    let checked = index.shards.iter().map(check);
+    let first = (0..)
+        .zip(checked)
+        .find_map(|(number, it)| Some((number, it.err()?)));
+    let Some((number, damage)) = first else {
+        return Ok(None);
+    };
+    match &damage {
+        CacheError::Read { source, .. } if source.kind() != io::ErrorKind::NotFound => Err(damage),
+        _ => {
+            index.shards.truncate(number);
+            write_index(dir, index)?;
+            Ok(Some(damage))
+        }
+    }
 }
 
 fn remove_unfinished(dir: &Path) -> Result<(), CacheError> {

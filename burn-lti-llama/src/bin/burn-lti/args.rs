@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
-use burn_lti_llama::data::Documents;
+use burn_lti_llama::data::{Documents, LossOn};
 use burn_lti_llama::hf::WeightType;
+use burn_lti_llama::recipe::{Recipe, RecipeError};
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
@@ -144,6 +145,32 @@ pub(crate) struct RecipeArgs {
     /// Override a key of the recipe, as in `--set train.steps=50`. May be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+}
+
+impl RecipeArgs {
+    /// The recipe, with what stands beside it on the command line.
+    pub(crate) fn load(&self) -> Result<Recipe, RecipeError> {
+        let mut recipe = Recipe::load(&self.recipe, &self.set)?;
+        let accept = &mut recipe.teacher.accept;
+        let more = self
+            .accept
+            .accept
+            .iter()
+            .filter(|field| !accept.contains(field));
+        let more: Vec<String> = more.cloned().collect();
+        accept.extend(more);
+        Ok(recipe)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AcceptArg {
+    /// Read over a field of config.json that is not known here, at your own risk: it may change what the model
+    /// computes. May be given several times.
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) accept: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -194,6 +221,14 @@ fn documents() -> impl TypedValueParser<Value = Documents> {
         documents.ok_or("no layout of documents")
     };
     PossibleValuesParser::new(Documents::ALL.map(Documents::name)).try_map(named)
+}
+
+fn loss_on() -> impl TypedValueParser<Value = LossOn> {
+    let named = |name: String| {
+        let loss_on = LossOn::ALL.into_iter().find(|what| what.name() == name);
+        loss_on.ok_or("nothing that a loss is on")
+    };
+    PossibleValuesParser::new(LossOn::ALL.map(LossOn::name)).try_map(named)
 }
 
 #[derive(Debug, Args)]
@@ -319,6 +354,9 @@ pub(crate) struct EvalArgs {
     /// The field of a record that holds the document. `text`, `messages`, or `prompt` and `completion` unless given.
     #[arg(long, value_name = "NAME")]
     pub(crate) field: Option<String>,
+    /// What counts: all, or what the assistant says in conversations.
+    #[arg(long, default_value_t, value_name = "WHAT", value_parser = loss_on())]
+    pub(crate) loss_on: LossOn,
     /// Tokens in a sequence.
     #[arg(long, default_value = "128", value_name = "TOKENS")]
     pub(crate) seq_len: NonZeroUsize,
@@ -337,6 +375,8 @@ pub(crate) struct EvalArgs {
     pub(crate) max_sequences: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
@@ -429,6 +469,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
+    pub(crate) accept: AcceptArg,
+    #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
@@ -445,9 +487,10 @@ pub(crate) struct SampleCorpusArgs {
     /// Replace FILE if it exists.
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// Tokens of all documents together; the last document is whole, so there may be a few more.
-    #[arg(long, default_value = "32768", value_name = "N")]
-    pub(crate) tokens: NonZeroUsize,
+    /// Tokens of all documents together; the last document is whole, so there may be a few more. 32768 if absent, or
+    /// with --prompts as many as take a document for each.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<NonZeroUsize>,
     /// The most tokens of a document; 256, or as many as the model reads, if absent.
     #[arg(long, value_name = "N")]
     pub(crate) document_tokens: Option<NonZeroUsize>,
@@ -467,8 +510,15 @@ pub(crate) struct SampleCorpusArgs {
     /// The text that every document begins with; BOS alone if absent.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
+    /// What documents begin with in turn: a file of a text a line (`.txt`), or of objects with a text or a
+    /// conversation `prompt`, or `messages` (`.jsonl`, `.json`, `.csv`, `.parquet`). A conversation is answered, and
+    /// written as `messages`.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompts: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
@@ -500,6 +550,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) tokens: usize,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
 }

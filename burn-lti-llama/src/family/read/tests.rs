@@ -1,5 +1,7 @@
 //! Tests of the configuration.
 
+use std::fs;
+
 use burn_lti::geometry::HeadGrid;
 
 use super::*;
@@ -474,4 +476,49 @@ fn what_is_no_model_is_named_for_what_it_is() {
         error.to_string().contains("hf download nobody/nothing"),
         "{error}"
     );
+}
+
+#[test]
+fn an_unknown_field_may_be_accepted_by_its_name_and_no_other_one() {
+    let mut config = stories260k();
+    config["residual_scale"] = 2.into();
+    config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0, "twist": 1});
+    let text = config.to_string();
+    let read = |accept: &[&str]| {
+        let accept: Vec<String> = accept.iter().map(|&name| name.to_owned()).collect();
+        let config = LlamaConfig::read(&text, Path::new("dir/config.json"), &accept)?;
+        LlamaConfig::check_accepted(&accept, &[&config])?;
+        Ok::<_, ConfigError>(config)
+    };
+    let both = ["residual_scale", "rope_parameters.twist"];
+    let found = read(&both).unwrap();
+    assert_eq!(found.source.accepted(), both);
+    assert_eq!(found.to_json()["residual_scale"], 2);
+    // What is refused says how it is accepted.
+    let says = |accept: &[&str], parts: &[&str]| {
+        let error = read(accept).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    };
+    says(
+        &both[..1],
+        &[
+            "`rope_parameters.twist` is not known here",
+            "--accept rope_parameters.twist",
+        ],
+    );
+    says(
+        &["twist", "rope_parameters.twist"],
+        &["--accept residual_scale", "teacher.accept"],
+    );
+    for known in ["hidden_size", "no_such_field"] {
+        let all = [both[0], both[1], known];
+        says(&all, &[&format!("no field `{known}`"), "nothing to accept"]);
+    }
+    // What is known and not computed is none that could be accepted.
+    let error = refused("quantization_config", json!({"bits": 4}));
+    assert_says(&error, "the weights are quantized");
+    let mut config = stories260k();
+    config["quantization_config"] = json!({"bits": 4});
+    let accept = ["quantization_config".to_owned()];
+    LlamaConfig::read(&config.to_string(), Path::new("c"), &accept).unwrap_err();
 }

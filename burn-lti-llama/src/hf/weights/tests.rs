@@ -1,5 +1,7 @@
 //! Tests of reading and writing weights.
 
+use std::fs;
+
 use burn_lti::files::FileError;
 use half::{bf16, f16};
 use serde_json::{Value, json};

@@ -128,31 +128,50 @@ fn an_impossible_header_makes_no_folder() {
 }
 
 #[test]
-fn a_finished_shard_that_was_changed_is_not_gone_on_with() {
+fn a_shard_that_was_changed_or_lost_is_written_anew_with_those_after_it() {
     let (folder, _) = fixture::cache(&header());
-    let path = folder.path().join(SHARD);
-    let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let error = CacheWriter::create_or_resume(folder.path(), header()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("{} has the sha256", path.display())),
-        "{error}"
-    );
+    let shards = names(folder.path()).unwrap().len() - 1;
+    let mut shard = names(folder.path()).unwrap();
+    shard.sort();
+    let second = folder.path().join(&shard[2]);
+    let whole = fs::read(&second).unwrap();
+    let first_row = TeacherCache::open(folder.path()).unwrap().shards[1].first_row;
+    let damage: [(&str, &dyn Fn()); 2] = [
+        ("has the sha256", &|| {
+            let mut bytes = whole.clone();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(&second, bytes).unwrap();
+        }),
+        ("cannot read", &|| fs::remove_file(&second).unwrap()),
+    ];
+    for (says, damage) in damage {
+        damage();
+        let opened = TeacherCache::open(folder.path());
+        let error = opened
+            .and_then(|cache| cache.gather(&[0, first_row]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(says) && error.contains("burn-lti cache-teacher"),
+            "{error}"
+        );
 
-    // The way out that the error names.
-    fixture::edit_index(folder.path(), |index| {
-        index["shards"] = serde_json::json!([])
-    });
-    let mut writer = writer(folder.path(), &header());
-    push(&mut writer, &[0, 1, 2, 3, 4, 5, 6]);
-    writer.finish().unwrap();
-    TeacherCache::open(folder.path())
-        .unwrap()
-        .verify_files()
-        .unwrap();
+        // The way out that the error names.
+        let mut writer = writer(folder.path(), &header());
+        let found = writer.damage().unwrap().to_string();
+        assert!(found.contains(&second.display().to_string()), "{found}");
+        assert_eq!(writer.next_row(), first_row);
+        for row in first_row..7 {
+            push(&mut writer, &[row]);
+        }
+        writer.finish().unwrap();
+        assert_eq!(fs::read(&second).unwrap(), whole);
+        assert_eq!(names(folder.path()).unwrap().len() - 1, shards);
+        TeacherCache::open(folder.path())
+            .unwrap()
+            .verify_files()
+            .unwrap();
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::progress;
 use crate::streams::say;
 
 pub(crate) fn write(args: &CacheTeacherArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     let header = on_backend!(args.backend, write_on(&recipe, args))?;
     let CacheHeader {
         rows, seq_len, k, ..
@@ -46,13 +46,12 @@ fn write_on<A: AutodiffBackend>(
     };
     let listener = progress::listener();
     listener(Event::Stage("asking the teacher"));
-    let done = |done, all| listener(Event::Advanced(done, all));
-    let header = cache_teacher::<A::InnerBackend>(recipe, order, &args.out, device, done)?;
+    let header = cache_teacher::<A::InnerBackend>(recipe, order, &args.out, device, &listener)?;
     Ok(header)
 }
 
 pub(crate) fn verify(args: &VerifyCacheArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     let named = args.cache.clone().or_else(|| recipe.teacher.cache.clone());
     let dir = named.context("give --cache DIR: the recipe has no teacher.cache")?;
     let check = on_backend!(args.backend, verify_on(&recipe, &dir, args))?;

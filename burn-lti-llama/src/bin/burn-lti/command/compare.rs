@@ -4,7 +4,6 @@ use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::map::Start;
 use burn_lti_llama::compare::{CompareDir, CompareError, CompareJob, Comparison, start_named};
-use burn_lti_llama::recipe::Recipe;
 
 use super::interrupted_by_ctrl_c;
 use crate::args::CompareArgs;
@@ -13,7 +12,7 @@ use crate::progress;
 use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     // Every mistake before the folder is made.
     let job = CompareJob::new(&recipe, &starts(args)?, args.seeds)?;
     let out = match args.resume {

@@ -14,7 +14,7 @@ use crate::progress::{self, number, percent};
 use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     if recipe.student.target.is_none() {
         burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
     }

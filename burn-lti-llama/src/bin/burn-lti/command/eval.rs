@@ -1,9 +1,11 @@
 //! `burn-lti eval`
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data;
 use burn_lti_llama::eval::{ByPosition, Evaluation, evaluate, evaluate_by_position};
 use burn_lti_llama::hf;
@@ -40,7 +42,10 @@ enum Found {
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> {
-    let (config, tokenizer) = config_and_tokenizer(&args.teacher)?;
+    let accept = &args.accept;
+    let (config, tokenizer) = config_and_tokenizer(&args.teacher, accept)?;
+    let of_student = LlamaConfig::from_dir_accepting(&args.student, &accept.accept)?;
+    LlamaConfig::check_accepted(&accept.accept, &[&config, &of_student])?;
     let seq_len = args.seq_len.get();
     if seq_len > config.max_position_embeddings {
         bail!(
@@ -51,13 +56,17 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
     let mut sequences = data::load_sequences(
         &args.text,
         args.field.as_deref(),
+        args.loss_on,
         &tokenizer,
         &[seq_len],
         args.documents,
     )?;
     sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
-    let teacher = hf::load_as::<A::InnerBackend>(&args.teacher, args.dtype.dtype, device)?;
-    let student = hf::load_as::<A::InnerBackend>(&args.student, args.dtype.dtype, device)?;
+    let load = |dir: &Path, config: &LlamaConfig| {
+        hf::load_of_config::<A::InnerBackend>(dir, config, args.dtype.dtype, device)
+    };
+    let teacher = load(&args.teacher, &config)?;
+    let student = load(&args.student, &of_student)?;
     if student.config().vocab_size != config.vocab_size {
         bail!(
             "the teacher knows {} tokens and the student {}: they cannot be compared token by token",
@@ -66,7 +75,7 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
         );
     }
     let batches = data::loader(sequences, args.batch_size.get(), None, device);
-    Ok(match args.by_position {
+    let found = match args.by_position {
         false => Found::Whole(evaluate(&student, &teacher, &batches, |_, _| {})),
         true => Found::ByPosition(evaluate_by_position(
             &student,
@@ -74,7 +83,25 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
             &batches,
             |_, _| {},
         )),
-    })
+    };
+    let teacher_is = format!("the teacher in {}", args.teacher.display());
+    let student_is = format!("the student in {}", args.student.display());
+    let (teacher, student) = (
+        (teacher_is.as_str(), &teacher),
+        (student_is.as_str(), &student),
+    );
+    found.all().check_finite(teacher, student, &batches)?;
+    Ok(found)
+}
+
+impl Found {
+    /// Of all tokens.
+    const fn all(&self) -> &Evaluation {
+        match self {
+            Self::Whole(evaluation) => evaluation,
+            Self::ByPosition(ranges) => &ranges.all,
+        }
+    }
 }
 
 fn print(evaluation: &Evaluation) {

@@ -11,7 +11,7 @@ use burn_lti_llama::model::{Generation, PackedLlama, Sampling};
 use burn_lti_llama::tokenizer::{ChatError, Message, Tokenizer};
 use serde_json::json;
 
-use super::config_and_tokenizer;
+use super::{config_and_tokenizer, of_model};
 use crate::args::GenerateArgs;
 use crate::backend::on_backend;
 use crate::streams::{note, say, say_on, tell};
@@ -22,7 +22,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()> {
     let sampling = sampling(args)?;
-    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let (config, tokenizer) = config_and_tokenizer(&args.model, &args.accept)?;
+    LlamaConfig::check_accepted(&args.accept.accept, &[&config])?;
     let prompt = given_prompt(args)?;
     if args.chat && tokenizer.chat().is_none() {
         return Err(ChatError::None.into());
@@ -36,7 +37,9 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
     if let Some(prompt) = &first {
         room(&config, prompt)?;
     }
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
+    let model =
+        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
+            .packed();
     let writer = Writer {
         args,
         sampling,
@@ -123,7 +126,8 @@ impl<B: Backend> Writer<'_, B> {
                 printer.push(token, |ids| tokenizer.decode(ids).ok());
             }
             go_on
-        })?;
+        });
+        let tokens = tokens.with_context(|| of_model(&self.args.model))?;
         let seconds = began.elapsed().as_secs_f64();
         let answer = match tokens.split_last() {
             Some((last, answer)) if tokenizer.is_eos(*last) => answer,

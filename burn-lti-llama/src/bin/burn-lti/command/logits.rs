@@ -6,8 +6,10 @@ use anyhow::{Context, Result, bail};
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::files::write_atomically;
+use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data::{TokenBatcher, encode, pack, read_documents, text_files};
 use burn_lti_llama::hf;
+use burn_lti_llama::model::NotFinite;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -22,7 +24,8 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
     check_replaceable(&args.out, args.overwrite)?;
-    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let (config, tokenizer) = config_and_tokenizer(&args.model, &args.accept)?;
+    LlamaConfig::check_accepted(&args.accept.accept, &[&config])?;
     let mut rows = Vec::new();
     for file in &text_files(&args.text)? {
         let mut documents = read_documents(file, args.field.as_deref())?;
@@ -44,14 +47,15 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &LogitsArgs) -> Result<()> {
         .collect::<Vec<_>>();
     let count = sequences.len();
 
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?;
+    let model =
+        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?;
     let batch = TokenBatcher.batch(sequences, device);
-    let logits: Vec<u8> = model
-        .logits(&batch)
-        .into_data()
-        .iter::<f32>()
-        .flat_map(f32::to_le_bytes)
-        .collect();
+    let logits: Vec<f32> = model.logits(&batch).into_data().iter().collect();
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        let called = format!("the model in {}", args.model.display());
+        NotFinite::check(&called, &model, &batch)?;
+    }
+    let logits: Vec<u8> = logits.into_iter().flat_map(f32::to_le_bytes).collect();
     let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
 
     let views = [

@@ -21,15 +21,21 @@ use burn_lti_llama::recipe::Recipe;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
 
+use crate::args::AcceptArg;
 use crate::progress;
 use crate::streams::tell;
 
 /// The configuration and tokenizer of a model folder, checked against one another.
-fn config_and_tokenizer(dir: &Path) -> Result<(LlamaConfig, Tokenizer)> {
-    let config = LlamaConfig::from_dir(dir)?;
+fn config_and_tokenizer(dir: &Path, accept: &AcceptArg) -> Result<(LlamaConfig, Tokenizer)> {
+    let config = LlamaConfig::from_dir_accepting(dir, &accept.accept)?;
     let tokenizer = Tokenizer::from_dir(dir, config.bos_token_id, &config.eos_token_ids)?;
     let tokenizer = tokenizer.for_model(config.vocab_size)?;
     Ok((config, tokenizer))
+}
+
+/// In front of what a model that writes cannot do.
+fn of_model(dir: &Path) -> String {
+    format!("the model in {} cannot write", dir.display())
 }
 
 /// Checks that a file can be written where `out` is, before the work is done: it is not there, or a regular file that

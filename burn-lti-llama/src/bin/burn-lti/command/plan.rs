@@ -15,7 +15,7 @@ use crate::progress;
 use crate::streams::{say, say_on};
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.set)?;
+    let recipe = args.recipe.load()?;
     if let Some(backend) = args.shapes {
         return search(args, &recipe, backend);
     }
@@ -26,6 +26,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         true => distill::plan_of_config(&recipe)?,
         false => distill::plan(&recipe)?,
     };
+    let accepted = plan.teacher.source.accepted();
     let given = args.flops.map(|flops| DeviceSpeed {
         flops,
         bandwidth: args.bandwidth,
@@ -37,11 +38,20 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         if let Some(prediction) = prediction {
             json["prediction"] = serde_json::to_value(prediction)?;
         }
+        if !accepted.is_empty() {
+            json["accepted"] = accepted.into();
+        }
         say!("{}", serde_json::to_string_pretty(&json)?);
     } else {
         say_on!("{plan}");
         if let Some(prediction) = prediction {
             say_on!("\n{prediction}");
+        }
+        if !accepted.is_empty() {
+            say!(
+                "\nnot known here and accepted at your risk, though it may change what the teacher computes: {}",
+                accepted.join(", ")
+            );
         }
         let read_over = plan.teacher.source.read_over();
         if args.verbose && !read_over.is_empty() {

@@ -1,15 +1,18 @@
 //! `burn-lti sample-corpus`
 
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::corpus::{Corpus, CorpusOrder, check_file, sample_corpus};
+use burn_lti_llama::data::read_prompts;
 use burn_lti_llama::distill::Event;
 use burn_lti_llama::hf;
 use serde_json::json;
 
-use super::{check_replaceable, config_and_tokenizer};
+use super::{check_replaceable, config_and_tokenizer, of_model};
 use crate::args::SampleCorpusArgs;
 use crate::backend::on_backend;
 use crate::progress;
@@ -49,7 +52,17 @@ fn check_out(args: &SampleCorpusArgs) -> Result<()> {
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result<Corpus> {
-    let (config, tokenizer) = config_and_tokenizer(&args.model)?;
+    let (config, tokenizer) = config_and_tokenizer(&args.model, &args.accept)?;
+    LlamaConfig::check_accepted(&args.accept.accept, &[&config])?;
+    const TOKENS: NonZeroUsize = NonZeroUsize::MIN.saturating_add((1 << 15) - 1);
+    let prompts = args.prompts.as_deref().map(read_prompts).transpose()?;
+    let prompts = prompts.unwrap_or_default();
+    // Each once, unless it is said how much.
+    let each = NonZeroUsize::new(prompts.len()).filter(|_| args.tokens.is_none());
+    let tokens = match each {
+        Some(_) => NonZeroUsize::MAX,
+        None => args.tokens.unwrap_or(TOKENS),
+    };
     let order = CorpusOrder {
         document_tokens: args.document_tokens,
         temperature: args.temperature,
@@ -57,12 +70,16 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result
         seed: args.seed,
         batch_size: args.batch_size,
         prompt: args.prompt.clone(),
-        ..CorpusOrder::new(args.tokens)
+        prompts,
+        documents: each,
+        ..CorpusOrder::new(tokens)
     };
     order.check(&config, &tokenizer)?; // every mistake before the weights are read
-    let model = hf::load_as::<A::InnerBackend>(&args.model, args.dtype.dtype, device)?.packed();
+    let model =
+        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
+            .packed();
     let listener = progress::listener();
     listener(Event::Stage("writing"));
     let done = |done, all| listener(Event::Advanced(done, all));
-    Ok(sample_corpus(&model, &tokenizer, &order, done)?)
+    sample_corpus(&model, &tokenizer, &order, done).with_context(|| of_model(&args.model))
 }
