@@ -13,6 +13,8 @@
 //! | `checkpoints/` | where the run can be taken up again |
 //! | `tensorboard/` | the same numbers as events, if they are asked for |
 //! | `summary.json` | the run in figures: [`Summary`] |
+//! | `files.json` | which of these files the run wrote, with sizes and hashes |
+//! | `.lock` | held by the run that writes |
 //!
 //! | where to look | |
 //! |---|---|
@@ -26,12 +28,14 @@
 //! | `start` | what the student begins from, calculated or read |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
+//! | `output`, `file_list` | the output folder, and what in it a run wrote |
 //! | `inputs` | what a run reads |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
 mod card;
 mod error;
 mod export;
+mod file_list;
 mod hook;
 mod inputs;
 mod manifest;
@@ -46,6 +50,7 @@ mod start;
 mod start_summary;
 mod step_rows;
 mod student;
+mod student_place;
 mod summary;
 mod teacher_cache;
 mod tensorboard;

@@ -15,7 +15,6 @@ pub(crate) mod start;
 
 use anyhow::{Result, bail};
 use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::distill::Interrupt;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -49,17 +48,4 @@ fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What Ctrl-C asks. Pressed once more, it ends the program at once.
-fn interrupted_by_ctrl_c() -> Result<Interrupt> {
-    let interrupt = Interrupt::default();
-    let asked = interrupt.clone();
-    ctrlc::set_handler(move || {
-        if asked.is_asked() {
-            std::process::exit(130); // who presses it twice does not want to wait
-        }
-        asked.ask();
-    })?;
-    Ok(interrupt)
 }
