@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
-use burn_lti::files::FileError;
+use burn_lti::files::{FileError, LockError};
 use thiserror::Error;
 
 use crate::distill::DistillError;
@@ -39,6 +39,9 @@ pub enum CompareError {
     /// A file of the output.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Another comparison writes into the folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The chart.
     #[error("cannot draw the chart: the runs are whole, and curves.csv has its numbers")]
     Chart {

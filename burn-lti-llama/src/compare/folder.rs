@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::write_atomically;
+use burn_lti::files::{FolderLock, LOCK, write_atomically};
 use burn_lti::map::Start;
 
 use super::{CompareError, Comparison};
@@ -108,6 +108,14 @@ impl CompareDir {
         }
     }
 
+    /// Takes the folder for this comparison, if it is there.
+    pub(super) fn lock(&self) -> Result<Option<FolderLock>, CompareError> {
+        match self.dir.is_dir() {
+            true => Ok(Some(FolderLock::take(&self.dir)?)),
+            false => Ok(None),
+        }
+    }
+
     /// Makes the folder and takes away what an earlier comparison came to, before runs are added to it.
     pub(super) fn begin(&self) -> Result<(), CompareError> {
         fs::create_dir_all(&self.dir).map_err(|source| CompareError::Output {
@@ -116,6 +124,12 @@ impl CompareDir {
         })?;
         for file in FILES {
             let path = self.dir.join(file);
+            if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+                return Err(CompareError::Refused(format!(
+                    "{} is no regular file, and is not replaced: move it away",
+                    path.display()
+                )));
+            }
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(CompareError::Output { path, source });
@@ -137,16 +151,19 @@ impl CompareDir {
     }
 }
 
-/// What lies in a folder. In one that is not there lies nothing.
+/// What lies in a folder, but for its lock. In one that is not there lies nothing.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, CompareError> {
     let problem = |source| CompareError::Output {
         path: dir.to_owned(),
         source,
     };
     match fs::read_dir(dir) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry.map_err(problem)?.path()))
-            .collect(),
+        Ok(entries) => {
+            let paths = entries.map(|entry| Ok(entry.map_err(problem)?.path()));
+            let mut paths = paths.collect::<Result<Vec<_>, CompareError>>()?;
+            paths.retain(|path| !path.ends_with(LOCK));
+            Ok(paths)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(problem(source)),
     }
@@ -225,5 +242,8 @@ mod tests {
         dir.begin().unwrap();
         let left = entries(folder.path()).unwrap();
         assert_eq!(left, [folder.path().join("notes.txt")]);
+        fs::create_dir(dir.json_path()).unwrap();
+        let error = dir.begin().unwrap_err();
+        assert!(error.to_string().contains("is no regular file"), "{error}");
     }
 }

@@ -111,6 +111,7 @@ impl CompareJob {
     /// - [`CompareError::Run`]: a run in `out` is another one, which is found out before any begins; or a
     ///   run failed.
     /// - [`CompareError::Refused`]: someone asked to stop.
+    /// - [`CompareError::Lock`]: another comparison writes into the folder.
     /// - [`CompareError::Distill`], [`CompareError::Output`], [`CompareError::File`],
     ///   [`CompareError::Chart`]: something cannot be read or written.
     ///
@@ -121,9 +122,13 @@ impl CompareJob {
         device: &A::Device,
     ) -> Result<Comparison, CompareError> {
         let runs = self.runs();
+        let mut lock = out.lock()?;
         let finished = self.finished::<A>(out, &runs, device)?;
         if finished.iter().any(Option::is_none) {
             out.begin()?;
+            if lock.is_none() {
+                lock = out.lock()?;
+            }
         }
         let (mut reports, count) = (Vec::new(), runs.len());
         for (index, (run, finished)) in runs.iter().zip(finished).enumerate() {
@@ -141,6 +146,7 @@ impl CompareJob {
         }
         let comparison = self.comparison(reports);
         out.write(&comparison)?;
+        drop(lock);
         Ok(comparison)
     }
 
@@ -251,7 +257,15 @@ impl CompareJob {
         run: &PlannedRun,
         summary: Summary,
     ) -> Result<RunReport, CompareError> {
-        let evaluations = OutputDir::resume(&out.run_dir(run.start, run.seed))?.evaluations()?;
+        let dir = OutputDir::resume(&out.run_dir(run.start, run.seed))?;
+        let evaluations = match dir.has_metrics() {
+            true => dir.evaluations()?,
+            false => {
+                let note = "its metrics.jsonl is lost: its curve has nothing between the ends";
+                self.tell(Event::Note(note));
+                Vec::new()
+            }
+        };
         let name = run_name(run.start, run.seed);
         Ok(RunReport::new(
             name,

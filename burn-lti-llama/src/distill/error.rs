@@ -8,7 +8,7 @@ use burn_lti::blueprint::BlueprintError;
 use burn_lti::calibration::{CalibrationError, StartFileError};
 use burn_lti::collapse::CollapseError;
 use burn_lti::decoder::DecoderError;
-use burn_lti::files::FileError;
+use burn_lti::files::{FileError, LockError};
 use burn_lti::loss::LossError;
 use burn_lti::top_k::CacheError;
 use burn_lti::train::{CheckpointError, TrainError};
@@ -52,7 +52,49 @@ pub enum DistillError {
         /// What it lacks, and the way out.
         reason: &'static str,
         /// What is wrong with it.
-        source: serde_json::Error,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The output folder was deleted, or another put in its place, while the run wrote into it.
+    #[error(
+        "{dir} was deleted or replaced while the run wrote into it: choose an --out that stays, and run again"
+    )]
+    Gone {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The run failed that was to replace another.
+    #[error("the run in {kept} is as it was, and what the new one left is in {left}")]
+    NotReplaced {
+        /// The folder of the run that is there still.
+        kept: PathBuf,
+        /// That of the run that failed.
+        left: PathBuf,
+        /// Why it did.
+        source: Box<DistillError>,
+    },
+    /// The run that is to replace another is not the one that is to go on.
+    #[error(
+        "the run that goes on in {outer} is the one in {inner}, which is to replace it: move {inner} away to \
+         go on with the other"
+    )]
+    OtherInside {
+        /// The folder.
+        outer: PathBuf,
+        /// That of the newer run.
+        inner: PathBuf,
+        /// What differs.
+        source: Box<DistillError>,
+    },
+    /// The recipe of a run is lost, and the one that it is resumed with is another.
+    #[error(
+        "{file} is not as the run wrote it, and the recipe given now is not the one that the run began with: \
+         put the file back, or give that recipe, with every --set, and the file is written again"
+    )]
+    Recipe {
+        /// The file.
+        file: PathBuf,
+        /// Why it cannot be read, if it cannot.
+        source: Option<Box<dyn Error + Send + Sync>>,
     },
     /// The output folder cannot be used.
     #[error("cannot use {path} for output")]
@@ -69,6 +111,7 @@ pub enum DistillError {
 
 passes_on!(
     DistillError: CacheError, CalibrationError, CheckpointError, CollapseError, ConfigError, CorpusError,
-    DataError, DecoderError, EvalError, FileError, GenerationError, HashError, HfError, BlueprintError, LossError, MetricsError,
-    NotFinite,     RecipeError, StartFileError, TokenizerError, TrainError,
+    DataError, DecoderError, EvalError, FileError, GenerationError, HashError, HfError, BlueprintError, LockError,
+    LossError, MetricsError,
+    NotFinite, RecipeError, StartFileError, TokenizerError, TrainError,
 );

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::TokenBatch;
+use burn_lti::files::FolderLock;
 use burn_lti::train::{CheckpointDir, Ending, RunState, StepHook, StepReport, TrainError};
 
 use super::metrics::MetricsLog;
@@ -15,24 +16,41 @@ use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
 use super::on_policy::OnPolicy;
 use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress, Verdict};
 use super::schedule::PhaseSchedule;
-use super::{DistillError, Event, Listener};
+use super::{DistillError, Event, Listener, OutputDir};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::PlainLlama;
 use crate::recipe::{Plateau, Recipe};
 
 /// Asks a run to stop after the step under way. Clones ask the same run.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    is_asked: AtomicBool,
+    /// Whether the run has taken steps that are not saved.
+    has_work: AtomicBool,
+}
 
 impl Interrupt {
     /// Asks.
     pub fn ask(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_asked.store(true, Ordering::Relaxed);
     }
 
     /// Whether someone has asked.
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the run would lose something if its program ended now. While it reads and calculates its start, and
+    /// when it is over, it would not.
+    pub fn has_work(&self) -> bool {
+        self.0.has_work.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_work(&self, has_work: bool) {
+        self.0.has_work.store(has_work, Ordering::Relaxed);
     }
 }
 
@@ -75,6 +93,9 @@ pub(super) struct Hook<A: AutodiffBackend, M: Student<A>> {
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     pub(super) listener: Listener,
     pub(super) interrupt: Interrupt,
+    /// Where all is written, and the right to it.
+    pub(super) out: OutputDir,
+    pub(super) lock: Arc<FolderLock>,
     /// Who has the student write, while it trains, if anybody does.
     pub(super) on_policy: Option<OnPolicy>,
     /// The KL for which the phase has to go back.
@@ -137,8 +158,11 @@ impl<A: AutodiffBackend, M: Student<A>> StepHook<DistillationModule<A, M>> for H
             },
             ..*report
         };
-        self.log.step(&report);
-        self.failure = self.evaluate_and_save(report.step, model).err();
+        self.failure = self.out.check_in_place(&self.lock).err();
+        if self.failure.is_none() {
+            self.log.step(&report);
+            self.failure = self.evaluate_and_save(report.step, model).err();
+        }
         if let (None, None, None) = (self.progress.end, &self.setback, &self.failure) {
             self.failure = self.write_ahead(report.step, model).err();
         }

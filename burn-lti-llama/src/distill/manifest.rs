@@ -29,6 +29,8 @@ use crate::tokenizer;
 const SCHEMA: u32 = 1;
 /// The Burn that the lock file names.
 const BURN: &str = "0.21.0";
+/// What is another where a run goes on on another backend.
+const BACKEND: &str = "the backend";
 /// The model's configuration in a Hugging Face folder.
 const CONFIG: &str = "config.json";
 /// Keys of the recipe that change nothing in what is learned, so that a resumed run may change them.
@@ -169,10 +171,16 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
         let (what, then, now) = (self.what, known(&self.then), known(&self.now));
+        let follows = match what {
+            BACKEND => {
+                "its sums are in another order, so the numbers will differ in the last bits from those of a \
+                 run that stayed"
+            }
+            _ => "the curve may differ in the last bits",
+        };
         write!(
             f,
-            "{what} was {then} when this run began and is now {now}: the curve may differ in the \
-             last bits"
+            "{what} was {then} when this run began and is now {now}: {follows}"
         )
     }
 }
@@ -221,11 +229,16 @@ impl Manifest {
     ///
     /// [`ManifestError::Unicode`], [`ManifestError::Write`].
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
+        Ok(write_atomically(path, self.to_text(path)?.as_bytes())?)
+    }
+
+    /// What is written to the file `path`.
+    pub(super) fn to_text(&self, path: &Path) -> Result<String, ManifestError> {
         let text = serde_json::to_string_pretty(self).map_err(|source| ManifestError::Unicode {
             file: path.to_owned(),
             source,
         })?;
-        Ok(write_atomically(path, format!("{text}\n").as_bytes())?)
+        Ok(format!("{text}\n"))
     }
 
     /// Reads a manifest.
@@ -315,7 +328,7 @@ impl Manifest {
                 "the revision of the program",
                 source.as_ref().map(Source::to_string),
             ),
-            ("the backend", Some(backend.clone())),
+            (BACKEND, Some(backend.clone())),
             ("the device", Some(device.clone())),
         ]
     }

@@ -19,6 +19,9 @@ use crate::eval::Evaluation;
 /// `CombinedDistillationStrategy`.
 const MAX_CE: f64 = 20.0;
 
+/// Where metrics stay that are no metrics.
+const DAMAGED: &str = "metrics.damaged.jsonl";
+
 /// Why metrics could not be read or written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -32,7 +35,7 @@ pub enum MetricsError {
         source: io::Error,
     },
     /// The file has a line that no run wrote.
-    #[error("line {line} of {file} is no line of metrics: take it out, then resume again")]
+    #[error("line {line} of {file} is no line of metrics: take it out")]
     Line {
         /// The file.
         file: PathBuf,
@@ -40,14 +43,6 @@ pub enum MetricsError {
         line: usize,
         /// What is wrong with it.
         source: serde_json::Error,
-    },
-    /// The file has not all the lines that were there when the checkpoint was written.
-    #[error("{file} has no line of step {step}, which was logged: put the run's own file back")]
-    Missing {
-        /// The file.
-        file: PathBuf,
-        /// The last step that was logged before the checkpoint.
-        step: usize,
     },
     /// A line or an event cannot be written.
     #[error(transparent)]
@@ -335,7 +330,8 @@ impl MetricsLog {
 
 impl MetricsLog {
     /// The log of a run that goes on after the step of `state`. Lines of later steps, and a last line
-    /// that was cut off, are dropped from the file.
+    /// that was cut off, are dropped from the file. A file that was lost or damaged keeps no run from going on:
+    /// the listener is told, and what was in it stays beside it.
     pub(super) fn resume(
         path: PathBuf,
         state: LogState,
@@ -343,9 +339,34 @@ impl MetricsLog {
         steps: usize,
         listener: Listener,
     ) -> Result<Self, MetricsError> {
-        let text = read(&path)?;
-        let kept = lines_known_to(&state, &text, &path)?;
-        write_atomically(&path, kept.as_bytes())?;
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(MetricsError::Read { file: path, source }),
+        };
+        let text = bytes.as_deref().map(String::from_utf8_lossy);
+        let known = lines_known_to(&state, text.as_deref().unwrap_or_default());
+        let lost = known.last < state.window.after_step;
+        let file = path.display();
+        match &bytes {
+            Some(bytes) if known.is_damaged => {
+                let copy = path.with_file_name(DAMAGED);
+                write_atomically(&copy, bytes)?;
+                listener(Event::Note(&format!(
+                    "what in {file} is no line of metrics is left out; the file as it was is {DAMAGED}"
+                )));
+            }
+            Some(_) if lost => listener(Event::Note(&format!(
+                "{file} ends with step {}: what was logged up to step {} is lost, and the run goes on without it",
+                known.last, state.counts.steps
+            ))),
+            None if lost => listener(Event::Note(&format!(
+                "{file} is lost: it begins anew after step {}",
+                state.counts.steps
+            ))),
+            Some(_) | None => {}
+        }
+        write_atomically(&path, known.kept.as_bytes())?;
         let opened = OpenOptions::new().append(true).open(&path);
         let file = opened.map_err(FileError::writing(&path))?;
         Ok(Self::new(path, file, state, log_every, steps, listener))
@@ -404,41 +425,38 @@ pub(super) fn evaluations(path: &Path) -> Result<Vec<LoggedEvaluation>, MetricsE
     Ok(found)
 }
 
+/// What of a file of metrics a run goes on with.
+#[derive(Default)]
+struct Known {
+    kept: String,
+    /// The step of the last line.
+    last: usize,
+    /// Whether there were lines that no run wrote.
+    is_damaged: bool,
+}
+
 /// The lines of `text` up to the step of `state`.
-fn lines_known_to(state: &LogState, text: &str, file: &Path) -> Result<String, MetricsError> {
+fn lines_known_to(state: &LogState, text: &str) -> Known {
     #[derive(Deserialize)]
     struct Stepped {
         step: usize,
     }
 
-    let (mut kept, mut last) = (String::new(), 0);
-    for (index, line) in text.split_inclusive('\n').enumerate() {
+    let mut known = Known::default();
+    for line in text.split_inclusive('\n') {
         match serde_json::from_str(line) {
             Ok(Stepped { step }) if step <= state.counts.steps => {
-                kept.push_str(line.trim_end());
-                kept.push('\n');
-                last = step;
+                known.kept.push_str(line.trim_end());
+                known.kept.push('\n');
+                known.last = step;
             }
             Ok(_) => {}
             // Only the last line can lack its end: the run was cut off while it wrote it.
             Err(_) if !line.ends_with('\n') => {}
-            Err(source) => {
-                return Err(MetricsError::Line {
-                    file: file.to_owned(),
-                    line: index + 1,
-                    source,
-                });
-            }
+            Err(_) => known.is_damaged = true,
         }
     }
-    let logged = state.window.after_step;
-    match last >= logged {
-        true => Ok(kept),
-        false => Err(MetricsError::Missing {
-            file: file.to_owned(),
-            step: logged,
-        }),
-    }
+    known
 }
 
 #[cfg(test)]

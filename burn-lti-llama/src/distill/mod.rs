@@ -13,6 +13,8 @@
 //! | `checkpoints/` | where the run can be taken up again |
 //! | `tensorboard/` | the same numbers as events, if they are asked for |
 //! | `summary.json` | the run in figures: [`Summary`] |
+//! | `files.json` | which of these files the run wrote, with sizes and hashes |
+//! | `.lock` | held by the run that writes |
 //!
 //! | where to look | |
 //! |---|---|
@@ -28,12 +30,14 @@
 //! | `units` | feed-forward blocks with fewer units, of a start that reads no text |
 //! | `student` | the student before its first step |
 //! | `export` | collapse, write, read back, compare |
+//! | `output`, `file_list` | the output folder, and what in it a run wrote |
 //! | `inputs` | what a run reads |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
 mod card;
 mod error;
 mod export;
+mod file_list;
 mod hook;
 mod inputs;
 mod manifest;
@@ -49,6 +53,7 @@ mod start;
 mod start_summary;
 mod step_rows;
 mod student;
+mod student_place;
 mod summary;
 mod teacher_cache;
 mod tensorboard;

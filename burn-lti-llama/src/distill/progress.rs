@@ -208,7 +208,7 @@ impl RunProgress {
             DistillError::Foreign {
                 file: checkpoint.path().to_owned(),
                 reason: "does not say where its run stood: it was saved by another program",
-                source,
+                source: Box::new(source),
             }
         })
     }

@@ -1,7 +1,9 @@
 //! [`Job`]: a recipe, where its results go, and who is told.
 
+use std::cmp::Ordering;
+use std::fs;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,6 +11,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::calibration::Budget;
 use burn_lti::decoder::{CausalLm, LayeredDecoder};
+use burn_lti::files::{FolderLock, sha256};
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
@@ -17,12 +20,13 @@ use super::inputs::RunInputs;
 use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
 use super::module::Student;
-use super::output::Existing;
+use super::output::{Existing, SummaryState};
 use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress};
 use super::schedule::PhaseSchedule;
-use super::start::{StartTensors, start_tensors};
+use super::start::{Need, StartTensors, start_tensors};
 use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
+use super::student_place::StudentPlace;
 use super::teacher_cache::the_teacher;
 use super::tensorboard::TensorBoard;
 use super::training::{Attempt, Trainer, whitening};
@@ -99,22 +103,88 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     ///
-    /// [`DistillError`] naming what went wrong and, where there is one, the way out. An earlier run's
-    /// results are taken away once everything is read; a run that fails after that leaves neither
-    /// `summary.json` nor `student`, and its checkpoints.
+    /// [`DistillError`] naming what went wrong and, where there is one, the way out. An earlier run that is to
+    /// be replaced stays until this one is finished; a run that fails leaves its checkpoints, and no `summary.json`
+    /// and no `student` but what were there.
     pub fn run<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Summary, DistillError> {
         let began = Instant::now();
+        self.interrupt.set_work(false);
+        let lock = self.take_folder()?;
         let (inputs, manifest) = self.load::<A>(device)?;
+        let lock = self.made_folder(lock)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
             Existing::Refuse | Existing::Overwrite => None,
         };
         match &resumed {
-            Some(_) => self.out.take_up()?,
+            Some(_) => self.tell_kept(self.out.take_up()?),
             None => self.out.begin(self.recipe, &manifest)?,
         }
-        let run = Run::begin(self, device, inputs, None, began)?;
-        run.carry_out(resumed)
+        let need = match &resumed {
+            Some(checkpoint) => Need::of_resumed(self.recipe, &RunProgress::at(checkpoint)?),
+            None => Need::Values,
+        };
+        let carry_out = || {
+            let run = Run::begin(self, device, inputs, (None, need), began, lock.clone())?;
+            run.carry_out(resumed)
+        };
+        let summary = carry_out().map_err(|error| self.not_replaced(error));
+        let summary = match summary {
+            Ok(summary) if OutputDir::is_accepted(summary.ending) => {
+                self.tell_kept(self.out.accept_run()?);
+                Ok(summary)
+            }
+            other => other,
+        };
+        self.interrupt.set_work(false);
+        summary
+    }
+
+    /// Takes the output folder, if it is there, and checks that what is in it may be replaced.
+    fn take_folder(&self) -> Result<Option<FolderLock>, DistillError> {
+        let lock = self.out.lock()?;
+        if lock.is_some() {
+            self.tell_kept(self.out.settle()?);
+        }
+        self.out.check(self.recipe)?;
+        if self.out.is_inside() {
+            let (root, inside) = (self.out.root().display(), self.out.path().display());
+            let note = format!(
+                "the run in {root} stays until this one is finished, which is in {inside} until then"
+            );
+            (self.listener)(Event::Note(&note));
+        }
+        Ok(lock)
+    }
+
+    /// The folder, which is made if it was not there.
+    fn made_folder(&self, lock: Option<FolderLock>) -> Result<Arc<FolderLock>, DistillError> {
+        let lock = match lock {
+            Some(lock) => lock,
+            None => self.out.make()?,
+        };
+        Ok(Arc::new(lock))
+    }
+
+    /// Says where that is of an earlier run which no run wrote.
+    fn tell_kept(&self, kept: Option<PathBuf>) {
+        if let Some(kept) = kept {
+            let kept = kept.display();
+            let note = format!("{kept} keeps what no run wrote, or was changed since");
+            (self.listener)(Event::Note(&note));
+        }
+    }
+
+    /// Says that an earlier run is there still.
+    fn not_replaced(&self, source: DistillError) -> DistillError {
+        if !self.out.is_inside() || !self.out.path().exists() {
+            return source;
+        }
+        DistillError::NotReplaced {
+            kept: self.out.root().to_owned(),
+            left: self.out.path().to_owned(),
+            source: Box::new(source),
+        }
     }
 
     /// What the run reads, and what it is made of.
@@ -124,7 +194,7 @@ impl<'a> Job<'a> {
     ) -> Result<(RunInputs<A>, Manifest), DistillError> {
         A::seed(device, self.recipe.train.seed);
         (self.listener)(Event::Stage("loading the teacher"));
-        let kept = self.kept_layers()?;
+        let kept = self.kept_layers();
         let inputs = RunInputs::<A>::load(self.recipe, kept.as_deref(), device, &self.listener)?;
         let compute = Compute::of::<A::InnerBackend>(device);
         let mut manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
@@ -134,10 +204,11 @@ impl<'a> Job<'a> {
     }
 
     /// The layers of the teacher's that the run in the output folder keeps, if it is to go on and keeps some.
-    fn kept_layers(&self) -> Result<Option<Vec<usize>>, DistillError> {
-        match self.out.existing() == Existing::Resume && self.out.has_run() {
-            true => Ok(Manifest::read(&self.out.manifest_path())?.kept_layers),
-            false => Ok(None),
+    /// Where the manifest was lost, the same are chosen again.
+    fn kept_layers(&self) -> Option<Vec<usize>> {
+        match self.out.existing() {
+            Existing::Resume => Manifest::read(&self.out.manifest_path()).ok()?.kept_layers,
+            Existing::Refuse | Existing::Overwrite => None,
         }
     }
 
@@ -152,22 +223,34 @@ impl<'a> Job<'a> {
         device: &A::Device,
     ) -> Result<StartSummary, DistillError> {
         let began = Instant::now();
+        self.interrupt.set_work(false);
+        let lock = self.take_folder()?;
         let (inputs, manifest) = self.load::<A>(device)?;
+        let lock = self.made_folder(lock)?;
         self.out.begin(self.recipe, &manifest)?;
         // Nothing follows, unless the recipe says so.
         let budget = self.recipe.calibration.budget.unwrap_or(Budget::None);
-        let run = Run::begin(self, device, inputs, Some(budget), began)?;
-        let student = run.free()?.valid();
-        run.tell(Event::Stage("exporting"));
-        let exported = run.export(&student, &self.out.unchecked_student_dir())?;
-        self.out.accept_student()?;
-        let evaluation = run.evaluate("evaluating the exported student", &exported.student)?;
-        let summary = StartSummary {
-            evaluation,
-            layers: run.start.layers,
-            seconds: began.elapsed().as_secs_f64(),
+        let make = || {
+            let run = {
+                let start = (Some(budget), Need::Values);
+                Run::begin(self, device, inputs, start, began, lock.clone())?
+            };
+            let student = run.free()?.valid();
+            run.tell(Event::Stage("exporting"));
+            self.out.check_in_place(&lock)?;
+            let exported = run.export(&student, &self.out.unchecked_student_dir())?;
+            self.tell_kept(self.out.accept_student()?);
+            let evaluation = run.evaluate("evaluating the exported student", &exported.student)?;
+            let summary = StartSummary {
+                evaluation,
+                layers: run.start.layers,
+                seconds: began.elapsed().as_secs_f64(),
+            };
+            self.out.write_start(&summary)?;
+            Ok(summary)
         };
-        self.out.write_start(&summary)?;
+        let summary = make().map_err(|error| self.not_replaced(error))?;
+        self.tell_kept(self.out.accept_run()?);
         Ok(summary)
     }
 
@@ -179,10 +262,12 @@ impl<'a> Job<'a> {
     /// [`DistillError::Manifest`] if the run there, finished or not, is not the one that `now` and the
     /// recipe say; [`DistillError::Foreign`] if its figures cannot be read.
     pub fn finished(&self, now: &Manifest) -> Result<Option<Summary>, DistillError> {
-        if !self.out.has_run() {
+        if !self.out.manifest_path().is_file() {
             return Ok(None);
         }
-        let notes = self.check_same(now)?;
+        let recipe = self.recipe_then()?;
+        let begun = Manifest::read(&self.out.manifest_path())?;
+        let notes = begun.check_resumable(now, &recipe, self.recipe)?;
         let summary = self.out.summary()?;
         if summary.is_some() {
             self.tell_all(&notes);
@@ -190,11 +275,48 @@ impl<'a> Job<'a> {
         Ok(summary)
     }
 
-    /// What is another since the run in the output folder began, if it is the same run.
-    fn check_same(&self, now: &Manifest) -> Result<Vec<Note>, DistillError> {
-        let begun = Manifest::read(&self.out.manifest_path())?;
-        let recipe = Recipe::load(&self.out.recipe_path(), &[])?;
-        Ok(begun.check_resumable(now, &recipe, self.recipe)?)
+    /// The recipe of the run in the output folder. One that was lost or damaged is written again, if the recipe
+    /// that is given now is the same.
+    fn recipe_then(&self) -> Result<Recipe, DistillError> {
+        let path = self.out.recipe_path();
+        let hash = self.out.recipe_hash()?;
+        let is_as_written = match (fs::read(&path), &hash) {
+            (Ok(text), Some(hash)) => sha256(&text) == *hash,
+            (Ok(_), None) => true, // as far as anybody knows
+            (Err(_), _) => false,
+        };
+        let loaded = Recipe::load(&path, &[]);
+        let source = match loaded {
+            Ok(recipe) if is_as_written => return Ok(recipe),
+            Ok(_) => None,
+            Err(source) => Some(Box::new(source) as _),
+        };
+        let now = sha256(self.recipe.to_toml()?.as_bytes());
+        if hash != Some(now) {
+            return Err(DistillError::Recipe { file: path, source });
+        }
+        let note = format!(
+            "{} was lost or damaged: it is written again from the recipe given, which is the same",
+            path.display()
+        );
+        (self.listener)(Event::Note(&note));
+        self.out.write_recipe(self.recipe)?;
+        Ok(self.recipe.clone())
+    }
+
+    /// The manifest of the run in the output folder. One that was lost is written again.
+    fn manifest_then(&self, now: &Manifest) -> Result<Manifest, DistillError> {
+        let path = self.out.manifest_path();
+        if path.exists() {
+            return Ok(Manifest::read(&path)?);
+        }
+        let note = format!(
+            "{} is lost: whether teacher and texts are those that the run began with cannot be checked",
+            path.display()
+        );
+        (self.listener)(Event::Note(&note));
+        self.out.write_manifest(now)?;
+        Ok(now.clone())
     }
 
     fn tell_all(&self, notes: &[Note]) {
@@ -208,29 +330,166 @@ impl<'a> Job<'a> {
         if !self.out.has_run() {
             return Ok(None);
         }
-        self.tell_all(&self.check_same(manifest)?);
-        if self.out.is_finished()? {
-            return Err(DistillError::Refused(format!(
-                "the run in {} is finished: its student is in {}; for another run choose another --out, \
-                 or --overwrite",
-                self.out.path().display(),
-                self.out.student_dir().display()
-            )));
-        }
         let checkpoints = self.checkpoints()?;
+        let latest = checkpoints.latest().cloned();
+        let state = self.out.summary_state()?;
+        let has_student = self.out.student_dir().is_dir();
+        if latest.is_none() && !self.out.manifest_path().exists() && !has_student {
+            return Ok(None); // it was stopped before there was anything to go on with
+        }
+        let then = self.recipe_then()?;
+        let mut same = then.clone();
+        let longer = self.lengthened(&mut same);
+        let begun = self.manifest_then(manifest)?;
+        let notes = begun.check_resumable(manifest, &same, self.recipe);
+        self.tell_all(&notes.map_err(|error| self.other_inside(error.into()))?);
         for broken in checkpoints.broken() {
             let note = format!("passed over {}: {}", broken.path.display(), broken.reason);
             (self.listener)(Event::Note(&note));
         }
-        let latest = checkpoints.latest().cloned();
+        self.check_unfinished(state, longer, latest.as_ref())?;
         match &latest {
             Some(checkpoint) => {
                 let note = format!("going on after step {}", checkpoint.run().step);
                 (self.listener)(Event::Note(&note));
+                if longer {
+                    self.tell_schedule(&then, checkpoint)?;
+                }
+                if state == SummaryState::Damaged {
+                    let note = "summary.json is damaged: it will be written again";
+                    (self.listener)(Event::Note(note));
+                }
             }
             None => (self.listener)(Event::Note("no checkpoint was saved: starting over")),
         }
+        if then != *self.recipe && latest.is_some() {
+            self.out.write_recipe(self.recipe)?;
+        }
         Ok(latest)
+    }
+
+    /// Gives `then` the steps of the recipe where those are more, and says whether they are.
+    fn lengthened(&self, then: &mut Recipe) -> bool {
+        let mut longer = false;
+        if self.recipe.train.steps > then.train.steps {
+            then.train.steps = self.recipe.train.steps;
+            longer = true;
+        }
+        if let (Some(now), Some(then)) = (&self.recipe.phase2, &mut then.phase2)
+            && now.steps > then.steps
+        {
+            then.steps = now.steps;
+            longer = true;
+        }
+        longer
+    }
+
+    /// Refuses to go on with a run that came to its end, unless it was lengthened and can be.
+    fn check_unfinished(
+        &self,
+        state: SummaryState,
+        longer: bool,
+        latest: Option<&Checkpoint>,
+    ) -> Result<(), DistillError> {
+        let (dir, student) = (self.out.path().display(), self.out.student_dir());
+        let student = student.display();
+        let refused = match state {
+            SummaryState::Ended(PhaseEnd::Finished, _) if longer && latest.is_none() => format!(
+                "the run in {dir} is finished and has no checkpoint to take more steps from \
+                 (train.checkpoint_every keeps them): its student is in {student}"
+            ),
+            SummaryState::Ended(PhaseEnd::Finished, steps)
+                if self.was_lengthened(steps, latest)? =>
+            {
+                return Ok(());
+            }
+            SummaryState::Ended(PhaseEnd::Finished, steps) => format!(
+                "the run in {dir} is finished: its student is in {student}; to train it further raise \
+                 train.steps above {steps}, or phase2.steps, and for another run choose another --out"
+            ),
+            SummaryState::Ended(PhaseEnd::Interrupted, _) => return Ok(()),
+            SummaryState::Ended(..) => format!(
+                "the run in {dir} is finished: it ended before its last step, as summary.json says, and \
+                 more steps change nothing; its student is in {student}; for another run choose another --out"
+            ),
+            // The student that `start` makes is no end of a run.
+            SummaryState::Absent | SummaryState::Damaged
+                if latest.is_none()
+                    && self.out.student_dir().is_dir()
+                    && !self.out.has_start_summary() =>
+            {
+                format!(
+                    "summary.json of the run in {dir} is lost or damaged, and there is no checkpoint to \
+                     make it again from: the student in {student} may be whole, as `burn-lti eval` says; \
+                     for another run choose another --out"
+                )
+            }
+            SummaryState::Absent | SummaryState::Damaged => return Ok(()),
+        };
+        Err(DistillError::Refused(refused))
+    }
+
+    /// Whether a run that finished after so many steps has more to take, by the recipe and its newest checkpoint.
+    fn was_lengthened(
+        &self,
+        steps: usize,
+        latest: Option<&Checkpoint>,
+    ) -> Result<bool, DistillError> {
+        let Some(checkpoint) = latest else {
+            return Ok(false);
+        };
+        let progress = RunProgress::at(checkpoint)?;
+        Ok(match checkpoint.run().step.cmp(&steps) {
+            Ordering::Less => false,
+            Ordering::Equal => {
+                progress.taken() < PhaseSchedule::new(self.recipe, progress.phase).steps
+                    && progress.end == Some(PhaseEnd::Finished)
+            }
+            Ordering::Greater => true,
+        })
+    }
+
+    /// Says what more steps make of the schedule.
+    fn tell_schedule(&self, then: &Recipe, checkpoint: &Checkpoint) -> Result<(), DistillError> {
+        let progress = RunProgress::at(checkpoint)?;
+        let key = match progress.phase {
+            Phase::First => "train.steps",
+            Phase::Second => "phase2.steps",
+        };
+        if progress.phase == Phase::Second && self.recipe.train.steps > then.train.steps {
+            return Err(DistillError::Refused(
+                "the first phase of this run is over, and more train.steps come too late: raise \
+                 phase2.steps"
+                    .to_owned(),
+            ));
+        }
+        let of = |recipe: &Recipe, step: usize| {
+            let schedule = PhaseSchedule::new(recipe, progress.phase);
+            let rates = schedule.learning_rates(&recipe.train, 1.0);
+            let part = rates.rate(step) / rates.rate(schedule.warmup.max(1));
+            (schedule.steps, part)
+        };
+        let taken = progress.taken();
+        let ((was, had), (is, has)) = (of(then, taken), of(self.recipe, taken + 1));
+        let note = format!(
+            "{key} was {was} and is now {is}: from here on the rate is that of {is} steps, {has:.2} of its \
+             peak, where it had come to {had:.2}; a run of {is} steps from its beginning would have had \
+             another curve"
+        );
+        (self.listener)(Event::Note(&note));
+        Ok(())
+    }
+
+    /// Says which run is meant, where there are two.
+    fn other_inside(&self, source: DistillError) -> DistillError {
+        match self.out.is_inside() {
+            true => DistillError::OtherInside {
+                outer: self.out.root().to_owned(),
+                inner: self.out.path().to_owned(),
+                source: Box::new(source),
+            },
+            false => source,
+        }
     }
 
     fn checkpoints(&self) -> Result<CheckpointDir, DistillError> {
@@ -247,6 +506,7 @@ struct Run<'a, A: AutodiffBackend> {
     inputs: RunInputs<A>,
     start: StartTensors<A::InnerBackend>,
     began: Instant,
+    lock: Arc<FolderLock>,
 }
 
 /// A student after a phase.
@@ -260,35 +520,45 @@ struct Ended<M> {
 }
 
 impl<'a, A: AutodiffBackend> Run<'a, A> {
-    /// The start is calibrated for a `budget`, if none is given for that of the plan.
+    /// The start, of which so much is needed, is calibrated for a budget, if none is given for that of the plan.
     fn begin(
         job: &'a Job<'a>,
         device: &'a A::Device,
         inputs: RunInputs<A>,
-        budget: Option<Budget>,
+        (budget, need): (Option<Budget>, Need),
         began: Instant,
+        lock: Arc<FolderLock>,
     ) -> Result<Self, DistillError> {
-        let file = job.out.start_path();
         let planned = inputs.plan.calibration.and_then(|section| section.budget);
         let budget = budget.or(planned).unwrap_or_default();
         // A teacher that computes no numbers would make a start of them first.
         if let Some(batch) = inputs.watched.iter().next() {
             NotFinite::check(&the_teacher(job.recipe), inputs.teacher.as_ref(), &batch)?;
         }
-        let start = start_tensors(job.recipe, &inputs, budget, &file, device, &job.listener)?;
+        let start = start_tensors(
+            job.recipe,
+            &inputs,
+            budget,
+            need,
+            job.out,
+            device,
+            &job.listener,
+        )?;
         Ok(Self {
             job,
             device,
             inputs,
             start,
             began,
+            lock,
         })
     }
 
     /// The phases in their order, from the one that `checkpoint` was saved in.
     fn carry_out(&self, checkpoint: Option<Checkpoint>) -> Result<Summary, DistillError> {
         let recipe = self.job.recipe;
-        let progress = checkpoint.as_ref().map(RunProgress::at).transpose()?;
+        let at = |checkpoint| self.progress_at(checkpoint);
+        let progress = checkpoint.as_ref().map(at).transpose()?;
         let progress = progress.filter(|progress| progress.phase == Phase::Second);
         if let Some(progress) = progress {
             // What is frozen in the second phase is the teacher's; all else comes out of the checkpoint.
@@ -324,13 +594,23 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         free_student::<A>(self.job.recipe, plan, tensors, self.device)
     }
 
+    /// Where the run stands at `checkpoint`: before its end, if it was given more steps since.
+    fn progress_at(&self, checkpoint: &Checkpoint) -> Result<RunProgress, DistillError> {
+        let mut progress = RunProgress::at(checkpoint)?;
+        let steps = PhaseSchedule::new(self.job.recipe, progress.phase).steps;
+        if progress.end == Some(PhaseEnd::Finished) && progress.taken() < steps {
+            progress.end = None;
+        }
+        Ok(progress)
+    }
+
     fn first_phase<M: Student<A>>(
         &self,
         student: M,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Ended<M::InnerModule>, DistillError> {
         let progress = match checkpoint {
-            Some(checkpoint) => RunProgress::at(checkpoint)?,
+            Some(checkpoint) => self.progress_at(checkpoint)?,
             None => {
                 let start = student.valid();
                 let watched = self.watched_kl(&start);
@@ -442,17 +722,25 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             watched: self.inputs.watched.clone(),
             listener: self.job.listener.clone(),
             interrupt: self.job.interrupt.clone(),
+            out: self.job.out.clone(),
+            lock: self.lock.clone(),
             on_policy: None,
             setback: None,
             failure: None,
         }));
         let lock = || hook.lock().unwrap_or_else(PoisonError::into_inner);
+        self.job.interrupt.set_work(true);
         let last = loop {
             let factor = lock().progress.held_out.rate_factor();
             attempt = attempt.with_rate_factor(factor);
-            let setback = match attempt.train(recipe, &self.inputs, self.device, &hook)? {
-                Attempt::Over(student) => break student,
-                Attempt::SetBack(setback) => setback,
+            let setback = match attempt.train(recipe, &self.inputs, self.device, &hook) {
+                Ok(Attempt::Over(student)) => break student,
+                Ok(Attempt::SetBack(setback)) => setback,
+                Err(DistillError::Gone { dir }) => {
+                    let best = lock().best.student().valid();
+                    return Err(self.rescued(&best, dir));
+                }
+                Err(error) => return Err(error),
             };
             let mut hook = lock();
             let best = hook.best.clone();
@@ -586,8 +874,11 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
     ) -> Result<Summary, DistillError> {
         let out = self.job.out;
         self.tell(Event::Stage("collapsing and exporting"));
-        let exported = self.export(&ended.student, &out.unchecked_student_dir())?;
-        out.accept_student()?;
+        if let Err(DistillError::Gone { dir }) = out.check_in_place(&self.lock) {
+            return Err(self.rescued(&ended.student, dir));
+        }
+        let unchecked = out.unchecked_student_dir();
+        let exported = self.export(&ended.student, &unchecked)?;
         let end = self.evaluate("evaluating the exported student", &exported.student)?;
         let summary = Summary {
             student_step: ended.student_step,
@@ -597,14 +888,28 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             total_seconds: self.began.elapsed().as_secs_f64(),
             ..Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
         };
-        card::write(
-            &out.student_dir(),
-            self.job.recipe,
-            &self.inputs.plan,
-            &summary,
-        )?;
+        card::write(&unchecked, self.job.recipe, &self.inputs.plan, &summary)?;
+        self.job.tell_kept(out.accept_student()?);
         out.write_summary(&summary)?;
         Ok(summary)
+    }
+
+    /// The folder `dir` of the run is gone: what of the student there is goes elsewhere.
+    fn rescued<M: LayeredDecoder<A::InnerBackend>>(
+        &self,
+        student: &M,
+        dir: PathBuf,
+    ) -> DistillError {
+        let rescue = self.job.out.rescue_dir();
+        match self.export(student, &rescue) {
+            Ok(_) => DistillError::Refused(format!(
+                "{} was deleted or replaced while the run wrote into it: the run ends, and the best student \
+                 that it had is in {}",
+                dir.display(),
+                rescue.display()
+            )),
+            Err(_) => DistillError::Gone { dir },
+        }
     }
 
     fn export<M: LayeredDecoder<A::InnerBackend>>(
@@ -672,7 +977,17 @@ pub fn collapse_run<A: AutodiffBackend>(
     listener: &Listener,
 ) -> Result<(usize, Evaluation), DistillError> {
     let out = OutputDir::of_run(run_dir);
-    let recipe = Recipe::load(&out.recipe_path(), &[])?;
+    // A student in the run's own folder is the run's business.
+    let _lock = match student_dir == out.student_dir() {
+        true => out.lock()?,
+        false => None,
+    };
+    let recipe = Recipe::load(&out.recipe_path(), &[]);
+    let recipe = recipe.map_err(|source| DistillError::Foreign {
+        file: out.recipe_path(),
+        reason: "is lost or damaged: `distill --resume` with the run's recipe writes it again",
+        source: Box::new(source),
+    })?;
     let job = Job::new(&recipe, &out).with_listener(listener.clone());
     let checkpoints = job.checkpoints()?;
     let checkpoint = match which {
@@ -685,22 +1000,32 @@ pub fn collapse_run<A: AutodiffBackend>(
             run_dir.display()
         ))
     })?;
-    let kept = job.kept_layers()?;
+    let place = StudentPlace::new(student_dir)?;
+    let kept = job.kept_layers();
     let inputs = RunInputs::<A>::load(&recipe, kept.as_deref(), device, listener)?;
-    let run = Run::begin(&job, device, inputs, None, Instant::now())?;
     let progress = RunProgress::at(checkpoint)?;
-    OutputDir::check_empty(student_dir, "choose another --out, or take them away")?;
+    let trained = match (progress.phase, &recipe.phase2) {
+        (Phase::Second, Some(phase2)) => phase2.train.into(),
+        _ => recipe.trained(),
+    };
+    let start = (None, Need::of_checkpoint(&recipe, trained));
+    let run = Run::begin(&job, device, inputs, start, Instant::now(), place.lock())?;
     (listener)(Event::Stage("collapsing and exporting"));
     let student = match (progress.phase, recipe.trained()) {
         (Phase::First, Trained::Maps) => {
             let student = run.restored(run.learning()?, &progress, checkpoint)?;
-            run.export(&student, student_dir)?
+            run.export(&student, place.unchecked())?
         }
         (Phase::First, Trained::Projections | Trained::All) | (Phase::Second, _) => {
             let student = run.restored(run.free()?, &progress, checkpoint)?;
-            run.export(&student, student_dir)?
+            run.export(&student, place.unchecked())?
         }
     };
+    let step = checkpoint.run().step;
+    place.accept()?;
+    if student_dir == out.student_dir() {
+        out.adopt_student()?;
+    }
     let evaluation = run.evaluate("evaluating the exported student", &student.student)?;
-    Ok((checkpoint.run().step, evaluation))
+    Ok((step, evaluation))
 }

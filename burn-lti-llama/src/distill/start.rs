@@ -2,23 +2,30 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use burn::prelude::*;
+use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::calibration::{Budget, CalibratedStart, Calibration, LayerReport, calibrate};
+use burn_lti::blueprint::Source;
+use burn_lti::calibration::{
+    Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError, calibrate_from,
+};
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::inputs::RunInputs;
+use super::progress::{Phase, RunProgress};
 use super::student::learning;
 use super::teacher_cache::the_teacher;
-use super::{DistillError, Event, Listener, units};
+use super::{DistillError, Event, Listener, OutputDir, units};
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
+use crate::hf::burn_name;
 use crate::model::NotFinite;
-use crate::recipe::{CalibrationSection, CalibrationText, Recipe};
+use crate::recipe::{CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
 use crate::tokenizer::Tokenizer;
 
 /// What a student starts from.
@@ -29,14 +36,54 @@ pub(super) struct StartTensors<B: Backend> {
     pub(super) layers: Vec<LayerReport>,
 }
 
+/// What of a calculated start a run needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// All of it.
+    Values,
+    /// No more than the shapes of its tensors: the values come out of a checkpoint.
+    Shapes,
+}
+
+impl Need {
+    /// Of a run that goes on from where `progress` stands.
+    pub(super) fn of_resumed(recipe: &Recipe, progress: &RunProgress) -> Self {
+        let held_out = &progress.held_out;
+        let trained = match (progress.phase, &recipe.phase2) {
+            (Phase::Second, Some(phase2)) => phase2.train.into(),
+            _ => recipe.trained(),
+        };
+        // A phase may still go back to its start, and whitened coordinates are those of the start.
+        let is_whitened = trained == Trained::Maps && recipe.coordinates() == Coordinates::Whitened;
+        match held_out.best_step == progress.phase_begins || is_whitened {
+            true => Self::Values,
+            false => Self::of_checkpoint(recipe, trained),
+        }
+    }
+
+    /// Of a student whose `trained` parameters are in a checkpoint.
+    pub(super) fn of_checkpoint(recipe: &Recipe, trained: Trained) -> Self {
+        let shape = &recipe.student;
+        let refits = recipe.calibration.feed_forward == FeedForward::Refit
+            || shape.intermediate_size.is_some()
+            || shape.layers.is_some();
+        let is_all_trained = trained == Trained::All || !refits;
+        match is_all_trained && recipe.weights.freeze.is_empty() {
+            true => Self::Shapes,
+            false => Self::Values,
+        }
+    }
+}
+
 /// The tensors that the student of `recipe` starts from, by the names under which it takes them: the
 /// teacher's, and with the calibrated start its maps and what else was fitted. These are read from
-/// `file`, or calculated and written to it.
+/// the file in `out`, or calculated and written to it.
 pub(super) fn start_tensors<A: AutodiffBackend>(
     recipe: &Recipe,
     inputs: &RunInputs<A>,
     budget: Budget,
-    file: &Path,
+    need: Need,
+    out: &OutputDir,
     device: &A::Device,
     listener: &Listener,
 ) -> Result<StartTensors<A::InnerBackend>, DistillError> {
@@ -47,11 +94,29 @@ pub(super) fn start_tensors<A: AutodiffBackend>(
             layers: Vec::new(),
         });
     }
-    let start = match file.is_file() {
-        true => CalibratedStart::load(file, recipe.teacher.dtype.dtype(), device)?,
-        false => {
-            let start = calculated(recipe, inputs, budget, device, listener)?;
-            start.save(file)?;
+    let start = match read(&out.start_path(), recipe, device)? {
+        Found::Start(start) => start,
+        Found::Nothing(why) if need == Need::Shapes => {
+            let file = out.start_path();
+            listener(Event::Note(&format!(
+                "{} {why}: nothing of it is needed, since the checkpoint has all that was trained",
+                file.display()
+            )));
+            CalibratedStart {
+                tensors: shapes(inputs, device),
+                layers: Vec::new(),
+            }
+        }
+        Found::Nothing(why) => {
+            if why != ABSENT {
+                let file = out.start_path();
+                let note = format!("{} {why}: it is calculated again", file.display());
+                listener(Event::Note(&note));
+            }
+            out.list_unfinished_start()?;
+            let start = calculated(recipe, inputs, budget, out, device, listener)?;
+            start.save(&out.start_path())?;
+            out.list_start()?;
             start
         }
     };
@@ -61,10 +126,60 @@ pub(super) fn start_tensors<A: AutodiffBackend>(
     })
 }
 
+/// What is in the place of a calculated start.
+enum Found<B: Backend> {
+    Start(CalibratedStart<B>),
+    /// It is not there, or damaged, which is as good: the same text gives the same start.
+    Nothing(String),
+}
+
+/// What a file is that is not there.
+const ABSENT: &str = "is not there";
+
+fn read<B: Backend>(
+    file: &Path,
+    recipe: &Recipe,
+    device: &B::Device,
+) -> Result<Found<B>, DistillError> {
+    if !file.exists() {
+        return Ok(Found::Nothing(ABSENT.to_owned()));
+    }
+    match CalibratedStart::load(file, recipe.teacher.dtype.dtype(), device) {
+        Ok(start) => Ok(Found::Start(start)),
+        Err(StartFileError::Damaged { what, .. }) => Ok(Found::Nothing(what)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Zeros for all that a start calculates for maps.
+fn shapes<A: AutodiffBackend>(
+    inputs: &RunInputs<A>,
+    device: &A::Device,
+) -> TensorSet<A::InnerBackend> {
+    let mut tensors = TensorSet::new();
+    let blueprint = inputs.plan.with_maps.renamed(burn_name);
+    for tensor in &blueprint.tensors {
+        match (&tensor.source, tensor.shape.as_slice()) {
+            (Source::Start, &[rows, columns]) => {
+                let shape = [rows, columns];
+                let zeros = Tensor::<A::InnerBackend, 2>::zeros(shape, (device, DType::F32));
+                tensors.insert(&tensor.name, "AxisMap", zeros);
+            }
+            (Source::Start, &[length]) => {
+                let zeros = Tensor::<A::InnerBackend, 1>::zeros([length], (device, DType::F32));
+                tensors.insert(&tensor.name, "Linear", zeros);
+            }
+            _ => {}
+        }
+    }
+    tensors
+}
+
 fn calculated<A: AutodiffBackend>(
     recipe: &Recipe,
     inputs: &RunInputs<A>,
     budget: Budget,
+    out: &OutputDir,
     device: &A::Device,
     listener: &Listener,
 ) -> Result<CalibratedStart<A::InnerBackend>, DistillError> {
@@ -95,24 +210,78 @@ fn calculated<A: AutodiffBackend>(
     let batch_size = batch_size(sequences_of_shortest, recipe.train.batch_size);
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
     let layers = plan.layers.len();
-    let mut done = 0;
-    let report = |report: &LayerReport| {
-        done += 1;
-        listener(Event::Calibrated(report));
-        listener(Event::Advanced(done, layers));
+    let file = out.partial_start_path();
+    let known = match read(&file, recipe, device)? {
+        Found::Start(known) => {
+            let done = known.layers.len();
+            listener(Event::Note(&format!(
+                "going on after {done} of {layers} layers"
+            )));
+            Some(known)
+        }
+        Found::Nothing(_) => None,
+    };
+    let mut parts = Parts::new(&file);
+    let report = |start: &CalibratedStart<A::InnerBackend>| {
+        if let Some(report) = start.layers.last() {
+            listener(Event::Calibrated(report));
+        }
+        listener(Event::Advanced(start.layers.len(), layers));
+        if start.layers.len() < layers
+            && let Err(error) = parts.save(start)
+        {
+            listener(Event::Note(&format!(
+                "{error}: should the run be stopped, these layers are calculated again"
+            )));
+        }
     };
     let student_with = |tensors: &TensorSet<A::InnerBackend>| {
         let tensors = TensorSet::from_inner(&inputs.tensors.with(tensors));
         learning::<A>(plan, &tensors, device)
     };
     let teacher = inputs.teacher.as_ref();
-    let calibrated = calibrate::<A, _, _, _>(&calibration, teacher, &batches, student_with, report);
+    let calibrated =
+        calibrate_from::<A, _, _, _>(&calibration, known, teacher, &batches, student_with, report);
     if calibrated.is_err() {
         for batch in batches.iter() {
             NotFinite::check(&the_teacher(recipe), teacher, &batch)?;
         }
     }
     Ok(calibrated?)
+}
+
+/// The layers of a start that are calculated, saved so often that it costs little.
+struct Parts<'a> {
+    file: &'a Path,
+    saved: Option<Instant>,
+    cost: Duration,
+}
+
+impl<'a> Parts<'a> {
+    /// Of the time, saving takes no more than one part in so many.
+    const PART: u32 = 20;
+
+    const fn new(file: &'a Path) -> Self {
+        Self {
+            file,
+            saved: None,
+            cost: Duration::ZERO,
+        }
+    }
+
+    fn save<B: Backend>(&mut self, start: &CalibratedStart<B>) -> Result<(), StartFileError> {
+        if self
+            .saved
+            .is_some_and(|saved| saved.elapsed() < Self::PART * self.cost)
+        {
+            return Ok(());
+        }
+        let began = Instant::now();
+        start.save(self.file)?;
+        self.cost = began.elapsed();
+        self.saved = Some(Instant::now());
+        Ok(())
+    }
 }
 
 /// The recipe's choice of text. Where it makes none, the teacher writes if there are too few `sequences`

@@ -121,13 +121,15 @@ impl Summary {
         }
     }
 
-    /// Whether `text`, a `summary.json`, is not that of an interrupted run.
-    pub(super) fn is_of_a_finished_run(text: &[u8]) -> bool {
+    /// How the run ended whose `summary.json` this is, and after how many steps; `None` if it is none.
+    pub(super) fn ending_in(text: &[u8]) -> Option<(PhaseEnd, usize)> {
         #[derive(Deserialize)]
         struct Ended {
             ending: PhaseEnd,
+            steps: usize,
         }
-        serde_json::from_slice(text).is_ok_and(|Ended { ending }| ending != PhaseEnd::Interrupted)
+        let Ended { ending, steps } = serde_json::from_slice(text).ok()?;
+        Some((ending, steps))
     }
 
     /// The summary as it is written to `summary.json`.

@@ -190,6 +190,12 @@ fn record(data: &[u8]) -> Vec<u8> {
     frame.concat()
 }
 
+/// Whether an event file that is begun here has such a name. Those of other programs have their host in it.
+pub(super) fn is_event_file(name: &str) -> bool {
+    let number = name.strip_prefix(PREFIX);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|it| it.is_ascii_digit()))
+}
+
 /// A checksum is masked, so that one of data which holds checksums still tells something.
 fn masked_crc(data: &[u8]) -> u32 {
     CRC.checksum(data)

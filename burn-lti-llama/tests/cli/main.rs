@@ -4,11 +4,13 @@
 
 mod chat;
 mod compare;
+mod folders;
 mod inputs;
 mod lengths;
 mod runs;
 mod sample;
 mod shapes;
+mod signals;
 mod start;
 mod workshop;
 
@@ -295,7 +297,7 @@ fn a_student_never_replaces_its_teacher() {
         "student.heads=1",
     ];
     let errors = workshop.fail(&[&distill[..], &again].concat());
-    assert!(errors.contains("teacher"), "{errors}");
+    assert!(errors.contains("would replace it"), "{errors}");
     assert_eq!(weights(), before);
 }
 
@@ -318,8 +320,14 @@ fn a_run_that_diverges_leaves_nothing_that_looks_finished() {
             errors.contains("finite") || errors.contains("diverged"),
             "{errors}"
         );
-        assert!(!workshop.path("out/summary.json").exists());
-        assert!(!workshop.path("out/student").exists());
+        assert!(!workshop.path("out/run.unfinished/summary.json").exists());
+        assert!(!workshop.path("out/run.unfinished/student").exists());
+        // Where there was none before, there is none.
+        let alone = ["distill", "recipe.toml", "--out", steps];
+        let errors = workshop.fail(&[&alone[..], &distill[4..], &diverge[1..], &[steps]].concat());
+        assert!(!errors.contains("as it was"), "{errors}");
+        assert!(!workshop.path(steps).join("summary.json").exists());
+        assert!(!workshop.path(steps).join("student").exists());
     }
     workshop.succeed(&[&distill[..], &["--overwrite"]].concat());
 }

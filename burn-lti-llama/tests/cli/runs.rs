@@ -208,13 +208,17 @@ fn only_the_same_run_goes_on() {
 
     // Stopped before there was a run.
     fs::create_dir_all(workshop.path("early/student.unchecked")).unwrap();
-    fs::write(workshop.path("early/recipe.toml"), "[teacher]").unwrap();
     workshop.succeed(&distill("early", &["--resume"]));
 
     fs::create_dir(workshop.path("notes")).unwrap();
     fs::write(workshop.path("notes/mine.txt"), "mine").unwrap();
+    fs::write(workshop.path("notes/recipe.toml"), "[teacher]").unwrap();
     let errors = workshop.fail(&distill("notes", &["--resume"]));
     assert!(errors.contains("no run"), "{errors}");
+    assert_eq!(
+        fs::read(workshop.path("notes/recipe.toml")).unwrap(),
+        b"[teacher]"
+    );
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use burn::backend::Flex;
+use burn::tensor::DType;
+use burn_lti::calibration::CalibratedStart;
+
 use crate::runs::{distill, kill_after, metrics, student};
 use crate::workshop::{RECIPE, Workshop};
 
@@ -67,7 +71,7 @@ fn a_calibrated_run_that_is_killed_goes_on_from_the_same_start() {
 }
 
 #[test]
-fn a_damaged_start_is_refused_with_the_way_out() {
+fn a_damaged_start_is_calculated_again() {
     let workshop = Workshop::new();
     let start = ["start", "recipe.toml", "--out", "out"];
     workshop.succeed(&[&start[..], &CALIBRATED].concat());
@@ -77,11 +81,49 @@ fn a_damaged_start_is_refused_with_the_way_out() {
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
     let train = ["distill", "recipe.toml", "--out", "out", "--resume"];
-    let errors = workshop.fail(&[&train[..], &CALIBRATED].concat());
+    let output = workshop.run(&[&train[..], &CALIBRATED].concat());
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{notes}");
     assert!(
-        errors.contains("damaged") && errors.contains("--overwrite"),
-        "{errors}"
+        notes.contains("start.safetensors is damaged") && notes.contains("calculated again"),
+        "{notes}"
     );
+    // The same text gives the same start; nothing else of the run is touched.
+    workshop.succeed(
+        &[
+            &["distill", "recipe.toml", "--out", "whole"],
+            &CALIBRATED[..],
+        ]
+        .concat(),
+    );
+    assert!(student(&workshop, "out") == student(&workshop, "whole"));
+}
+
+#[test]
+fn a_start_goes_on_with_the_layers_that_are_calculated() {
+    let workshop = Workshop::new();
+    let train = ["distill", "recipe.toml", "--out"];
+    let run = |out, more: &[&'static str]| [&train[..], &[out], &CALIBRATED, more].concat();
+    workshop.succeed(&run("whole", &[]));
+    workshop.succeed(&[&["start", "recipe.toml", "--out", "out"], &CALIBRATED[..]].concat());
+    // As if it had been stopped after the first of two layers.
+    let [path, partial] = ["start.safetensors", "start.partial.safetensors"]
+        .map(|name| workshop.path("out").join(name));
+    let device = Default::default();
+    let mut start = CalibratedStart::<Flex>::load(&path, DType::F32, &device).unwrap();
+    start.layers.truncate(1);
+    start.save(&partial).unwrap();
+    fs::remove_file(&path).unwrap();
+    let output = workshop.run(&run("out", &["--resume"]));
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{notes}");
+    assert!(notes.contains("going on after 1 of 2 layers"), "{notes}");
+    assert!(
+        !notes.contains("layer 0: ") && notes.contains("layer 1: "),
+        "{notes}"
+    );
+    assert!(path.exists() && !partial.exists());
+    assert!(student(&workshop, "out") == student(&workshop, "whole"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
@@ -21,6 +21,16 @@ pub enum StartFileError {
     /// The file could not be written.
     #[error(transparent)]
     Write(#[from] FileError),
+    /// The file is not what was written.
+    #[error("{file} {what}: delete it, and it is calculated again")]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What was reported, if anything was.
+        source: Option<Box<dyn StdError + Send + Sync>>,
+    },
     /// The start cannot be laid out in a file, or read from it.
     #[error("{what}")]
     Start {
@@ -97,24 +107,30 @@ impl<B: Backend> CalibratedStart<B> {
     ///
     /// # Errors
     ///
-    /// [`StartFileError::Start`]: the file cannot be read, is another version's, or is not what was
-    /// written.
+    /// - [`StartFileError::Damaged`]: it is not what was written.
+    /// - [`StartFileError::Start`]: the file cannot be read, or is another version's.
     pub fn load(path: &Path, dtype: DType, device: &B::Device) -> Result<Self, StartFileError> {
         let shown = path.display();
-        let unread = format!("cannot read the calculated start {shown}: {ANEW}");
+        let unread = format!("cannot read the calculated start {shown}: make it readable");
         let bytes = fs::read(path).map_err(StartFileError::of(unread))?;
-        let other = format!("{shown} is no calculated start: {ANEW}");
-        let file = TensorFile::from_bytes(&bytes).map_err(StartFileError::of(other))?;
+        let file = TensorFile::from_bytes(&bytes).map_err(|source| StartFileError::Damaged {
+            file: path.to_owned(),
+            what: "is damaged, it is no calculated start".to_owned(),
+            source: Some(Box::new(source)),
+        })?;
         let noted = |key| file.metadata.as_ref()?.get(key);
         let format = noted(FORMAT_KEY).map_or("none", String::as_str);
         if format != FORMAT {
             return Err(StartFileError::new(format!(
                 "{shown} is of another version of burn-lti, which wrote format {format} where this one \
-                 reads {FORMAT}: go on with the version that wrote it, or begin anew with a new --out"
+                 reads {FORMAT}: go on with the version that wrote it, or delete it, and it is calculated again"
             )));
         }
-        let damaged =
-            |what: &str| StartFileError::new(format!("{shown} is damaged ({what}): {ANEW}"));
+        let damaged = |what: &str| StartFileError::Damaged {
+            file: path.to_owned(),
+            what: format!("is damaged ({what})"),
+            source: None,
+        };
         if noted(HASH) != Some(&hash(&file)) {
             return Err(damaged("its values are not those that were written"));
         }
@@ -144,9 +160,6 @@ impl<B: Backend> CalibratedStart<B> {
         })
     }
 }
-
-/// The way out without the file.
-const ANEW: &str = "begin the run anew, with --overwrite";
 
 /// Of names and values, in the order of the names.
 fn hash(file: &TensorFile<'_>) -> String {
@@ -230,10 +243,16 @@ mod tests {
         bytes[last] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let error = refused(&path);
-        assert!(error.contains("is damaged"), "{error}");
+        assert!(
+            error.contains("is damaged") && error.contains("delete it"),
+            "{error}"
+        );
         fs::write(&path, b"no").unwrap();
         let error = refused(&path);
-        assert!(error.contains("is no calculated start"), "{error}");
+        assert!(
+            error.contains("it is no calculated start: delete it"),
+            "{error}"
+        );
         fs::remove_file(&path).unwrap();
         let error = refused(&path);
         assert!(error.contains("cannot read"), "{error}");

@@ -102,17 +102,57 @@ where
     S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    let told = |start: &CalibratedStart<_>| {
+        if let Some(report) = start.layers.last() {
+            done(report);
+        }
+    };
+    calibrate_from::<A, _, _, _>(calibration, None, teacher, batches, student_with, told)
+}
+
+/// As [`calibrate`], going on with a start of which some layers are calculated: what `done` was given before. The
+/// same teacher, text and settings then give what they would have given in one go.
+///
+/// `done` gets the start as far as it is after each layer: reports of those that are done, and tensors of all.
+///
+/// # Errors
+///
+/// [`CalibrationError`].
+pub fn calibrate_from<A, T, S, E>(
+    calibration: &Calibration<'_>,
+    known: Option<CalibratedStart<A::InnerBackend>>,
+    teacher: &T,
+    batches: &Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
+    student_with: impl FnOnce(&TensorSet<A::InnerBackend>) -> Result<S, E>,
+    mut done: impl FnMut(&CalibratedStart<A::InnerBackend>),
+) -> Result<CalibratedStart<A::InnerBackend>, CalibrationError>
+where
+    A: AutodiffBackend,
+    T: LayeredDecoder<A::InnerBackend>,
+    S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<A::InnerBackend>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
     let (mut walk, mut student) = Walk::begin(calibration, teacher, batches, student_with)?;
     let mut layers = Vec::new();
+    if let Some(known) = known {
+        student = student.filled(&known.tensors)?;
+        layers = known.layers;
+    }
     for layer in 0..student.module.layers() {
-        if !calibration.spec.selects(layer) {
+        let is_known = layers.iter().any(|report| report.layer == layer);
+        if is_known || !calibration.spec.selects(layer) {
             walk.text.advance(layer, &student.valid())?;
             continue;
         }
         let (calibrated, report) = walk.calibrated(layer, student)?;
         student = calibrated;
-        done(&report);
         layers.push(report);
+        let so_far = CalibratedStart {
+            tensors: student.start.clone(),
+            layers,
+        };
+        done(&so_far);
+        layers = so_far.layers;
     }
     Ok(CalibratedStart {
         tensors: student.start,

@@ -22,6 +22,12 @@ pub enum FileError {
         /// What the system reported.
         source: io::Error,
     },
+    /// What is there is a folder, a link, a device or the like.
+    #[error("{file} is no regular file, and is not replaced: move it away, or write elsewhere")]
+    NotAFile {
+        /// What was to be replaced.
+        file: PathBuf,
+    },
     /// The file was written but does not hold what was meant to be in it.
     #[error("{file} does not hold what was written to it: check the disk, then run again")]
     ReadBack {
@@ -45,6 +51,7 @@ impl FileError {
 /// # Errors
 ///
 /// - [`FileError::Write`]: the system refused; the old file is untouched.
+/// - [`FileError::NotAFile`]: what is there is no file, and stays.
 /// - [`FileError::ReadBack`]: the new file does not read back as `bytes`.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace(path, |file| {
@@ -58,11 +65,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 ///
 /// # Errors
 ///
-/// What `write` fails with, or [`FileError::Write`]; the old file is untouched.
+/// What `write` fails with, [`FileError::Write`] or [`FileError::NotAFile`]; what was there is untouched.
 pub fn replace<E: From<FileError>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
 ) -> Result<(), E> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        let file = path.to_owned();
+        return Err(FileError::NotAFile { file }.into());
+    }
     let io = FileError::writing(path);
     let temporary = temporary_beside(path).map_err(&io)?;
 
@@ -121,6 +132,23 @@ mod tests {
         let error = write_atomically(&path, b"{}").unwrap_err();
         assert!(matches!(&error, FileError::Write { file, .. } if *file == path));
         assert!(error.to_string().contains("config.json"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_and_a_folder_are_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let [target, link, inner] = ["target", "link", "inner"].map(|it| folder.path().join(it));
+        fs::write(&target, "mine").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        fs::create_dir(&inner).unwrap();
+        for path in [&link, &inner] {
+            let error = write_atomically(path, b"new").unwrap_err();
+            assert!(matches!(&error, FileError::NotAFile { file } if file == path));
+            assert!(error.to_string().contains("is not replaced"), "{error}");
+        }
+        assert_eq!(fs::read(&link).unwrap(), b"mine");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
 
     #[test]

@@ -5,12 +5,14 @@ mod atomic;
 mod bounded;
 mod git_lfs;
 mod hash;
+mod lock;
 mod tensor_file;
 
 pub use atomic::{FileError, UNFINISHED, replace, write_atomically};
 pub use bounded::{read_at_most, read_text_at_most};
 pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};
 pub use hash::sha256;
+pub use lock::{FolderLock, LOCK, LockError};
 pub use tensor_file::{
     HeaderError, LENGTH_BYTES, TensorFile, safetensors_float, safetensors_header,
 };

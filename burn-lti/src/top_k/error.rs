@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::Fault;
-use crate::files::FileError;
+use crate::files::{FileError, LockError};
 
 /// A cache that cannot be written or read.
 #[derive(Debug, Error)]
@@ -29,6 +29,9 @@ pub enum CacheError {
     /// A file cannot be written; what was there before still is.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Another writer has the folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The index is broken, or another version's.
     #[error("{what}")]
     Index {

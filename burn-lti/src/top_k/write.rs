@@ -12,7 +12,7 @@ use super::format::{Field, INDEX, Index, ShardEntry, shard_name};
 use super::read::Shard;
 use super::verify::check_rows;
 use super::{CacheError, CacheHeader, TopKRows};
-use crate::files::{FileError, TensorFile, UNFINISHED, sha256, write_atomically};
+use crate::files::{FileError, FolderLock, LOCK, TensorFile, UNFINISHED, sha256, write_atomically};
 
 /// Rows of a shard, unless told otherwise.
 const ROWS_PER_SHARD: usize = 64;
@@ -21,7 +21,7 @@ const ROWS_PER_SHARD: usize = 64;
 ///
 /// Rows count only once they are in a shard that `index.json` names. What is not, be it in memory or
 /// in a file, is computed again: a writer that is dropped loses the rows since its last shard, a
-/// program that is killed leaves a cache that is whole up to there. One writer at a time.
+/// program that is killed leaves a cache that is whole up to there. One writer at a time: the folder is locked.
 #[derive(Debug)]
 pub struct CacheWriter {
     dir: PathBuf,
@@ -29,6 +29,7 @@ pub struct CacheWriter {
     rows_per_shard: usize,
     pending: TopKRows,
     damage: Option<CacheError>,
+    lock: FolderLock,
 }
 
 impl CacheWriter {
@@ -43,10 +44,13 @@ impl CacheWriter {
     /// - [`CacheError::Mismatch`]: there cannot be such a cache, the folder has files but no cache, or a
     ///   cache of another header, with what differs.
     /// - [`CacheError::Index`]: the cache's index cannot be used.
+    /// - [`CacheError::Lock`]: another writer has the folder.
     /// - [`CacheError::Read`], [`CacheError::File`]: the system.
     pub fn create_or_resume(dir: &Path, header: CacheHeader) -> Result<Self, CacheError> {
         header.check()?;
         fs::create_dir_all(dir).map_err(FileError::writing(dir))?;
+        check_own(dir)?;
+        let lock = FolderLock::take(dir)?;
         let mut index = match Index::read(dir) {
             Ok(index) => index,
             Err(CacheError::Missing { .. }) => create(dir, &header)?,
@@ -61,6 +65,7 @@ impl CacheWriter {
             rows_per_shard: ROWS_PER_SHARD,
             pending: TopKRows::default(),
             damage,
+            lock,
         })
     }
 
@@ -130,6 +135,13 @@ impl CacheWriter {
         if rows == 0 {
             return Ok(());
         }
+        if !self.lock.is_in_place() {
+            return Err(CacheError::Mismatch(format!(
+                "{} was deleted or replaced while a cache was written into it: write it again in another \
+                 folder",
+                self.dir.display()
+            )));
+        }
         let file = shard_name(self.index.shards.len());
         let path = self.dir.join(&file);
         let bytes = serialize(&self.index.header, rows, &self.pending)
@@ -170,8 +182,11 @@ impl CacheWriter {
     }
 }
 
-/// Begins a cache in a folder that has nothing in it.
-fn create(dir: &Path, header: &CacheHeader) -> Result<Index, CacheError> {
+/// Refuses a folder that holds something and no cache, before anything is written into it.
+fn check_own(dir: &Path) -> Result<(), CacheError> {
+    if dir.join(INDEX).exists() {
+        return Ok(());
+    }
     for name in names(dir)? {
         if !name.starts_with(UNFINISHED) {
             return Err(CacheError::Mismatch(format!(
@@ -180,6 +195,11 @@ fn create(dir: &Path, header: &CacheHeader) -> Result<Index, CacheError> {
             )));
         }
     }
+    Ok(())
+}
+
+/// Begins a cache in a folder that has nothing in it.
+fn create(dir: &Path, header: &CacheHeader) -> Result<Index, CacheError> {
     let index = Index::new(header.clone());
     write_index(dir, &index)?;
     Ok(index)
@@ -217,13 +237,15 @@ fn remove_unfinished(dir: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-/// The names of what is in a folder.
+/// The names of what is in a folder, but for its lock.
 fn names(dir: &Path) -> Result<Vec<String>, CacheError> {
     let entries = fs::read_dir(dir).and_then(|entries| {
         let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-        names.collect()
+        names.collect::<io::Result<Vec<String>>>()
     });
-    entries.map_err(CacheError::reading(dir))
+    let mut names = entries.map_err(CacheError::reading(dir))?;
+    names.retain(|name| name != LOCK);
+    Ok(names)
 }
 
 /// How many rows there are, each field having as many values as they need.

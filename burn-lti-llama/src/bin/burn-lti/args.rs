@@ -75,10 +75,11 @@ pub(crate) enum Command {
     ///
     /// Leaves in DIR: `student/` (a Hugging Face folder), `recipe.toml` (as resolved), `manifest.json`
     /// (what the run was made of), `metrics.jsonl` (a line a logged step), `checkpoints/` with
-    /// train.checkpoint_every, and `summary.json`.
+    /// train.checkpoint_every, `summary.json`, and `files.json` (which of these the run wrote).
     ///
-    /// Ctrl-C ends the run after the step under way, with a checkpoint and a student of that step;
-    /// `--resume` goes on from there, or from the newest checkpoint of a run that was killed.
+    /// Ctrl-C, or a terminal that closes, ends the run after the step under way, with a checkpoint and a student
+    /// of that step; `--resume` goes on from there, or from the newest checkpoint of a run that was killed. With
+    /// more `train.steps` it also trains a finished run further.
     #[command(after_long_help = RECIPE_HELP)]
     Distill(DistillArgs),
     /// Carry a recipe out from several starts and compare them.
@@ -289,7 +290,7 @@ pub(crate) struct DistillArgs {
     /// Go on with the run in DIR from its newest checkpoint.
     #[arg(long, conflicts_with = "overwrite")]
     pub(crate) resume: bool,
-    /// Replace the results of an earlier run in DIR, its folder `student` included.
+    /// Replace an earlier run in DIR, which stays until this one is finished. Nothing goes that no run wrote.
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Export the student of the last step, even if an earlier one had a lower held-out KL.
@@ -308,7 +309,7 @@ pub(crate) struct StartArgs {
     /// Where the student goes, as DIR/student. A folder that already holds files is refused.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Replace the results of an earlier run in DIR, its folder `student` included.
+    /// Replace an earlier run in DIR, which stays until the student is made. Nothing goes that no run wrote.
     #[arg(long)]
     pub(crate) overwrite: bool,
     #[command(flatten)]

@@ -8,6 +8,7 @@ mod command;
 mod device;
 mod memory;
 mod progress;
+mod signals;
 mod streams;
 
 use std::process::ExitCode;

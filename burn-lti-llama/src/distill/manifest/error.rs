@@ -24,7 +24,10 @@ pub enum ManifestError {
         source: io::Error,
     },
     /// The file holds something else.
-    #[error("{file} is no manifest of a run: give the folder of a run that was begun")]
+    #[error(
+        "{file} is no manifest of a run: put the run's own back, or delete it, and --resume takes the teacher \
+         and the texts for those of the run"
+    )]
     Syntax {
         /// The file.
         file: PathBuf,

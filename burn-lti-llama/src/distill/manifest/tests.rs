@@ -286,6 +286,7 @@ fn another_program_or_backend_is_noted() {
     assert_eq!(what, ["burn-lti-llama", "rustc", "the backend"]);
     let text = notes[2].to_string();
     assert!(text.starts_with("the backend was flex"), "{text}");
+    assert!(text.contains("will differ in the last bits"), "{text}");
     assert!(
         notes[1].to_string().contains("is now unknown"),
         "{}",
@@ -327,6 +328,10 @@ fn what_is_no_manifest_is_refused_by_name() {
         fs::write(&path, text).unwrap();
         let error = Manifest::read(&path).unwrap_err();
         assert!(matches!(&error, ManifestError::Syntax { file, .. } if *file == path));
+        assert!(
+            error.to_string().contains("--resume takes the teacher"),
+            "{error}"
+        );
     }
 
     fs::write(&path, json!({"schema": 2, "new": true}).to_string()).unwrap();

@@ -179,7 +179,9 @@ fn a_last_line_without_its_end_is_dropped_or_completed() {
     let kept = |steps, text| {
         let mut state = LogState::default();
         state.counts.steps = steps;
-        lines_known_to(&state, text, Path::new("metrics.jsonl")).unwrap()
+        let known = lines_known_to(&state, text);
+        assert!(!known.is_damaged);
+        known.kept
     };
     assert_eq!(kept(2, text), whole);
     assert_eq!(kept(2, &whole[..20]), first);
@@ -187,39 +189,79 @@ fn a_last_line_without_its_end_is_dropped_or_completed() {
     assert_eq!(kept(0, &whole), "");
 }
 
-#[test]
-fn lines_that_are_gone_are_noticed() {
-    let (_folder, path) = metrics_path();
-    let mut log = create(&path, 2);
+/// What the listener is told when the log of a run with `state` goes on.
+fn told(path: &Path, state: LogState) -> String {
+    let told = Arc::new(std::sync::Mutex::new(String::new()));
+    let ear = told.clone();
+    let listener: Listener = Arc::new(move |event| {
+        if let Event::Note(note) = event {
+            ear.lock().unwrap().push_str(note);
+        }
+    });
+    let mut log = MetricsLog::resume(path.to_owned(), state, 2, STEPS, listener).unwrap();
+    take(&mut log, 6..=STEPS);
+    log.state().unwrap();
+    drop(log);
+    told.lock().unwrap().clone()
+}
+
+/// The state of a run after 5 steps whose metrics are in `path`.
+fn after_five(path: &Path) -> LogState {
+    let mut log = create(path, 2);
     take(&mut log, 1..=5);
-    let state = log.state().unwrap();
-    let text = fs::read_to_string(&path).unwrap();
-    let (first, _) = text.split_once('\n').unwrap();
-    fs::write(&path, first).unwrap();
-    let error = resume(&path, state, 2).err().unwrap();
-    assert!(
-        matches!(&error, MetricsError::Missing { file, step: 4 } if *file == path),
-        "{error}"
-    );
+    log.state().unwrap()
 }
 
 #[test]
-fn a_line_that_no_run_wrote_is_named() {
+fn lines_that_are_gone_are_told_and_keep_no_run_from_going_on() {
     let (_folder, path) = metrics_path();
-    for damaged in ["{\"step\":1}\n{\"st\n{\"step\":3}\n", "{\"step\":1}\n\n"] {
-        fs::write(&path, damaged).unwrap();
-        let error = resume(&path, LogState::default(), 1).err().unwrap();
+    let state = after_five(&path);
+    let text = fs::read_to_string(&path).unwrap();
+    let (first, _) = text.split_once('\n').unwrap();
+    fs::write(&path, format!("{first}\n")).unwrap();
+    let told_of = told(&path, state);
+    assert!(
+        told_of.contains("ends with step 2") && told_of.contains("lost"),
+        "{told_of}"
+    );
+    let steps: Vec<u64> = lines(&path)
+        .iter()
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [2, 6, 8, 10]);
+
+    let state = after_five(&path);
+    fs::remove_file(&path).unwrap();
+    let told_of = told(&path, state);
+    assert!(told_of.contains("begins anew after step 5"), "{told_of}");
+    assert_eq!(lines(&path).len(), 3);
+    // A whole file is not spoken of.
+    let state = after_five(&path);
+    assert_eq!(told(&path, state), "");
+}
+
+#[test]
+fn lines_that_no_run_wrote_are_left_out_and_kept_elsewhere() {
+    for damage in ["{\"st\n", "\n", "\u{fffd}\u{fffd}\n"] {
+        let (folder, path) = metrics_path();
+        let state = after_five(&path);
+        let damaged = format!("{damage}{}", fs::read_to_string(&path).unwrap());
+        fs::write(&path, &damaged).unwrap();
+        let told_of = told(&path, state);
         assert!(
-            matches!(&error, MetricsError::Line { file, line: 2, .. } if *file == path),
-            "{error}"
+            told_of.contains("no line of metrics") && told_of.contains(DAMAGED),
+            "{told_of}"
         );
-        assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+        let kept = fs::read_to_string(folder.path().join(DAMAGED)).unwrap();
+        assert_eq!(kept, damaged);
+        assert_eq!(lines(&path).len(), 5);
     }
 }
 
 #[test]
-fn metrics_that_are_not_there_cannot_be_resumed() {
+fn metrics_that_cannot_be_read_are_named() {
     let (_folder, path) = metrics_path();
+    fs::create_dir(&path).unwrap();
     let error = resume(&path, LogState::default(), 1).err().unwrap();
     assert!(matches!(error, MetricsError::Read { file, .. } if file == path));
 }

@@ -266,7 +266,7 @@ fn a_shard_that_cannot_be_written_is_written_later() {
     let three = select(&header(), &rows(&header(), 0), &[0, 1, 2]);
     let error = writer.push(&three).unwrap_err();
     assert!(
-        matches!(&error, CacheError::File(FileError::Write { file, .. }) if *file == blocked),
+        matches!(&error, CacheError::File(FileError::NotAFile { file }) if *file == blocked),
         "{error}"
     );
     assert_eq!(writer.next_row(), 3);

@@ -5,10 +5,10 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::map::Start;
 use burn_lti_llama::compare::{CompareDir, CompareError, CompareJob, Comparison, start_named};
 
-use super::interrupted_by_ctrl_c;
 use crate::args::CompareArgs;
 use crate::backend::on_backend;
 use crate::progress;
+use crate::signals::interrupted_by_signals;
 use crate::streams::{command_line, say};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
@@ -37,7 +37,9 @@ fn on<A: AutodiffBackend>(
 ) -> Result<Comparison> {
     let job = job
         .with_listener(progress::listener())
-        .with_interrupt(interrupted_by_ctrl_c()?)
+        .with_interrupt(interrupted_by_signals(
+            "the same command with --resume goes on",
+        )?)
         .with_command(command_line());
     Ok(job.run::<A>(out, device)?)
 }

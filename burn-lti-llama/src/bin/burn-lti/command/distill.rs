@@ -1,17 +1,20 @@
 //! `burn-lti distill`
 
-use std::path::Path;
-
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Job, Kept, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
-use super::{interrupted_by_ctrl_c, with_shape};
+use super::with_shape;
 use crate::args::DistillArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::signals::interrupted_by_signals;
 use crate::streams::{command_line, say};
+
+/// How a run that was interrupted goes on.
+const WAY_ON: &str =
+    "the same command goes on from there with --resume, in place of --overwrite if that was given";
 
 pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     let recipe = args.recipe.load()?;
@@ -22,18 +25,15 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
         true => OutputDir::resume(&args.out)?,
         false => OutputDir::prepare(&args.out, args.overwrite)?,
     };
-    let resumed = args.resume.then_some(args.out.as_path());
-    let summary = on_backend!(args.backend, on(&recipe, &out, resumed, args.keep_last))?;
+    out.check_apart_from_file(&args.recipe.recipe)?;
+    let summary = on_backend!(args.backend, on(&recipe, &out, args.keep_last))?;
     if args.json.json {
         say!("{:#}", summary.to_json());
     } else {
-        print(&summary, args);
+        print(&summary, &out);
     }
     match summary.ending {
-        PhaseEnd::Interrupted => bail!(
-            "interrupted after step {}: the same command with --resume goes on from there",
-            summary.steps
-        ),
+        PhaseEnd::Interrupted => bail!("interrupted after step {}: {WAY_ON}", summary.steps),
         PhaseEnd::NotFinite => bail!(
             "the loss was no longer a number after step {}: the student is that of step {}; lower \
              train.rate or train.learning_rate, or look at the text of that step",
@@ -48,19 +48,18 @@ fn on<A: AutodiffBackend>(
     device: &A::Device,
     recipe: &Recipe,
     out: &OutputDir,
-    resumed: Option<&Path>,
     keep_last: bool,
 ) -> Result<Summary> {
-    let recipe = with_shape::<A>(recipe, resumed, device)?;
+    let recipe = with_shape::<A>(recipe, out, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
-        .with_interrupt(interrupted_by_ctrl_c()?)
+        .with_interrupt(interrupted_by_signals(WAY_ON)?)
         .with_keep_last(keep_last)
         .with_command(command_line());
     Ok(job.run::<A>(device)?)
 }
 
-fn print(summary: &Summary, args: &DistillArgs) {
+fn print(summary: &Summary, out: &OutputDir) {
     say!(
         "KL {} -> {} nats/token, top-1 agreement {}, {} steps in {:.1} s ({:.0} tokens/s)",
         number(summary.kl_start),
@@ -70,7 +69,7 @@ fn print(summary: &Summary, args: &DistillArgs) {
         summary.seconds,
         summary.tokens_per_second,
     );
-    let student = args.out.join("student");
+    let student = out.student_after(summary.ending);
     say!("student: {}, {}", student.display(), which(summary));
 }
 

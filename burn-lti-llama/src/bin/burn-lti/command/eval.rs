@@ -7,13 +7,14 @@ use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data;
+use burn_lti_llama::distill::Event;
 use burn_lti_llama::eval::{ByPosition, Evaluation, evaluate, evaluate_by_position};
 use burn_lti_llama::hf;
 
 use super::config_and_tokenizer;
 use crate::args::EvalArgs;
 use crate::backend::on_backend;
-use crate::progress::{number, percent};
+use crate::progress::{self, number, percent};
 use crate::streams::say;
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
@@ -75,14 +76,12 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
         );
     }
     let batches = data::loader(sequences, args.batch_size.get(), None, device);
+    let listener = progress::listener();
+    listener(Event::Stage("evaluating"));
+    let done = |done, all| listener(Event::Advanced(done, all));
     let found = match args.by_position {
-        false => Found::Whole(evaluate(&student, &teacher, &batches, |_, _| {})),
-        true => Found::ByPosition(evaluate_by_position(
-            &student,
-            &teacher,
-            &batches,
-            |_, _| {},
-        )),
+        false => Found::Whole(evaluate(&student, &teacher, &batches, done)),
+        true => Found::ByPosition(evaluate_by_position(&student, &teacher, &batches, done)),
     };
     let teacher_is = format!("the teacher in {}", args.teacher.display());
     let student_is = format!("the student in {}", args.student.display());

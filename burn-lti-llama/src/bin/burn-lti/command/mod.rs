@@ -16,7 +16,7 @@ pub(crate) mod start;
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::distill::{Interrupt, ShapeTable, search_shape};
+use burn_lti_llama::distill::{OutputDir, ShapeTable, search_shape};
 use burn_lti_llama::recipe::Recipe;
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
@@ -62,18 +62,17 @@ fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {
     Ok(())
 }
 
-/// The recipe with the shape that the run in `resumed` began with, or with the one that is found, if it has a target
-/// in its place.
+/// The recipe with the shape that the run which goes on in `out` began with, or with the one that is found, if it has a
+/// target in its place.
 fn with_shape<A: AutodiffBackend>(
     recipe: &Recipe,
-    resumed: Option<&Path>,
+    out: &OutputDir,
     device: &A::Device,
 ) -> Result<Recipe> {
     if recipe.student.target.is_none() {
         return Ok(recipe.clone());
     }
-    let begun = resumed.map(|out| out.join("recipe.toml"));
-    if let Some(begun) = begun.filter(|begun| begun.is_file()) {
+    if let Some(begun) = out.begun_recipe() {
         let student = Recipe::load(&begun, &[])?.student;
         let recipe = recipe.clone();
         return Ok(Recipe { student, ..recipe });
@@ -81,17 +80,4 @@ fn with_shape<A: AutodiffBackend>(
     let (recipe, shapes) = search_shape::<A>(recipe, device, &progress::listener())?;
     tell!("{}", ShapeTable(&shapes));
     Ok(recipe)
-}
-
-/// What Ctrl-C asks. Pressed once more, it ends the program at once.
-fn interrupted_by_ctrl_c() -> Result<Interrupt> {
-    let interrupt = Interrupt::default();
-    let asked = interrupt.clone();
-    ctrlc::set_handler(move || {
-        if asked.is_asked() {
-            std::process::exit(130); // who presses it twice does not want to wait
-        }
-        asked.ask();
-    })?;
-    Ok(interrupt)
 }

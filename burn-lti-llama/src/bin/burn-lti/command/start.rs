@@ -9,7 +9,11 @@ use super::with_shape;
 use crate::args::StartArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
+use crate::signals::interrupted_by_signals;
 use crate::streams::{command_line, say, say_on};
+
+/// How a start that was interrupted is made after all.
+const WAY_ON: &str = "`distill --resume` goes on from here, and the same command with --overwrite makes the start again";
 
 pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let recipe = args.recipe.load()?;
@@ -17,6 +21,7 @@ pub(crate) fn run(args: &StartArgs) -> Result<()> {
         burn_lti_llama::distill::plan_of_config(&recipe)?; // what is found fast, before the run reads the rest
     }
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
+    out.check_apart_from_file(&args.recipe.recipe)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
     if args.json.json {
         say!("{:#}", summary.to_json());
@@ -38,9 +43,10 @@ fn on<A: AutodiffBackend>(
     recipe: &Recipe,
     out: &OutputDir,
 ) -> Result<StartSummary> {
-    let recipe = with_shape::<A>(recipe, None, device)?;
+    let recipe = with_shape::<A>(recipe, out, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
+        .with_interrupt(interrupted_by_signals(WAY_ON)?)
         .with_command(command_line());
     Ok(job.start::<A>(device)?)
 }
