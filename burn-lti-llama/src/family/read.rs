@@ -13,13 +13,19 @@ use crate::config::{
     Activation, ConfigError, Family, Fields, LlamaConfig, Multipliers, OneOrMany, Rope,
     SourceFields, hub_cache, hub_repository,
 };
+use crate::gguf::{Gguf, is_gguf};
 
 impl LlamaConfig {
-    /// Reads `dir/config.json`.
+    /// Reads `dir/config.json`, or what a GGUF file says in its place.
     ///
     /// # Errors
-    /// [`ConfigError::Read`], [`ConfigError::NotFetched`] or [`ConfigError::NoModel`] if the file cannot be read, else as [`Self::from_json_str`].
+    /// [`ConfigError::Read`], [`ConfigError::NotFetched`], [`ConfigError::NoModel`] or [`ConfigError::Gguf`] if the
+    /// file cannot be read, else as [`Self::from_json_str`].
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
+        if is_gguf(dir) {
+            let config = Value::Object(Gguf::open(dir)?.config()?);
+            return Self::from_json_str(&config.to_string(), dir);
+        }
         let path = dir.join("config.json");
         match fs::read_to_string(&path) {
             Ok(text) if is_git_lfs_pointer(text.as_bytes()) => Err(ConfigError::NoModel {
@@ -166,6 +172,14 @@ fn unreadable(dir: &Path, path: PathBuf, source: io::Error) -> ConfigError {
             folder: dir.to_owned(),
             reason: "holds an adapter (LoRA) without its model: merge it with peft's `merge_and_unload`, and save \
                      that",
+        };
+    }
+    let names = dir.read_dir().into_iter().flatten().flatten();
+    let mut names = names.map(|entry| entry.path());
+    if path.try_exists().is_ok_and(|there| !there) && names.any(|name| is_gguf(&name)) {
+        return ConfigError::NoModel {
+            folder: dir.to_owned(),
+            reason: "holds GGUF and no config.json: give the path of the .gguf file itself",
         };
     }
     match hub_repository(dir) {
