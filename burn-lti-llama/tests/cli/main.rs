@@ -4,6 +4,7 @@
 
 mod chat;
 mod compare;
+mod convert;
 mod lengths;
 mod runs;
 mod sample;
