@@ -151,6 +151,8 @@ fn every_family_that_is_written_is_read_as_what_it_was() {
                 was.encode_document(text).unwrap()
             );
         }
+        // Embeddings without a token have none again.
+        assert_eq!([is.vocab_size(), again.vocab_size()], [was.vocab_size(); 2]);
         assert_eq!(is.chat().unwrap().text(), "{{ x }}");
         assert_eq!((again.bos_id(), again.eos_ids()), (Some(1), was.eos_ids()));
     }

@@ -245,7 +245,7 @@ impl Vocabulary {
         let padded = tokens
             .into_iter()
             .enumerate()
-            .map(|(id, token)| token.unwrap_or_else(|| (format!("[PAD{id}]"), kind::UNUSED)));
+            .map(|(id, token)| token.unwrap_or_else(|| (padding(id), kind::UNUSED)));
         let (tokens, kinds): (Vec<String>, Vec<i32>) = padded.unzip();
         let Some(merges) = merges_of(model) else {
             return refused("has merges that are not two pieces each: save the tokenizer again");
@@ -286,13 +286,11 @@ impl Vocabulary {
                 return Err(GgufError::broken(&self.file, reason));
             }
         }
-        let Special {
-            bos,
-            ends,
-            unknown,
-            padding,
-        } = &self.special;
-        let ids = [bos, unknown, padding].into_iter().flatten().chain(ends);
+        let special = &self.special;
+        let ids = [&special.bos, &special.unknown, &special.padding]
+            .into_iter()
+            .flatten()
+            .chain(&special.ends);
         match ids.into_iter().find(|id| **id >= self.tokens.len()) {
             None => Ok(()),
             Some(id) => {
@@ -309,6 +307,7 @@ impl Vocabulary {
             .tokens
             .iter()
             .enumerate()
+            .filter(|(id, token)| self.kinds[*id] != kind::UNUSED || **token != padding(*id))
             .map(|(id, token)| (token.clone(), json!(id)))
             .collect();
         let added = |(id, kind): (usize, &i32)| {
@@ -647,6 +646,11 @@ fn merges_of(model: &Value) -> Option<Vec<(String, String)>> {
         }
     });
     parts.collect()
+}
+
+/// What stands in a file for an embedding that no token has, as llama.cpp's converter names it.
+fn padding(id: usize) -> String {
+    format!("[PAD{id}]")
 }
 
 /// The byte that `<0x0A>` stands for.

@@ -16,7 +16,7 @@ use crate::recipe::{
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
-const GGUF_BLOCKS: [(usize, &str); 2] = [(32, "Q8_0 and other Q_0 and Q_1"), (256, "Q2_K to Q6_K")];
+const GGUF_BLOCKS: [(usize, &str); 2] = [(32, "Q4_0 to Q8_0"), (256, "Q2_K to Q6_K")];
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
