@@ -49,9 +49,9 @@ pub fn hash_file(path: &Path) -> Result<String, HashError> {
     })
 }
 
-/// SHA-256 of each tensor of a Hugging Face folder, by the tensor's name.
+/// SHA-256 of each tensor of a Hugging Face folder, or of a GGUF file, by the tensor's name in a folder.
 ///
-/// It is that of a line `dtype [shape]`, such as `float16 [64, 8]`, followed by the tensor's bytes
+/// It is that of a line `dtype [shape]`, such as `float16 [64, 8]` or `Q4_K [64, 256]`, followed by the tensor's bytes
 /// as the file holds them. In which file or shard a tensor lies, and where, makes no difference.
 ///
 /// # Errors
@@ -62,14 +62,16 @@ pub fn hash_teacher(dir: &Path) -> Result<BTreeMap<String, String>, HashError> {
     let tensors: Vec<(&str, &TensorInfo)> = files.tensors().collect();
     tensors
         .into_par_iter()
-        .map(|(name, info)| Ok((name.to_owned(), hash_tensor(info, files.read_bytes(name)?))))
+        .map(|(name, info)| {
+            let hash = hash_tensor(files.stored_as(name)?, &info.shape, files.read_bytes(name)?);
+            Ok((name.to_owned(), hash))
+        })
         .collect()
 }
 
-fn hash_tensor(info: &TensorInfo, bytes: &[u8]) -> String {
-    let TensorInfo { shape, dtype } = info;
+fn hash_tensor(stored_as: &str, shape: &[usize], bytes: &[u8]) -> String {
     hex(Sha256::new()
-        .chain_update(format!("{dtype} {shape:?}\n"))
+        .chain_update(format!("{stored_as} {shape:?}\n"))
         .chain_update(bytes))
 }
 

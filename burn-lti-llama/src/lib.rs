@@ -1,10 +1,11 @@
-//! The Llama family for [`burn_lti`]: configuration, model, Hugging Face files, data, recipes.
+//! The Llama family for [`burn_lti`]: configuration, model, Hugging Face files and GGUF, data, recipes.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`config`] | `config.json`, checked |
 //! | [`model`] | the decoder, its cache, generation |
 //! | [`hf`] | Hugging Face folders in and out |
+//! | [`gguf`], [`convert`] | the files of llama.cpp, read as such a folder; from one form into the other |
 //! | [`tokenizer`], [`data`] | text to packed batches |
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
@@ -30,6 +31,7 @@ macro_rules! passes_on {
 #[cfg(feature = "cli")]
 pub mod compare;
 pub mod config;
+pub mod convert;
 pub mod corpus;
 pub mod data;
 #[cfg(feature = "cli")]
@@ -37,6 +39,7 @@ pub mod demo;
 pub mod distill;
 pub mod eval;
 mod family;
+pub mod gguf;
 pub mod hashes;
 pub mod hf;
 pub mod model;

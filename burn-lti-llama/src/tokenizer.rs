@@ -1,9 +1,10 @@
-//! Text to tokens and back, by the tokenizer that lies beside a Hugging Face model.
+//! Text to tokens and back, by the tokenizer that lies beside a Hugging Face model, or in a GGUF file.
 
 mod chat;
 mod growth;
 mod guard;
 mod pieces;
+mod source;
 mod turns;
 
 use std::fs;
@@ -20,9 +21,11 @@ use tokenizers::Encoding;
 pub use chat::{ChatError, ChatTemplate, Message};
 use guard::guarded;
 use pieces::Pieces;
+use source::Source;
 use turns::Turns;
 
 use crate::config::OneOrMany;
+use crate::gguf::{GgufError, Vocabulary};
 
 /// The file that holds the tokenizer itself.
 const TOKENIZER: &str = "tokenizer.json";
@@ -88,6 +91,9 @@ pub enum TokenizerError {
     /// The chat template cannot be used.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// The tokenizer of a GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A file could not be carried over.
     #[error(transparent)]
     Write(#[from] FileError),
@@ -189,7 +195,7 @@ impl Token {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a Hugging Face folder.
+    /// Reads the tokenizer of a Hugging Face folder, or of a GGUF file.
     ///
     /// `tokenizer_config.json`, where there is one, says what BOS and EOS are; the ids of the
     /// model's `config.json` come after it: `bos` if it names none, `eos` in addition.
@@ -200,17 +206,33 @@ impl Tokenizer {
     ///   other.
     /// - [`TokenizerError::Read`], [`TokenizerError::Library`], [`TokenizerError::Config`]: a file
     ///   cannot be read or understood.
+    /// - [`TokenizerError::Gguf`]: a GGUF file holds none that is known.
     pub fn from_dir(dir: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
-        let file = dir.join(TOKENIZER);
+        Self::from_source(&Source::open(dir)?, bos, eos)
+    }
+
+    /// The tokenizer that a GGUF file holds by these keys; errors name `path`.
+    pub(crate) fn from_vocabulary(
+        vocabulary: &Vocabulary,
+        path: &Path,
+    ) -> Result<Self, TokenizerError> {
+        Self::from_source(&Source::of_vocabulary(path, vocabulary), None, &[])
+    }
+
+    fn from_source(
+        source: &Source<'_>,
+        bos: Option<u32>,
+        eos: &[u32],
+    ) -> Result<Self, TokenizerError> {
+        let tokenizer_file = source.path(TOKENIZER);
         let [most, _] = MOST_BYTES;
-        let bytes = read_if_there(&file, most)?.ok_or_else(|| {
+        let bytes = read_if_there(source, TOKENIZER, most)?.ok_or_else(|| {
             TokenizerError::Refused(format!(
                 "no {TOKENIZER} in {}: save one there with transformers, \
                  `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`",
-                dir.display()
+                tokenizer_file.parent().unwrap_or(Path::new("")).display()
             ))
         })?;
-        let tokenizer_file = file;
         if files::is_git_lfs_pointer(&bytes) {
             return Err(TokenizerError::Refused(format!(
                 "{} {}",
@@ -232,9 +254,9 @@ impl Tokenizer {
             ))
         })?;
 
-        let file = dir.join(TOKENIZER_CONFIG);
-        let settings: Settings = read_settings(&file)?;
-        let generation: GenerationSettings = read_settings(&dir.join(GENERATION_CONFIG))?;
+        let file = source.path(TOKENIZER_CONFIG);
+        let settings: Settings = read_settings(source, TOKENIZER_CONFIG)?;
+        let generation: GenerationSettings = read_settings(source, GENERATION_CONFIG)?;
         // A model rests much of its attention on the first token, which should be the same one everywhere;
         // and where a document ends has to be learned. So only an explicit no leaves it to the post-processor whether there is one.
         // A prompt begins as it does elsewhere, with what a chat template may have put there.
@@ -276,7 +298,7 @@ impl Tokenizer {
         }
         let text = |id: Option<u32>| id.and_then(|id| inner.id_to_token(id)).unwrap_or_default();
         let edges = [text(bos), text(ends.first().copied())];
-        let chat = ChatTemplate::of_dir(dir, settings.chat_template.as_ref(), edges)?;
+        let chat = ChatTemplate::of_source(source, settings.chat_template.as_ref(), edges)?;
         Ok(Self {
             inner,
             pieces: OnceLock::new(),
@@ -305,6 +327,33 @@ impl Tokenizer {
             .collect();
         self.checked(ends)?;
         Ok(self)
+    }
+
+    /// `tokenizer.json`, or the GGUF file that holds the tokenizer.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// `tokenizer.json` in the form that the library writes.
+    pub(crate) fn to_json(&self) -> Result<Value, TokenizerError> {
+        serde_json::to_value(&self.inner).map_err(|source| TokenizerError::Config {
+            file: self.file.clone(),
+            source,
+        })
+    }
+
+    /// The number of a token.
+    pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether a prompt begins with BOS, and whether the post-processor puts EOS at a text's end.
+    pub(crate) fn adds(&self) -> Result<[bool; 2], TokenizerError> {
+        const TEXT: &str = "a";
+        let begins = self.bos.is_some() && self.encode_prompt(TEXT)?.first().copied() == self.bos;
+        let encoded = self.encode(TEXT, true)?;
+        let ends = encoded.ids.last().is_some_and(|id| self.is_eos(*id));
+        Ok([begins, encoded.after > 0 && ends])
     }
 
     /// How the model is talked to, if it is an instruct model.
@@ -616,27 +665,33 @@ fn is_blank_from(text: &str, from: usize, to: usize) -> bool {
 }
 
 /// What a file of JSON says, if there is one.
-fn read_settings<T: DeserializeOwned + Default>(file: &Path) -> Result<T, TokenizerError> {
+fn read_settings<T: DeserializeOwned + Default>(
+    from: &Source<'_>,
+    name: &str,
+) -> Result<T, TokenizerError> {
     let [_, most] = MOST_BYTES;
-    match read_if_there(file, most)? {
+    match read_if_there(from, name, most)? {
         None => Ok(T::default()),
         Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config {
-            file: file.to_owned(),
+            file: from.path(name),
             source,
         }),
     }
 }
 
-/// Carries the files of a tokenizer that exist in the folder `from` over to the folder `to`.
+/// Carries the files of a tokenizer that exist in the folder `from` over to the folder `to`; of a GGUF file what it
+/// holds in their place.
 ///
 /// # Errors
 ///
+/// - [`TokenizerError::Gguf`]: it holds no tokenizer that is known.
 /// - [`TokenizerError::Read`]: one of them cannot be read.
 /// - [`TokenizerError::Write`]: one of them cannot be written.
 pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
+    let source = Source::open(from)?;
     for name in FILES {
         let [most, _] = MOST_BYTES;
-        if let Some(bytes) = read_if_there(&from.join(name), most)? {
+        if let Some(bytes) = read_if_there(&source, name, most)? {
             files::write_atomically(&to.join(name), &bytes)?;
         }
     }
@@ -645,7 +700,8 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
     for file in templates.read_dir().into_iter().flatten().flatten() {
         let to = to.join(MORE_TEMPLATES);
         if file.path().is_file()
-            && let Some(bytes) = read_if_there(&file.path(), most)?
+            && let Some(bytes) =
+                read_if_there(&Source::Folder(&templates), &file.file_name(), most)?
         {
             fs::create_dir_all(&to).map_err(FileError::writing(&to))?;
             files::write_atomically(&to.join(file.file_name()), &bytes)?;
@@ -661,15 +717,17 @@ fn unlimited(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-fn read_if_there(file: &Path, most: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match files::read_at_most(file, most) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Read {
-            file: file.to_owned(),
+fn read_if_there(
+    from: &Source<'_>,
+    name: impl AsRef<Path>,
+    most: u64,
+) -> Result<Option<Vec<u8>>, TokenizerError> {
+    let name = name.as_ref();
+    from.read(name, most)
+        .map_err(|source| TokenizerError::Read {
+            file: from.path(name),
             source,
-        }),
-    }
+        })
 }
 
 /// A tokenizer of a few words, for tests.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::list;
+use crate::gguf::GgufError;
 
 /// Why a `config.json` is refused.
 #[derive(Debug, Error)]
@@ -40,6 +41,9 @@ pub enum ConfigError {
         /// What it holds, and the way out.
         reason: &'static str,
     },
+    /// A GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The file is not JSON, or no JSON object.
     #[error("{} is no JSON object: save the model's config.json again", path.display())]
     Syntax {

@@ -8,6 +8,7 @@ use burn_lti::files::{FileError, write_atomically};
 
 use super::Summary;
 use crate::config::hub_repository_of;
+use crate::gguf::is_gguf;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 
@@ -24,7 +25,11 @@ pub(super) fn write(
     let teacher = &recipe.teacher.path;
     let repository = plan.teacher.source.repository().map(str::to_owned);
     let repository = repository.or_else(|| hub_repository_of(teacher));
-    let folder = teacher.file_name().unwrap_or_default().to_string_lossy();
+    let folder = match is_gguf(teacher) {
+        true => teacher.file_stem(),
+        false => teacher.file_name(),
+    };
+    let folder = folder.unwrap_or_default().to_string_lossy();
     let name = repository.as_deref().unwrap_or(&folder);
     let mut card =
         String::from("---\nlibrary_name: transformers\ntags: [distillation, burn-lti]\n");

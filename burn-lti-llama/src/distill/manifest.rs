@@ -21,6 +21,7 @@ use error::Change;
 pub use error::ManifestError;
 
 use crate::data::text_files;
+use crate::gguf::is_gguf;
 use crate::hashes::{HashError, hash_file, hash_teacher};
 use crate::recipe::{Recipe, RecipeError};
 use crate::tokenizer;
@@ -33,6 +34,8 @@ const BURN: &str = "0.21.0";
 const BACKEND: &str = "the backend";
 /// The model's configuration in a Hugging Face folder.
 const CONFIG: &str = "config.json";
+/// What a GGUF file is called in the record of a run, whatever its name.
+const GGUF: &str = "model.gguf";
 /// Keys of the recipe that change nothing in what is learned, so that a resumed run may change them.
 pub const MAY_CHANGE: [&str; 6] = [
     "export.dtype",
@@ -126,7 +129,7 @@ pub struct Compute {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherHashes {
-    /// `config.json` and those files of the tokenizer that are there, by name.
+    /// `config.json` and those files of the tokenizer that are there, by name; of a GGUF file that file.
     pub files: BTreeMap<String, String>,
     /// Every tensor by name, as [`hash_teacher`] says.
     pub tensors: BTreeMap<String, String>,
@@ -361,12 +364,19 @@ impl fmt::Display for Source {
 }
 
 impl TeacherHashes {
-    /// Hashes what the Hugging Face folder `dir` holds.
+    /// Hashes what the Hugging Face folder `dir`, or GGUF file, holds.
     ///
     /// # Errors
     ///
     /// [`HashError`]: the weights, or a file, cannot be read; `config.json` has to be there.
     pub fn of(dir: &Path) -> Result<Self, HashError> {
+        if is_gguf(dir) {
+            return Ok(Self {
+                files: BTreeMap::from([(GGUF.to_owned(), hash_file(dir)?)]),
+                tensors: hash_teacher(dir)?,
+                accepted: Vec::new(),
+            });
+        }
         let tokenizer = tokenizer::FILES.into_iter();
         let files = tokenizer
             .filter(|name| dir.join(name).exists())

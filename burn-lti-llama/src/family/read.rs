@@ -12,15 +12,17 @@ use crate::config::{
     Activation, ConfigError, Family, Fields, LlamaConfig, Multipliers, OneOrMany, QkNorm, Rope,
     SourceFields, hub_cache, hub_repository,
 };
+use crate::gguf::{Gguf, is_gguf};
 
 /// The longest `config.json`.
 const MOST_BYTES: u64 = 1 << 20;
 
 impl LlamaConfig {
-    /// Reads `dir/config.json`.
+    /// Reads `dir/config.json`, or what a GGUF file says in its place.
     ///
     /// # Errors
-    /// [`ConfigError::Read`], [`ConfigError::NotFetched`] or [`ConfigError::NoModel`] if the file cannot be read, else as [`Self::from_json_str`].
+    /// [`ConfigError::Read`], [`ConfigError::NotFetched`], [`ConfigError::NoModel`] or [`ConfigError::Gguf`] if the
+    /// file cannot be read, else as [`Self::from_json_str`].
     pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
         Self::from_dir_accepting(dir, &[])
     }
@@ -32,6 +34,10 @@ impl LlamaConfig {
     /// # Errors
     /// As [`from_dir`](Self::from_dir).
     pub fn from_dir_accepting(dir: &Path, accept: &[String]) -> Result<Self, ConfigError> {
+        if is_gguf(dir) {
+            let config = Value::Object(Gguf::open(dir)?.config()?);
+            return Self::read(&config.to_string(), dir, accept);
+        }
         let path = dir.join("config.json");
         match read_text_at_most(&path, MOST_BYTES) {
             Ok(text) if is_git_lfs_pointer(text.as_bytes()) => Err(ConfigError::NoModel {
@@ -205,6 +211,14 @@ fn unreadable(dir: &Path, path: PathBuf, source: io::Error) -> ConfigError {
             folder: dir.to_owned(),
             reason: "holds an adapter (LoRA) without its model: merge it with peft's `merge_and_unload`, and save \
                      that",
+        };
+    }
+    let names = dir.read_dir().into_iter().flatten().flatten();
+    let mut names = names.map(|entry| entry.path());
+    if path.try_exists().is_ok_and(|there| !there) && names.any(|name| is_gguf(&name)) {
+        return ConfigError::NoModel {
+            folder: dir.to_owned(),
+            reason: "holds GGUF and no config.json: give the path of the .gguf file itself",
         };
     }
     match hub_repository(dir) {

@@ -8,6 +8,7 @@ use burn_lti::tensors::TensorSet;
 
 use super::names::{Naming, transpose};
 use super::{HfError, NewTensor, WeightType, WeightsError, write_weights_to_folder};
+use crate::config::LlamaConfig;
 use crate::family::FileTensor;
 use crate::model::PlainLlama;
 use crate::tokenizer::copy_files;
@@ -44,15 +45,25 @@ pub fn export<B: Backend>(
     tokenizer_dir: &Path,
     dir: &Path,
 ) -> Result<(), HfError> {
-    let ExportForm {
-        dtype,
-        max_shard_size,
-    } = form.into();
     let config = model.config();
     let tensors = TensorSet::collect(model);
     let layout = config.family.file_tensors(config);
     let files = layout.into_iter().map(|tensor| weights(&tensors, tensor));
+    write_folder(config, form.into(), tokenizer_dir, dir, files)
+}
 
+/// Writes a folder of tensors as they lie in its file.
+pub(crate) fn write_folder<'a>(
+    config: &LlamaConfig,
+    form: ExportForm,
+    tokenizer_dir: &Path,
+    dir: &Path,
+    files: impl Iterator<Item = NewTensor<'a>>,
+) -> Result<(), HfError> {
+    let ExportForm {
+        dtype,
+        max_shard_size,
+    } = form;
     copy_files(tokenizer_dir, dir)?;
     let mut config = config.to_json();
     for key in ["dtype", "torch_dtype"] {

@@ -68,8 +68,7 @@ pub fn load_tensors<B: Backend>(
         return Err(HfError::FloatType { backend, dtype });
     }
     let layout = config.family.file_tensors(config);
-    let files = checked_files(dir, config, &layout)?;
-    check_tied_head(&files, dir, tied(config))?;
+    let files = checked_weights(dir, config)?;
 
     let options = (device, dtype.dtype());
     let mut tensors = TensorSet::new();
@@ -108,6 +107,14 @@ pub fn load_tensors<B: Backend>(
 /// [`HfError`] naming the file and the tensor.
 pub fn check_weights(dir: &Path, config: &LlamaConfig) -> Result<(), HfError> {
     checked_files(dir, config, &config.family.file_tensors(config)).map(drop)
+}
+
+/// The weights in `dir`, which are those of the model; a head that is there beside the embedding it is tied to is that
+/// embedding.
+pub(crate) fn checked_weights(dir: &Path, config: &LlamaConfig) -> Result<WeightFiles, HfError> {
+    let files = checked_files(dir, config, &config.family.file_tensors(config))?;
+    check_tied_head(&files, dir, tied(config))?;
+    Ok(files)
 }
 
 fn checked_files(

@@ -14,7 +14,9 @@ mod weights;
 #[cfg(doc)]
 use crate::model::PlainLlama;
 pub use error::HfError;
+pub(crate) use export::write_folder;
 pub use export::{ExportForm, export};
+pub(crate) use import::checked_weights;
 pub use import::{check_weights, load, load_as, load_of_config, load_tensors, plain_from_tensors};
 pub(crate) use names::{burn_name, file_layout, file_name, kept_name, source_name};
 pub use weight_type::WeightType;

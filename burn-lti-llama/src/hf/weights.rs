@@ -1,4 +1,5 @@
-//! The weights of a Hugging Face folder: `model.safetensors`, whole or in shards.
+//! The weights of a Hugging Face folder: `model.safetensors`, whole or in shards; or those of a GGUF file, under the
+//! names that they have in a folder.
 //!
 //! Everything that can be wrong with a file is found by [`WeightFiles::open`] and
 //! [`WeightFiles::check`], from the headers alone: before a tensor is read or room for one is
@@ -24,6 +25,7 @@ pub use error::WeightsError;
 pub use write::{NewTensor, write_weights, write_weights_to_folder};
 
 use super::WeightType;
+use crate::gguf::{BlockType, Gguf, is_gguf};
 use error::ShapeMismatch;
 
 /// The file of a model that is not cut into shards.
@@ -42,7 +44,7 @@ const MAX_INDEX: u64 = 64 << 20;
 pub struct TensorInfo {
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The type of its numbers in the file.
+    /// The type of its numbers in the file; of quantized ones that to which they are read.
     pub dtype: WeightType,
 }
 
@@ -54,12 +56,15 @@ pub struct TensorInfo {
 pub struct WeightFiles {
     folder: PathBuf,
     shards: Vec<Shard>,
+    /// In the place of the shards.
+    gguf: Option<Gguf>,
     tensors: BTreeMap<String, Entry>,
 }
 
-/// A tensor of a shard.
+/// A tensor of a shard, or of a GGUF file.
 #[derive(Debug)]
 struct Entry {
+    /// Its shard, or which tensor of the GGUF file it is.
     shard: usize,
     info: TensorInfo,
     bytes: Range<usize>,
@@ -81,7 +86,7 @@ struct Index {
 
 impl WeightFiles {
     /// Opens `model.safetensors` or, where there is none, the shards that
-    /// `model.safetensors.index.json` names.
+    /// `model.safetensors.index.json` names; or the GGUF file that `dir` is.
     ///
     /// # Errors
     ///
@@ -90,14 +95,18 @@ impl WeightFiles {
     /// - [`WeightsError::Broken`]: a file is cut off or no safetensors file, or the index does not fit
     ///   the shards.
     /// - [`WeightsError::Tensor`]: a tensor is in two shards, or neither F32 nor F16 nor BF16.
+    /// - [`WeightsError::Gguf`]: the GGUF file cannot be read.
     pub fn open(dir: &Path) -> Result<Self, WeightsError> {
         let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
         let mut files = Self {
             folder: dir.to_owned(),
             shards: Vec::new(),
+            gguf: None,
             tensors: BTreeMap::new(),
         };
-        if single.exists() {
+        if is_gguf(dir) {
+            files.add_gguf(Gguf::open(dir)?);
+        } else if single.exists() {
             files.add(single)?;
         } else if index.exists() {
             files.add_indexed(&index)?;
@@ -130,7 +139,9 @@ impl WeightFiles {
                 .tensors
                 .values()
                 .filter(|entry| entry.info.dtype == *dtype);
-            of_type.map(|entry| entry.bytes.len() / dtype.size()).sum()
+            of_type
+                .map(|entry| entry.info.shape.iter().product::<usize>())
+                .sum()
         };
         WeightType::ALL
             .into_iter()
@@ -148,6 +159,21 @@ impl WeightFiles {
         self.entry(name).map(|entry| self.bytes(entry))
     }
 
+    /// How the numbers of a tensor lie in the file: their type, or that of their blocks.
+    pub fn stored_as(&self, name: &str) -> Result<&'static str, WeightsError> {
+        let entry = self.entry(name)?;
+        Ok(
+            match self
+                .gguf
+                .as_ref()
+                .map(|gguf| gguf.tensors()[entry.shard].kind)
+            {
+                Some(kind) if weight_type(kind).is_none() => kind.name(),
+                _ => entry.info.dtype.name(),
+            },
+        )
+    }
+
     /// The values of a tensor, the last axis running fastest.
     ///
     /// # Errors
@@ -156,8 +182,14 @@ impl WeightFiles {
     /// no number at all.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let entry = self.entry(name)?;
-        let values = entry.info.dtype.to_f32(self.bytes(entry));
-        check_finite(&self.shards[entry.shard].file, name, &values)?;
+        let (file, values) = match &self.gguf {
+            Some(gguf) => (&self.folder, gguf.read(&gguf.tensors()[entry.shard])),
+            None => {
+                let values = entry.info.dtype.to_f32(self.bytes(entry));
+                (&self.shards[entry.shard].file, values)
+            }
+        };
+        check_finite(file, name, &values)?;
         Ok(values)
     }
 
@@ -212,7 +244,25 @@ impl WeightFiles {
     }
 
     fn bytes(&self, entry: &Entry) -> &[u8] {
-        &self.shards[entry.shard].map[entry.bytes.clone()]
+        match &self.gguf {
+            Some(gguf) => gguf.bytes(&gguf.tensors()[entry.shard]),
+            None => &self.shards[entry.shard].map[entry.bytes.clone()],
+        }
+    }
+
+    fn add_gguf(&mut self, gguf: Gguf) {
+        for (index, tensor) in gguf.tensors().iter().enumerate() {
+            let entry = Entry {
+                shard: index,
+                info: TensorInfo {
+                    shape: tensor.shape.clone(),
+                    dtype: weight_type(tensor.kind).unwrap_or(WeightType::F32),
+                },
+                bytes: 0..0,
+            };
+            self.tensors.insert(tensor.name.clone(), entry);
+        }
+        self.gguf = Some(gguf);
     }
 
     fn add_indexed(&mut self, file: &Path) -> Result<(), WeightsError> {
@@ -312,6 +362,16 @@ impl Shard {
     }
 }
 
+/// The type of numbers that are not quantized.
+const fn weight_type(kind: BlockType) -> Option<WeightType> {
+    match kind {
+        BlockType::F32 => Some(WeightType::F32),
+        BlockType::F16 => Some(WeightType::F16),
+        BlockType::Bf16 => Some(WeightType::Bf16),
+        _ => None,
+    }
+}
+
 /// What a folder without weights in safetensors holds instead, if that is known.
 fn missing(dir: &Path) -> WeightsError {
     let has = |wanted: &dyn Fn(&str) -> bool| {
@@ -325,8 +385,7 @@ fn missing(dir: &Path) -> WeightsError {
         return WeightsError::broken(dir, reason);
     }
     if has(&|name| name.ends_with(".gguf")) {
-        let reason = "holds GGUF, which is not read: give the folder of the model that it was made of, in \
-                      safetensors";
+        let reason = "holds GGUF and no safetensors: give the path of the .gguf file itself";
         return WeightsError::broken(dir, reason);
     }
     WeightsError::Missing { folder: dir.into() }

@@ -15,6 +15,9 @@ use crate::recipe::{
     CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
 };
 
+/// Numbers of a block, largest last, and the types that have such blocks.
+const GGUF_BLOCKS: [(usize, &str); 2] = [(32, "Q4_0 to Q8_0"), (256, "Q2_K to Q6_K")];
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = self.student.num_hidden_layers;
@@ -40,6 +43,7 @@ impl fmt::Display for Plan {
             writeln!(f, "reads    {text}")?;
         }
         self.write_export(f)?;
+        self.write_blocks(f)?;
         self.write_expectation(f)?;
         writeln!(f)?;
         write_table(f, &self.rows())?;
@@ -198,6 +202,35 @@ impl Plan {
             }
             true => Ok(()),
         }
+    }
+
+    /// Which blocks of GGUF do not divide the rows of a weight whose length the recipe chooses.
+    fn write_blocks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [student, teacher] = [&self.student, &self.teacher].map(|it| it.query_grid().width());
+        let size = self.student.head_dim;
+        let undivided = |width: usize| {
+            let blocks = GGUF_BLOCKS.into_iter();
+            blocks.filter(move |(block, _)| !width.is_multiple_of(*block))
+        };
+        // What the teacher's own rows allow no more than the student's is no news.
+        let news = undivided(student).find(|(block, _)| teacher.is_multiple_of(*block));
+        let Some((block, types)) = news else {
+            return Ok(());
+        };
+        // So many heads are whole blocks.
+        let step = (1..=block).find(|heads| (heads * size).is_multiple_of(block));
+        let step = step.unwrap_or(block);
+        let below = self.student.num_attention_heads / step * step;
+        let heads = [below, below + step].into_iter().filter(|heads| *heads > 0);
+        writeln!(
+            f,
+            "gguf     rows of o_proj have {student} numbers, which blocks of {block} ({types}) do not divide: {} query \
+             heads of {size} would do",
+            heads
+                .map(|heads| heads.to_string())
+                .collect::<Vec<_>>()
+                .join(" or ")
+        )
     }
 
     /// What the training may bring, if any like it was measured.

@@ -21,7 +21,7 @@ use crate::hf::WeightType;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherSection {
-    /// Folder of the teacher in Hugging Face layout. Required.
+    /// Folder of the teacher in Hugging Face layout, or its GGUF file. Required.
     pub path: PathBuf,
     /// The float type in which the teacher is held and computes, and with it the student's tensors
     /// that do not train, `C` among them. Maps train in float32 whatever it is. Default: `float32`, also for a

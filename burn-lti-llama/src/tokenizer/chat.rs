@@ -4,13 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use burn_lti::files::read_text_at_most;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+
+use super::source::Source;
 
 /// The file that holds the template; it goes before what `tokenizer_config.json` says.
 const FILE: &str = "chat_template.jinja";
@@ -70,6 +71,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Whether it marks what an assistant says.
     has_marks: bool,
+    text: String,
     /// Where it is from, which errors name.
     file: PathBuf,
     bos_token: String,
@@ -119,15 +121,19 @@ pub enum ChatError {
 impl ChatTemplate {
     /// The template of a Hugging Face folder: `chat_template.jinja`, or what `tokenizer_config.json` says, which
     /// is one template or several with names, of which it is `default`.
-    pub(super) fn of_dir(
-        dir: &Path,
+    pub(super) fn of_source(
+        source: &Source<'_>,
         setting: Option<&Value>,
         [bos_token, eos_token]: [String; 2],
     ) -> Result<Option<Self>, ChatError> {
-        let file = dir.join(FILE);
-        let (text, file) = match read_text_at_most(&file, MOST_BYTES) {
-            Ok(text) => (Some(text), file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let file = source.path(FILE);
+        let own = source.read(Path::new(FILE), MOST_BYTES).and_then(|bytes| {
+            let text = bytes.map(String::from_utf8).transpose();
+            text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        });
+        let (text, file) = match own {
+            Ok(Some(text)) => (Some(text), file),
+            Ok(None) => {
                 let named = |all: &Vec<Value>| {
                     let mut all = all.iter();
                     let default = all.find(|it| it["name"] == "default");
@@ -140,25 +146,31 @@ impl ChatTemplate {
                     Some(Value::Array(all)) => named(all),
                     _ => None,
                 };
-                (text, dir.join("tokenizer_config.json"))
+                (text, source.path("tokenizer_config.json"))
             }
             Err(source) => return Err(ChatError::Read { file, source }),
         };
         let template = |text: String| {
             let has_marks = GENERATION.is_match(&text);
-            let environment = environment(text).map_err(|source| ChatError::Template {
+            let environment = environment(text.clone()).map_err(|source| ChatError::Template {
                 file: file.clone(),
                 source,
             })?;
             Ok(Self {
                 environment,
                 has_marks,
+                text,
                 file: file.clone(),
                 bos_token,
                 eos_token,
             })
         };
         text.map(template).transpose()
+    }
+
+    /// The template itself.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The text of a conversation, as transformers' `apply_chat_template` makes it, special tokens included; with

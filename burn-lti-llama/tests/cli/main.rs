@@ -4,6 +4,7 @@
 
 mod chat;
 mod compare;
+mod convert;
 mod folders;
 mod inputs;
 mod lengths;

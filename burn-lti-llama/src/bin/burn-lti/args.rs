@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
 use burn_lti_llama::data::{Documents, LossOn};
+use burn_lti_llama::gguf::BlockType;
 use burn_lti_llama::hf::WeightType;
-use burn_lti_llama::recipe::{Recipe, RecipeError};
+use burn_lti_llama::recipe::{Recipe, RecipeError, ShardSize};
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::backend::BackendName;
 
@@ -22,6 +23,7 @@ Examples:
   burn-lti eval --teacher teacher --student out/student --text valid.txt
   burn-lti generate --model out/student --prompt 'Once upon a time'
   burn-lti sample-corpus --model teacher --out corpus.jsonl
+  burn-lti convert out/student --out student.gguf --dtype q8_0
 
 `burn-lti help distill` shows a recipe.";
 
@@ -29,7 +31,7 @@ const RECIPE_HELP: &str = "\
 A recipe needs no more than this; `recipe.toml` in DIR then holds every key with its default:
 
   [teacher]
-  path = \"teacher\"           # a Hugging Face folder of a Llama
+  path = \"teacher\"           # a Hugging Face folder of a Llama, or a .gguf file
   [student]
   heads = 4                  # query heads
   kv_heads = 2               # key/value heads; divides heads
@@ -122,6 +124,11 @@ pub(crate) enum Command {
     /// Writes a line of JSON with a `text` for each document: what `data.train`, `data.valid` and
     /// `eval --text` read.
     SampleCorpus(SampleCorpusArgs),
+    /// Convert a model: a GGUF file to a Hugging Face folder, or a folder to GGUF.
+    ///
+    /// Tensors go from file to file one at a time, quantized ones as the floats that they stand for. The tokenizer
+    /// goes along; what would be computed otherwise in the other form is refused. What is written is read back.
+    Convert(ConvertArgs),
     /// Write a model's logits on a text, to compare with another program.
     ///
     /// Writes `input_ids` (int64) and `logits` (float32) to a safetensors file, one document a row, all
@@ -203,6 +210,24 @@ fn positive(text: &str) -> Result<f64, String> {
 /// The folder of a model, or of a repository that was fetched from the Hub.
 fn model() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| model_folder(&path))
+}
+
+/// A type of weights that is written, by its name in GGUF or in `config.json`.
+fn block_type() -> impl TypedValueParser<Value = BlockType> {
+    const NAMES: [(&str, BlockType); 7] = [
+        ("f32", BlockType::F32),
+        ("f16", BlockType::F16),
+        ("bf16", BlockType::Bf16),
+        ("q8_0", BlockType::Q8_0),
+        ("float32", BlockType::F32),
+        ("float16", BlockType::F16),
+        ("bfloat16", BlockType::Bf16),
+    ];
+    let named = |name: String| {
+        let found = NAMES.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, kind)| kind).ok_or("no type of weights")
+    };
+    PossibleValuesParser::new(NAMES.map(|(name, _)| name)).try_map(named)
 }
 
 /// A float type by its name in `config.json`.
@@ -342,10 +367,10 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The teacher's Hugging Face folder. Its tokenizer is used for both.
+    /// The teacher's Hugging Face folder, or GGUF file. Its tokenizer is used for both.
     #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) teacher: PathBuf,
-    /// The student's Hugging Face folder.
+    /// The student's Hugging Face folder, or GGUF file.
     #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) student: PathBuf,
     /// The text: a file, folder or pattern of `.txt` (a document a line, or documents between blank lines),
@@ -438,7 +463,7 @@ pub(crate) struct VerifyCacheArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The model's Hugging Face folder.
+    /// The model's Hugging Face folder, or GGUF file.
     #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// The text to continue, or with --chat what you ask; `-` reads it from the standard input.
@@ -479,7 +504,7 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct SampleCorpusArgs {
-    /// The model's Hugging Face folder.
+    /// The model's Hugging Face folder, or GGUF file.
     #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// Where the documents go, a `.jsonl` file. One that exists is refused.
@@ -526,9 +551,40 @@ pub(crate) struct SampleCorpusArgs {
     pub(crate) json: JsonArg,
 }
 
+/// What a model is converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConvertTo {
+    /// One file, which llama.cpp opens.
+    Gguf,
+    /// A Hugging Face folder.
+    Folder,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The model: a Hugging Face folder, or a GGUF file.
+    #[arg(value_name = "MODEL", value_parser = model())]
+    pub(crate) model: PathBuf,
+    /// Where it goes: a file that ends in .gguf, or a folder. What exists is refused.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+    /// What it becomes; GGUF if PATH ends in .gguf, else a folder.
+    #[arg(long, value_name = "FORM")]
+    pub(crate) to: Option<ConvertTo>,
+    /// The type of its weights; that of MODEL if absent, float32 where that is quantized. q8_0 is of GGUF.
+    #[arg(long, value_name = "TYPE", value_parser = block_type())]
+    pub(crate) dtype: Option<BlockType>,
+    /// The most bytes of a file of weights in a folder, as 5GB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_shard_size: Option<ShardSize>,
+    /// Replace what PATH holds of a model.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct LogitsArgs {
-    /// The model's Hugging Face folder.
+    /// The model's Hugging Face folder, or GGUF file.
     #[arg(long, value_name = "DIR", value_parser = model())]
     pub(crate) model: PathBuf,
     /// The text, as for `eval`.

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => command::eval::run(args),
         Command::Generate(args) => command::generate::run(args),
         Command::SampleCorpus(args) => command::sample_corpus::run(args),
+        Command::Convert(args) => command::convert::run(args),
         Command::Logits(args) => command::logits::run(args),
         Command::Demo(args) => command::demo::run(args),
         Command::Devices(args) => command::devices::run(args),

@@ -8,6 +8,7 @@ use burn_lti::files::FileError;
 use safetensors::tensor::SafeTensorError;
 
 use super::{WEIGHTS, WEIGHTS_INDEX};
+use crate::gguf::GgufError;
 
 /// How many names an error lists.
 const LISTED: usize = 10;
@@ -43,6 +44,9 @@ pub enum WeightsError {
         /// What is wrong with its JSON.
         source: Option<serde_json::Error>,
     },
+    /// A GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A tensor cannot be read, or written.
     #[error("{tensor} {reason}")]
     Tensor {
@@ -61,7 +65,7 @@ pub enum WeightsError {
     },
     /// The tensors are not those of the model.
     #[error(
-        "the weights in {folder} do not fit the model of its config.json{}{}{}",
+        "the weights in {folder} do not fit the model of its configuration{}{}{}",
         Listed("\n  missing", missing),
         Listed("\n  unused", unused),
         Listed("\n  of another shape", shapes)

@@ -62,12 +62,7 @@ pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         6.372_619e-4,
         4.893_524_6e-3,
     ];
-    const EVEN: [f32; 4] = [
-        1.198_258_4e-6,
-        1.185_347_1e-4,
-        2.268_434_6e-3,
-        4.893_525e-3,
-    ];
+    const EVEN: [f32; 4] = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3];
     let splat = |value: f32| simd.splat_f32s(value);
     let square = simd.mul_f32s(x, x);
     let (mut odd, mut even) = (splat(ODD[0]), splat(EVEN[0]));

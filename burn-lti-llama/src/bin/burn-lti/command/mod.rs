@@ -3,6 +3,7 @@
 pub(crate) mod cache;
 pub(crate) mod collapse;
 pub(crate) mod compare;
+pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod distill;
