@@ -1,5 +1,6 @@
 //! [`ChatTemplate`]: how an instruct model is talked to.
 
+use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,11 @@ use serde_json::{Map, Value, json};
 const FILE: &str = "chat_template.jinja";
 /// The template in the environment.
 const NAME: &str = "chat";
+/// Steps of a rendering, of which one also pays for 64 bytes of text: a template is somebody else's program, and
+/// may neither go on for ever nor fill the memory. A long conversation takes some ten thousand.
+const FUEL: u64 = 1 << 22;
+/// The most blanks by which `tojson` indents; Python's has no end.
+const MAX_INDENT: usize = 64;
 
 /// What somebody says in a conversation: `role`, `content`, and whatever else a template reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -167,6 +173,7 @@ fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
         format!("{}{what}{}", &found[1], &found[3])
     });
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     environment.set_syntax(
         SyntaxConfig::builder()
             .trim_blocks(true)
@@ -180,12 +187,20 @@ fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         },
     );
-    environment.add_function("strftime_now", |format: String| {
-        chrono::Local::now().format(&format).to_string()
-    });
+    environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
     environment.add_template_owned(NAME, text.into_owned())?;
     Ok(environment)
+}
+
+/// As Python's `datetime.now().strftime`.
+fn strftime_now(format: String) -> Result<String, JinjaError> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(&format)).map_err(|_| {
+        let reason = format!("{format:?} is no format of a date");
+        JinjaError::new(ErrorKind::InvalidOperation, reason)
+    })?;
+    Ok(text)
 }
 
 /// As Python's `json.dumps`: spaces after commas and colons, nothing escaped for HTML.
@@ -202,6 +217,10 @@ fn to_json(value: JinjaValue, options: Kwargs) -> Result<String, JinjaError> {
         None => {
             let mut serializer = serde_json::Serializer::with_formatter(&mut text, Spaced);
             value.serialize(&mut serializer).map_err(failed)?;
+        }
+        Some(indent) if indent > MAX_INDENT => {
+            let reason = format!("tojson(indent={indent}) is beyond {MAX_INDENT}");
+            return Err(JinjaError::new(ErrorKind::InvalidOperation, reason));
         }
         Some(indent) => {
             let indent = " ".repeat(indent);

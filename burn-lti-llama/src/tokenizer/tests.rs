@@ -309,3 +309,29 @@ fn a_conversation_is_rendered_as_transformers_does() {
     assert!(load(&["$A"], &json!({"chat_template": "{% if %}"})).is_err());
     assert!(fixture::tokenizer().chat().is_none());
 }
+
+/// A template is somebody else's program.
+#[test]
+fn a_template_can_neither_panic_nor_go_on_for_ever() {
+    for (template, says) in [
+        ("{{ strftime_now('%Q %') }}", "no format of a date"),
+        ("{{ 'a' | tojson(indent=1000000000000) }}", "beyond 64"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "OutOfFuel",
+        ),
+        (
+            "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "OutOfFuel",
+        ),
+    ] {
+        let tokenizer = load(&["$A"], &json!({"chat_template": template})).unwrap();
+        let template = tokenizer.chat().expect("a template");
+        let error = template.render(&[], false).unwrap_err();
+        assert!(format!("{error:?}").contains(says), "{error:?}");
+    }
+    let today = json!({"chat_template": "{{ strftime_now('%Y') }}"});
+    let tokenizer = load(&["$A"], &today).unwrap();
+    let year = tokenizer.chat().expect("a template").render(&[], false);
+    assert!(year.unwrap().parse::<u32>().is_ok_and(|year| year > 2000));
+}

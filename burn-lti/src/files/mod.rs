@@ -1,13 +1,15 @@
-//! Files that are whole: written in one stroke, hashed, and read no further than they reach; and the one
-//! codec of safetensors.
+//! Files that are whole: written in one stroke, hashed, and read no further than they reach; the one codec of
+//! safetensors; and a guard around libraries that panic over a file.
 
 mod atomic;
 mod git_lfs;
+mod guard;
 mod hash;
 mod tensor_file;
 
 pub use atomic::{FileError, UNFINISHED, replace, write_atomically};
 pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};
+pub use guard::guarded;
 pub use hash::sha256;
 pub use tensor_file::{
     HeaderError, LENGTH_BYTES, TensorFile, safetensors_float, safetensors_header,
