@@ -34,8 +34,11 @@ pub struct Target {
     /// The most bytes that a file may make it allocate: [`memory::BOUND`], if there is no reason for another.
     pub bound: usize,
     /// Reads the bytes of a file, and panics if what it read breaks a promise. Says whether it was read.
-    pub check: Box<dyn Fn(&[u8]) -> bool>,
+    pub check: Check,
 }
+
+/// What a target does with a file.
+pub type Check = Box<dyn Fn(&[u8]) -> bool>;
 
 /// What a run of a target came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

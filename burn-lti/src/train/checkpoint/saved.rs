@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::CheckpointError;
+use super::message_pack;
 use super::trained::{self, TrainedFile};
 use crate::files::{guarded, sha256};
 
@@ -130,6 +131,13 @@ impl Checkpoint {
         tensors.check(&module, &self.path)?;
         let device = module.devices().into_iter().next().unwrap_or_default();
         let optimizer_bytes = self.optimizer()?;
+        if !message_pack::is_whole(&optimizer_bytes) {
+            return Err(CheckpointError::Damaged {
+                path: self.path.join(OPTIMIZER),
+                what: "no state of an optimizer",
+                source: None,
+            });
+        }
         // Burn panics over an id that is none.
         let record = guarded(|| from_bytes::<B, O::Record>(optimizer_bytes, &device))
             .unwrap_or_else(|said| Err(RecorderError::Unknown(said)))
