@@ -27,6 +27,8 @@ const OPTIMIZER: &str = "optimizer.bin";
 /// `state.json`. One that is read says what it said.
 pub fn checkpoint_state() -> Target {
     let (dir, path) = checkpoint();
+    // Made once: Burn's autodiff keeps a note of every parameter that there ever was.
+    let (module, optimizer) = modules();
     let read = |name: &str| fs::read(path.join(name)).expect("a file of a checkpoint");
     let state = read(STATE);
     Target {
@@ -43,7 +45,7 @@ pub fn checkpoint_state() -> Target {
         check: Box::new(move |bytes| {
             let _kept = &dir;
             write(&path.join(STATE), bytes);
-            restores(&path)
+            restores(&path, &module, &optimizer)
         }),
     }
 }
@@ -75,6 +77,8 @@ fn part(
     words: &'static [&'static str],
 ) -> Target {
     let (dir, path) = checkpoint();
+    // Made once: Burn's autodiff keeps a note of every parameter that there ever was.
+    let (module, optimizer) = modules();
     let read = |name: &str| fs::read(path.join(name)).expect("a file of a checkpoint");
     let (state, seed) = (read(STATE), read(name));
     Target {
@@ -85,17 +89,17 @@ fn part(
             let _kept = &dir;
             write(&path.join(name), bytes);
             write(&path.join(STATE), &sealed(&state, hash, &sha256(bytes)));
-            restores(&path)
+            restores(&path, &module, &optimizer)
         }),
     }
 }
 
 /// Whether the checkpoint is one, and goes into the modules that it was made of.
-fn restores(path: &Path) -> bool {
+fn restores(path: &Path, module: &Linear<B>, optimizer: &AdamOf) -> bool {
     let Ok(checkpoint) = Checkpoint::open(path) else {
         return false;
     };
-    let (module, optimizer) = modules();
+    let (module, optimizer) = (module.clone(), optimizer.clone());
     let Ok((module, _)) = checkpoint.restore_into::<B, _, AdamOf>(module, optimizer) else {
         return false;
     };
