@@ -38,7 +38,8 @@ impl Tolerance {
         Self::Each(magnitudes.iter().map(|m| m * relative).collect())
     }
 
-    fn at(&self, index: usize) -> f64 {
+    /// How far the value of this index may be off.
+    pub fn at(&self, index: usize) -> f64 {
         match self {
             Self::Uniform(bound) => *bound,
             Self::Each(bounds) => bounds[index],

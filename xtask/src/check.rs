@@ -1,5 +1,5 @@
 //! What `cargo xtask check` runs: format, spelling, lints, documents, the tests of xtask itself, the
-//! library without its command, every feature alone, and the features that must not be combined.
+//! library without its command, every feature alone, the features that must not be combined, and licences.
 
 use crate::backend::{Backend, feature_args};
 use crate::programs;
@@ -61,6 +61,8 @@ pub(crate) fn steps(
     steps.extend(features.into_iter().map(feature_alone));
     left_out.extend(not_here);
     steps.extend(refused(here).map(|(features, saying)| refusal(features, saying)));
+    let licences = ["run", "--quiet", "--package", "xtask", "--", "licences"];
+    steps.push(cargo("licences", licences));
     (steps, left_out)
 }
 
@@ -196,6 +198,16 @@ mod tests {
         let lines: Vec<_> = steps.iter().filter_map(|step| step.line().ok()).collect();
         let alone = "--no-default-features --features burn-lti-llama/flex -- -D warnings";
         assert!(lines.iter().any(|line| line.ends_with(alone)), "{lines:#?}");
+    }
+
+    #[test]
+    fn licences_are_looked_at_last() {
+        let (steps, _) = steps(&[Backend::Flex], &ALL, false);
+        let last = steps.last().and_then(|step| step.line().ok());
+        assert_eq!(
+            last.as_deref(),
+            Some("cargo run --quiet --package xtask -- licences")
+        );
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //! | `suite`, `check`, `ci` | what runs, as steps |
 //! | `bench` | the benches, ours against the peers, how cost grows |
 //! | `figures` | what the documents claim about quality |
+//! | `licences` | under which licences the crates are that a build holds |
+//! | `fuzz` | files that nobody wrote, for every parser |
+//! | `chaos` | kills, full disks and what else happens to a command that writes |
 //! | `step`, `libtest` | one command, and the tests that it ran |
 //! | `report` | the run of all steps, and the table at its end |
 //!
@@ -26,12 +29,15 @@
 mod backend;
 mod bench;
 mod cache;
+mod chaos;
 mod check;
 mod ci;
 mod environment;
 mod figures;
+mod fuzz;
 mod kernels;
 mod libtest;
+mod licences;
 mod programs;
 mod report;
 mod setup;
@@ -50,8 +56,10 @@ use xshell::Shell;
 use backend::Backend;
 use bench::BenchArgs;
 use cache::Cache;
+use chaos::ChaosArgs;
 use environment::Environment;
 use figures::FiguresArgs;
+use fuzz::FuzzArgs;
 use libtest::Counts;
 use setup::libtorch::Libtorch;
 use setup::{Component, Installed};
@@ -77,6 +85,13 @@ enum Command {
         #[arg(value_enum)]
         components: Vec<Component>,
     },
+    /// Kill every command that writes, again and again, fill its disk, lock its folder, start it twice at once,
+    /// close its streams; and look each time whether everything is still there and whole.
+    ///
+    /// A table of counts ends it. It fails where a promise was broken: `docs/reliability.md` has them.
+    Chaos(ChaosArgs),
+    /// Check that every crate that a build may hold is under a licence that this project can be given away with.
+    Licences,
     #[command(flatten)]
     Run(Run),
 }
@@ -102,6 +117,11 @@ enum Run {
     /// Results go to `docs/results`, run by run, and from there into the tables of the documents. What has a
     /// result is not carried out again, and a run that was stopped goes on.
     Figures(FiguresArgs),
+    /// Give each parser many files that nobody wrote.
+    ///
+    /// A million for each, where `cargo xtask test` gives two thousand. What makes one panic, or
+    /// allocate too much, or break a promise is printed, made as small as it can be.
+    Fuzz(FuzzArgs),
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +191,8 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
     let cache = Cache::find()?;
     let run = match command {
         Command::Setup { components } => return setup::run(&shell, &cache, &components),
+        Command::Chaos(args) => return args.run(&shell, &root),
+        Command::Licences => return licences::run(&shell),
         Command::Run(run) => run,
     };
 
@@ -223,6 +245,7 @@ impl Run {
             Self::Ci(args) => ci::steps(args, installed, root),
             Self::Bench(args) => Ok((args.commands(), Vec::new())),
             Self::Figures(_) => Ok((Vec::new(), Vec::new())),
+            Self::Fuzz(args) => Ok((args.steps(), Vec::new())),
         }
     }
 
@@ -230,7 +253,9 @@ impl Run {
     fn title(&self) -> &'static str {
         match self {
             Self::Test(_) => "suite",
-            Self::Check(_) | Self::Ci(_) | Self::Bench(_) | Self::Figures(_) => "part",
+            Self::Check(_) | Self::Ci(_) | Self::Bench(_) | Self::Figures(_) | Self::Fuzz(_) => {
+                "part"
+            }
         }
     }
 
@@ -239,12 +264,12 @@ impl Run {
             Self::Test(args) => args.dry_run,
             Self::Check(args) => args.dry_run,
             Self::Ci(args) => args.dry_run,
-            Self::Bench(_) | Self::Figures(_) => false,
+            Self::Bench(_) | Self::Figures(_) | Self::Fuzz(_) => false,
         }
     }
 
     fn runs_tests(&self) -> bool {
-        matches!(self, Self::Test(_) | Self::Ci(_)) && !self.is_dry()
+        matches!(self, Self::Test(_) | Self::Ci(_) | Self::Fuzz(_)) && !self.is_dry()
     }
 }
 

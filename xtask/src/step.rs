@@ -18,7 +18,7 @@ pub(crate) struct Step {
     pub(crate) backend: &'static str,
     program: &'static str,
     args: Vec<String>,
-    env: Vec<(&'static str, &'static str)>,
+    env: Vec<(&'static str, String)>,
     goal: Goal,
 }
 
@@ -58,8 +58,8 @@ impl Step {
         self
     }
 
-    pub(crate) fn with_env(mut self, key: &'static str, value: &'static str) -> Self {
-        self.env.push((key, value));
+    pub(crate) fn with_env(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.env.push((key, value.into()));
         self
     }
 
@@ -154,7 +154,7 @@ impl Step {
         };
         command
             .args(&self.args)
-            .envs(self.env.iter().copied())
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .into()
     }
 

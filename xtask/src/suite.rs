@@ -7,15 +7,17 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::backend::{Backend, feature_args};
+use crate::chaos;
 use crate::step::{Step, cargo};
 
 /// Every package with a test, and its folder. All cargo calls name all of them, because the choice of
 /// packages decides the features of what they share: with another choice cargo would build Burn again.
-const PACKAGES: [(&str, &str); 4] = [
+const PACKAGES: [(&str, &str); 5] = [
     ("burn-lti", "burn-lti"),
     ("burn-lti-llama", "burn-lti-llama"),
     ("burn-lti-tests", "tests"),
     ("burn-lti-benches", "benches"),
+    ("burn-lti-fuzz", "fuzz"),
 ];
 /// The folder in `tests/tests` that is the suite `laws`.
 const LAWS: &str = "laws";
@@ -23,6 +25,8 @@ const LAWS: &str = "laws";
 const PARITY: &str = "reference_parity";
 /// The file in `tests/tests` that is the suite `real`.
 const REAL: &str = "real_teacher";
+/// The kills of the suite `chaos`: with all else that it does some 20 seconds.
+const KILLS: &str = "20";
 /// What the suite `real` reads, beside the repository.
 const REAL_INPUT: [&str; 2] = ["../shared/teachers/stories260k", "../shared/data/stories"];
 
@@ -37,17 +41,19 @@ pub(crate) enum Suite {
     Parity,
     /// A trained teacher; needs `../shared` beside the repository.
     Real,
+    /// A few kills, full disks and other mishaps of every command that writes.
+    Chaos,
     /// All of these.
     All,
 }
 
 /// What needs nothing but this repository.
-pub(crate) const DEFAULT: [Suite; 3] = [Suite::Unit, Suite::Laws, Suite::Parity];
+pub(crate) const DEFAULT: [Suite; 4] = [Suite::Unit, Suite::Laws, Suite::Parity, Suite::Chaos];
 
 /// The steps of `suites` on `backends`, the build first. `root` is the repository.
 pub(crate) fn steps(suites: &[Suite], backends: &[Backend], root: &Path) -> Result<Vec<Step>> {
     let mut suites = match suites.contains(&Suite::All) {
-        true => vec![Suite::Unit, Suite::Laws, Suite::Parity, Suite::Real],
+        true => [&DEFAULT[..], &[Suite::Real]].concat(),
         false => suites.to_vec(),
     };
     suites.sort();
@@ -68,6 +74,7 @@ pub(crate) fn steps(suites: &[Suite], backends: &[Backend], root: &Path) -> Resu
                 let options = ["--nocapture", "--test-threads", "1"];
                 steps.extend(on_each("real", REAL, backends, &options));
             }
+            Suite::Chaos => steps.push(few_kills()),
             Suite::All => {}
         }
     }
@@ -102,6 +109,23 @@ fn unit(backends: &[Backend], root: &Path) -> Result<[Step; 2]> {
             .with_args(["--no-fail-fast", "--doc"])
             .testing("any", false),
     ])
+}
+
+/// The suite `chaos`, with the program that the build has made for the tests of the command.
+fn few_kills() -> Step {
+    let program = chaos::program_of_tests().display().to_string();
+    let chaos = [
+        "run",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--",
+        "chaos",
+        "--kills",
+        KILLS,
+        "--command",
+    ];
+    cargo("chaos", chaos).with_args([program])
 }
 
 /// One step for each of `backends`, and one for the tests that belong to none.
@@ -163,6 +187,7 @@ mod tests {
 
     const COMMON: &str = "cargo test --package burn-lti --package burn-lti-llama \
                           --package burn-lti-tests --package burn-lti-benches \
+                          --package burn-lti-fuzz \
                           --features burn-lti-tests/tch";
 
     fn repository() -> &'static Path {
@@ -178,10 +203,13 @@ mod tests {
     fn one_build_serves_all_suites() {
         let lines = lines(&DEFAULT);
         assert_eq!(lines[0], format!("{COMMON} --no-run"));
+        let (last, tests) = lines.split_last().unwrap();
         assert!(
-            lines.iter().all(|line| line.starts_with(COMMON)),
+            tests.iter().all(|line| line.starts_with(COMMON)),
             "{lines:#?}"
         );
+        assert!(last.contains(" chaos --kills 20 --command "), "{last}");
+        assert!(last.ends_with("debug/burn-lti"), "{last}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn imports_point_one_way() {
         ("burn-lti-llama/src/bin/burn-lti", NONE),
         ("xtask/src", NONE),
         ("benches/src", NONE),
+        ("fuzz/src", NONE),
     ] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("..")

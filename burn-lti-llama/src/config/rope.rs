@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::{ConfigError, Fields};
 
+/// The longest original context, in tokens: as long as a text may be.
+const MOST_TOKENS: f64 = (1_u64 << 31) as f64;
+
 /// The rotary embedding of a model (Su et al. 2021).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -255,6 +258,15 @@ impl Rope {
             true => Ok(()),
             false => Err((field, format!("is {value}: it must be at least {least}"))),
         };
+        // It is written as a whole number.
+        let context =
+            |tokens: f64| match (1.0..=MOST_TOKENS).contains(&tokens) && tokens.fract() == 0.0 {
+                true => Ok(()),
+                false => Err((
+                    "rope_scaling.original_max_position_embeddings",
+                    format!("is {tokens}: it must be a whole number from 1 to {MOST_TOKENS}"),
+                )),
+            };
         if !(self.theta > 0.0 && self.theta.is_finite()) {
             let reason = format!("is {}: it must be positive and finite", self.theta);
             return Err(("rope_theta", reason));
@@ -280,11 +292,7 @@ impl Rope {
                 original,
             } => {
                 number("rope_scaling.factor", factor, 1.0)?;
-                number(
-                    "rope_scaling.original_max_position_embeddings",
-                    original,
-                    1.0,
-                )?;
+                context(original)?;
                 match low_freq_factor < high_freq_factor {
                     true => Ok(()),
                     false => Err((
@@ -304,11 +312,7 @@ impl Rope {
                 ..
             } => {
                 number("rope_scaling.factor", factor, 1.0)?;
-                number(
-                    "rope_scaling.original_max_position_embeddings",
-                    original,
-                    1.0,
-                )?;
+                context(original)?;
                 number(
                     "rope_scaling.attention_factor",
                     attention_factor,

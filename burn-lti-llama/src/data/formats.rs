@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use burn_lti::files::guarded;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
@@ -11,6 +13,9 @@ use super::DataError;
 
 /// The path that stands for the standard input.
 const STANDARD_INPUT: &str = "-";
+
+/// Values of a page of columns, at most; writers put some 20,000 into one.
+const MOST_VALUES: usize = 1 << 24;
 
 /// A kind of text file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,16 +149,38 @@ pub(super) fn csv_records(path: &Path) -> Result<Vec<(usize, Value)>, DataError>
 
 /// The rows of columns.
 pub(super) fn parquet_records(path: &Path) -> Result<Vec<Value>, DataError> {
-    let file = File::open(path).map_err(|source| DataError::Read {
+    let failed = |source: io::Error| DataError::Read {
         file: path.into(),
         source,
-    })?;
-    let failed = |source: parquet::errors::ParquetError| DataError::Read {
-        file: path.into(),
-        source: io::Error::other(source),
     };
-    let reader = SerializedFileReader::new(file).map_err(failed)?;
-    let rows = reader.get_row_iter(None).map_err(failed)?;
-    rows.map(|row| row.map(|row| row.to_json_value()).map_err(failed))
-        .collect()
+    let file = File::open(path).map_err(failed)?;
+    // The library panics over a damaged file.
+    let records = guarded(|| -> Result<_, ParquetError> {
+        let reader = SerializedFileReader::new(file)?;
+        check_pages(&reader)?;
+        let rows = reader.get_row_iter(None)?;
+        rows.map(|row| Ok(row?.to_json_value())).collect()
+    });
+    let records = records.unwrap_or_else(|said| Err(ParquetError::General(said)));
+    records.map_err(|source| failed(io::Error::other(source)))
+}
+
+/// Refuses pages that claim more values than their column has, before room is made for them.
+fn check_pages(reader: &SerializedFileReader<File>) -> Result<(), ParquetError> {
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group)?;
+        for column in 0..group.num_columns() {
+            let values = group.metadata().column(column).num_values();
+            let values = usize::try_from(values).unwrap_or(0).min(MOST_VALUES);
+            let mut pages = group.get_column_page_reader(column)?;
+            while let Some(page) = pages.peek_next_page()? {
+                if page.num_levels.is_some_and(|claimed| claimed > values) {
+                    let claims = "a page claims more values than its column has";
+                    return Err(ParquetError::General(claims.to_owned()));
+                }
+                pages.skip_next_page()?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! [`ChatTemplate`]: how an instruct model is talked to.
 
+use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -23,6 +24,11 @@ const MARK: &str = "mark_generation";
 const MOST_BYTES: u64 = 1 << 20;
 /// The template in the environment.
 const NAME: &str = "chat";
+/// Steps of a rendering, of which one also pays for 64 bytes of text: a template is somebody else's program, and
+/// may neither go on for ever nor fill the memory. A long conversation takes some ten thousand.
+const FUEL: u64 = 1 << 22;
+/// The most blanks by which `tojson` indents; Python's has no end.
+const MAX_INDENT: usize = 64;
 
 /// What somebody says in a conversation: `role`, `content`, and whatever else a template reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -242,6 +248,7 @@ fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
         format!("{}{what}{}", &found[1], &found[3])
     });
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     environment.set_syntax(
         SyntaxConfig::builder()
             .trim_blocks(true)
@@ -255,9 +262,7 @@ fn environment(text: String) -> Result<Environment<'static>, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         },
     );
-    environment.add_function("strftime_now", |format: String| {
-        chrono::Local::now().format(&format).to_string()
-    });
+    environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
     environment.add_filter("generation", marked);
     environment.add_template_owned(NAME, text.into_owned())?;
@@ -271,6 +276,16 @@ fn marked(state: &State<'_, '_>, text: String) -> String {
         true => format!("{begin}{text}{end}"),
         false => text,
     }
+}
+
+/// As Python's `datetime.now().strftime`.
+fn strftime_now(format: String) -> Result<String, JinjaError> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(&format)).map_err(|_| {
+        let reason = format!("{format:?} is no format of a date");
+        JinjaError::new(ErrorKind::InvalidOperation, reason)
+    })?;
+    Ok(text)
 }
 
 /// As Python's `json.dumps`: spaces after commas and colons, nothing escaped for HTML.
@@ -287,6 +302,10 @@ fn to_json(value: JinjaValue, options: Kwargs) -> Result<String, JinjaError> {
         None => {
             let mut serializer = serde_json::Serializer::with_formatter(&mut text, Spaced);
             value.serialize(&mut serializer).map_err(failed)?;
+        }
+        Some(indent) if indent > MAX_INDENT => {
+            let reason = format!("tojson(indent={indent}) is beyond {MAX_INDENT}");
+            return Err(JinjaError::new(ErrorKind::InvalidOperation, reason));
         }
         Some(indent) => {
             let indent = " ".repeat(indent);

@@ -332,3 +332,29 @@ fn a_long_text_is_read_in_pieces_and_has_its_ends_once() {
         .unwrap_err();
     assert!(error.to_string().contains("gives token 4"), "{error}");
 }
+
+/// A template is somebody else's program.
+#[test]
+fn a_template_can_neither_panic_nor_go_on_for_ever() {
+    for (template, says) in [
+        ("{{ strftime_now('%Q %') }}", "no format of a date"),
+        ("{{ 'a' | tojson(indent=1000000000000) }}", "beyond 64"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "OutOfFuel",
+        ),
+        (
+            "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "OutOfFuel",
+        ),
+    ] {
+        let tokenizer = load(&["$A"], &json!({"chat_template": template})).unwrap();
+        let template = tokenizer.chat().expect("a template");
+        let error = template.render(&[], false).unwrap_err();
+        assert!(format!("{error:?}").contains(says), "{error:?}");
+    }
+    let today = json!({"chat_template": "{{ strftime_now('%Y') }}"});
+    let tokenizer = load(&["$A"], &today).unwrap();
+    let year = tokenizer.chat().expect("a template").render(&[], false);
+    assert!(year.unwrap().parse::<u32>().is_ok_and(|year| year > 2000));
+}

@@ -1,9 +1,10 @@
-//! Files that are whole: written in one stroke, hashed, and read no further than they reach; and the one
-//! codec of safetensors.
+//! Files that are whole: written in one stroke, hashed, and read no further than they reach; the one codec of
+//! safetensors; and a guard around libraries that panic over a file.
 
 mod atomic;
 mod bounded;
 mod git_lfs;
+mod guard;
 mod hash;
 mod lock;
 mod tensor_file;
@@ -11,6 +12,7 @@ mod tensor_file;
 pub use atomic::{FileError, UNFINISHED, replace, write_atomically};
 pub use bounded::{read_at_most, read_text_at_most};
 pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};
+pub use guard::guarded;
 pub use hash::sha256;
 pub use lock::{FolderLock, LOCK, LockError};
 pub use tensor_file::{

@@ -184,6 +184,10 @@ fn reads_every_rotary_embedding() {
             "it must be at least 1",
         ),
         (
+            json!({ "rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 8192.5 }),
+            "it must be a whole number from 1 to 2147483648",
+        ),
+        (
             json!({ "rope_type": "linear", "factor": 2, "alpha": 3 }),
             "`rope_scaling.alpha` is not known",
         ),

@@ -33,6 +33,7 @@
 
 mod dir;
 mod error;
+mod message_pack;
 mod saved;
 mod trained;
 

@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::CheckpointError;
+use super::message_pack;
 use super::trained::{self, TrainedFile};
-use crate::files::sha256;
+use crate::files::{guarded, sha256};
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
@@ -129,7 +130,17 @@ impl Checkpoint {
         let tensors = TrainedFile::parse(&bytes, &self.path.join(TRAINED))?;
         tensors.check(&module, &self.path)?;
         let device = module.devices().into_iter().next().unwrap_or_default();
-        let record = from_bytes::<B, O::Record>(self.optimizer()?, &device)
+        let optimizer_bytes = self.optimizer()?;
+        if !message_pack::is_whole(&optimizer_bytes) {
+            return Err(CheckpointError::Damaged {
+                path: self.path.join(OPTIMIZER),
+                what: "no state of an optimizer",
+                source: None,
+            });
+        }
+        // Burn panics over an id that is none.
+        let record = guarded(|| from_bytes::<B, O::Record>(optimizer_bytes, &device))
+            .unwrap_or_else(|said| Err(RecorderError::Unknown(said)))
             .map_err(CheckpointError::optimizer)?;
         Ok((tensors.put_into(module), optimizer.load_record(record)))
     }
