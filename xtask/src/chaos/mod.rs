@@ -213,7 +213,7 @@ impl<'a> Chaos<'a> {
             let what = format!("{} after {kills} kills", job.name);
             match last {
                 Some(ended) => self.judge(index, job, &out, &ended, &what)?,
-                None => self.to_the_end(index, job, &out, &args, &what)?,
+                None => self.finish(index, job, &out, &args, &what)?,
             }
         }
         self.forget(&out)?;
@@ -241,7 +241,7 @@ impl<'a> Chaos<'a> {
             true => self.compare(index, &out, &what),
             false => {
                 let what = format!("{what}, then with room");
-                self.to_the_end(index, job, &out, &job.goes_on(&out), &what)
+                self.finish(index, job, &out, &job.goes_on(&out), &what)
             }
         }
     }
@@ -287,7 +287,7 @@ impl<'a> Chaos<'a> {
         }
         match first.succeeded() || second.succeeded() {
             true => self.compare(index, &out, &what)?,
-            false => self.to_the_end(index, job, &out, &job.goes_on(&out), &what)?,
+            false => self.finish(index, job, &out, &job.goes_on(&out), &what)?,
         }
         self.forget(&out)
     }
@@ -304,7 +304,7 @@ impl<'a> Chaos<'a> {
     }
 
     /// Runs a command to its end and compares what it made. What was done already is as good.
-    fn to_the_end(
+    fn finish(
         &mut self,
         index: usize,
         job: &Job,
