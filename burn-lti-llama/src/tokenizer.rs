@@ -700,8 +700,7 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
     for file in templates.read_dir().into_iter().flatten().flatten() {
         let to = to.join(MORE_TEMPLATES);
         if file.path().is_file()
-            && let Some(bytes) =
-                read_if_there(&Source::Folder(&templates), &file.file_name(), most)?
+            && let Some(bytes) = read_if_there(&Source::Folder(&templates), file.file_name(), most)?
         {
             fs::create_dir_all(&to).map_err(FileError::writing(&to))?;
             files::write_atomically(&to.join(file.file_name()), &bytes)?;

@@ -197,7 +197,8 @@ fn heads_that_are_not_as_wide_as_the_model_are_those_of_a_llama_or_refused() {
 #[test]
 fn what_llama_cpp_would_compute_otherwise_is_refused() {
     let yarn: fn(&mut Value) = |config| config["rope_parameters"]["attention_factor"] = json!(1.7);
-    let all: [(&str, fn(&mut Value), &str); 8] = [
+    type Case = (&'static str, fn(&mut Value), &'static str);
+    let all: [Case; 8] = [
         ("mistral_window", unchanged, "a window of 7 tokens"),
         ("ministral", unchanged, "a window of 7 tokens"),
         ("qwen2_window", unchanged, "a window of 7 tokens"),

@@ -410,3 +410,43 @@ fn what_blocks_do_not_divide_is_refused_with_the_nearest_that_they_do() {
     let file = Container::open(&path).unwrap();
     assert_eq!(file.tensors[0].shape, [2, 64]);
 }
+
+#[test]
+fn no_byte_makes_more_than_an_error() {
+    let pre = ("tokenizer.ggml.pre", NewValue::Text("llama-bpe".into()));
+    let scaling = [
+        ("llama.rope.scaling.type", NewValue::Text("yarn".into())),
+        ("llama.rope.scaling.factor", NewValue::Float(4.0)),
+        (
+            "llama.rope.scaling.original_context_length",
+            NewValue::Number(16),
+        ),
+    ];
+    let merges = ("tokenizer.ggml.merges", NewValue::Texts(vec!["a b".into()]));
+    let keys = [tokenizer("gpt2", &[pre, merges]), scaling.to_vec()].concat();
+    let (_folder, path) = model(&keys);
+    let whole = std::fs::read(&path).unwrap();
+    let attempt = || {
+        let config = crate::config::LlamaConfig::from_dir(&path).is_ok();
+        let Ok(gguf) = Gguf::open(&path) else {
+            return false;
+        };
+        gguf.tensors()
+            .iter()
+            .for_each(|tensor| drop(gguf.read(tensor)));
+        let json = gguf.vocabulary().map(|it| it.tokenizer_json());
+        config && json.is_ok()
+    };
+    assert!(attempt());
+    let mut refused = 0;
+    // Its keys and shapes, and the first of its numbers.
+    for at in 0..whole.len() - 300 {
+        for byte in [0, 0xff, whole[at] ^ 1] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            std::fs::write(&path, bytes).unwrap();
+            refused += usize::from(!attempt());
+        }
+    }
+    assert!(refused > whole.len() / 4);
+}
