@@ -6,8 +6,10 @@
 mod error;
 mod keys;
 
+use std::fs;
 use std::path::Path;
 
+use burn_lti::files::FileError;
 use serde_json::Value;
 
 pub use error::ConvertError;
@@ -18,7 +20,7 @@ use crate::gguf::{
     to_pairs,
 };
 use crate::hf::{self, ExportForm};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, belongs_to_tokenizer};
 
 /// Texts that a tokenizer has to make the same tokens of in both forms: words, digits, spaces, signs, what is
 /// composed, other scripts, what few vocabularies have.
@@ -33,14 +35,22 @@ const PROBES: [&str; 8] = [
     "I'LL WE'VE don't o'clock",
 ];
 
-/// Writes the model `from`, a folder or a GGUF file, to the folder `dir`: configuration, tokenizer, and the weights
-/// last, so that a folder with weights is whole.
+/// Writes the model `from`, a folder or a GGUF file, to the folder `dir`, which is there. All of it is written in a
+/// folder inside first; then it takes the place of the files of a model that are in `dir`, their weights going first
+/// and its own coming last, so that a folder with weights is whole and never of two models.
+///
+/// Fields of `config.json` that `accept` names are read over: see [`LlamaConfig::from_dir_accepting`].
 ///
 /// # Errors
 ///
-/// [`ConvertError`], naming the file; what was there of a file that is not written is left as it was.
-pub fn to_folder(from: &Path, form: impl Into<ExportForm>, dir: &Path) -> Result<(), ConvertError> {
-    let config = LlamaConfig::from_dir(from)?;
+/// [`ConvertError`], naming the file; `dir` is then as it was.
+pub fn to_folder(
+    from: &Path,
+    accept: &[String],
+    form: impl Into<ExportForm>,
+    dir: &Path,
+) -> Result<(), ConvertError> {
+    let config = read_config(from, accept)?;
     let files = hf::checked_weights(from, &config)?;
     let tensors = config.family.file_tensors(&config).into_iter();
     let tensors = tensors.map(|tensor| {
@@ -48,8 +58,58 @@ pub fn to_folder(from: &Path, form: impl Into<ExportForm>, dir: &Path) -> Result
         let name = tensor.name.clone();
         hf::NewTensor::new(tensor.name, tensor.shape, move || files.read_f32(&name))
     });
-    hf::write_folder(&config.clone().openable(), form.into(), from, dir, tensors)?;
+    let inside = tempfile::Builder::new()
+        .prefix(".converted-")
+        .tempdir_in(dir);
+    let inside = inside.map_err(FileError::writing(dir))?;
+    let openable = config.clone().openable();
+    hf::write_folder(&openable, form.into(), from, inside.path(), tensors)?;
+    Ok(exchange(inside.path(), dir)?)
+}
+
+fn read_config(from: &Path, accept: &[String]) -> Result<LlamaConfig, ConvertError> {
+    let config = LlamaConfig::from_dir_accepting(from, accept)?;
+    LlamaConfig::check_accepted(accept, &[&config])?;
+    Ok(config)
+}
+
+/// Puts the model in `made` in the place of the one in `dir`.
+fn exchange(made: &Path, dir: &Path) -> Result<(), FileError> {
+    let is_weights =
+        |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    let old = names_in(dir)?;
+    for name in old.iter().filter(|name| is_weights(name)) {
+        let path = dir.join(name);
+        fs::remove_file(&path).map_err(FileError::writing(&path))?;
+    }
+    for name in old
+        .iter()
+        .filter(|name| name.as_str() == "config.json" || belongs_to_tokenizer(name))
+    {
+        let path = dir.join(name);
+        let removed = match path.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.map_err(FileError::writing(&path))?;
+    }
+    let (last, first): (Vec<_>, Vec<_>) = names_in(made)?
+        .into_iter()
+        .partition(|name| is_weights(name));
+    for name in first.iter().chain(&last) {
+        let path = dir.join(name);
+        fs::rename(made.join(name), &path).map_err(FileError::writing(&path))?;
+    }
     Ok(())
+}
+
+fn names_in(dir: &Path) -> Result<Vec<String>, FileError> {
+    let entries = fs::read_dir(dir).map_err(FileError::writing(dir))?;
+    let names = entries.map(|entry| {
+        let entry = entry.map_err(FileError::writing(dir))?;
+        Ok(entry.file_name().to_string_lossy().into_owned())
+    });
+    names.collect()
 }
 
 /// Writes the model `from`, a folder or a GGUF file, as the GGUF file `out` of version 3, with its tokenizer.
@@ -60,8 +120,13 @@ pub fn to_folder(from: &Path, form: impl Into<ExportForm>, dir: &Path) -> Result
 ///
 /// [`ConvertError`]: the model cannot be read; it computes what llama.cpp does not under the name of its family; its
 /// tokenizer has no form in GGUF; rows that the blocks of `kind` do not divide.
-pub fn to_gguf(from: &Path, kind: BlockType, out: &Path) -> Result<(), ConvertError> {
-    let config = LlamaConfig::from_dir(from)?;
+pub fn to_gguf(
+    from: &Path,
+    accept: &[String],
+    kind: BlockType,
+    out: &Path,
+) -> Result<(), ConvertError> {
+    let config = read_config(from, accept)?;
     let architecture = architecture(&config, from)?;
     let mut values = keys::of(&config, architecture, kind, from)?;
     let files = hf::checked_weights(from, &config)?;

@@ -679,6 +679,11 @@ fn read_settings<T: DeserializeOwned + Default>(
     }
 }
 
+/// Whether a file or folder of that name in a model's folder is one that [`copy_files`] writes.
+pub(crate) fn belongs_to_tokenizer(name: &str) -> bool {
+    FILES.contains(&name) || name == MORE_TEMPLATES
+}
+
 /// Carries the files of a tokenizer that exist in the folder `from` over to the folder `to`; of a GGUF file what it
 /// holds in their place.
 ///

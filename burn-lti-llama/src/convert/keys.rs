@@ -108,6 +108,9 @@ fn scaling(config: &LlamaConfig, keys: &mut Keys, from: &Path) -> Result<(), Ggu
 
 /// What the model computes and llama.cpp would not.
 fn check(config: &LlamaConfig, architecture: &Architecture) -> Result<(), String> {
+    if config.attention_cap.is_some() || config.logit_cap.is_some() {
+        return Err("holds scores or logits below a cap".to_owned());
+    }
     let layers = config.num_hidden_layers;
     let longest = config.max_position_embeddings;
     // A window that is as long as any text is none.

@@ -108,7 +108,7 @@ fn every_family_that_is_written_is_read_as_what_it_was() {
     for (family, change) in all {
         let from = folder(family, change);
         let out = from.path().join("out.gguf");
-        to_gguf(from.path(), BlockType::F32, &out).unwrap();
+        to_gguf(from.path(), &[], BlockType::F32, &out).unwrap();
         let was = LlamaConfig::from_dir(from.path()).unwrap();
         let mut is = LlamaConfig::from_dir(&out).unwrap();
         if was.family == Family::Mistral {
@@ -133,7 +133,7 @@ fn every_family_that_is_written_is_read_as_what_it_was() {
         }
         let back = from.path().join("back");
         fs::create_dir(&back).unwrap();
-        to_folder(&out, WeightType::F32, &back).unwrap();
+        to_folder(&out, &[], WeightType::F32, &back).unwrap();
         assert_eq!(numbers(&back), is, "{family}");
         let again = LlamaConfig::from_dir(&back).unwrap();
         assert_eq!(
@@ -177,7 +177,7 @@ fn heads_that_are_not_as_wide_as_the_model_are_those_of_a_llama_or_refused() {
     let weights = from.path().join("model.safetensors");
     hf::write_weights(&weights, WeightType::F32, tensors).unwrap();
     let out = from.path().join("out.gguf");
-    to_gguf(from.path(), BlockType::F32, &out).unwrap();
+    to_gguf(from.path(), &[], BlockType::F32, &out).unwrap();
     let bytes = fs::read(&out).unwrap();
     assert!(bytes.windows(17).any(|part| part == b"llama.block_count"));
     assert_eq!(LlamaConfig::from_dir(&out).unwrap(), config);
@@ -185,7 +185,7 @@ fn heads_that_are_not_as_wide_as_the_model_are_those_of_a_llama_or_refused() {
 
     let from = folder("phi3_partial", unchanged);
     let out = from.path().join("out.gguf");
-    let error = to_gguf(from.path(), BlockType::F32, &out)
+    let error = to_gguf(from.path(), &[], BlockType::F32, &out)
         .unwrap_err()
         .to_string();
     assert!(
@@ -225,7 +225,7 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
     for (family, change, part) in all {
         let from = folder(family, change);
         let out = from.path().join("out.gguf");
-        let error = to_gguf(from.path(), BlockType::F32, &out)
+        let error = to_gguf(from.path(), &[], BlockType::F32, &out)
             .unwrap_err()
             .to_string();
         assert!(
@@ -241,7 +241,7 @@ fn matrices_have_the_type_that_is_asked_for_and_the_rest_has_float32() {
     let from = folder("llama_linear", unchanged);
     let out = from.path().join("out.gguf");
     for (kind, stored) in [(BlockType::F16, "float16"), (BlockType::Bf16, "bfloat16")] {
-        to_gguf(from.path(), kind, &out).unwrap();
+        to_gguf(from.path(), &[], kind, &out).unwrap();
         let files = WeightFiles::open(&out).unwrap();
         for (name, info) in files.tensors() {
             let expected = if info.shape.len() > 1 {
@@ -253,7 +253,7 @@ fn matrices_have_the_type_that_is_asked_for_and_the_rest_has_float32() {
         }
     }
     // Down projections have rows of 22.
-    let error = to_gguf(from.path(), BlockType::Q8_0, &out)
+    let error = to_gguf(from.path(), &[], BlockType::Q8_0, &out)
         .unwrap_err()
         .to_string();
     assert!(
@@ -266,7 +266,7 @@ fn matrices_have_the_type_that_is_asked_for_and_the_rest_has_float32() {
 fn a_tokenizer_beside_a_file_is_read_where_its_own_is_not_known() {
     let from = folder("qwen2", unchanged);
     let out = from.path().join("out.gguf");
-    to_gguf(from.path(), BlockType::F32, &out).unwrap();
+    to_gguf(from.path(), &[], BlockType::F32, &out).unwrap();
     let mut bytes = fs::read(&out).unwrap();
     let at = bytes.windows(6).position(|part| part == b"smollm").unwrap();
     bytes[at..at + 6].copy_from_slice(b"sm0llm");
@@ -289,13 +289,13 @@ fn errors_name_the_model() {
     let absent: PathBuf = empty.path().join("absent.gguf");
     let out = empty.path().join("out");
     for error in [
-        to_folder(&absent, WeightType::F32, &out).unwrap_err(),
-        to_gguf(&absent, BlockType::F32, &out).unwrap_err(),
+        to_folder(&absent, &[], WeightType::F32, &out).unwrap_err(),
+        to_gguf(&absent, &[], BlockType::F32, &out).unwrap_err(),
     ] {
         assert!(error.to_string().contains("cannot read"), "{error}");
     }
     fs::write(empty.path().join("one.gguf"), "").unwrap();
-    let error = to_folder(empty.path(), WeightType::F32, &out)
+    let error = to_folder(empty.path(), &[], WeightType::F32, &out)
         .unwrap_err()
         .to_string();
     assert!(

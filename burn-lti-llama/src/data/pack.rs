@@ -131,6 +131,21 @@ impl PackedSequence {
         self.mask.iter().filter(|&&valid| valid).count()
     }
 
+    /// The first so many tokens of it.
+    pub(crate) fn beginning(&self, tokens: usize) -> Self {
+        fn of<T: Clone>(all: &[T], tokens: usize) -> Vec<T> {
+            all[..tokens.min(all.len())].to_vec()
+        }
+        Self {
+            row: self.row,
+            tokens: of(&self.tokens, tokens),
+            targets: of(&self.targets, tokens),
+            positions: of(&self.positions, tokens),
+            segments: of(&self.segments, tokens),
+            mask: of(&self.mask, tokens),
+        }
+    }
+
     /// Appends `document[range]` as one segment.
     fn push(&mut self, document: &Tokens, range: std::ops::Range<usize>) {
         let segment = self.segments.last().map_or(1, |last| last + 1);

@@ -60,6 +60,8 @@ impl<A: AutodiffBackend> RunInputs<A> {
         // At the longest, a student is measured at all positions that it was trained at.
         let longest = seq_len.longest();
         let mut valid = load(&recipe.data.valid, &[longest])?;
+        // What counts nothing says nothing.
+        valid.retain(|sequence| sequence.num_targets() > 0);
         valid.truncate(seq_len.sequences_of(longest, recipe.train.eval_sequences));
         let cache = recipe
             .teacher
@@ -120,22 +122,28 @@ fn chosen_layers<B: Backend>(
     device: &B::Device,
     listener: &Listener,
 ) -> Result<Vec<usize>, DistillError> {
-    let shortest: Vec<_> = of_each_length(train).next().unwrap_or_default().to_vec();
-    let of_each = TOKENS_OF_CHOICE.div_ceil(shortest.first().map_or(1, PackedSequence::len));
-    let of_each = of_each.min(shortest.len() / 2).max(1);
+    // Of long sequences the beginning will do; a text in which nothing counts says nothing.
+    let beginnings = of_each_length(train).next().unwrap_or_default().iter();
+    let beginnings = beginnings.map(|sequence| sequence.beginning(TOKENS_OF_CHOICE));
+    let beginnings: Vec<_> = beginnings.filter(|it| it.num_targets() > 0).collect();
+    let len = beginnings.first().map_or(1, PackedSequence::len);
+    let of_each = TOKENS_OF_CHOICE
+        .div_ceil(len)
+        .min(beginnings.len() / 2)
+        .max(1);
     // The same text twice is better than none.
-    let second = shortest.iter().rev().take(of_each).cloned().collect();
-    let [fitted, held_out] = [shortest[..of_each].to_vec(), second].map(|sequences: Vec<_>| {
+    let first = beginnings.iter().take(of_each).cloned().collect();
+    let second = beginnings.iter().rev().take(of_each).cloned().collect();
+    let [fitted, held_out] = [first, second].map(|sequences: Vec<_>| {
         data::loader::<B>(sequences, of_each, None, device)
             .iter()
             .next()
     });
     let (Some(fitted), Some(held_out)) = (fitted, held_out) else {
-        return Err(DistillError::Refused(
-            "there is no training text to choose layers by: give it some in data.train, or name the layers in \
-             student.layers"
-                .to_owned(),
-        ));
+        return Err(DistillError::Refused(format!(
+            "no token counts in the first {TOKENS_OF_CHOICE} of any training sequence, by which layers could be \
+             chosen: give other text, or name the layers in student.layers"
+        )));
     };
     let targets = teacher.teach(&held_out, &[]).tokens;
     let kl = |stream| {

@@ -301,6 +301,17 @@ impl OutputDir {
         self.dir.join(UNCHECKED)
     }
 
+    /// Checks what a run checks before it reads anything: that nobody else writes here, and that nothing is replaced
+    /// but what a run wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::Refused`], [`DistillError::Part`] of a folder that another has.
+    pub fn check_free(&self, recipe: &Recipe) -> Result<(), DistillError> {
+        let _lock = self.lock()?;
+        self.check(recipe)
+    }
+
     /// Takes the folder for this run, if it is there.
     pub(super) fn lock(&self) -> Result<Option<FolderLock>, DistillError> {
         match self.root.is_dir() {
@@ -429,6 +440,11 @@ impl OutputDir {
         }
         let kept = self.remove_replaced_student()?;
         list.remove(&self.dir, &[UNCHECKED])?;
+        // It grows again.
+        self.update(|list| {
+            list.add_unfinished(METRICS);
+            Ok(())
+        })?;
         let path = self.unchecked_student_dir();
         fs::create_dir_all(&path).map_err(|source| DistillError::Output { path, source })?;
         Ok(kept)
@@ -527,7 +543,8 @@ impl OutputDir {
         let [accepted, replaced] = [ACCEPTED_RUN, REPLACED_RUN].map(|name| self.root.join(name));
         let names = || PLACES.into_iter().chain([LIST]);
         if is_being_accepted(&self.root) {
-            if self.root.join(LIST).exists() {
+            // Its list moves last: where that is there, all else is.
+            if !replaced.join(LIST).exists() {
                 fs::create_dir_all(&replaced)
                     .map_err(|source| self.problem(REPLACED_RUN, source))?;
                 names().try_for_each(|name| move_up(name, &self.root, &replaced))?;

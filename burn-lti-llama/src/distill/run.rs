@@ -110,6 +110,9 @@ impl<'a> Job<'a> {
         let began = Instant::now();
         self.interrupt.set_work(false);
         let lock = self.take_folder()?;
+        if let Some(summary) = self.finished_inside()? {
+            return Ok(summary);
+        }
         let (inputs, manifest) = self.load::<A>(device)?;
         let lock = self.made_folder(lock)?;
         let resumed = match self.out.existing() {
@@ -138,6 +141,22 @@ impl<'a> Job<'a> {
         };
         self.interrupt.set_work(false);
         summary
+    }
+
+    /// A run that was to replace another and was stopped when it was finished takes its place now.
+    fn finished_inside(&self) -> Result<Option<Summary>, DistillError> {
+        if self.out.existing() != Existing::Resume || !self.out.is_inside() {
+            return Ok(None);
+        }
+        let summary = self.out.summary()?;
+        let Some(summary) = summary.filter(|summary| OutputDir::is_accepted(summary.ending)) else {
+            return Ok(None);
+        };
+        (self.listener)(Event::Note(
+            "the run was finished already: it takes the place of the one before",
+        ));
+        self.tell_kept(self.out.accept_run()?);
+        Ok(Some(summary))
     }
 
     /// Takes the output folder, if it is there, and checks that what is in it may be replaced.
@@ -239,14 +258,15 @@ impl<'a> Job<'a> {
             run.tell(Event::Stage("exporting"));
             self.out.check_in_place(&lock)?;
             let exported = run.export(&student, &self.out.unchecked_student_dir())?;
-            self.tell_kept(self.out.accept_student()?);
             let evaluation = run.evaluate("evaluating the exported student", &exported.student)?;
             let summary = StartSummary {
                 evaluation,
                 layers: run.start.layers,
                 seconds: began.elapsed().as_secs_f64(),
             };
+            // A student beside which it stands is no end of a run.
             self.out.write_start(&summary)?;
+            self.tell_kept(self.out.accept_student()?);
             Ok(summary)
         };
         let summary = make().map_err(|error| self.not_replaced(error))?;
@@ -403,10 +423,16 @@ impl<'a> Job<'a> {
             {
                 return Ok(());
             }
-            SummaryState::Ended(PhaseEnd::Finished, steps) => format!(
-                "the run in {dir} is finished: its student is in {student}; to train it further raise \
-                 train.steps above {steps}, or phase2.steps, and for another run choose another --out"
-            ),
+            SummaryState::Ended(PhaseEnd::Finished, _) => {
+                let (key, steps) = match &self.recipe.phase2 {
+                    Some(phase2) => ("phase2.steps", phase2.steps),
+                    None => ("train.steps", self.recipe.train.steps),
+                };
+                format!(
+                    "the run in {dir} is finished: its student is in {student}; to train it further raise \
+                     {key} above {steps}, and for another run choose another --out"
+                )
+            }
             SummaryState::Ended(PhaseEnd::Interrupted, _) => return Ok(()),
             SummaryState::Ended(..) => format!(
                 "the run in {dir} is finished: it ended before its last step, as summary.json says, and \
@@ -1023,7 +1049,8 @@ pub fn collapse_run<A: AutodiffBackend>(
     };
     let step = checkpoint.run().step;
     place.accept()?;
-    if student_dir == out.student_dir() {
+    let [made, own] = [student_dir, &out.student_dir()].map(|dir| fs::canonicalize(dir).ok());
+    if made.is_some() && made == own {
         out.adopt_student()?;
     }
     let evaluation = run.evaluate("evaluating the exported student", &student.student)?;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::inputs::export_form;
 use super::{DistillError, Event, Job, Listener, Manifest, OutputDir};
 use crate::config::LlamaConfig;
+use crate::plan::Plan;
 use crate::plan::report::{thousands, write_table};
 use crate::recipe::{KeptLayers, Recipe, StudentSection, Target};
 
@@ -107,7 +108,9 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
         ));
     };
     let teacher = recipe.teacher_config()?;
-    let bytes = export_form(recipe)?.dtype.size();
+    // Where there are no weights to ask, as they are computed in.
+    let dtype = export_form(recipe).map_or(recipe.teacher.dtype, |form| form.dtype);
+    let bytes = dtype.size();
     let seq_len = recipe.train.seq_len.longest();
     let sizes = |config: &LlamaConfig| Sizes::of(config, bytes, seq_len);
     let of_teacher = sizes(&teacher);
@@ -169,12 +172,27 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
             )
         });
         return Err(DistillError::Refused(format!(
-            "student.target is below every shape that is tried, which have half the layers, half the heads and a \
-             quarter of the units or more{of_smallest}: raise it, or give the shape itself"
+            "student.target is below every shape that is tried, of which none keeps less than half of the layers and \
+             heads and a quarter of the units{of_smallest}: raise it, or give the shape itself"
         )));
     }
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Ok(found.into_iter().map(|(_, shape)| shape).collect())
+    // What else a recipe says may leave no room for a shape.
+    let mut refused = None;
+    found.retain(|(_, shape)| {
+        let recipe = Recipe {
+            student: shape.student.clone(),
+            ..recipe.clone()
+        };
+        let error = Plan::new(&recipe, &teacher).err();
+        let is_possible = error.is_none();
+        refused = refused.take().or(error);
+        is_possible
+    });
+    match refused {
+        Some(error) if found.is_empty() => Err(error.into()),
+        _ => Ok(found.into_iter().map(|(_, shape)| shape).collect()),
+    }
 }
 
 /// The recipe with the nearest shape in the place of its target, and all shapes, nearest first; those for which there
@@ -194,6 +212,7 @@ pub fn search_shape<A: AutodiffBackend>(
     let limit = limit.unwrap_or(SECONDS);
     let mut chosen: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let count = shapes.len();
+    let mut failed = None;
     for (index, shape) in shapes.iter_mut().enumerate() {
         // One at least.
         if index > 0 && began.elapsed().as_secs_f64() > limit {
@@ -210,7 +229,16 @@ pub fn search_shape<A: AutodiffBackend>(
         }
         listener(Event::Stage(&format!("trying a shape: {}", shape.student)));
         let tried = Instant::now();
-        let (kl, kept) = start_of::<A>(recipe, &shape.student, device)?;
+        let (kl, kept) = match start_of::<A>(recipe, &shape.student, device) {
+            Ok(found) => found,
+            // Other shapes may do.
+            Err(error) => {
+                listener(Event::Note(&format!("it cannot be made: {error}")));
+                shape.seconds = Some(tried.elapsed().as_secs_f64());
+                failed = failed.or(Some(error));
+                continue;
+            }
+        };
         shape.student.layers = kept.map(|kept| {
             chosen.insert(kept.len(), kept.clone());
             KeptLayers::These(kept)
@@ -233,6 +261,9 @@ pub fn search_shape<A: AutodiffBackend>(
     });
     let nearest = shapes.first().filter(|nearest| nearest.kl.is_some());
     let Some(nearest) = nearest else {
+        if let Some(error) = failed {
+            return Err(error);
+        }
         return Err(DistillError::Refused(
             "no shape that was tried has a KL that is a number: look at the teacher and the held-out text with \
              `burn-lti eval`"

@@ -65,8 +65,6 @@ impl StudentPlace {
 
     /// The student is whole: it gets its name.
     pub(super) fn accept(mut self) -> Result<(), DistillError> {
-        let lock = self.unchecked.join(LOCK);
-        fs::remove_file(&lock).map_err(problem(&lock))?;
         if self.target.is_dir() {
             // It holds nothing, or by now it does: then it stays.
             let lock = self.target.join(LOCK);
@@ -77,6 +75,9 @@ impl StudentPlace {
         }
         fs::rename(&self.unchecked, &self.target).map_err(problem(&self.target))?;
         self.is_accepted = true;
+        // Until here nobody else may write there.
+        let lock = self.target.join(LOCK);
+        fs::remove_file(&lock).map_err(problem(&lock))?;
         Ok(())
     }
 }

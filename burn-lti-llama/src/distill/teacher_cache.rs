@@ -7,6 +7,7 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use burn_lti::decoder::CausalLm;
+use burn_lti::files::sha256;
 use burn_lti::top_k::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
 
 use super::{DistillError, Event, Listener};
@@ -60,6 +61,7 @@ impl<B: Backend> Source<B> {
         for file in &data::text_files(texts)? {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);
         }
+        data_sha256.insert(TOKENS.to_owned(), hash_of_tokens(&sequences));
         Ok(Self {
             called: the_teacher(recipe),
             teacher_sha256: hash_teacher(path)?,
@@ -130,6 +132,21 @@ impl<B: Backend> Source<B> {
         rows.mask = mask;
         Ok(rows)
     }
+}
+
+/// What stands beside the texts in a cache for what was made of them.
+const TOKENS: &str = "tokens, documents and what counts";
+
+/// Of all that a sequence is, so that a cache of other tokens of the same text is known.
+fn hash_of_tokens(sequences: &[PackedSequence]) -> String {
+    let mut bytes = Vec::new();
+    for sequence in sequences {
+        for ids in [&sequence.tokens, &sequence.segments, &sequence.targets] {
+            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        bytes.extend(sequence.mask.iter().map(|counts| u8::from(*counts)));
+    }
+    sha256(&bytes)
 }
 
 /// What errors call the teacher of a recipe.
@@ -297,7 +314,7 @@ fn check_sequences(
     let other = |row| {
         DistillError::Refused(format!(
             "the teacher's top tokens in {} are not of this text: sequence {row} differs; write them \
-             again with `burn-lti cache-teacher`, for these [data] and this train.seq_len",
+             again with `burn-lti cache-teacher` in an empty folder, for these [data] and this train.seq_len",
             dir.display()
         ))
     };

@@ -131,15 +131,20 @@ impl Family {
             .map(|turned| u8::from(*turned))
             .collect();
         let fields = &mut config.source.fields;
-        // Families that know no kinds of layers have none in their files.
-        let says_types = matches!(
-            self,
-            Self::Ministral | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Gemma3
-        );
-        if says_types {
-            fields.insert("layer_types".into(), json!(types));
-        } else {
-            fields.remove("layer_types");
+        match self {
+            Self::Ministral
+            | Self::Qwen2
+            | Self::Qwen3
+            | Self::SmolLm3
+            | Self::Olmo3
+            | Self::Gemma2
+            | Self::Gemma3 => {
+                fields.insert("layer_types".into(), json!(types));
+            }
+            // They know no kinds of layers, and have none in their files.
+            Self::Llama | Self::Mistral | Self::Phi3 | Self::Granite | Self::Olmo2 => {
+                fields.remove("layer_types");
+            }
         }
         fields.remove("sliding_window_pattern");
         if self == Self::SmolLm3 {

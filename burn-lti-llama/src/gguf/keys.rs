@@ -196,7 +196,7 @@ pub(super) fn config(file: &Container, of: &Architecture) -> Result<Map<String, 
 /// The tokens that end a text.
 pub(super) fn ends(file: &Container) -> Result<Vec<usize>, GgufError> {
     let mut ends = Vec::new();
-    for key in ["eos", "eot"] {
+    for key in ["eos", "eot", "eom"] {
         if let Some(id) = file.number(&format!("tokenizer.ggml.{key}_token_id"))?
             && !ends.contains(&id)
         {
@@ -448,20 +448,26 @@ impl Llama3 {
             high: 4.0,
             original: short(2.0 * PI * (3.0 * part + 1.0) / frequency, 1.0),
         });
-        let fitted = match between.as_slice() {
+        // As short as published ones, and as they are.
+        let fitted = [true, false].map(|are_short| match between.as_slice() {
             [first, .., last] => {
                 let slope = (first.1 - last.1) / (first.0 - last.0);
                 let at_zero = first.1 - slope * first.0; // -low / (high - low)
                 let high = 1.0 - 1.0 / at_zero;
+                let original = slope * 2.0 * PI * (high - 1.0);
+                let near = |number, step| match are_short {
+                    true => short(number, step),
+                    false => number,
+                };
                 Some(Self {
                     factor: all,
                     low: 1.0,
-                    high: short(high, 0.25),
-                    original: short(slope * 2.0 * PI * (high - 1.0), 1.0),
+                    high: near(high, 0.25),
+                    original: near(original, 1.0),
                 })
             }
             _ => None,
-        };
+        });
         let fits = |it: &Self| {
             (0..pairs).all(|pair| {
                 let expected = it.factor_of(frequency(pair));
@@ -471,9 +477,23 @@ impl Llama3 {
         usual
             .into_iter()
             .chain(by_one)
-            .chain(fitted)
+            .chain(fitted.into_iter().flatten())
             .find(fits)
-            .map(Some)
+            .map(|found| Some(found.of_a_whole_context()))
+    }
+
+    /// The same line by numbers of which the context is whole, as a configuration has it.
+    fn of_a_whole_context(mut self) -> Self {
+        let is_whole = |times: &f64| {
+            let context = self.original * times;
+            (context.round() / context - 1.0).abs() < Self::ROUNDING
+        };
+        if let Some(times) = (1..=64).map(f64::from).find(is_whole) {
+            self.original = (self.original * times).round();
+            self.low *= times;
+            self.high *= times;
+        }
+        self
     }
 
     fn factor_of(&self, frequency: f64) -> f64 {
@@ -504,6 +524,7 @@ mod tests {
             (32.0, 1.0, 4.0, 8192.0, 500_000.0, 64),
             (8.0, 1.0, 8.0, 2048.0, 10_000.0, 64),
             (4.0, 2.0, 6.0, 1000.0, 10_000.0, 64),
+            (4.0, 3.0, 6.0, 1000.0, 10_000.0, 64),
         ] {
             let given = Llama3 {
                 factor,
@@ -522,6 +543,7 @@ mod tests {
                 assert!(difference.abs() <= Llama3::ROUNDING, "{pair}: {difference}");
             }
             assert!((found.high / found.low - high / low).abs() < 1e-2);
+            assert_eq!(found.original.fract(), 0.0);
             let mut other = factors;
             other[pairs / 2] *= 1.5;
             assert!(Llama3::of(&other, theta, head_dim).is_none());

@@ -492,6 +492,7 @@ impl Vocabulary {
             ("bos", self.special.bos),
             ("eos", ends.first().copied()),
             ("eot", ends.get(1).copied()),
+            ("eom", ends.get(2).copied()),
             ("unknown", self.special.unknown),
             ("padding", self.special.padding),
         ] {

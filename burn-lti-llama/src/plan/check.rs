@@ -110,8 +110,15 @@ pub(super) fn kept_layers(
         (Some(KeptLayers::Count(count)), _) if !(1..=layers).contains(count) => refused(format!(
             "is {count}, but the teacher has {layers} layers: keep from 1 to {layers}"
         )),
-        (Some(KeptLayers::Count(_)), Some(chosen)) => Ok(chosen.to_vec()),
-        (Some(KeptLayers::Count(count)), None) => {
+        (Some(KeptLayers::Count(count)), Some(chosen))
+            if chosen.len() == *count
+                && chosen.is_sorted_by(|a, b| a < b)
+                && chosen.last().is_some_and(|last| *last < layers) =>
+        {
+            Ok(chosen.to_vec())
+        }
+        // Before they are chosen, or chosen of another teacher, which is found out by its hashes.
+        (Some(KeptLayers::Count(count)), _) => {
             let first = count.div_ceil(2);
             Ok((0..first).chain(layers - (count - first)..layers).collect())
         }
@@ -336,7 +343,7 @@ pub(super) fn resolve_layers(choice: &Layers, layers: usize) -> Result<Vec<usize
         Some(&layer) if layer >= layers => Err(PlanError::refused(
             "lti.layers",
             format!(
-                "names layer {layer}, but the teacher has {layers}: use numbers from 0 to {}",
+                "names layer {layer}, but the student has {layers} layers: use numbers from 0 to {}",
                 layers - 1
             ),
         )),

@@ -271,9 +271,15 @@ pub(super) fn planned(
     let refits = recipe.lti.start == Start::Calibrated
         && (recipe.calibration.feed_forward == FeedForward::Refit
             || kept.len() != teacher.num_hidden_layers);
+    // What stands before a gap does the part of what is gone, by all of its feed-forward block.
+    let roles: &[Role] = match kept.len() == teacher.num_hidden_layers {
+        true => &[Role::Down],
+        false => &[Role::Gate, Role::Up, Role::Down],
+    };
     let refitted = layers.iter().filter(|_| refits);
+    let refitted = refitted.flat_map(|layer| roles.iter().map(|role| Site::new(*layer, *role)));
     let refitted: BTreeSet<String> = refitted
-        .map(|layer| format!("{}.weight", site_name(Site::new(*layer, Role::Down))))
+        .map(|site| format!("{}.weight", site_name(site)))
         .collect();
     let tensors = blueprint.tensors.iter();
     tensors

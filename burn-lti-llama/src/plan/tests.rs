@@ -558,7 +558,7 @@ fn refuses_layers_that_are_not_there() {
     assert_refused(
         &["lti.layers=[0, 5]"],
         "lti.layers",
-        &["layer 5, but the teacher has 5", "from 0 to 4"],
+        &["layer 5, but the student has 5 layers", "from 0 to 4"],
     );
     assert_refused(&["lti.layers=[]"], "lti.layers", &["is empty"]);
 }
@@ -883,6 +883,13 @@ fn a_number_of_layers_is_chosen_by_the_run() {
     let chosen = chosen.unwrap();
     assert!(!chosen.chooses_layers);
     assert_eq!(chosen.kept_layers.as_deref(), Some(&[0, 2, 4][..]));
+    // Those that were chosen of another teacher are no choice of this one.
+    let of_another =
+        Plan::with_layers(&recipe(&["student.layers=3"]), &teacher(), Some(&[0, 2, 9]));
+    assert_eq!(
+        of_another.unwrap().kept_layers.map(|kept| kept.len()),
+        Some(3)
+    );
     // All of them: nothing is chosen, and nothing is gone.
     let all = plan(&["student.layers=5"]);
     assert!(!all.chooses_layers && all.kept_layers.is_none());

@@ -57,6 +57,7 @@ impl TextPlan {
             before < COUNTED
         });
         let counted = counted.count();
+        let all_are_counted = counted == documents;
         train.truncate(counted);
         let of_counted = size(&train);
         let tokens = data::tokens_of(tokenizer, train, loss_on);
@@ -68,7 +69,7 @@ impl TextPlan {
         let all: usize = tokens.iter().map(|tokens| tokens.ids.len()).sum();
         let counting = |tokens: &Tokens| tokens.counts.iter().filter(|counts| **counts).count();
         let counted: usize = tokens.iter().map(counting).sum();
-        if loss_on == LossOn::Assistant && counted == 0 {
+        if loss_on == LossOn::Assistant && counted == 0 && all_are_counted {
             return Err(DataError::NoAssistant {
                 files: recipe.data.train.clone(),
             });

@@ -55,7 +55,15 @@ impl ChatTemplate {
             text.starts_with(&before).then_some(before.len())
         };
         let (before, after) = messages.split_at(index + 1);
+        // A template that knows no beginning of an answer says the same with it and without.
         let begin = begins(&messages[..index], true);
+        let begin = match begin == begins(&messages[..index], false) {
+            true => self
+                .words(messages, index, text)
+                .map(|words| words.start)
+                .or(begin),
+            false => begin,
+        };
         let end = match after {
             [] => Some(text.len()),
             _ => begins(before, false),
@@ -203,6 +211,12 @@ mod tests {
                 "<s> {system} one <|eot_id|> {user} two <|eot_id|> {assistant} [three] [_] [four] [<|eot_id|>] \
                  {user} one _ two <|eot_id|> {assistant} [four] [<|eot_id|>]"
             )
+        );
+        // It knows no beginning of an answer.
+        let (without, _) = CHAT_ML.split_once("{% if").expect("an end");
+        assert_eq!(
+            counted(without, &messages()).unwrap(),
+            counted(CHAT_ML, &messages()).unwrap()
         );
         // What the template marks is what counts, and its text is that without marks.
         assert_eq!(

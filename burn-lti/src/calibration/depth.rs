@@ -51,7 +51,11 @@ pub fn choose_layers<B: Backend, T: LayeredDecoder<B>>(
     let mut tries = 0;
     let mut best: Option<(f64, Vec<usize>)> = None;
     let mut tried = |kept: &[usize]| -> Result<f64> {
-        let cost = cost(reading.through(kept)?);
+        let cost = match reading.through(kept) {
+            Ok(stream) => cost(stream),
+            Err(CalibrationError::NotFinite) => f64::NAN,
+            Err(error) => return Err(error),
+        };
         tries += 1;
         done(tries, all_tries);
         // A model that has gone wrong is the worst, not an error: others are there.
@@ -85,7 +89,10 @@ pub fn choose_layers<B: Backend, T: LayeredDecoder<B>>(
             }
         }
     }
-    Ok(best.map_or(kept, |(_, kept)| kept))
+    match best {
+        Some((cost, kept)) if cost.is_finite() => Ok(kept),
+        _ => Err(CalibrationError::NotFinite),
+    }
 }
 
 /// Both batches, with the teacher's streams.

@@ -141,18 +141,20 @@ impl<B: Backend> CalibratedStart<B> {
             if view.dtype() != Dtype::F32 {
                 return Err(damaged("a tensor is not float32"));
             }
-            let &[rows, columns] = view.shape() else {
-                return Err(damaged("a tensor has not two axes"));
-            };
             let (owner, dtype) = match split_name(name).1 {
-                "weight" => ("Linear", dtype),
+                "weight" | "bias" => ("Linear", dtype),
                 _ => ("AxisMap", DType::F32),
             };
             let values = view.data().to_vec();
-            let data = TensorData::from_bytes_vec(values, [rows, columns], DType::F32);
-            let data = data.convert_dtype(dtype);
-            let tensor = Tensor::<B, 2>::from_data(data, (device, dtype));
-            tensors.insert(name, owner, tensor);
+            let data = TensorData::from_bytes_vec(values, view.shape().to_vec(), DType::F32);
+            let (data, options) = (data.convert_dtype(dtype), (device, dtype));
+            match (split_name(name).1, view.shape().len()) {
+                ("bias", 1) => {
+                    tensors.insert(name, owner, Tensor::<B, 1>::from_data(data, options))
+                }
+                (_, 2) => tensors.insert(name, owner, Tensor::<B, 2>::from_data(data, options)),
+                _ => return Err(damaged("a tensor has not two axes")),
+            }
         }
         Ok(Self {
             tensors,
@@ -186,6 +188,8 @@ mod tests {
         tensors.insert("layers.0.v.right.w", "AxisMap", w);
         let weight = Tensor::<Flex, 2>::random([5, 3], random, &device);
         tensors.insert("layers.0.mlp.weight", "Linear", weight);
+        let bias = Tensor::<Flex, 1>::random([3], random, &device);
+        tensors.insert("layers.0.mlp.bias", "Linear", bias);
         CalibratedStart {
             tensors,
             layers: vec![LayerReport {

@@ -10,7 +10,7 @@ use burn::tensor::{DType, TensorData};
 use faer::Mat;
 use faer::linalg::solvers::Solve;
 
-use super::error::Result;
+use super::error::{CalibrationError, Result};
 use super::features::flat;
 use super::map_values::row_major;
 use super::moments::{floats, matrix};
@@ -74,7 +74,11 @@ pub(super) fn moved<B: Backend>(
     let down = down.tensor.to_rank([units, d_model]).cast(DType::F32);
     let weight = weight.tensor.to_rank::<2>([d_model, units]);
     let dtype = weight.dtype();
-    let change = fitted_change(&rows, &down)?;
+    let change = match fitted_change(&rows, &down) {
+        // Numbers that are none make no change: they are no better.
+        Err(CalibrationError::NotFinite) => return Ok(None),
+        change => change?,
+    };
     let weight = weight.cast(DType::F32) + change;
     let mut changed = TensorSet::new();
     changed.insert(&name, "Linear", weight.cast(dtype));
@@ -190,12 +194,12 @@ fn fitted_change<B: Backend>(rows: &Rows<B>, down: &Tensor<B, 2>) -> Result<Tens
     let mut direction = preconditioned.clone();
     let mut size = inner(&residual, &preconditioned)?;
     for _ in 0..STEPS {
-        if size <= 0.0 {
+        if size.is_nan() || size <= 0.0 {
             break;
         }
         let image = apply(direction.clone());
         let curvature = inner(&direction, &image)?;
-        if curvature <= 0.0 {
+        if curvature.is_nan() || curvature <= 0.0 {
             break;
         }
         let step = size / curvature;

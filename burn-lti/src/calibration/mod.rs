@@ -7,7 +7,8 @@
 //!    key/value heads of the teacher are merged, turned to lie alike;
 //! 2. value and output maps are fitted by least squares, so that the attention block adds what the
 //!    teacher's adds, and what brings the student's residual stream back to the teacher's;
-//! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing.
+//! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing; where the
+//!    student has fewer units or layers, those that stay are chosen, and all of the block is fitted.
 //!
 //! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
 //! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows

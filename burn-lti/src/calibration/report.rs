@@ -39,7 +39,8 @@ pub struct LayerReport {
     /// Of heads that are merged: the ratio of the largest to the least standard deviation of a head's values,
     /// before they were made even. `None` where none is merged.
     pub uneven: Option<f64>,
-    /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none.
+    /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none. Where units
+    /// are left out, of what was missing once the last projection had made up for them.
     pub feed_forward_residual: Option<f64>,
     /// How long the layer took.
     pub seconds: f64,

@@ -83,7 +83,7 @@ pub enum Budget {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedForward {
-    /// They stay the teacher's.
+    /// They stay the teacher's, where the student has all their units and all layers.
     #[default]
     Keep,
     /// Their last projection is fitted to what is still missing after the attention.

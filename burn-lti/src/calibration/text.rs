@@ -242,7 +242,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         Ok(Targets::new(
             streams,
             self.tensors.bias(&out, self.d_model),
-            self.teacher.attention_output_gain(layer),
+            self.teacher.attention_output_gain(self.source(layer)),
             self.importance[index].clone(),
             batch.segments.clone(),
         ))

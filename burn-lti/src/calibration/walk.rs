@@ -33,6 +33,40 @@ use crate::geometry::{Role, Site};
 use crate::map::MapKind;
 use crate::tensors::TensorSet;
 
+/// What is left of layers and blocks can make up for what is gone only where all of it is fitted.
+fn check_shape<B: Backend>(
+    calibration: &Calibration<'_>,
+    teacher: &impl LayeredDecoder<B>,
+) -> Result<()> {
+    let layers = teacher.layers();
+    let refused = |what: String| Err(CalibrationError::Refused(what));
+    if let Some(kept) = &calibration.kept {
+        let is_ascending = kept.is_sorted_by(|a, b| a < b);
+        if !is_ascending || kept.last().is_none_or(|last| *last >= layers) {
+            return refused(format!(
+                "a student cannot keep layers {kept:?} of the teacher's {layers}: name them ascending, none twice, at \
+                 least one"
+            ));
+        }
+    }
+    let shrinks = calibration.cuts_units() || calibration.kept.is_some();
+    let count = calibration.kept.as_ref().map_or(layers, Vec::len);
+    if shrinks && !(0..count).all(|layer| calibration.spec.selects(layer)) {
+        return refused(
+            "layers or units are left out, which changes all layers, and not all are calibrated: select all"
+                .to_owned(),
+        );
+    }
+    match calibration.refits() && teacher.attention_output_gain(0).is_some() {
+        true => refused(
+            "feed-forward blocks are to be fitted, and the teacher norms what they put out, through which they cannot \
+             be: keep all layers and units, and the blocks as they are"
+                .to_owned(),
+        ),
+        false => Ok(()),
+    }
+}
+
 /// How often up and gate of a feed-forward block that has to do more are fitted in turn.
 const ROUNDS: usize = 2;
 
@@ -59,6 +93,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     {
         let spec = calibration.spec;
         let counts = HeadCounts::of(&spec.teacher, &calibration.student)?;
+        check_shape(calibration, teacher)?;
         let maps = MapTensors {
             spec,
             student: &calibration.student,
@@ -161,26 +196,33 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             return Ok((student, None));
         }
         let text = &mut self.text;
+        let shrinks = calibration.cuts_units() || calibration.kept.is_some();
+        if !shrinks {
+            let (left, changed) = feed_forward::refit(text, layer, &student.valid())?;
+            return Ok((student.filled(&changed)?, Some(left)));
+        }
         if calibration.cuts_units() {
             let kept = units::chosen(text, layer, &student.valid(), calibration.student.hidden)?;
             student = student.filled(&kept)?;
         }
-        if calibration.cuts_units() || calibration.kept.is_some() {
-            for gated in [Gated::Up, Gated::Gate].repeat(ROUNDS) {
-                let (_, changed) = feed_forward::refit(text, layer, &student.valid())?;
-                student = student.filled(&changed)?;
-                if let Some(moved) = gated::moved(text, layer, &student.valid(), gated)? {
-                    let changed = student.clone().filled(&moved)?;
-                    let before = gated::held_out_missing(text, layer, &student.valid())?;
-                    // Also false where it is no number.
-                    if gated::held_out_missing(text, layer, &changed.valid())? < before {
-                        student = changed;
-                    }
+        let first = gated::held_out_missing(text, layer, &student.valid())?;
+        let mut left = first;
+        for gated in [Gated::Up, Gated::Gate].repeat(ROUNDS) {
+            let (_, changed) = feed_forward::refit(text, layer, &student.valid())?;
+            student = student.filled(&changed)?;
+            left = gated::held_out_missing(text, layer, &student.valid())?;
+            if let Some(moved) = gated::moved(text, layer, &student.valid(), gated)? {
+                let changed = student.clone().filled(&moved)?;
+                let after = gated::held_out_missing(text, layer, &changed.valid())?;
+                // Also false where it is no number.
+                if after < left {
+                    (student, left) = (changed, after);
                 }
             }
         }
-        let (left, changed) = feed_forward::refit(text, layer, &student.valid())?;
-        Ok((student.filled(&changed)?, Some(left)))
+        let (of_left, changed) = feed_forward::refit(text, layer, &student.valid())?;
+        let residual = of_left * left / first.max(f64::MIN_POSITIVE);
+        Ok((student.filled(&changed)?, Some(residual)))
     }
 
     /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the

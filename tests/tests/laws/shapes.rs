@@ -97,7 +97,7 @@ fn units_that_add_nothing_leave_without_loss<A: AutodiffBackend>(device: A::Devi
     let config = teacher.config().clone();
     let (units, width) = (config.intermediate_size, config.hidden_size);
     // Every third unit and the one after it add nothing.
-    let idle = |unit: usize| unit % 3 != 0;
+    let idle = |unit: usize| !unit.is_multiple_of(3);
     let teacher = edit(teacher, |name, values| {
         if name.ends_with("down_proj.weight") {
             for unit in (0..units).filter(|unit| idle(*unit)) {

@@ -85,6 +85,18 @@ impl Job {
                 "corpus.jsonl",
                 WayOn::Overwrite,
             ),
+            job(
+                "convert",
+                "convert teacher",
+                "teacher.gguf",
+                WayOn::Overwrite,
+            ),
+            job(
+                "convert",
+                "convert teacher --dtype f16",
+                "converted",
+                WayOn::Overwrite,
+            ),
             Self {
                 never_ends: true,
                 ..job("demo", "demo", "demo", WayOn::Again)
@@ -177,6 +189,11 @@ impl Made {
         let mut files = files_in(out)?;
         files.retain(|file, _| inspect::is_final(file));
         Ok(Self { files })
+    }
+
+    /// How long a file is.
+    pub(super) fn length_of(&self, file: &Path) -> Option<usize> {
+        self.files.get(file).map(Vec::len)
     }
 
     pub(super) fn bytes(&self) -> u64 {

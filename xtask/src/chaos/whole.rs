@@ -30,6 +30,11 @@ impl Whole {
                 true => wrong_in_log(bytes),
                 false => wrong_in(path, bytes).or_else(|| wrong_beside(file, bytes, &files)),
             };
+            let is_gguf = path
+                .extension()
+                .is_some_and(|extension| extension == "gguf");
+            let is_cut = is_gguf && made.length_of(file) != Some(bytes.len());
+            let wrong = wrong.or_else(|| is_cut.then(|| "it is cut off".to_owned()));
             half.extend(wrong.map(|wrong| format!("{}: {wrong}", path.display())));
         }
         let mut broken_folders = Vec::new();

@@ -108,27 +108,40 @@ impl Workshop {
     }
 }
 
-/// Words `w3` to `w60` after the three special tokens: as many as the tiny teacher's vocabulary.
+/// Pairs of bytes, which GGUF has a form for: three special tokens, what a word is made of, and all numbers of two
+/// digits that the tiny teacher's vocabulary has room for.
 fn tokenizer() -> Value {
     let special = ["<unk>", "<s>", "</s>"];
-    let special_ids = special.iter().enumerate();
-    let words = (3..61).map(|id| (format!("w{id}"), Value::from(id)));
-    let vocab: serde_json::Map<String, Value> = special_ids
-        .clone()
-        .map(|(id, token)| ((*token).to_owned(), Value::from(id)))
-        .chain(words)
+    let digits = (0..10).map(|digit| digit.to_string());
+    let pairs: Vec<[u32; 2]> = (1..5).flat_map(|a| (0..10).map(move |b| [a, b])).collect();
+    let numbers = pairs.iter().map(|[a, b]| format!("{a}{b}"));
+    let pieces = ["w", "\u{120}", "\u{120}w"].map(str::to_owned);
+    let all = special.map(str::to_owned).into_iter().chain(pieces);
+    let vocab: serde_json::Map<String, Value> = all
+        .chain(digits)
+        .chain(numbers)
+        .zip(0u32..)
+        .map(|(token, id)| (token, Value::from(id)))
         .collect();
-    let added: Vec<Value> = special_ids
+    let merges = pairs.iter().map(|[a, b]| format!("{a} {b}"));
+    let merges: Vec<String> = [String::from("\u{120} w")]
+        .into_iter()
+        .chain(merges)
+        .collect();
+    let added: Vec<Value> = special
+        .iter()
+        .enumerate()
         .map(|(id, token)| {
             json!({"id": id, "content": token, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": true})
         })
         .collect();
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": true});
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+        "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges}
     })
 }
 

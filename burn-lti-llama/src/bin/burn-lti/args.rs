@@ -580,6 +580,8 @@ pub(crate) struct ConvertArgs {
     /// Replace what PATH holds of a model.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) accept: AcceptArg,
 }
 
 #[derive(Debug, Args)]

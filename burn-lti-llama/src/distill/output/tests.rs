@@ -106,6 +106,20 @@ fn an_exchange_that_was_cut_off_is_ended() {
     }
 }
 
+/// Nothing is known of a run whose list is gone: it stays as a whole.
+#[test]
+fn a_run_without_its_list_is_put_aside_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    run(root, "old");
+    run(&root.join(ACCEPTED_RUN), "new");
+    fs::remove_file(root.join(LIST)).unwrap();
+    let out = OutputDir::resume(root).unwrap();
+    let kept = out.settle().unwrap().expect("a folder");
+    assert_eq!(student(root), "new");
+    assert_eq!(student(&kept), "old");
+}
+
 #[test]
 fn a_new_student_takes_the_place_of_the_one_before() {
     let folder = tempfile::tempdir().unwrap();

@@ -526,3 +526,30 @@ fn an_unknown_field_may_be_accepted_by_its_name_and_no_other_one() {
     let accept = ["quantization_config".to_owned()];
     LlamaConfig::read(&config.to_string(), Path::new("c"), &accept).unwrap_err();
 }
+
+/// By rules that count layers some of these files say nothing of each, which holds no longer once some are gone.
+#[test]
+fn a_model_with_some_of_its_layers_says_of_each_what_it_is() {
+    let families = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/families"
+    ));
+    let mut cut = 0;
+    for entry in families.read_dir().unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(config) = LlamaConfig::from_dir(&folder) else {
+            continue; // what is refused, and scripts
+        };
+        let layers = config.num_hidden_layers;
+        for kept in [vec![layers - 1], vec![0, layers - 1], (1..layers).collect()] {
+            if kept.is_sorted_by(|a, b| a < b) && kept.len() < layers {
+                let shorter = config.with_layers(&kept);
+                let text = shorter.to_json().to_string();
+                let read = LlamaConfig::from_json_str(&text, &folder).unwrap();
+                assert_eq!(read, shorter, "{}: {kept:?}", folder.display());
+                cut += 1;
+            }
+        }
+    }
+    assert!(cut > 30, "{cut}");
+}

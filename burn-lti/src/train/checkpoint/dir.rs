@@ -112,7 +112,7 @@ impl CheckpointDir {
         self.check(&run)?;
         fs::create_dir_all(&self.dir).map_err(CheckpointError::at(&self.dir))?;
         for broken in std::mem::take(&mut self.broken) {
-            remove(&broken.path)?;
+            retire(&broken.path)?;
         }
 
         let temporary = self.dir.join(format!("{WRITING}{:08}", run.step));
@@ -163,12 +163,25 @@ impl CheckpointDir {
             if Some(checkpoint.run().step) == best {
                 kept.insert(0, checkpoint);
             } else {
-                remove(checkpoint.path())?;
+                retire(checkpoint.path())?;
             }
         }
         self.whole = kept;
         Ok(())
     }
+}
+
+/// Removes a checkpoint: first its name, so that what is left where this is cut off is none.
+fn retire(path: &Path) -> Result<(), CheckpointError> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let digits = name.and_then(|name| name.strip_prefix(STEP));
+    let Some(digits) = digits else {
+        return remove(path);
+    };
+    let nameless = path.with_file_name(format!("{WRITING}{digits}"));
+    remove(&nameless)?;
+    fs::rename(path, &nameless).map_err(CheckpointError::at(path))?;
+    remove(&nameless)
 }
 
 /// The checkpoint in a folder. `None` if its name is not that of a checkpoint.

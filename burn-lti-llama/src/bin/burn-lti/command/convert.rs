@@ -36,7 +36,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
             if args.max_shard_size.is_some() {
                 bail!("--max-shard-size is of folders: a GGUF file is one file");
             }
-            to_gguf(&args.model, kind, &args.out)?;
+            to_gguf(&args.model, &args.accept.accept, kind, &args.out)?;
         }
         ConvertTo::Folder => {
             let dtype = match kind {
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
                 dtype,
                 max_shard_size: args.max_shard_size.map(|size| size.bytes()),
             };
-            to_folder(&args.model, form, &args.out)?;
+            to_folder(&args.model, &args.accept.accept, form, &args.out)?;
         }
     }
     say!("{kind}: {}", args.out.display());

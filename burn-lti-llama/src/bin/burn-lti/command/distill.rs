@@ -50,10 +50,11 @@ fn on<A: AutodiffBackend>(
     out: &OutputDir,
     keep_last: bool,
 ) -> Result<Summary> {
+    let interrupt = interrupted_by_signals(WAY_ON)?;
     let recipe = with_shape::<A>(recipe, out, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
-        .with_interrupt(interrupted_by_signals(WAY_ON)?)
+        .with_interrupt(interrupt)
         .with_keep_last(keep_last)
         .with_command(command_line());
     Ok(job.run::<A>(device)?)

@@ -75,9 +75,11 @@ fn with_shape<A: AutodiffBackend>(
     }
     if let Some(begun) = out.begun_recipe() {
         let student = Recipe::load(&begun, &[])?.student;
+        tell!("going on with the shape that the run began with: {student}");
         let recipe = recipe.clone();
         return Ok(Recipe { student, ..recipe });
     }
+    out.check_free(recipe)?;
     let (recipe, shapes) = search_shape::<A>(recipe, device, &progress::listener())?;
     tell!("{}", ShapeTable(&shapes));
     Ok(recipe)
