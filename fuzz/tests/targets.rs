@@ -25,6 +25,7 @@ fuzz! {
     recipe overrides shard_size
     config
     weights weights_index tensor_file
+    gguf
     cache_index cache_shard
     checkpoint_state checkpoint_trained checkpoint_optimizer
     start

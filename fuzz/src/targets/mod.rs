@@ -2,6 +2,7 @@
 
 mod cache;
 mod checkpoint;
+mod gguf;
 mod settings;
 mod start;
 mod text;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 
 pub use cache::{cache_index, cache_shard};
 pub use checkpoint::{checkpoint_optimizer, checkpoint_state, checkpoint_trained};
+pub use gguf::gguf;
 pub use settings::{config, manifest, metrics, overrides, recipe, shard_size};
 pub use start::start;
 pub use text::{columns, csv_table, json_lines, json_list, packed_gzip, packed_zstd, text_lines};
