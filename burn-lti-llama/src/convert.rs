@@ -7,7 +7,7 @@ mod error;
 mod keys;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn_lti::files::FileError;
 use serde_json::Value;
@@ -35,9 +35,8 @@ const PROBES: [&str; 8] = [
     "I'LL WE'VE don't o'clock",
 ];
 
-/// Writes the model `from`, a folder or a GGUF file, to the folder `dir`, which is there. All of it is written in a
-/// folder inside first; then it takes the place of the files of a model that are in `dir`, their weights going first
-/// and its own coming last, so that a folder with weights is whole and never of two models.
+/// Writes the model `from`, a folder or a GGUF file, as the folder `dir`. It is written in a hidden folder beside it,
+/// and gets its name when it is whole; a model that is in `dir` already goes then, and whatever else is there stays.
 ///
 /// Fields of `config.json` that `accept` names are read over: see [`LlamaConfig::from_dir_accepting`].
 ///
@@ -58,49 +57,82 @@ pub fn to_folder(
         let name = tensor.name.clone();
         hf::NewTensor::new(tensor.name, tensor.shape, move || files.read_f32(&name))
     });
-    let inside = tempfile::Builder::new()
-        .prefix(".converted-")
-        .tempdir_in(dir);
-    let inside = inside.map_err(FileError::writing(dir))?;
+    let place = Place::new(dir)?;
     let openable = config.clone().openable();
-    hf::write_folder(&openable, form.into(), from, inside.path(), tensors)?;
-    Ok(exchange(inside.path(), dir)?)
+    hf::write_folder(&openable, form.into(), from, &place.made, tensors)?;
+    Ok(place.accept()?)
+}
+
+/// Where a folder is written until it has its name.
+struct Place {
+    dir: PathBuf,
+    made: PathBuf,
+    replaced: PathBuf,
+}
+
+impl Place {
+    /// What an earlier attempt left is taken away, or, where it was stopped between two names, put back.
+    fn new(dir: &Path) -> Result<Self, FileError> {
+        // `.` has no name of its own.
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let beside = |what: &str| dir.with_file_name(format!(".{name}.{what}"));
+        let [made, replaced] = [beside("converted"), beside("replaced")];
+        let place = Self {
+            dir,
+            made,
+            replaced,
+        };
+        if !place.dir.exists() && place.replaced.exists() {
+            fs::rename(&place.replaced, &place.dir).map_err(FileError::writing(&place.dir))?;
+        }
+        place.clear_replaced()?;
+        if place.made.exists() {
+            fs::remove_dir_all(&place.made).map_err(FileError::writing(&place.made))?;
+        }
+        fs::create_dir_all(&place.made).map_err(FileError::writing(&place.made))?;
+        Ok(place)
+    }
+
+    fn accept(self) -> Result<(), FileError> {
+        let writing = || FileError::writing(&self.dir);
+        if self.dir.exists() && !names_in(&self.dir)?.is_empty() {
+            fs::rename(&self.dir, &self.replaced).map_err(writing())?;
+        }
+        fs::rename(&self.made, &self.dir).map_err(writing())?;
+        self.clear_replaced()
+    }
+
+    /// Of the folder that was replaced the files of a model go, and all else comes back.
+    fn clear_replaced(&self) -> Result<(), FileError> {
+        if !self.replaced.exists() {
+            return Ok(());
+        }
+        for name in names_in(&self.replaced)? {
+            let (path, to) = (self.replaced.join(&name), self.dir.join(&name));
+            let is_of_model = name == "config.json"
+                || name.ends_with(".safetensors")
+                || name.ends_with(".safetensors.index.json")
+                || belongs_to_tokenizer(&name);
+            let done = match (is_of_model, path.is_dir()) {
+                (true, true) => fs::remove_dir_all(&path),
+                (true, false) => fs::remove_file(&path),
+                (false, _) if !to.exists() => fs::rename(&path, to),
+                (false, _) => Ok(()),
+            };
+            done.map_err(FileError::writing(&path))?;
+        }
+        match names_in(&self.replaced)?.is_empty() {
+            true => fs::remove_dir(&self.replaced).map_err(FileError::writing(&self.replaced)),
+            false => Ok(()), // two files of the user's of one name: both stay
+        }
+    }
 }
 
 fn read_config(from: &Path, accept: &[String]) -> Result<LlamaConfig, ConvertError> {
     let config = LlamaConfig::from_dir_accepting(from, accept)?;
     LlamaConfig::check_accepted(accept, &[&config])?;
     Ok(config)
-}
-
-/// Puts the model in `made` in the place of the one in `dir`.
-fn exchange(made: &Path, dir: &Path) -> Result<(), FileError> {
-    let is_weights =
-        |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-    let old = names_in(dir)?;
-    for name in old.iter().filter(|name| is_weights(name)) {
-        let path = dir.join(name);
-        fs::remove_file(&path).map_err(FileError::writing(&path))?;
-    }
-    for name in old
-        .iter()
-        .filter(|name| name.as_str() == "config.json" || belongs_to_tokenizer(name))
-    {
-        let path = dir.join(name);
-        let removed = match path.is_dir() {
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
-        removed.map_err(FileError::writing(&path))?;
-    }
-    let (last, first): (Vec<_>, Vec<_>) = names_in(made)?
-        .into_iter()
-        .partition(|name| is_weights(name));
-    for name in first.iter().chain(&last) {
-        let path = dir.join(name);
-        fs::rename(made.join(name), &path).map_err(FileError::writing(&path))?;
-    }
-    Ok(())
 }
 
 fn names_in(dir: &Path) -> Result<Vec<String>, FileError> {

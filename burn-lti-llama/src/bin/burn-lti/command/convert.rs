@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn_lti_llama::convert::{to_folder, to_gguf};
 use burn_lti_llama::gguf::{BlockType, is_gguf};
 use burn_lti_llama::hf::{ExportForm, WeightFiles, WeightType};
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// The folder is there then, and empty, or what is in it may be replaced; what is read is not.
+/// The folder is empty or not there, or what is in it may be replaced; what is read is not.
 fn check_folder(args: &ConvertArgs) -> Result<()> {
     let out = &args.out;
     let is_empty = match out.read_dir() {
@@ -76,7 +76,6 @@ fn check_folder(args: &ConvertArgs) -> Result<()> {
             out.display()
         );
     }
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let same = fs::canonicalize(out)
         .ok()
         .zip(fs::canonicalize(&args.model).ok());
