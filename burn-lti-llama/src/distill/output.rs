@@ -109,7 +109,8 @@ impl OutputDir {
     pub fn resume(dir: &Path) -> Result<Self, DistillError> {
         let out = Self::of_run(dir);
         let inside = Self::with(dir, dir.join(UNFINISHED_RUN), Existing::Resume);
-        if inside.has_run() {
+        // It is there as soon as the run is, which may have been stopped before it wrote anything.
+        if inside.dir.is_dir() {
             return Ok(inside);
         }
         match out.has_run() || is_being_accepted(dir) || out.holds_only_a_beginning()? {
@@ -365,6 +366,33 @@ impl OutputDir {
             }
         }
         Ok(())
+    }
+
+    /// Makes the folder of a run that is to replace another, so that it is this one that goes on if it is stopped.
+    pub(super) fn make_inside(&self) -> Result<(), DistillError> {
+        if !self.is_inside() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.dir).map_err(|source| self.problem("", source))
+    }
+
+    /// Takes that folder away again, if nothing came of the run.
+    pub(super) fn forget_inside(&self) {
+        if self.is_inside() {
+            // What holds anything stays, and what ended the run is the error to tell.
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+
+    /// The student is no longer one at its start.
+    pub(super) fn remove_start_summary(&self) -> Result<(), DistillError> {
+        let path = self.dir.join(START_SUMMARY);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DistillError::Output { path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the folder, takes away what an earlier attempt of this run left and writes `recipe.toml` and

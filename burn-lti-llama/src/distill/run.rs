@@ -113,7 +113,9 @@ impl<'a> Job<'a> {
         if let Some(summary) = self.finished_inside()? {
             return Ok(summary);
         }
-        let (inputs, manifest) = self.load::<A>(device)?;
+        self.out.make_inside()?;
+        let loaded = self.load::<A>(device);
+        let (inputs, manifest) = loaded.inspect_err(|_| self.out.forget_inside())?;
         let lock = self.made_folder(lock)?;
         let resumed = match self.out.existing() {
             Existing::Resume => self.take_up(&manifest)?,
@@ -916,6 +918,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         };
         card::write(&unchecked, self.job.recipe, &self.inputs.plan, &summary)?;
         self.job.tell_kept(out.accept_student()?);
+        out.remove_start_summary()?;
         out.write_summary(&summary)?;
         Ok(summary)
     }
