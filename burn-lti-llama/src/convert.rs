@@ -9,7 +9,7 @@ mod keys;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::FileError;
+use burn_lti::files::{FileError, FolderLock, LOCK};
 use serde_json::Value;
 
 pub use error::ConvertError;
@@ -68,29 +68,38 @@ struct Place {
     dir: PathBuf,
     made: PathBuf,
     replaced: PathBuf,
+    /// Nobody else writes there meanwhile.
+    _lock: FolderLock,
 }
 
 impl Place {
     /// What an earlier attempt left is taken away, or, where it was stopped between two names, put back.
-    fn new(dir: &Path) -> Result<Self, FileError> {
+    fn new(dir: &Path) -> Result<Self, ConvertError> {
         // `.` has no name of its own.
         let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let beside = |what: &str| dir.with_file_name(format!(".{name}.{what}"));
         let [made, replaced] = [beside("converted"), beside("replaced")];
+        fs::create_dir_all(&made).map_err(FileError::writing(&made))?;
+        let lock = FolderLock::take(&made)?;
         let place = Self {
             dir,
             made,
             replaced,
+            _lock: lock,
         };
         if !place.dir.exists() && place.replaced.exists() {
             fs::rename(&place.replaced, &place.dir).map_err(FileError::writing(&place.dir))?;
         }
         place.clear_replaced()?;
-        if place.made.exists() {
-            fs::remove_dir_all(&place.made).map_err(FileError::writing(&place.made))?;
+        for name in names_in(&place.made)?.iter().filter(|name| *name != LOCK) {
+            let path = place.made.join(name);
+            let removed = match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            removed.map_err(FileError::writing(&path))?;
         }
-        fs::create_dir_all(&place.made).map_err(FileError::writing(&place.made))?;
         Ok(place)
     }
 
@@ -100,6 +109,8 @@ impl Place {
             fs::rename(&self.dir, &self.replaced).map_err(writing())?;
         }
         fs::rename(&self.made, &self.dir).map_err(writing())?;
+        let lock = self.dir.join(LOCK);
+        fs::remove_file(&lock).map_err(FileError::writing(&lock))?;
         self.clear_replaced()
     }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use burn_lti::files::FileError;
+use burn_lti::files::{FileError, LockError};
 use thiserror::Error;
 
 use crate::config::ConfigError;
@@ -19,4 +19,6 @@ pub enum ConvertError {
     Part(Box<dyn Error + Send + Sync>),
 }
 
-passes_on!(ConvertError: ConfigError, FileError, GgufError, HfError, TokenizerError, WeightsError);
+passes_on!(
+    ConvertError: ConfigError, FileError, GgufError, HfError, LockError, TokenizerError, WeightsError
+);
