@@ -18,8 +18,8 @@ use super::feed_forward::RIDGES;
 use super::map_values::row_major;
 use super::moments::Moments;
 use super::settings::Calibration;
-use super::solve::{added_to_diagonal, cholesky, mean_diagonal};
-use super::split::SplitMoments;
+use super::solve::{added_to_diagonal, cholesky, dot, mean_diagonal};
+use super::split::{SplitMoments, WORTH};
 use super::teacher::site_name;
 use super::text::Text;
 use crate::decoder::LayeredDecoder;
@@ -97,7 +97,7 @@ pub(super) fn chosen<B: Backend>(
             nothing,
         )?;
     }
-    let ridge = best_ridge(&sums);
+    let ridge = best_ridge(&sums, &teacher);
     let (all, mut stronger) = (sums.all(), RIDGES.into_iter().filter(|it| *it > ridge));
     let mut found = eliminated(&all, &teacher, ridge, units);
     // A ridge too little for the rounding of the sums gives way to the next.
@@ -135,15 +135,22 @@ pub(super) fn chosen<B: Backend>(
     Ok(tensors)
 }
 
-/// The ridge with which a change of the projection of all units serves held-out tokens best.
-fn best_ridge(sums: &SplitMoments) -> f64 {
-    let fitted = &sums.fitted;
-    let residuals = RIDGES.into_iter().filter_map(|ridge| {
+/// The least ridge with which a change of the projection of all units serves held-out tokens as well as with any, but
+/// for rounding: where next to nothing is missing, what is left of it says nothing of a ridge.
+fn best_ridge(sums: &SplitMoments, teacher: &Mat<f64>) -> f64 {
+    let (fitted, held_out) = (&sums.fitted, &sums.held_out);
+    let rounding = WORTH * dot(teacher, &(&held_out.gram * teacher));
+    let missed = |ridge: f64| {
         let change = cholesky(&fitted.gram, ridge).ok()?.solve(fitted.cross(1.0));
-        Some((sums.held_out.residual(&change), ridge))
-    });
-    let best = residuals.min_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or(RIDGES[RIDGES.len() - 1], |(_, ridge)| ridge)
+        Some((held_out.residual(&change) * held_out.energy(1.0), ridge))
+    };
+    let all: Vec<(f64, f64)> = RIDGES.into_iter().filter_map(missed).collect();
+    let least = all
+        .iter()
+        .map(|(missed, _)| *missed)
+        .fold(f64::INFINITY, f64::min);
+    let best = all.iter().find(|(missed, _)| *missed <= least + rounding);
+    best.map_or(RIDGES[RIDGES.len() - 1], |(_, ridge)| *ridge)
 }
 
 /// The units that are left, ascending, and the projection of them, `[units, d_model]`. `moments` are of the

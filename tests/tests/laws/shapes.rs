@@ -23,7 +23,7 @@ use super::calibrated::{Inner, batches, llama_student, spec, tolerance};
 
 on_every_backend![
     units_that_add_nothing_leave_without_loss,
-    units_that_others_can_do_for_are_made_up_for,
+    units_that_others_can_do_for_leave_without_loss,
     a_layer_that_does_nothing_is_the_one_that_is_left_out,
     what_is_left_makes_up_for_what_is_gone,
     a_student_of_more_units_or_layers_is_refused,
@@ -117,7 +117,7 @@ fn units_that_add_nothing_leave_without_loss<A: AutodiffBackend>(device: A::Devi
     assert_not_close(&changed, &expected, &tolerance(&expected));
 }
 
-fn units_that_others_can_do_for_are_made_up_for<A: AutodiffBackend>(device: A::Device) {
+fn units_that_others_can_do_for_leave_without_loss<A: AutodiffBackend>(device: A::Device) {
     let teacher = load::<Inner<A>>("tied", &device);
     let config = teacher.config().clone();
     let units = config.intermediate_size;
@@ -148,8 +148,7 @@ fn units_that_others_can_do_for_are_made_up_for<A: AutodiffBackend>(device: A::D
         }
     });
     let of_lost = kl(&lost);
-    // All but what the ridge holds back, which pulls each unit towards what it did alone.
-    assert!(of_all < 0.1 * of_lost, "{of_all} {of_lost}");
+    assert!(of_all < 1e-3 * of_lost, "{of_all} {of_lost}");
     assert!(
         values(&logits(&lost, &batch))
             .iter()
