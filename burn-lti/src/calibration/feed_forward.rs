@@ -1,7 +1,7 @@
 //! The last projection of a feed-forward block, fitted to what is missing after the attention.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use faer::Mat;
 
 use super::error::Result;
@@ -29,13 +29,9 @@ pub(super) fn refit<B: Backend>(
     let weight = TeacherTensors(TensorSet::collect(student)).weight(&name, text.d_model)?;
     let mut sums = SplitMoments::zeros(weight.nrows(), text.d_model);
     for (index, batch) in text.batches() {
-        let h = text.student_input(index, layer)?;
-        let context = student.context(&batch);
-        let attended = h.clone() + student.attention(layer, h, &context);
-        let features = flat(student.feed_forward_features(layer, attended.clone()));
-        let output = attended.clone() + student.feed_forward(layer, attended);
-        let wanted = text.wanted_output(index, layer)?;
-        let missing = flat(wanted).cast(DType::F32) - flat(output).cast(DType::F32);
+        let block = |attended| student.feed_forward(layer, attended);
+        let (attended, missing) = text.missing(index, layer, &batch, student, block)?;
+        let features = flat(student.feed_forward_features(layer, attended));
         let targets = text.targets(index, layer, &batch)?;
         let nothing = missing.zeros_like();
         sums.add(

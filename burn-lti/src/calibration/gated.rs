@@ -11,7 +11,6 @@ use faer::Mat;
 use faer::linalg::solvers::Solve;
 
 use super::error::{CalibrationError, Result};
-use super::features::flat;
 use super::map_values::row_major;
 use super::moments::{floats, matrix};
 use super::solve::cholesky;
@@ -93,11 +92,9 @@ pub(super) fn held_out_missing<B: Backend>(
 ) -> Result<f64> {
     let mut sum = 0.0;
     for (index, batch) in text.batches().filter(|(index, _)| is_held_out(*index)) {
-        let h = text.student_input(index, layer)?;
-        let attended = h.clone() + student.attention(layer, h, &student.context(&batch));
-        let output = attended.clone() + student.feed_forward(layer, attended);
-        let missing = text.wanted_output(index, layer)? - output;
-        let missing = text.targets(index, layer, &batch)?.weigh(flat(missing));
+        let block = |attended| student.feed_forward(layer, attended);
+        let (_, missing) = text.missing(index, layer, &batch, student, block)?;
+        let missing = text.targets(index, layer, &batch)?.weigh(missing);
         let squares = compat::total(missing.powi_scalar(2)).into_data();
         sum += squares.iter::<f64>().sum::<f64>();
     }
@@ -122,20 +119,18 @@ fn rows<B: Backend>(
     let every = total.div_ceil(ROWS).max(1);
     let (mut input, mut factor, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for (index, batch) in fitted.into_iter().step_by(every) {
-        let h = text.student_input(index, layer)?;
-        let attended = h.clone() + student.attention(layer, h, &student.context(&batch));
-        let Some(units) = student.gated_units(layer, attended.clone()) else {
+        let block = |attended| student.feed_forward(layer, attended);
+        let (attended, left) = text.missing(index, layer, &batch, student, block)?;
+        let Some(units) = student.gated_units(layer, attended) else {
             return Ok(None);
         };
-        let output = attended.clone() + student.feed_forward(layer, attended);
-        let wanted = text.wanted_output(index, layer)?;
         let targets = text.targets(index, layer, &batch)?;
         input.push(units.input.cast(DType::F32));
         factor.push(targets.weigh(match gated {
             Gated::Up => units.gate,
             Gated::Gate => units.slope * units.up,
         }));
-        missing.push(targets.weigh(flat(wanted) - flat(output)));
+        missing.push(targets.weigh(left));
     }
     Ok(Some(Rows {
         input: Tensor::cat(input, 0),

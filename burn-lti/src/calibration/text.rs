@@ -192,6 +192,24 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.store.read(batch, stream, &self.device)
     }
 
+    /// The student's stream after the attention of `layer`, `[batch, tokens, d_model]`, and what is missing of what the
+    /// layer should put out once `block` has added to it, `[rows, d_model]` in float32.
+    pub(super) fn missing(
+        &mut self,
+        index: usize,
+        layer: usize,
+        batch: &TokenBatch<B>,
+        student: &impl LayeredDecoder<B>,
+        block: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+    ) -> Result<(Tensor<B, 3>, Tensor<B, 2>)> {
+        let h = self.student_input(index, layer)?;
+        let attended = h.clone() + student.attention(layer, h, &student.context(batch));
+        let output = attended.clone() + block(attended.clone());
+        let wanted = self.wanted_output(index, layer)?;
+        let missing = flat(wanted).cast(DType::F32) - flat(output).cast(DType::F32);
+        Ok((attended, missing))
+    }
+
     /// Of what the attention of `layer` reads in a fit.
     pub(super) fn attention_grams(&mut self, layer: usize) -> Result<InputGrams> {
         let zeros = || Mat::zeros(self.d_model, self.d_model);

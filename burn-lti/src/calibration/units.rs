@@ -8,7 +8,7 @@
 //! Optimal Brain Surgeon (Hassibi and Stork 1993), its use on whole structures that of ZipLM (Kurtic et al. 2023).
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 
@@ -77,17 +77,14 @@ pub(super) fn chosen<B: Backend>(
     student: &impl LayeredDecoder<B>,
     units: usize,
 ) -> Result<TensorSet<B>> {
-    let source = text.source(layer);
+    let (of_teacher, source) = (text.teacher, text.source(layer));
     let down = text.source_name(layer, Role::Down)?;
     let teacher = text.tensors.weight(&down, text.d_model)?;
     let mut sums = SplitMoments::zeros(teacher.nrows(), text.d_model);
     for (index, batch) in text.batches() {
-        let h = text.student_input(index, layer)?;
-        let attended = h.clone() + student.attention(layer, h, &student.context(&batch));
-        let features = flat(text.teacher.feed_forward_features(source, attended.clone()));
-        let output = attended.clone() + text.teacher.feed_forward(source, attended);
-        let wanted = text.wanted_output(index, layer)?;
-        let missing = flat(wanted).cast(DType::F32) - flat(output).cast(DType::F32);
+        let block = |attended| of_teacher.feed_forward(source, attended);
+        let (attended, missing) = text.missing(index, layer, &batch, student, block)?;
+        let features = flat(of_teacher.feed_forward_features(source, attended));
         let targets = text.targets(index, layer, &batch)?;
         let nothing = missing.zeros_like();
         sums.add(
