@@ -9,7 +9,7 @@ mod keys;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{FileError, FolderLock, LOCK};
+use burn_lti::files::{FileError, NewFolder};
 use serde_json::Value;
 
 pub use error::ConvertError;
@@ -59,84 +59,67 @@ pub fn to_folder(
     });
     let place = Place::new(dir)?;
     let openable = config.clone().openable();
-    hf::write_folder(&openable, form.into(), from, &place.made, tensors)?;
+    hf::write_folder(&openable, form.into(), from, place.new.path(), tensors)?;
     Ok(place.accept()?)
 }
 
-/// Where a folder is written until it has its name.
+/// Where a folder is written, and where a model goes that was in its place.
 struct Place {
     dir: PathBuf,
-    made: PathBuf,
+    new: NewFolder,
     replaced: PathBuf,
-    /// Nobody else writes there meanwhile.
-    _lock: FolderLock,
 }
 
 impl Place {
-    /// What an earlier attempt left is taken away, or, where it was stopped between two names, put back.
+    /// Where an earlier attempt was stopped between two names, what was there is put back.
     fn new(dir: &Path) -> Result<Self, ConvertError> {
         // `.` has no name of its own.
         let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        let beside = |what: &str| dir.with_file_name(format!(".{name}.{what}"));
-        let [made, replaced] = [beside("converted"), beside("replaced")];
-        fs::create_dir_all(&made).map_err(FileError::writing(&made))?;
-        let lock = FolderLock::take(&made)?;
         let place = Self {
+            replaced: dir.with_file_name(format!(".{name}.replaced")),
+            new: NewFolder::new(&dir)?,
             dir,
-            made,
-            replaced,
-            _lock: lock,
         };
         if !place.dir.exists() && place.replaced.exists() {
             fs::rename(&place.replaced, &place.dir).map_err(FileError::writing(&place.dir))?;
         }
-        place.clear_replaced()?;
-        for name in names_in(&place.made)?.iter().filter(|name| *name != LOCK) {
-            let path = place.made.join(name);
-            let removed = match path.is_dir() {
-                true => fs::remove_dir_all(&path),
-                false => fs::remove_file(&path),
-            };
-            removed.map_err(FileError::writing(&path))?;
-        }
+        clear_replaced(&place.replaced, &place.dir)?;
         Ok(place)
     }
 
     fn accept(self) -> Result<(), FileError> {
-        let writing = || FileError::writing(&self.dir);
-        if self.dir.exists() && !names_in(&self.dir)?.is_empty() {
-            fs::rename(&self.dir, &self.replaced).map_err(writing())?;
+        let Self { dir, new, replaced } = self;
+        if dir.exists() && !names_in(&dir)?.is_empty() {
+            fs::rename(&dir, &replaced).map_err(FileError::writing(&dir))?;
         }
-        fs::rename(&self.made, &self.dir).map_err(writing())?;
-        let lock = self.dir.join(LOCK);
-        fs::remove_file(&lock).map_err(FileError::writing(&lock))?;
-        self.clear_replaced()
+        new.accept()?;
+        clear_replaced(&replaced, &dir)
     }
+}
 
-    /// Of the folder that was replaced the files of a model go, and all else comes back.
-    fn clear_replaced(&self) -> Result<(), FileError> {
-        if !self.replaced.exists() {
-            return Ok(());
-        }
-        for name in names_in(&self.replaced)? {
-            let (path, to) = (self.replaced.join(&name), self.dir.join(&name));
-            let is_of_model = name == "config.json"
-                || name.ends_with(".safetensors")
-                || name.ends_with(".safetensors.index.json")
-                || belongs_to_tokenizer(&name);
-            let done = match (is_of_model, path.is_dir()) {
-                (true, true) => fs::remove_dir_all(&path),
-                (true, false) => fs::remove_file(&path),
-                (false, _) if !to.exists() => fs::rename(&path, to),
-                (false, _) => Ok(()),
-            };
-            done.map_err(FileError::writing(&path))?;
-        }
-        match names_in(&self.replaced)?.is_empty() {
-            true => fs::remove_dir(&self.replaced).map_err(FileError::writing(&self.replaced)),
-            false => Ok(()), // two files of the user's of one name: both stay
-        }
+/// Of a folder that was replaced by `dir` the files of a model go, and all else comes back.
+fn clear_replaced(replaced: &Path, dir: &Path) -> Result<(), FileError> {
+    if !replaced.exists() {
+        return Ok(());
+    }
+    for name in names_in(replaced)? {
+        let (path, to) = (replaced.join(&name), dir.join(&name));
+        let is_of_model = name == "config.json"
+            || name.ends_with(".safetensors")
+            || name.ends_with(".safetensors.index.json")
+            || belongs_to_tokenizer(&name);
+        let done = match (is_of_model, path.is_dir()) {
+            (true, true) => fs::remove_dir_all(&path),
+            (true, false) => fs::remove_file(&path),
+            (false, _) if !to.exists() => fs::rename(&path, to),
+            (false, _) => Ok(()),
+        };
+        done.map_err(FileError::writing(&path))?;
+    }
+    match names_in(replaced)?.is_empty() {
+        true => fs::remove_dir(replaced).map_err(FileError::writing(replaced)),
+        false => Ok(()), // two files of the user's of one name: both stay
     }
 }
 

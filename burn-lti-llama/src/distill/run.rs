@@ -20,13 +20,13 @@ use super::inputs::RunInputs;
 use super::manifest::{Compute, Manifest, Note};
 use super::metrics::MetricsLog;
 use super::module::Student;
+use super::new_student::new_student;
 use super::output::{Existing, SummaryState};
 use super::progress::{HeldOut, Phase, PhaseEnd, RunProgress};
 use super::schedule::PhaseSchedule;
 use super::start::{Need, StartTensors, start_tensors};
 use super::start_summary::StartSummary;
 use super::student::{free_student, learning_student, without_maps};
-use super::student_place::StudentPlace;
 use super::teacher_cache::the_teacher;
 use super::tensorboard::TensorBoard;
 use super::training::{Attempt, Trainer, whitening};
@@ -1029,7 +1029,7 @@ pub fn collapse_run<A: AutodiffBackend>(
             run_dir.display()
         ))
     })?;
-    let place = StudentPlace::new(student_dir)?;
+    let place = new_student(student_dir)?;
     let kept = job.kept_layers();
     let inputs = RunInputs::<A>::load(&recipe, kept.as_deref(), device, listener)?;
     let progress = RunProgress::at(checkpoint)?;
@@ -1043,11 +1043,11 @@ pub fn collapse_run<A: AutodiffBackend>(
     let student = match (progress.phase, recipe.trained()) {
         (Phase::First, Trained::Maps) => {
             let student = run.restored(run.learning()?, &progress, checkpoint)?;
-            run.export(&student, place.unchecked())?
+            run.export(&student, place.path())?
         }
         (Phase::First, Trained::Projections | Trained::All) | (Phase::Second, _) => {
             let student = run.restored(run.free()?, &progress, checkpoint)?;
-            run.export(&student, place.unchecked())?
+            run.export(&student, place.path())?
         }
     };
     let step = checkpoint.run().step;

@@ -383,12 +383,12 @@ fn a_collapse_that_fails_leaves_nothing_in_the_way() {
     let workshop = Workshop::new();
     workshop.succeed(&distill("out", &[]));
     // Killed amid its writing.
-    fs::create_dir(workshop.path(".best.unchecked")).unwrap();
-    fs::write(workshop.path(".best.unchecked/half"), "").unwrap();
+    fs::create_dir(workshop.path(".best.unfinished")).unwrap();
+    fs::write(workshop.path(".best.unfinished/half"), "").unwrap();
     fs::create_dir(workshop.path("best")).unwrap();
     workshop.succeed(&["collapse", "out", "--out", "best"]);
     assert!(!workshop.path("best/half").exists());
-    assert!(!workshop.path(".best.unchecked").exists());
+    assert!(!workshop.path(".best.unfinished").exists());
     let file = |dir: &str| fs::read(workshop.path(dir).join("model.safetensors")).unwrap();
     assert!(file("best") == student(&workshop, "out"));
     for (out, expected) in [("best", "already holds"), ("recipe.toml", "is no folder")] {

@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
+use super::FileError;
+
 /// The file in a folder that its writer holds. It stays there, empty or with the number of a process that has
 /// ended: what counts is who holds it.
 pub const LOCK: &str = ".lock";
@@ -23,6 +25,9 @@ pub enum LockError {
         /// Which process, as far as it says.
         holder: String,
     },
+    /// What is in it, or the folder itself, cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The system refused the lock.
     #[error("cannot lock {file}: check that the folder exists and is writable")]
     System {

@@ -43,10 +43,11 @@ fn on<A: AutodiffBackend>(
     recipe: &Recipe,
     out: &OutputDir,
 ) -> Result<StartSummary> {
+    let interrupt = interrupted_by_signals(WAY_ON)?;
     let recipe = with_shape::<A>(recipe, out, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
-        .with_interrupt(interrupted_by_signals(WAY_ON)?)
+        .with_interrupt(interrupt)
         .with_command(command_line());
     Ok(job.start::<A>(device)?)
 }
