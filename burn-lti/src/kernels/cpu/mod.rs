@@ -21,4 +21,6 @@ pub(super) use matrix::{Matrix, Memory, Numbers};
 pub(super) use simd::{LEAST, dot, exp, exponential, tanh};
 pub(super) use small_product::{Left, Rows, RowsMut, product};
 pub(super) use threads::{PIECE, ThreadPool, whole_rows};
-pub(super) use tile::{LeftRows, Panel, Tile, in_tiles, load, multiply, panel_width, store, width};
+pub(super) use tile::{
+    LeftRows, Panel, Tile, in_tiles, load, multiply, panel_width, store, whole_tiles, width,
+};

@@ -86,6 +86,11 @@ pub(crate) trait Tile<S: Simd> {
     fn rows<const ROWS: usize>(&mut self, simd: S, row: usize);
 }
 
+/// As many rows as are in `rows` without a rest, but some.
+pub(crate) fn whole_tiles(rows: usize) -> usize {
+    (rows / HIGH).max(1) * HIGH
+}
+
 /// Does `tile` with all of `rows`, as many at a time as there can be.
 #[inline(always)]
 pub(crate) fn in_tiles<S: Simd>(simd: S, rows: usize, tile: &mut impl Tile<S>) {
@@ -123,6 +128,11 @@ pub(crate) fn store<S: Simd>(simd: S, places: &mut [f32], [first, second]: [S::f
 /// What [`store`] has written, and zeros beyond.
 #[inline(always)]
 pub(crate) fn load<S: Simd>(simd: S, places: &[f32]) -> [S::f32s; 2] {
+    if places.len() == width::<S>()
+        && let ([ahead, behind], _) = S::as_simd_f32s(places)
+    {
+        return [*ahead, *behind];
+    }
     let (ahead, behind) = places.split_at(places.len().min(S::F32_LANES));
     [
         simd.partial_load_f32s(ahead),

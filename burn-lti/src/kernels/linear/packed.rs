@@ -18,11 +18,15 @@ use super::cpu::{Output, written};
 use super::{multiplied, plus};
 use crate::kernels::cpu::{
     LeftRows, Matrix, Panel, ThreadPool, Tile, in_tiles, load, multiply, panel_width, store,
+    whole_tiles,
 };
 
-/// Numbers of a panel that are multiplied with all rows before the next are. They are in the second cache: in
-/// the first there would be room for a quarter, and sums would be put away more often than that is worth.
-const PIECE: usize = 1 << 14;
+/// Numbers of a panel that are multiplied with many rows before the next are, at most. They are in the second
+/// cache: in the first there would be room for few, and sums would be put away more often than that is worth.
+const PIECE: usize = 1 << 15;
+/// Numbers of the rows that a panel is multiplied with before the next one is. They stay in the second cache
+/// beside it.
+const ROWS: usize = 1 << 17;
 /// Numbers of a line of memory.
 const LINE: usize = 16;
 /// Multiply-adds below which a second thread would wait longer than it worked.
@@ -229,36 +233,43 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let ([k, n], width) = (self.weight.shape, self.weight.width);
-        let depth = (PIECE / width).max(1);
+        // Pieces of one length: a short one costs as much to put away as a long one.
+        let depth = k.div_ceil(k.div_ceil((PIECE / width).max(1)));
+        let rows = whole_tiles(ROWS / k);
         let numbers = self.weight.numbers();
-        for panel in self.panels.clone() {
-            let column = panel * width;
-            for from in (0..k).step_by(depth) {
-                let length = depth.min(k - from) * width;
-                let piece = &numbers[(panel * k + from) * width..][..length];
-                let mut columns = Columns {
-                    rows: LeftRows {
-                        // SAFETY: a row has `k` numbers.
-                        first: unsafe { self.rows.first.add(from) },
-                        step: self.rows.step,
-                    },
-                    piece,
-                    width,
-                    first: from == 0,
-                    columns: column..(column + width).min(n),
-                    of_row: n,
-                    output: self.output,
-                };
-                in_tiles(simd, self.m, &mut columns);
+        for row in (0..self.m).step_by(rows) {
+            for panel in self.panels.clone() {
+                let column = panel * width;
+                for from in (0..k).step_by(depth) {
+                    let length = depth.min(k - from) * width;
+                    let piece = &numbers[(panel * k + from) * width..][..length];
+                    let mut columns = Columns {
+                        rows: LeftRows {
+                            // SAFETY: there is this row, and it has `k` numbers.
+                            first: unsafe { self.rows.first.add(row * self.rows.step + from) },
+                            step: self.rows.step,
+                        },
+                        row,
+                        piece,
+                        width,
+                        first: from == 0,
+                        columns: column..(column + width).min(n),
+                        of_row: n,
+                        output: self.output,
+                    };
+                    in_tiles(simd, rows.min(self.m - row), &mut columns);
+                }
             }
         }
     }
 }
 
-/// The rows of some columns, summed over a piece of them.
+/// Some rows of some columns, summed over a piece of them.
 struct Columns<'a> {
     /// From the piece's first row on.
     rows: LeftRows,
+    /// The first of them in the output.
+    row: usize,
     piece: &'a [f32],
     width: usize,
     /// Whether nothing has been summed before.
@@ -273,7 +284,7 @@ impl<S: Simd> Tile<S> for Columns<'_> {
     #[inline(always)]
     fn rows<const ROWS: usize>(&mut self, simd: S, row: usize) {
         let places = |high: usize| {
-            let at = (row + high) * self.of_row + self.columns.start;
+            let at = (self.row + row + high) * self.of_row + self.columns.start;
             // SAFETY: the output has these rows and columns, and no other piece the same.
             unsafe { std::slice::from_raw_parts_mut(self.output.at(at), self.columns.len()) }
         };

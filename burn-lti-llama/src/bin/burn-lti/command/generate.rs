@@ -1,5 +1,6 @@
 //! `burn-lti generate`
 
+use std::fmt::{self, Display, Formatter};
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::time::Instant;
 
@@ -11,13 +12,13 @@ use burn_lti_llama::model::{Generation, PackedLlama, Sampling};
 use burn_lti_llama::tokenizer::{ChatError, Message, Tokenizer};
 use serde_json::json;
 
-use super::{config_and_tokenizer, of_model};
+use super::{config_and_tokenizer, of_model, on_a_thread};
 use crate::args::GenerateArgs;
 use crate::backend::on_backend;
 use crate::streams::{note, say, say_on, tell};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
-    on_backend!(args.backend, on(args))
+    on_a_thread(|| on_backend!(args.backend, on(args)))
 }
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()> {
@@ -117,9 +118,10 @@ impl<B: Backend> Writer<'_, B> {
         let most = self.args.max_tokens.min(room(&self.config, prompt)?);
         let shown: &[u32] = if with_prompt { prompt } else { &[] };
         let mut printer = Printer::new(shown, !json);
-        let began = Instant::now();
+        let mut clock = Clock::start(prompt.len());
         let generation = Generation::new(most, self.sampling);
         let tokens = generation.run(&self.model, prompt, |token| {
+            clock.token();
             let go_on = !tokenizer.is_eos(token);
             if go_on {
                 // A text that cannot be decoded or printed on the way is decoded at the end once more.
@@ -128,7 +130,7 @@ impl<B: Backend> Writer<'_, B> {
             go_on
         });
         let tokens = tokens.with_context(|| of_model(&self.args.model))?;
-        let seconds = began.elapsed().as_secs_f64();
+        let speed = clock.stop();
         let answer = match tokens.split_last() {
             Some((last, answer)) if tokenizer.is_eos(*last) => answer,
             _ => &tokens,
@@ -137,19 +139,24 @@ impl<B: Backend> Writer<'_, B> {
         if json {
             say!(
                 "{:#}",
-                json!({ "text": text, "tokens": tokens, "seconds": seconds })
+                json!({
+                    "text": text,
+                    "tokens": tokens,
+                    "prompt_tokens": speed.read,
+                    "prompt_seconds": speed.reading,
+                    "seconds": speed.reading + speed.writing,
+                })
             );
         } else {
             say!("{}", text.strip_prefix(&printer.shown).unwrap_or(&text));
-            self.say_how_it_went(answer.len(), tokens.len(), seconds);
+            self.say_how_it_went(answer.len(), &speed);
         }
         Ok(tokenizer.decode(answer)?)
     }
 
-    fn say_how_it_went(&self, written: usize, drawn: usize, seconds: f64) {
-        if written > 0 || drawn == 0 {
-            let speed = drawn as f64 / seconds;
-            tell!("{drawn} tokens in {seconds:.1} s, {speed:.1} a second");
+    fn say_how_it_went(&self, written: usize, speed: &Speed) {
+        if written > 0 || speed.drawn == 0 {
+            tell!("{speed}");
             return;
         }
         let way_out = match self.tokenizer.chat().is_some() && !self.args.chat {
@@ -185,6 +192,68 @@ impl<B: Backend> Writer<'_, B> {
             ask();
         }
         Ok(())
+    }
+}
+
+/// How long a text takes, the reading of its prompt apart from the writing.
+struct Clock {
+    began: Instant,
+    read: usize,
+    /// When the first token was drawn, which the reading of the prompt gives, and how many were.
+    first: Option<Instant>,
+    drawn: usize,
+}
+
+impl Clock {
+    fn start(read: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            read,
+            first: None,
+            drawn: 0,
+        }
+    }
+
+    fn token(&mut self) {
+        self.first.get_or_insert_with(Instant::now);
+        self.drawn += 1;
+    }
+
+    fn stop(&self) -> Speed {
+        let now = Instant::now();
+        let first = self.first.unwrap_or(now);
+        Speed {
+            read: self.read,
+            reading: (first - self.began).as_secs_f64(),
+            drawn: self.drawn,
+            writing: (now - first).as_secs_f64(),
+        }
+    }
+}
+
+/// Tokens and seconds: those of the prompt, which gives the first token, and those of the tokens after it.
+struct Speed {
+    read: usize,
+    reading: f64,
+    drawn: usize,
+    writing: f64,
+}
+
+impl Display for Speed {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
+        let seconds = self.reading + self.writing;
+        write!(
+            f,
+            "{} tokens in {seconds:.1} s: the prompt's {} at {:.1} a second",
+            self.drawn,
+            self.read,
+            rate(self.read, self.reading)
+        )?;
+        match self.drawn {
+            0 | 1 => Ok(()),
+            drawn => write!(f, ", then {:.1} a second", rate(drawn - 1, self.writing)),
+        }
     }
 }
 

@@ -34,6 +34,13 @@ fn config_and_tokenizer(dir: &Path, accept: &AcceptArg) -> Result<(LlamaConfig, 
     Ok((config, tokenizer))
 }
 
+/// Does `work` on one of the threads that share the loops of a CPU. From another thread each loop has to wake them and
+/// to be woken by them, which a model that writes does two hundred times a token. What waits for other threads must
+/// not be done there.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 /// In front of what a model that writes cannot do.
 fn of_model(dir: &Path) -> String {
     format!("the model in {} cannot write", dir.display())

@@ -12,7 +12,7 @@ use burn_lti_llama::distill::Event;
 use burn_lti_llama::hf;
 use serde_json::json;
 
-use super::{check_replaceable, config_and_tokenizer, of_model};
+use super::{check_replaceable, config_and_tokenizer, of_model, on_a_thread};
 use crate::args::SampleCorpusArgs;
 use crate::backend::on_backend;
 use crate::progress;
@@ -21,7 +21,7 @@ use crate::streams::say;
 pub(crate) fn run(args: &SampleCorpusArgs) -> Result<()> {
     check_out(args)?;
     let began = Instant::now();
-    let corpus = on_backend!(args.backend, on(args))?;
+    let corpus = on_a_thread(|| on_backend!(args.backend, on(args)))?;
     corpus
         .write(&args.out)
         .context("the documents could not be written")?;
