@@ -9,7 +9,8 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::blueprint::Source;
 use burn_lti::calibration::{
-    Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError, calibrate_from,
+    Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError,
+    calibrate_from, with_maps_of_blocks,
 };
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
@@ -25,7 +26,7 @@ use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::burn_name;
 use crate::model::NotFinite;
-use crate::recipe::{CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
+use crate::recipe::{AxisMaps, CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
 use crate::tokenizer::Tokenizer;
 
 /// What a student starts from.
@@ -196,13 +197,18 @@ fn calculated<A: AutodiffBackend>(
         CalibrationText::Teacher => written(recipe, inputs, listener)?,
     };
     listener(Event::Stage("calibrating the start"));
-    let plan = &inputs.plan;
+    // Feed-forward blocks are fitted as weights, of which maps are made in the end.
+    let of_weights = inputs.plan.with_weights_of_blocks(recipe)?;
+    let plan = of_weights.as_ref().unwrap_or(&inputs.plan);
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.kept = plan.kept_layers.clone();
     calibration.budget = budget;
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;
+    if recipe.lti.map.hidden == AxisMaps::Shared {
+        calibration.blocks = Blocks::Picked;
+    }
     calibration.refinement.steps = section.refine_steps;
     calibration.refinement.learning_rate = section.refine_learning_rate;
     let tokens: usize = sequences.iter().map(PackedSequence::len).sum();
@@ -247,7 +253,18 @@ fn calculated<A: AutodiffBackend>(
             NotFinite::check(&the_teacher(recipe), teacher, &batch)?;
         }
     }
-    Ok(calibrated?)
+    let calibrated = calibrated?;
+    if of_weights.is_none() {
+        return Ok(calibrated);
+    }
+    let (start, residual) = with_maps_of_blocks(calibrated, &calibration, teacher)?;
+    if residual > 0.0 {
+        listener(Event::Note(&format!(
+            "the feed-forward weights of the start are maps of the teacher's, which are off by {residual:.1e} of them at \
+             most"
+        )));
+    }
+    Ok(start)
 }
 
 /// The layers of a start that are calculated, saved so often that it costs little.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use burn_lti::calibration::FeedForward;
-use burn_lti::geometry::Role;
 use burn_lti::map::{MapKind, Start};
 use burn_lti::train::LayerPair;
 
@@ -11,7 +10,7 @@ use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
 use crate::config::{ConfigError, LlamaConfig, QkNorm, divisors, list};
 use crate::hf::WeightType;
 use crate::recipe::{
-    FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
+    AxisMaps, FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
 };
 
 /// The teacher in the recipe's shape. `kept` are the layers of the teacher that the student's stand for.
@@ -254,9 +253,9 @@ pub(super) fn check_ranks(
     student: &LlamaConfig,
     teacher: &LlamaConfig,
 ) -> Result<(), PlanError> {
-    for role in Role::ATTENTION {
+    for (role, kind) in map.kinds() {
         let largest = MapKind::largest_rank(teacher.axes().grid(role), student.axes().grid(role));
-        match map.kind(role) {
+        match kind {
             MapKind::Kronecker(rank) if rank > largest => {
                 let reason = format!(
                     "asks for kronecker rank {rank} in the {role} projection, whose largest is \
@@ -291,13 +290,19 @@ pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
 }
 
 /// The last projection of a feed-forward block is fitted to what is missing after it, and where that is normed, it is
-/// not what the projection puts out.
+/// not what the projection puts out; and a map that it shares with the others can be no fit of it alone.
 pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), PlanError> {
     match recipe.calibration.feed_forward {
         FeedForward::Refit if teacher.output_norms => Err(PlanError::refused(
             "calibration.feed_forward",
             "is \"refit\", but the teacher norms what its feed-forward blocks put out, through which they cannot be \
              fitted: take calibration.feed_forward out"
+                .to_owned(),
+        )),
+        FeedForward::Refit if recipe.lti.map.hidden == AxisMaps::Shared => Err(PlanError::refused(
+            "calibration.feed_forward",
+            "is \"refit\", which fits a projection of each feed-forward block alone, and lti.map has one map of all \
+             three, hidden = \"shared\": take calibration.feed_forward out, or set hidden = \"general\""
                 .to_owned(),
         )),
         _ => Ok(()),

@@ -23,8 +23,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe,
-    SeqLens, TrainSection, Trained, divergence, schedule,
+    AxisMaps, CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau,
+    Recipe, SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
 pub use cost::{PartCost, StepCosts, StepMemory};
@@ -39,6 +39,7 @@ use check::{
 };
 use cost::Costs;
 use planner::Planner;
+pub(crate) use student::map_name;
 use student::{Blueprints, lti_spec, planned};
 pub use text::TextPlan;
 
@@ -270,12 +271,14 @@ pub struct StepFlops {
     /// Making the kernels out of their maps, and the gradients of the maps, once for each
     /// micro-batch; 0 without maps.
     ///
-    /// With `d` = `d_model`, `x, y` = teacher heads and head size, `u, v` = student's, in
-    /// multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
+    /// With `d` the features of the weight's other side, `d_model` for a map of heads or units, `x, y` = teacher heads
+    /// and head size, `u, v` = student's, in multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
     /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
-    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient.
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient. Where both
+    /// sides of a weight are mapped, that comes first after which less is left to do, and what the other is applied
+    /// to has a gradient too, for the cost of its first product.
     pub kernel_contraction: f64,
 }
 
@@ -299,6 +302,26 @@ impl Plan {
     /// Any variant of [`PlanError`]; the message names the key of the recipe and what it may be.
     pub fn new(recipe: &Recipe, teacher: &LlamaConfig) -> Result<Self, PlanError> {
         Self::with_layers(recipe, teacher, None)
+    }
+
+    /// The same student with weights in its feed-forward blocks, where `recipe`, of which this is the plan, has maps of
+    /// them; `None` where it has none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn with_weights_of_blocks(
+        &self,
+        recipe: &Recipe,
+    ) -> Result<Option<Self>, PlanError> {
+        if recipe.lti.map.hidden == AxisMaps::Weights {
+            return Ok(None);
+        }
+        let mut recipe = recipe.clone();
+        recipe.lti.map.hidden = AxisMaps::Weights;
+        recipe.lti.train = Some(Trained::Maps);
+        // What they freeze may be no part of it, and nothing trains here.
+        recipe.weights.freeze.clear();
+        Self::with_layers(&recipe, &self.teacher, self.kept_layers.as_deref()).map(Some)
     }
 
     /// The same, with those layers of the teacher's that were chosen where the recipe has only their number.
@@ -335,7 +358,7 @@ impl Plan {
             recipe,
             teacher,
             student: &student,
-            layers: &layers,
+            spec: &spec,
             trained: recipe.trained(),
         };
         let tensors = tensors_of(recipe.trained());

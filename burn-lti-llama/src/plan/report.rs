@@ -300,7 +300,13 @@ impl Plan {
             Origin::Start { from } => of(&format!("start ({})", self.start), from),
             Origin::Copied { from } => of("copied", from),
             Origin::New => "NEW (random)".to_owned(),
-            Origin::Shared { with } => format!("shared with {with}"),
+            // Of the same layer, as it is named in a row of many.
+            Origin::Shared { with } => match (split_layer(&tensor.name), split_layer(with)) {
+                ((Some(own), _), (Some(other), rest)) if own == other => {
+                    format!("shared with {rest}")
+                }
+                _ => format!("shared with {with}"),
+            },
         }
     }
 

@@ -11,16 +11,16 @@ use burn_lti::blueprint::{
     Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
 };
 use burn_lti::calibration::FeedForward;
-use burn_lti::decoder::{LayerSelection, LtiSpec};
-use burn_lti::geometry::{Role, Site};
-use burn_lti::map::{Part, Start};
+use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
+use burn_lti::geometry::{Axis, Role, Site};
+use burn_lti::map::{Part, Side, Start};
 use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name, kept_name, source_name};
 use crate::model::PlainLlama;
-use crate::recipe::{Recipe, Trained};
+use crate::recipe::{AxisMaps, Recipe, Trained};
 
 /// The keys of the recipe whose rules a blueprint follows.
 const COPY: &str = "weights.copy";
@@ -31,10 +31,14 @@ pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize])
     LtiSpec {
         teacher: teacher.axes(),
         layers: LayerSelection::Only(layers.to_vec()),
-        maps: Role::ATTENTION
-            .map(|role| (role, recipe.lti.map.kind(role)))
-            .into_iter()
-            .collect(),
+        maps: match recipe.lti.start {
+            // Random values are random along any axis; else units are picked, by what the teacher makes of them.
+            Start::Lecun => recipe.lti.map.kinds().collect(),
+            _ => {
+                let maps: RoleMaps = recipe.lti.map.kinds().collect();
+                maps.filled_along(Axis::Hidden)
+            }
+        },
         start: recipe.lti.start,
         precision: recipe.lti.precision,
         seed: recipe.train.seed,
@@ -71,12 +75,12 @@ impl Blueprints {
             .filter_map(|it| Some((kept_name(&it.name, kept)?, it.shape)));
         let shapes: BTreeMap<_, _> = shapes.collect();
         let new = new_tensors(&spec, teacher, student);
-        let shared = rules_of_sharing(recipe).map_err(refused(SHARE))?;
+        let shared = rules_of_sharing(recipe, &spec, student).map_err(refused(SHARE))?;
         let gains = student.gains().into_iter();
         let gains = gains.map(|(norm, site)| (format!("{norm}.weight"), site_name(site)));
         let shared = shared
             .with_new(new.iter().cloned())
-            .with_started(started_tensors(teacher, student))
+            .with_started(started_tensors(&spec, teacher, student))
             .with_gains(gains);
         let copies = recipe.weights.copy.iter();
         let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
@@ -173,10 +177,35 @@ fn named(mut tensors: Vec<Listed>) -> Vec<Listed> {
     tensors
 }
 
-fn rules_of_sharing(recipe: &Recipe) -> Result<Rules, BlueprintError> {
-    let shares = recipe.weights.share.iter();
-    let shares = shares.map(|(pattern, template)| ShareRule::new(pattern, template));
-    Ok(Rules::by_name().with_shares(shares.collect::<Result<Vec<_>, _>>()?))
+/// The maps that are one variable, and what the recipe shares.
+fn rules_of_sharing(
+    recipe: &Recipe,
+    spec: &LtiSpec,
+    student: &LlamaConfig,
+) -> Result<Rules, BlueprintError> {
+    let of_recipe = recipe.weights.share.iter();
+    let of_recipe = of_recipe.map(|(pattern, template)| ShareRule::new(pattern, template));
+    let mut shares = of_recipe.collect::<Result<Vec<_>, _>>()?;
+    if recipe.lti.map.hidden == AxisMaps::Shared {
+        for layer in 0..student.num_hidden_layers {
+            let names = Role::FEED_FORWARD.into_iter().filter_map(|role| {
+                let site = Site::new(layer, role);
+                spec.config(&student.axes(), site)?;
+                map_name(site, Axis::Hidden)
+            });
+            let names: Vec<String> = names.collect();
+            for pair in names.windows(2) {
+                shares.push(ShareRule::new(&regex::escape(&pair[0]), &pair[1])?);
+            }
+        }
+    }
+    Ok(Rules::by_name().with_shares(shares))
+}
+
+/// The name of the general map of the weight at `site` along `axis`; `None` if it does not lie along it.
+pub(crate) fn map_name(site: Site, axis: Axis) -> Option<String> {
+    let side = Side::along(site.role, axis)?;
+    Some(format!("{}.{}.w", site_name(site), side.name()))
 }
 
 /// What is wrong with the rules of `key`.
@@ -240,15 +269,19 @@ fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> 
     new
 }
 
-/// What the start makes of the teacher's where feed-forward blocks have fewer units.
-fn started_tensors(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+/// What the start makes of the teacher's where feed-forward blocks have fewer units and no maps.
+fn started_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
     let mut started = Vec::new();
     if student.intermediate_size == teacher.intermediate_size {
         return started;
     }
     for layer in 0..student.num_hidden_layers {
-        for role in [Role::Gate, Role::Up, Role::Down] {
-            let name = site_name(Site::new(layer, role));
+        for role in Role::FEED_FORWARD {
+            let site = Site::new(layer, role);
+            if spec.config(&student.axes(), site).is_some() {
+                continue;
+            }
+            let name = site_name(site);
             started.push(format!("{name}.weight"));
             // That of the last projection is as wide as the residual stream.
             if student.has_bias(role) && role != Role::Down {
@@ -274,7 +307,7 @@ pub(super) fn planned(
     // What stands before a gap does the part of what is gone, by all of its feed-forward block.
     let roles: &[Role] = match kept.len() == teacher.num_hidden_layers {
         true => &[Role::Down],
-        false => &[Role::Gate, Role::Up, Role::Down],
+        false => &Role::FEED_FORWARD,
     };
     let refitted = layers.iter().filter(|_| refits);
     let refitted = refitted.flat_map(|layer| roles.iter().map(|role| Site::new(*layer, *role)));

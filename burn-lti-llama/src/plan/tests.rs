@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn_lti::geometry::{HeadGrid, Role};
-use burn_lti::map::MapKind;
+use burn_lti::map::{AppliedMap, MapKind, contraction_cost};
 
 use super::planner::contraction_with_gradients;
 use super::report::{count, runs, thousands};
@@ -114,7 +114,8 @@ fn the_maps_have_the_shapes_of_the_method() {
             plan.teacher.axes().grid(role),
             plan.student.axes().grid(role),
         );
-        plan.map.kind(role).num_params(teacher, student)
+        let kind = plan.map.kind(role).expect("a map");
+        kind.num_params(teacher, student)
     });
     assert_eq!(plan.totals.map_parameters, 5 * maps.iter().sum::<usize>());
 }
@@ -261,6 +262,102 @@ fn flops_follow_the_formulas() {
 }
 
 #[test]
+fn maps_of_units_stand_on_the_side_of_the_units() {
+    let units = "student.intermediate_size=129";
+    for (start, hidden) in [
+        ("calibrated", "general"),
+        ("grouped", "general"),
+        ("lecun", "shared"),
+    ] {
+        let start = format!("lti.start={start}");
+        let map = format!("lti.map={{ default = 'factored', hidden = '{hidden}' }}");
+        let plan = plan(&[units, &start, &map, "train.batch_size=2", "train.seq_len=3"]);
+        // Only maps learn, unless the recipe says so.
+        assert_eq!(plan.trained, Trained::Maps);
+        for (name, shape) in [
+            ("gate_proj.right.w", &[172, 129][..]),
+            ("up_proj.right.w", &[172, 129]),
+            ("down_proj.left.w", &[172, 129]),
+            ("down_proj.c", &[172, 64]),
+            ("up_proj.c", &[64, 172]),
+        ] {
+            let found = tensor(&plan, &format!("model.layers.3.mlp.{name}"));
+            assert_eq!(found.shape, shape, "{name}");
+            assert_eq!(found.trained, name.ends_with('w'), "{name}");
+        }
+        let of_attention = 2 * (8 * 4 + 8 * 8) + 2 * (4 * 2 + 8 * 8);
+        let of_units = match hidden {
+            "general" => 3 * 172 * 129,
+            _ => 172 * 129,
+        };
+        assert_eq!(plan.totals.map_parameters, 5 * (of_attention + of_units));
+        assert_eq!(plan.totals.trained_parameters, plan.totals.map_parameters);
+        // Each is contracted, whoever has it, and the gradient of each kernel is made.
+        let maps = 2 * (2 * 256 + 3 * 256) + 2 * (2 * 64 + 3 * 128) + 3 * 2 * 172 * 129;
+        let flops = &plan.totals.step_flops;
+        assert_eq!(flops.kernel_contraction, (2 * 5 * 64 * maps) as f64);
+        let linear = 5 * 64 * (2 * 32 + 2 * 16 + 3 * 129);
+        let attention = 2 * 2 * 5 * 32 * 6 * 2;
+        // Inputs of all, and of the head; kernels of all but the head.
+        let backward = 2 * 6 * (linear + 64 * 512 + linear) + 2 * attention;
+        assert_eq!(flops.student_backward, backward as f64);
+        let text = plan.to_string();
+        assert!(text.contains(&format!("hidden {hidden}")), "{text}");
+        let shared = text.contains("{0..4}.mlp.up_proj.right.w")
+            && text.contains("shared with mlp.gate_proj.right.w");
+        assert_eq!(shared, hidden == "shared", "{text}");
+    }
+    // Layers without maps have units of the teacher's as they are.
+    let plan = plan(&[
+        units,
+        "lti.start=grouped",
+        "lti.layers=[1]",
+        "lti.map={ hidden = 'shared' }",
+        "lti.train=maps",
+        "student.heads=8",
+        "student.kv_heads=4",
+    ]);
+    let origin = |name: &str| &tensor(&plan, &format!("model.layers.{name}")).origin;
+    assert!(matches!(
+        origin("0.mlp.up_proj.weight"),
+        Origin::Start { .. }
+    ));
+    assert!(matches!(
+        origin("1.mlp.up_proj.right.w"),
+        Origin::Shared { .. }
+    ));
+    assert!(matches!(
+        origin("1.mlp.up_proj.c"),
+        Origin::TeacherKernel { .. }
+    ));
+}
+
+#[test]
+fn a_pattern_about_one_use_of_a_shared_map_is_about_the_map() {
+    let map = "lti.map={ hidden = 'shared' }";
+    let plan = plan(&[map, r"weights.freeze=['layers\.2\.mlp\.down_proj\.left']"]);
+    for (layer, trains) in [(2, false), (3, true)] {
+        for name in ["gate_proj.right.w", "up_proj.right.w", "down_proj.left.w"] {
+            let name = format!("model.layers.{layer}.mlp.{name}");
+            assert_eq!(tensor(&plan, &name).trained, trains, "{name}");
+        }
+    }
+    // What the recipe shares and what its maps share are one, where they come to the same.
+    let share = r"weights.share={ 'model\.layers\.0\.mlp\.(.*)' = 'model.layers.1.mlp.$1' }";
+    let plan = super::tests::plan(&["lti.start=grouped", map, share]);
+    for name in ["gate_proj.right.w", "up_proj.right.w", "down_proj.left.w"] {
+        let with = "model.layers.0.mlp.gate_proj.right.w".to_owned();
+        let name = format!("model.layers.1.mlp.{name}");
+        assert_eq!(tensor(&plan, &name).origin, Origin::Shared { with });
+    }
+    assert_refused(
+        &[map, "lti.start=calibrated", "calibration.feed_forward=refit"],
+        "calibration.feed_forward",
+        &["one map of all three", "hidden = \"general\""],
+    );
+}
+
+#[test]
 fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
     let plan = plan(&["lti.map={ kronecker = 3 }"]);
     let shape = |name: &str| {
@@ -287,7 +384,16 @@ fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
 fn the_contraction_takes_the_cheaper_order() {
     let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
     // Heads first 40 + 80, head size first 80 + 16.
-    let cost = |map| contraction_with_gradients(map, teacher, student, 7);
+    let cost = |form| {
+        contraction_with_gradients(&AppliedMap {
+            form,
+            teacher,
+            student,
+            rows: 7,
+            is_on_teacher: true,
+            cost: contraction_cost(form, teacher, student),
+        })
+    };
     assert_eq!(cost(MapKind::Factored), 7.0 * (2.0 * 80.0 + 3.0 * 16.0));
     assert_eq!(cost(MapKind::General), 7.0 * 2.0 * 160.0);
     // Two pairs cost more than their sum, which is made once.

@@ -60,6 +60,68 @@ fn a_smaller_student_is_made_resumed_collapsed_and_read() {
 }
 
 #[test]
+fn maps_of_units_are_made_trained_folded_and_resumed() {
+    let workshop = Workshop::new();
+    let teacher = config(&workshop, "teacher");
+    let units = teacher["intermediate_size"].as_u64().unwrap() - 3;
+    let units = format!("student.intermediate_size={units}");
+    for (start, hidden) in [
+        ("calibrated", "general"),
+        ("calibrated", "shared"),
+        ("grouped", "shared"),
+        ("lecun", "general"),
+    ] {
+        let name = format!("{start}-{hidden}");
+        let (whole, killed) = (format!("whole-{name}"), format!("killed-{name}"));
+        let start = format!("lti.start={start}");
+        let map = format!("lti.map={{ hidden = '{hidden}' }}");
+        let set = [
+            &units,
+            &start,
+            &map,
+            "phase2.steps=8",
+            "train.grad_clip=1.0",
+        ];
+        let set: Vec<&str> = set.iter().flat_map(|it| ["--set", it]).collect();
+        workshop.succeed(&distill(&whole, &set));
+        let made = config(&workshop, &format!("{whole}/student"));
+        assert!(units.ends_with(&made["intermediate_size"].to_string()));
+        kill_after(&workshop, &distill(&killed, &set), 250);
+        let resume = [&set[..], &["--resume"]].concat();
+        kill_after(&workshop, &distill(&killed, &resume), 300);
+        if !workshop.path(&killed).join("summary.json").exists() {
+            workshop.succeed(&distill(&killed, &resume));
+        }
+        assert!(
+            student(&workshop, &whole) == student(&workshop, &killed),
+            "{name}"
+        );
+        assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
+    }
+    // Where the units are the teacher's, so is the student, but for its heads.
+    let kl = |out: &str, more: &[&str]| {
+        let start = ["start", "recipe.toml", "--out", out];
+        workshop.succeed(&[&start[..], more].concat());
+        let text = fs::read_to_string(workshop.path(out).join("start.json")).unwrap();
+        let report: Value = serde_json::from_str(&text).unwrap();
+        report["evaluation"]["kl"].as_f64().unwrap()
+    };
+    let of_maps = kl("of-maps", &["--set", "lti.map={ hidden = 'shared' }"]);
+    let of_weights = kl("of-weights", &["--set", "lti.map=general"]);
+    assert_eq!(of_maps, of_weights);
+    let errors = workshop.fail(&[
+        "plan",
+        "recipe.toml",
+        "--set",
+        "lti.map={ hidden = 'dense' }",
+    ]);
+    assert!(
+        errors.contains("lti.map.hidden") && errors.contains("weights, general, shared"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn a_shape_that_is_small_enough_is_searched_and_kept_on_resuming() {
     let workshop = Workshop::new();
     let teacher = workshop.json(&["plan", "recipe.toml", "--json"]);

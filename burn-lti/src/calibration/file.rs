@@ -205,6 +205,7 @@ mod tests {
                 strength: 0.5,
                 uneven: None,
                 feed_forward_residual: None,
+                units: Some(vec![0, 2]),
                 seconds: 1.5,
             }],
         }

@@ -43,6 +43,7 @@ mod out;
 mod out_factors;
 mod pairs;
 mod patterns;
+mod pull_back;
 mod refine;
 mod regularization;
 mod report;
@@ -72,8 +73,9 @@ pub use depth::choose_layers;
 pub use error::CalibrationError;
 pub use file::StartFileError;
 pub use heads::HeadChoice;
+pub use pull_back::{Residual, with_maps_of_blocks};
 pub use report::{CalibratedStart, LayerReport};
-pub use settings::{Budget, Calibration, FeedForward, Refinement};
+pub use settings::{Blocks, Budget, Calibration, FeedForward, Refinement};
 pub use whitening::Whitening;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};

@@ -20,6 +20,8 @@ pub struct Calibration<'a> {
     pub rounds: usize,
     /// Whether the feed-forward blocks are fitted too.
     pub feed_forward: FeedForward,
+    /// What they may be in the end.
+    pub blocks: Blocks,
     /// How much of the way back to the teacher's residual stream a layer may be asked to go, each from 0
     /// to 1. The best for held-out tokens is taken.
     pub strengths: Vec<f64>,
@@ -42,6 +44,7 @@ impl<'a> Calibration<'a> {
             kept: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
+            blocks: Blocks::Fitted,
             strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
             refinement: Refinement {
                 steps: 0,
@@ -57,11 +60,22 @@ impl<'a> Calibration<'a> {
         self.student.hidden != self.spec.teacher.hidden
     }
 
-    /// Whether feed-forward blocks are fitted: if it is asked for, and where units or layers are missing whose
-    /// part they can do.
+    /// Whether anything becomes of feed-forward blocks: if it is asked for, and where units or layers are missing
+    /// whose part they can do.
     pub(super) fn refits(&self) -> bool {
-        self.feed_forward == FeedForward::Refit || self.cuts_units() || self.kept.is_some()
+        let wants = self.feed_forward == FeedForward::Refit || self.kept.is_some();
+        self.cuts_units() || (wants && self.blocks == Blocks::Fitted)
     }
+}
+
+/// What a feed-forward block can be once its start is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Blocks {
+    /// Any weights, each on its own.
+    #[default]
+    Fitted,
+    /// Units of the teacher's as they are, as one map of all three weights has them. Nothing is fitted.
+    Picked,
 }
 
 /// How much training is to follow a start. What is closest to the teacher untrained is not what is closest once

@@ -21,7 +21,7 @@ use super::merge::{QueryKeys, Turns};
 use super::out::OutMap;
 use super::regularization::Regularization;
 use super::report::LayerReport;
-use super::settings::{Budget, Calibration};
+use super::settings::{Blocks, Budget, Calibration};
 use super::split::SplitMoments;
 use super::student::Student;
 use super::teacher::site_name;
@@ -49,6 +49,13 @@ fn check_shape<B: Backend>(
             ));
         }
     }
+    let is_mapped = |role: &Role| !Role::ATTENTION.contains(role);
+    if let Some(role) = calibration.spec.maps.roles().find(is_mapped) {
+        return refused(format!(
+            "the {role} projection has a map, and a start fits weights there: leave it out of the spec that is \
+             calibrated with, and make its map of the fitted weight by with_maps_of_blocks"
+        ));
+    }
     let shrinks = calibration.cuts_units() || calibration.kept.is_some();
     let count = calibration.kept.as_ref().map_or(layers, Vec::len);
     if shrinks && !(0..count).all(|layer| calibration.spec.selects(layer)) {
@@ -64,6 +71,22 @@ fn check_shape<B: Backend>(
                 .to_owned(),
         ),
         false => Ok(()),
+    }
+}
+
+/// How the feed-forward block of a layer came about.
+#[derive(Default)]
+struct BlockReport {
+    residual: Option<f64>,
+    units: Option<Vec<usize>>,
+}
+
+impl BlockReport {
+    const fn fitted(residual: f64, units: Option<Vec<usize>>) -> Self {
+        Self {
+            residual: Some(residual),
+            units,
+        }
     }
 }
 
@@ -163,7 +186,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 (student, residual) = (refined, after);
             }
         }
-        let (student, feed_forward_residual) = self.with_feed_forward(layer, student)?;
+        let (student, block) = self.with_feed_forward(layer, student)?;
         self.text.advance(layer, &student.valid())?;
         let report = LayerReport {
             layer,
@@ -174,36 +197,44 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             ridge: Some(ridge).filter(|ridge| ridge.is_finite()),
             strength,
             uneven,
-            feed_forward_residual,
+            feed_forward_residual: block.residual,
+            units: block.units,
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((student, report))
     }
 
-    /// The student with the feed-forward block of `layer` fitted, if it is to be, and what that left of what was
-    /// missing, on held-out tokens.
+    /// The student with the feed-forward block of `layer` fitted, if it is to be, and how that went.
     fn with_feed_forward<A, S>(
         &mut self,
         layer: usize,
         mut student: Student<A, S>,
-    ) -> Result<(Student<A, S>, Option<f64>)>
+    ) -> Result<(Student<A, S>, BlockReport)>
     where
         A: AutodiffBackend<InnerBackend = B>,
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
         let calibration = self.calibration;
         if !calibration.refits() {
-            return Ok((student, None));
+            return Ok((student, BlockReport::default()));
         }
         let text = &mut self.text;
         let shrinks = calibration.cuts_units() || calibration.kept.is_some();
         if !shrinks {
             let (left, changed) = feed_forward::refit(text, layer, &student.valid())?;
-            return Ok((student.filled(&changed)?, Some(left)));
+            return Ok((student.filled(&changed)?, BlockReport::fitted(left, None)));
         }
+        let mut units = None;
         if calibration.cuts_units() {
-            let kept = units::chosen(text, layer, &student.valid(), calibration.student.hidden)?;
-            student = student.filled(&kept)?;
+            let (kept, tensors) = units::chosen(text, layer, &student.valid(), calibration)?;
+            (student, units) = (student.filled(&tensors)?, Some(kept));
+        }
+        if calibration.blocks == Blocks::Picked {
+            let report = BlockReport {
+                residual: None,
+                units,
+            };
+            return Ok((student, report));
         }
         let first = gated::held_out_missing(text, layer, &student.valid())?;
         let mut left = first;
@@ -222,7 +253,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
         let (of_left, changed) = feed_forward::refit(text, layer, &student.valid())?;
         let residual = of_left * left / first.max(f64::MIN_POSITIVE);
-        Ok((student.filled(&changed)?, Some(residual)))
+        Ok((
+            student.filled(&changed)?,
+            BlockReport::fitted(residual, units),
+        ))
     }
 
     /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the

@@ -1,12 +1,12 @@
 //! [`LearnToInitDecoderLayer`]: any decoder layer, its weights swapped for maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::geometry::{Axes, Role, Site};
+use crate::geometry::{Axes, Axis, Role, Site};
 use crate::map::{KernelPrecision, LtiDenseConfig, MapKind, Start};
 
 /// A plain decoder layer that can hand over its weights.
@@ -29,9 +29,12 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one.
+/// The form of the map in each role that has one, along the axis that is the role's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoleMaps(BTreeMap<Role, MapKind>);
+pub struct RoleMaps {
+    forms: BTreeMap<Role, MapKind>,
+    filled: BTreeSet<Axis>,
+}
 
 impl RoleMaps {
     /// The same form in all four projections of the attention.
@@ -44,24 +47,34 @@ impl RoleMaps {
 
     /// The same with another form in `role`.
     pub fn with(mut self, role: Role, map: MapKind) -> Self {
-        self.0.insert(role, map);
+        self.forms.insert(role, map);
+        self
+    }
+
+    /// The same with maps along `axis` that have no values of a start: they wait to be filled by name, as the teacher's
+    /// tensors are.
+    pub fn filled_along(mut self, axis: Axis) -> Self {
+        self.filled.insert(axis);
         self
     }
 
     /// The form in `role`; `None` where weights stay as they are.
     pub fn get(&self, role: Role) -> Option<MapKind> {
-        self.0.get(&role).copied()
+        self.forms.get(&role).copied()
     }
 
     /// The roles that have maps.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
-        self.0.keys().copied()
+        self.forms.keys().copied()
     }
 }
 
 impl FromIterator<(Role, MapKind)> for RoleMaps {
     fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
-        Self(maps.into_iter().collect())
+        Self {
+            forms: maps.into_iter().collect(),
+            filled: BTreeSet::new(),
+        }
     }
 }
 
@@ -120,9 +133,22 @@ impl LtiSpec {
             .maps
             .get(site.role)
             .filter(|_| self.selects(site.layer))?;
-        let config = LtiDenseConfig::new(site.role, &self.teacher, student, map);
-        let config = config.with_start(self.start, site.seed(self.seed));
-        Some(config.with_precision(self.precision))
+        let mut config = LtiDenseConfig::new(site.role, &self.teacher, student, map)
+            .with_start(self.start, site.seed(self.seed))
+            .with_precision(self.precision);
+        for (axis, side) in site
+            .role
+            .axes()
+            .into_iter()
+            .zip([&mut config.left, &mut config.right])
+        {
+            side.start = self
+                .maps
+                .filled
+                .contains(&axis)
+                .then_some(Start::Calibrated);
+        }
+        Some(config)
     }
 
     /// What stands in the place of `linear` at `site` of a student of these axes: a map whose teacher is

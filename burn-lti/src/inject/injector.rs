@@ -8,6 +8,7 @@ use burn::tensor::container::TensorContainer;
 
 use crate::blueprint::Blueprint;
 use crate::compat;
+use crate::map::Part;
 use crate::tensors::{AnyTensor, ModulePath};
 
 /// `module` with these values in the parameters of these names, which keep their ids and whether they
@@ -25,9 +26,15 @@ pub(super) fn with_values<B: Backend, M: Module<B>>(
     }
 }
 
-/// `student` with each tensor that its blueprint shares given the id and the very value of its source.
-pub(super) fn shared<B: Backend, M: Module<B>>(student: M, blueprint: &Blueprint) -> M {
-    let sources = blueprint.tensors.iter().filter_map(|tensor| {
+/// `student` with each tensor of the `wanted` parts that its blueprint shares given the id and the very value of its
+/// source.
+pub(super) fn shared<B: Backend, M: Module<B>>(
+    student: M,
+    blueprint: &Blueprint,
+    wanted: impl Fn(Part) -> bool,
+) -> M {
+    let tensors = blueprint.tensors.iter().filter(|it| wanted(it.part));
+    let sources = tensors.filter_map(|tensor| {
         let source = tensor.shared_with.as_ref()?;
         Some((tensor.name.as_str(), source.as_str()))
     });

@@ -59,9 +59,10 @@ pub fn fill<B: Backend, M: Module<B>>(
             values.insert(tensor.name.clone(), named.tensor.clone());
         }
     }
-    // Maps come first: biases go through them.
+    // Maps come first, those that are one too: biases go through them.
     let student = with_values(student, values);
     check_started(&student)?;
+    let student = shared(student, blueprint, |part| matches!(part, Part::Map(_)));
     let maps = lti_parts(&student);
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| !matches!(part, Part::Map(_))) {
@@ -83,7 +84,9 @@ pub fn fill<B: Backend, M: Module<B>>(
             values.insert(tensor.name.clone(), value);
         }
     }
-    Ok(shared(with_values(student, values), blueprint))
+    Ok(shared(with_values(student, values), blueprint, |part| {
+        !matches!(part, Part::Map(_))
+    }))
 }
 
 /// `student`, which was injected, with the values that `changed` has for some of its tensors, by their

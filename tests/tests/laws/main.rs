@@ -1,6 +1,7 @@
 //! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
 
 mod adam;
+mod axes;
 mod calibrated;
 mod checkpoint;
 mod curves;
