@@ -13,7 +13,7 @@ use super::DistillError;
 use crate::config::site_name;
 use crate::plan::Plan;
 
-/// The feed-forward weights of every layer, by the student's names; `teacher` has its layers already.
+/// The feed-forward weights of every layer, by the student's names; `teacher` has its layers and its width already.
 ///
 /// With `grouped` the units that are kept are those with the largest product of the norms of their gate, up and
 /// down weights; with `lecun`, the control, units are chosen by the seed.
@@ -30,7 +30,7 @@ pub(super) fn picked<B: Backend>(
     if t_units == units {
         return Ok(picked);
     }
-    let d_model = plan.teacher.hidden_size;
+    let d_model = plan.student.hidden_size;
     let mut rng = StdRng::seed_from_u64(seed);
     for layer in 0..plan.student.num_hidden_layers {
         let name = |role, leaf: &str| format!("{}.{leaf}", site_name(Site::new(layer, role)));

@@ -131,7 +131,7 @@ impl Planner<'_> {
                     self.student.axes().grid(role),
                 );
                 let map = self.recipe.lti.map.kind(role);
-                contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
+                contraction_with_gradients(map, teacher, student, self.student.hidden_size)
             })
             .iter()
             .sum();

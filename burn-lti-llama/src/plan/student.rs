@@ -12,7 +12,7 @@ use burn_lti::blueprint::{
 };
 use burn_lti::calibration::FeedForward;
 use burn_lti::decoder::{LayerSelection, LtiSpec};
-use burn_lti::geometry::{Role, Site};
+use burn_lti::geometry::{Axes, Role, Site};
 use burn_lti::map::{Part, Start};
 use regex::Regex;
 
@@ -26,10 +26,18 @@ use crate::recipe::{Recipe, Trained};
 const COPY: &str = "weights.copy";
 const SHARE: &str = "weights.share";
 
-/// How the student learns, for the toolkit.
-pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
+/// How the student learns, for the toolkit, from the teacher at the student's width.
+pub(super) fn lti_spec(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> LtiSpec {
     LtiSpec {
-        teacher: teacher.axes(),
+        teacher: Axes {
+            d_model: student.hidden_size,
+            ..teacher.axes()
+        },
         layers: LayerSelection::Only(layers.to_vec()),
         maps: Role::ATTENTION
             .map(|role| (role, recipe.lti.map.kind(role)))
@@ -65,7 +73,8 @@ impl Blueprints {
         };
         let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
         let student_tensors = named(skeleton.listed());
-        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
+        let at_width = teacher.at_width(student.hidden_size, student.tie_word_embeddings);
+        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(&at_width, &device)));
         let shapes = teacher_tensors
             .into_iter()
             .filter_map(|it| Some((kept_name(&it.name, kept)?, it.shape)));
@@ -259,6 +268,27 @@ fn started_tensors(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> 
     started
 }
 
+/// What lies along the residual stream, where the student's is another: the start makes it of the teacher's.
+fn at_other_width(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+    if !student.narrows(teacher) {
+        return Vec::new();
+    }
+    let width = student.hidden_size;
+    let tensors = student.tensors().into_iter();
+    let along = tensors.filter(|(name, shape)| {
+        let is_of_heads = [
+            "q_norm.",
+            "k_norm.",
+            "q_proj.bias",
+            "k_proj.bias",
+            "v_proj.bias",
+        ];
+        let is_of_heads = is_of_heads.iter().any(|part| name.contains(part));
+        shape.contains(&width) && !is_of_heads
+    });
+    along.map(|(name, _)| name).collect()
+}
+
 /// The tensors of `blueprint`, as they are shown: by the student's names, and what they are made of by the
 /// teacher's, of whose layers the student keeps `kept`.
 pub(super) fn planned(
@@ -267,6 +297,7 @@ pub(super) fn planned(
     kept: &[usize],
     blueprint: &Blueprint,
     teacher: &LlamaConfig,
+    student: &LlamaConfig,
 ) -> Vec<PlannedTensor> {
     let refits = recipe.lti.start == Start::Calibrated
         && (recipe.calibration.feed_forward == FeedForward::Refit
@@ -278,9 +309,10 @@ pub(super) fn planned(
     };
     let refitted = layers.iter().filter(|_| refits);
     let refitted = refitted.flat_map(|layer| roles.iter().map(|role| Site::new(*layer, *role)));
-    let refitted: BTreeSet<String> = refitted
+    let mut refitted: BTreeSet<String> = refitted
         .map(|site| format!("{}.weight", site_name(site)))
         .collect();
+    refitted.extend(at_other_width(teacher, student));
     let tensors = blueprint.tensors.iter();
     tensors
         .map(|tensor| PlannedTensor {
