@@ -11,7 +11,7 @@ use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
-use super::{DistillError, Event, Listener, Manifest, teacher_cache};
+use super::{DistillError, Event, Listener, Manifest, teacher_cache, width};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType, kept_name};
 use crate::model::PlainLlama;
@@ -23,7 +23,7 @@ use crate::tokenizer::Tokenizer;
 /// Everything that a run reads.
 pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) plan: Plan,
-    /// The teacher's, those of its layers that the student keeps, by the student's numbers.
+    /// The teacher's at the student's width, those of its layers that the student keeps, by the student's numbers.
     pub(super) tensors: TensorSet<A::InnerBackend>,
     /// With which the student is compared.
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
@@ -97,6 +97,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
             Some(kept) => tensors.renamed(|name| kept_name(name, kept)),
             None => tensors,
         };
+        let tensors = width::at_width(&plan, recipe.train.seed, tensors);
         Ok(Self {
             plan,
             tensors,

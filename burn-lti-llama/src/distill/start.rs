@@ -67,6 +67,8 @@ impl Need {
         let shape = &recipe.student;
         let refits = recipe.calibration.feed_forward == FeedForward::Refit
             || shape.intermediate_size.is_some()
+            || shape.hidden_size.is_some()
+            || shape.tie_embeddings.is_some()
             || shape.layers.is_some();
         let is_all_trained = trained == Trained::All || !refits;
         match is_all_trained && recipe.weights.freeze.is_empty() {

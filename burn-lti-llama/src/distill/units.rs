@@ -14,7 +14,7 @@ use crate::config::site_name;
 use crate::plan::{Plan, map_name};
 
 /// The feed-forward weights of every layer, or the maps that pick them, by the student's names; `teacher` has its
-/// layers already.
+/// layers and its width already.
 ///
 /// With `grouped` the units that are kept are those with the largest product of the norms of their gate, up and
 /// down weights; with `lecun`, the control, units are chosen by the seed, and maps are random themselves.
@@ -35,7 +35,7 @@ pub(super) fn picked<B: Backend>(
             .into_iter()
             .all(|role| plan.spec.config(&axes, site(role)).is_some())
     };
-    let d_model = plan.teacher.hidden_size;
+    let d_model = plan.spec.teacher.d_model;
     let mut rng = StdRng::seed_from_u64(seed);
     for layer in 0..plan.student.num_hidden_layers {
         let is_mapped = is_mapped(layer);

@@ -24,7 +24,10 @@ pub(super) fn student_config(
     let kv_heads = shape.kv_heads.unwrap_or(teacher.num_key_value_heads);
     let head_dim = shape.head_dim.unwrap_or(teacher.head_dim);
     let intermediate_size = shape.intermediate_size.unwrap_or(teacher.intermediate_size);
+    let hidden_size = shape.hidden_size.unwrap_or(teacher.hidden_size);
+    let is_tied = shape.tie_embeddings.unwrap_or(teacher.tie_word_embeddings);
     let sizes = [
+        ("student.hidden_size", hidden_size),
         ("student.heads", heads),
         ("student.kv_heads", kv_heads),
         ("student.head_dim", head_dim),
@@ -62,12 +65,20 @@ pub(super) fn student_config(
         );
         return Err(PlanError::refused("student.intermediate_size", reason));
     }
+    if hidden_size > teacher.hidden_size {
+        let reason = format!(
+            "is {hidden_size}, but the teacher's width is {}, and a student's stream is made of the teacher's: set it \
+             to that or less",
+            teacher.hidden_size
+        );
+        return Err(PlanError::refused("student.hidden_size", reason));
+    }
     let student = LlamaConfig {
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
         head_dim,
         intermediate_size,
-        ..teacher.with_layers(kept)
+        ..teacher.with_layers(kept).at_width(hidden_size, is_tied)
     };
     match student.check(Path::new("the student")) {
         Ok(()) => Ok(student.openable()),
@@ -137,8 +148,8 @@ pub(super) fn check_shape_is_found(recipe: &Recipe) -> Result<(), PlanError> {
     }
 }
 
-/// Where units or layers are left out, what is left has to make up for them, and only what a block adds as it is
-/// can be fitted to that.
+/// Where units, layers or features are left out, what is left has to make up for them, and only what a block adds as
+/// it is can be fitted to that.
 pub(super) fn check_shape(
     recipe: &Recipe,
     teacher: &LlamaConfig,
@@ -146,12 +157,24 @@ pub(super) fn check_shape(
 ) -> Result<(), PlanError> {
     let fewer_units = student.intermediate_size != teacher.intermediate_size;
     let fewer_layers = student.num_hidden_layers != teacher.num_hidden_layers;
-    let key = match (fewer_units, fewer_layers) {
-        (false, false) => return Ok(()),
-        (true, _) => "student.intermediate_size",
-        (_, true) => "student.layers",
+    let becomes_tied = student.tie_word_embeddings && !teacher.tie_word_embeddings;
+    let is_calibrated = recipe.lti.start == Start::Calibrated;
+    let key = match (fewer_units, fewer_layers, becomes_tied) {
+        _ if student.hidden_size != teacher.hidden_size => "student.hidden_size",
+        (true, _, _) => "student.intermediate_size",
+        (_, true, _) => "student.layers",
+        (_, _, true) => "student.tie_embeddings",
+        _ => return Ok(()),
     };
-    if teacher.output_norms && recipe.lti.start == Start::Calibrated {
+    if becomes_tied && !is_calibrated {
+        let reason = format!(
+            "is true, but the teacher's head is not its embedding, and lti.start = \"{}\" fits neither to the other: \
+             set lti.start = \"calibrated\", or leave student.tie_embeddings out",
+            recipe.lti.start
+        );
+        return Err(PlanError::refused("student.tie_embeddings", reason));
+    }
+    if teacher.output_norms && is_calibrated {
         let reason = format!(
             "is another than the teacher's, a {}, whose blocks are normed before they are added: lti.start = \
              \"calibrated\" fits none of these; set lti.start = \"grouped\", or leave {key} out",
@@ -166,7 +189,7 @@ pub(super) fn check_shape(
         return Err(PlanError::refused("weights.copy", reason));
     }
     match &recipe.lti.layers {
-        Layers::These(_) if recipe.lti.start == Start::Calibrated => {
+        Layers::These(_) if is_calibrated => {
             let reason = format!(
                 "names some layers, but {key} changes all, and lti.start = \"calibrated\" fits a layer as a \
                  whole: set lti.layers = \"all\""
@@ -382,6 +405,14 @@ pub(super) fn plan_feature(
                 return Err(PlanError::refused("loss.feature.pairs", reason));
             }
         }
+    }
+    if student.hidden_size != teacher.hidden_size && !feature.projector {
+        let reason = format!(
+            "is false, but the student's width is {} and the teacher's {}, whose features are compared: set \
+             loss.feature.projector = true, or leave [loss.feature] out",
+            student.hidden_size, teacher.hidden_size
+        );
+        return Err(PlanError::refused("loss.feature.projector", reason));
     }
     Ok(FeaturePlan {
         weight: feature.weight,

@@ -349,6 +349,11 @@ impl<'a> Costs<'a> {
         let own = super::planner::count(self.tensors, |tensor| {
             tensor.trained && tensor.origin != Origin::Map
         });
+        // At another width nothing of the student is the teacher's.
+        let beside_teacher = match student.narrows(teacher) {
+            true => super::planner::count(self.tensors, |tensor| tensor.origin != Origin::Map),
+            false => own,
+        };
         let (queries, keys) = (student.query_grid().width(), student.kv_grid().width());
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
@@ -359,7 +364,7 @@ impl<'a> Costs<'a> {
         };
         let chunk = micro_batch.min(recipe.loss.chunk_tokens as f64);
         StepMemory {
-            weights: self.size * (teacher.num_parameters() + own) as f64,
+            weights: self.size * (teacher.num_parameters() + beside_teacher) as f64,
             optimizer: F32 * (4.0 * trained - own as f64 - self.balanced_parameters()),
             kernels: self.size * sum(self.maps().map(|map| map.kernel + map.between)),
             activations: micro_batch

@@ -343,15 +343,15 @@ impl Plan {
         let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         check_refit(recipe, teacher)?;
-        let spec = lti_spec(recipe, teacher, &layers);
+        let spec = lti_spec(recipe, teacher, &student, &layers);
         let Blueprints {
             with_maps,
             without_maps,
         } = Blueprints::new(recipe, teacher, &student, &kept, &spec)?;
         let tensors_of = |trained| match trained {
-            Trained::Maps => planned(recipe, &layers, &kept, &with_maps, teacher),
+            Trained::Maps => planned(recipe, &layers, &kept, &with_maps, teacher, &student),
             Trained::Projections | Trained::All => {
-                planned(recipe, &layers, &kept, &without_maps, teacher)
+                planned(recipe, &layers, &kept, &without_maps, teacher, &student)
             }
         };
         let planner = Planner {

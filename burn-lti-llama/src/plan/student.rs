@@ -12,7 +12,7 @@ use burn_lti::blueprint::{
 };
 use burn_lti::calibration::FeedForward;
 use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
-use burn_lti::geometry::{Axis, Role, Site};
+use burn_lti::geometry::{Axes, Axis, Role, Site};
 use burn_lti::map::{Part, Side, Start};
 use regex::Regex;
 
@@ -26,10 +26,18 @@ use crate::recipe::{AxisMaps, Recipe, Trained};
 const COPY: &str = "weights.copy";
 const SHARE: &str = "weights.share";
 
-/// How the student learns, for the toolkit.
-pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
+/// How the student learns, for the toolkit, from the teacher at the student's width.
+pub(super) fn lti_spec(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> LtiSpec {
     LtiSpec {
-        teacher: teacher.axes(),
+        teacher: Axes {
+            d_model: student.hidden_size,
+            ..teacher.axes()
+        },
         layers: LayerSelection::Only(layers.to_vec()),
         maps: match recipe.lti.start {
             // Random values are random along any axis; else units are picked, by what the teacher makes of them.
@@ -69,7 +77,8 @@ impl Blueprints {
         };
         let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
         let student_tensors = named(skeleton.listed());
-        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
+        let at_width = teacher.at_width(student.hidden_size, student.tie_word_embeddings);
+        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(&at_width, &device)));
         let shapes = teacher_tensors
             .into_iter()
             .filter_map(|it| Some((kept_name(&it.name, kept)?, it.shape)));
@@ -292,6 +301,27 @@ fn started_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig)
     started
 }
 
+/// What lies along the residual stream, where the student's is another: the start makes it of the teacher's.
+fn at_other_width(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+    if !student.narrows(teacher) {
+        return Vec::new();
+    }
+    let width = student.hidden_size;
+    let tensors = student.tensors().into_iter();
+    let along = tensors.filter(|(name, shape)| {
+        let is_of_heads = [
+            "q_norm.",
+            "k_norm.",
+            "q_proj.bias",
+            "k_proj.bias",
+            "v_proj.bias",
+        ];
+        let is_of_heads = is_of_heads.iter().any(|part| name.contains(part));
+        shape.contains(&width) && !is_of_heads
+    });
+    along.map(|(name, _)| name).collect()
+}
+
 /// The tensors of `blueprint`, as they are shown: by the student's names, and what they are made of by the
 /// teacher's, of whose layers the student keeps `kept`.
 pub(super) fn planned(
@@ -300,6 +330,7 @@ pub(super) fn planned(
     kept: &[usize],
     blueprint: &Blueprint,
     teacher: &LlamaConfig,
+    student: &LlamaConfig,
 ) -> Vec<PlannedTensor> {
     let refits = recipe.lti.start == Start::Calibrated
         && (recipe.calibration.feed_forward == FeedForward::Refit
@@ -311,9 +342,10 @@ pub(super) fn planned(
     };
     let refitted = layers.iter().filter(|_| refits);
     let refitted = refitted.flat_map(|layer| roles.iter().map(|role| Site::new(*layer, *role)));
-    let refitted: BTreeSet<String> = refitted
+    let mut refitted: BTreeSet<String> = refitted
         .map(|site| format!("{}.weight", site_name(site)))
         .collect();
+    refitted.extend(at_other_width(teacher, student));
     let tensors = blueprint.tensors.iter();
     tensors
         .map(|tensor| PlannedTensor {

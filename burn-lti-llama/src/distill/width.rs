@@ -1,0 +1,152 @@
+//! The teacher at a student's width, where the start reads no text: features of its stream, as they are.
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+use burn_flex::Flex;
+use burn_lti::blueprint::Listed;
+use burn_lti::map::Start;
+use burn_lti::tensors::{NamedTensor, TensorSet};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use crate::hf::kept_name;
+use crate::model::PlainLlama;
+use crate::plan::Plan;
+
+/// The names of the embedding and of a head of its own.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// `teacher`, whose layers are the student's already, at the student's width.
+///
+/// With `lecun`, the control, features of the stream are chosen by the seed; with the others they are those with the
+/// largest product of two sums: of the squares of what writes to the feature, and of the squares of what reads it,
+/// through the gains of the norms before. A calibrated start puts its own in the place of these.
+pub(super) fn at_width<B: Backend>(
+    plan: &Plan,
+    seed: u64,
+    mut teacher: TensorSet<B>,
+) -> TensorSet<B> {
+    let (student, of_teacher) = (&plan.student, &plan.teacher);
+    if !student.tie_word_embeddings
+        && of_teacher.tie_word_embeddings
+        && let Some(table) = teacher.get(EMBEDDING)
+    {
+        let table: Tensor<B, 2> = table
+            .tensor
+            .to_rank([of_teacher.vocab_size, of_teacher.hidden_size]);
+        teacher.insert(HEAD, "Linear", table.transpose());
+    }
+    if student.hidden_size == of_teacher.hidden_size {
+        return teacher;
+    }
+    // Which axis of a tensor lies along the stream, its shape at both widths says.
+    let at_width = of_teacher.at_width(student.hidden_size, student.tie_word_embeddings);
+    let listed = Listed::all(&PlainLlama::<Flex>::init(&at_width, &Default::default()));
+    let along = listed.into_iter().filter_map(|tensor| {
+        let name = match &plan.kept_layers {
+            Some(kept) => kept_name(&tensor.name, kept)?,
+            None => tensor.name,
+        };
+        let named = teacher.get(&name)?;
+        let own = named.tensor.shape();
+        let axis = (0..own.len()).find(|axis| own[*axis] != tensor.shape[*axis])?;
+        Some((name, axis, named.clone()))
+    });
+    let along: Vec<(String, usize, NamedTensor<B>)> = along.collect();
+    let kept = match plan.start {
+        Start::Lecun => by_chance(of_teacher.hidden_size, student.hidden_size, seed),
+        _ => largest(&along, of_teacher.hidden_size, student.hidden_size),
+    };
+    let device = along
+        .first()
+        .map(|(_, _, named)| named.tensor.to_rank([named.tensor.num_elements()]).device());
+    let Some(device) = device else {
+        return teacher;
+    };
+    let ids = TensorData::new(kept, [student.hidden_size]);
+    let ids = Tensor::<B, 1, Int>::from_data(ids, &device);
+    for (name, axis, named) in along {
+        match *named.tensor.shape().as_slice() {
+            [length] => {
+                let entries: Tensor<B, 1> = named.tensor.to_rank([length]);
+                teacher.insert(&name, &named.owner, entries.select(0, ids.clone()));
+            }
+            [rows, columns] => {
+                let weight: Tensor<B, 2> = named.tensor.to_rank([rows, columns]);
+                teacher.insert(&name, &named.owner, weight.select(axis, ids.clone()));
+            }
+            _ => {}
+        }
+    }
+    teacher
+}
+
+fn by_chance(all: usize, count: usize, seed: u64) -> Vec<i64> {
+    let mut ids: Vec<i64> = (0..all as i64).collect();
+    ids.shuffle(&mut StdRng::seed_from_u64(seed));
+    ids.truncate(count);
+    ids.sort_unstable();
+    ids
+}
+
+/// The features with the largest product of what writes to them and what reads them. `along` are the tensors along
+/// the stream, and the axis of each that lies so.
+fn largest<B: Backend>(
+    along: &[(String, usize, NamedTensor<B>)],
+    all: usize,
+    count: usize,
+) -> Vec<i64> {
+    let squares = |named: &NamedTensor<B>, axis: usize| -> Vec<f32> {
+        let own = named.tensor.shape();
+        let [rows, columns] = match own.as_slice() {
+            &[rows, columns] => [rows, columns],
+            _ => [all, 1],
+        };
+        let weight: Tensor<B, 2> = named.tensor.to_rank([rows, columns]);
+        let sums = weight.cast(DType::F32).powi_scalar(2).sum_dim(1 - axis);
+        sums.into_data().iter().collect()
+    };
+    let (mut written, mut read) = (vec![0.0; all], vec![0.0; all]);
+    for (name, axis, named) in along {
+        let is_weight = named.tensor.shape().len() == 2;
+        let writes = name == EMBEDDING || (is_weight && *axis == 1);
+        let into = match writes {
+            true => &mut written,
+            false if is_weight => &mut read,
+            false => continue,
+        };
+        let own = squares(named, *axis);
+        // Before what reads the stream stands a norm, whose gains are part of it.
+        let gains = norm_before(name).filter(|_| !writes);
+        let gains = gains.and_then(|norm| along.iter().find(|(name, ..)| *name == norm));
+        let gains = gains.map_or(vec![1.0; all], |(_, _, norm)| squares(norm, 0));
+        // Each weight counts the same.
+        let total = own.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+        for ((sum, square), gain) in into.iter_mut().zip(own).zip(gains) {
+            *sum += square * gain / total;
+        }
+    }
+    let mut ids: Vec<usize> = (0..all).collect();
+    let size = |feature: usize| written[feature] * read[feature].max(f32::MIN_POSITIVE);
+    ids.sort_by(|a, b| size(*b).total_cmp(&size(*a)));
+    ids.truncate(count);
+    ids.sort_unstable();
+    ids.into_iter().map(|feature| feature as i64).collect()
+}
+
+/// The gains of the norm through which the weight `name` reads the stream.
+fn norm_before(name: &str) -> Option<String> {
+    if name == HEAD {
+        return Some("model.norm.gamma".to_owned());
+    }
+    let (layer, _) = name
+        .split_once(".self_attn.")
+        .or(name.split_once(".mlp."))?;
+    let norm = match name.contains(".self_attn.") {
+        true => "input_layernorm",
+        false => "post_attention_layernorm",
+    };
+    Some(format!("{layer}.{norm}.gamma"))
+}
