@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::blueprint::Source;
+use burn_lti::blueprint::{Source, StudentTensor};
 use burn_lti::calibration::{
     Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError,
     calibrate_from, with_maps_of_blocks,
@@ -161,7 +161,12 @@ fn shapes<A: AutodiffBackend>(
 ) -> TensorSet<A::InnerBackend> {
     let mut tensors = TensorSet::new();
     let blueprint = inputs.plan.with_maps.renamed(burn_name);
-    for tensor in &blueprint.tensors {
+    // What the inputs have as it is to be, no start calculates.
+    let is_there = |tensor: &&StudentTensor| {
+        let named = inputs.tensors.get(&tensor.name);
+        named.is_some_and(|named| named.tensor.shape() == tensor.shape)
+    };
+    for tensor in blueprint.tensors.iter().filter(|it| !is_there(it)) {
         match (&tensor.source, tensor.shape.as_slice()) {
             (Source::Start, &[rows, columns]) => {
                 let shape = [rows, columns];
@@ -200,8 +205,12 @@ fn calculated<A: AutodiffBackend>(
     };
     listener(Event::Stage("calibrating the start"));
     // Feed-forward blocks are fitted as weights, of which maps are made in the end.
-    let of_weights = inputs.plan.with_weights_of_blocks(recipe)?;
-    let plan = of_weights.as_ref().unwrap_or(&inputs.plan);
+    let of_heads = inputs.plan.with_maps_of_heads(recipe)?;
+    let plan = of_heads.as_ref().unwrap_or(&inputs.plan);
+    let of_teacher = match of_heads {
+        Some(_) => inputs.teacher_tensors(plan, recipe.train.seed),
+        None => inputs.tensors.clone(),
+    };
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.kept = plan.kept_layers.clone();
@@ -244,7 +253,7 @@ fn calculated<A: AutodiffBackend>(
         }
     };
     let student_with = |tensors: &TensorSet<A::InnerBackend>| {
-        let tensors = TensorSet::from_inner(&inputs.tensors.with(tensors));
+        let tensors = TensorSet::from_inner(&of_teacher.with(tensors));
         learning::<A>(plan, &tensors, device)
     };
     let teacher = inputs.teacher.as_ref();
@@ -256,7 +265,7 @@ fn calculated<A: AutodiffBackend>(
         }
     }
     let calibrated = calibrated?;
-    if of_weights.is_none() {
+    if recipe.lti.map.hidden == AxisMaps::Weights {
         return Ok(calibrated);
     }
     let (start, residual) = with_maps_of_blocks(calibrated, &calibration, teacher)?;

@@ -252,7 +252,8 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
 
     /// The float type of the weights, and so of what the layers compute.
     pub fn dtype(&self) -> DType {
-        self.model.embed_tokens.weight().dtype()
+        // That of an embedding with a map would be made for it.
+        self.model.norm.gamma.val().dtype()
     }
 
     fn rotaries(&self, positions: &Tensor<B, 2, Int>) -> Rotaries<B> {

@@ -332,6 +332,55 @@ pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), 
     }
 }
 
+/// Along the width every weight of every layer has its map, or none has. What a start fits, as it is, can be no
+/// teacher's kernel under one.
+pub(super) fn check_other_axes(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+) -> Result<(), PlanError> {
+    let map = &recipe.lti.map;
+    let is_calibrated = recipe.lti.start == Start::Calibrated;
+    if is_calibrated && map.has_other_axes() && student.narrows(teacher) {
+        let reason = format!(
+            "is \"calibrated\", which fits what reads and writes the residual stream of another width as weights, and \
+             lti.map has maps of it, {map}: set lti.start = \"grouped\" or \"lecun\", or take hidden and width out of \
+             lti.map"
+        );
+        return Err(PlanError::refused("lti.start", reason));
+    }
+    if map.width == AxisMaps::Weights {
+        return Ok(());
+    }
+    if teacher.output_norms {
+        let reason = format!(
+            "has maps of the width, but the teacher, a {}, norms what its blocks put out, whose gains no weight behind \
+             them can take: take width out",
+            teacher.family.model_type()
+        );
+        return Err(PlanError::refused("lti.map", reason));
+    }
+    if recipe.lti.layers != Layers::All {
+        let reason = "names some layers, but all read and write the residual stream, which lti.map has maps of: set \
+                      lti.layers = \"all\", or take width out of lti.map"
+            .to_owned();
+        return Err(PlanError::refused("lti.layers", reason));
+    }
+    let fits_blocks = student.num_hidden_layers != teacher.num_hidden_layers
+        || recipe.calibration.feed_forward == FeedForward::Refit;
+    let changes_blocks =
+        student.intermediate_size != teacher.intermediate_size || (is_calibrated && fits_blocks);
+    match changes_blocks && map.hidden == AxisMaps::Weights {
+        true => Err(PlanError::refused(
+            "lti.map",
+            "has maps of the width, under which every weight is the teacher's, and none of the units, which become \
+             others: add hidden = \"general\" or \"shared\", or take width out"
+                .to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// A calibrated start fits each layer to what those before it put out, which random ones leave open.
 pub(super) fn check_nothing_new(start: Start, tensors: &[PlannedTensor]) -> Result<(), PlanError> {
     match tensors.iter().find(|tensor| tensor.origin == Origin::New) {

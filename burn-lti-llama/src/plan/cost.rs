@@ -275,10 +275,8 @@ impl<'a> Costs<'a> {
 
     /// The gradients of kernels that train or are made by a map.
     fn kernel_gradients(&self) -> Cost {
-        let made = self.planner.made_by_maps().map(|config| {
-            let [d_input, d_output] = config.kernel_shape();
-            self.product(d_input, d_output)
-        });
+        let made = self.planner.kernels_of_maps();
+        let made = made.map(|[d_input, d_output]| self.product(d_input, d_output));
         let made = made.sum::<Cost>();
         let own = self
             .tensors
@@ -332,8 +330,7 @@ impl<'a> Costs<'a> {
 
     /// The maps of all weights.
     fn maps(&self) -> impl Iterator<Item = MapElements> + '_ {
-        let maps = self.planner.made_by_maps();
-        let maps = maps.flat_map(|config| config.applied_maps());
+        let maps = self.planner.applied_maps();
         maps.map(|map| MapElements::new(&map))
     }
 
@@ -349,8 +346,9 @@ impl<'a> Costs<'a> {
         let own = super::planner::count(self.tensors, |tensor| {
             tensor.trained && tensor.origin != Origin::Map
         });
-        // At another width nothing of the student is the teacher's.
-        let beside_teacher = match student.narrows(teacher) {
+        // At another width, or with gains in the kernels behind them, nothing of the student is the teacher's.
+        let has_own = student.narrows(teacher) || self.planner.spec.maps.width().is_some();
+        let beside_teacher = match has_own {
             true => super::planner::count(self.tensors, |tensor| tensor.origin != Origin::Map),
             false => own,
         };

@@ -3,7 +3,7 @@
 use burn_lti::map::Start;
 use serde::Serialize;
 
-use crate::recipe::{AxisMaps, LearningRate, Optimizer, Recipe, Trained};
+use crate::recipe::{LearningRate, Optimizer, Recipe, Trained};
 
 /// What a training may leave of the held-out KL that its student begins with.
 ///
@@ -39,7 +39,7 @@ impl Expectation {
         let is_measured = recipe.trained() == Trained::All
             && recipe.phase2.is_none()
             && recipe.lti.start == Start::Calibrated
-            && recipe.lti.map.hidden == AxisMaps::Weights
+            && !recipe.lti.map.has_other_axes()
             && train.learning_rate == LearningRate::Auto
             && train
                 .optimizer

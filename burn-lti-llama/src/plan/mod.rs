@@ -23,8 +23,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    AxisMaps, CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau,
-    Recipe, SeqLens, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe,
+    SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
 pub use cost::{PartCost, StepCosts, StepMemory};
@@ -33,14 +33,14 @@ pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_refit, check_seq_len, check_shape, check_shape_is_found,
-    check_start, check_trained_type, check_weights_of_start, kept_layers, plan_feature,
-    resolve_layers, student_config,
+    check_nothing_new, check_other_axes, check_ranks, check_refit, check_seq_len, check_shape,
+    check_shape_is_found, check_start, check_trained_type, check_weights_of_start, kept_layers,
+    plan_feature, resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
-pub(crate) use student::map_name;
 use student::{Blueprints, lti_spec, planned};
+pub(crate) use student::{map_name, sites};
 pub use text::TextPlan;
 
 /// The checked plan of a distillation.
@@ -304,20 +304,17 @@ impl Plan {
         Self::with_layers(recipe, teacher, None)
     }
 
-    /// The same student with weights in its feed-forward blocks, where `recipe`, of which this is the plan, has maps of
-    /// them; `None` where it has none.
+    /// The same student with maps of heads alone, where `recipe`, of which this is the plan, has others; `None` where it
+    /// has none.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub(crate) fn with_weights_of_blocks(
-        &self,
-        recipe: &Recipe,
-    ) -> Result<Option<Self>, PlanError> {
-        if recipe.lti.map.hidden == AxisMaps::Weights {
+    pub(crate) fn with_maps_of_heads(&self, recipe: &Recipe) -> Result<Option<Self>, PlanError> {
+        if !recipe.lti.map.has_other_axes() {
             return Ok(None);
         }
         let mut recipe = recipe.clone();
-        recipe.lti.map.hidden = AxisMaps::Weights;
+        recipe.lti.map = recipe.lti.map.of_heads();
         recipe.lti.train = Some(Trained::Maps);
         // What they freeze may be no part of it, and nothing trains here.
         recipe.weights.freeze.clear();
@@ -343,6 +340,7 @@ impl Plan {
         let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         check_refit(recipe, teacher)?;
+        check_other_axes(recipe, teacher, &student)?;
         let spec = lti_spec(recipe, teacher, &student, &layers);
         let Blueprints {
             with_maps,

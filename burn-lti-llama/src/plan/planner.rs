@@ -4,6 +4,7 @@ use burn_lti::decoder::LtiSpec;
 use burn_lti::geometry::Site;
 use burn_lti::map::{AppliedMap, LtiDenseConfig};
 
+use super::student::sites;
 use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals};
 use crate::config::LlamaConfig;
 use crate::hf::WeightType;
@@ -101,22 +102,38 @@ impl Planner<'_> {
             .filter(|tensor| self.has_kernel_gradient(tensor))
             .map(PlannedTensor::num_elements)
             .sum();
-        let made = self.made_by_maps();
-        let made = made.map(|config| config.kernel_shape().iter().product::<usize>());
-        own + made.sum::<usize>()
+        let made = self.kernels_of_maps();
+        own + made
+            .map(|[inputs, outputs]| inputs * outputs)
+            .sum::<usize>()
     }
 
-    /// The weights that are made by maps in each micro-batch.
-    pub(super) fn made_by_maps(&self) -> impl Iterator<Item = LtiDenseConfig> + '_ {
-        let layers = match self.trained {
-            Trained::Maps => 0..self.student.num_hidden_layers,
-            Trained::Projections | Trained::All => 0..0,
+    /// The shapes of the kernels of maps whose gradient is a product.
+    pub(super) fn kernels_of_maps(&self) -> impl Iterator<Item = [usize; 2]> + '_ {
+        let is_lookup = |site| site == Site::EMBEDDING && !self.student.tie_word_embeddings;
+        let made = self.mapped().filter(move |(site, _)| !is_lookup(*site));
+        made.map(|(_, config)| config.kernel_shape())
+    }
+
+    /// The weights that maps make.
+    fn mapped(&self) -> impl Iterator<Item = (Site, LtiDenseConfig)> + '_ {
+        let sites = sites(self.student).filter(|_| self.trained == Trained::Maps);
+        sites.filter_map(|site| {
+            let config = self.spec.config(&self.student.axes(), site)?;
+            Some((site, config.with_shared_axis(self.student.vocab_size)))
+        })
+    }
+
+    /// The maps of all weights, as they are applied in each micro-batch; those of a table twice that is the head too.
+    pub(super) fn applied_maps(&self) -> impl Iterator<Item = AppliedMap> + '_ {
+        let times = |site| match site == Site::EMBEDDING && self.student.tie_word_embeddings {
+            true => 2,
+            false => 1,
         };
-        let sites = layers.flat_map(|layer| {
-            let roles = self.spec.maps.roles();
-            roles.map(move |role| Site::new(layer, role))
+        let maps = self.mapped().flat_map(move |(site, config)| {
+            std::iter::repeat_n(config.applied_maps(), times(site))
         });
-        sites.filter_map(|site| self.spec.config(&self.student.axes(), site))
+        maps.flatten()
     }
 
     /// Whether the gradient of the tensor itself, no map, is a product.
@@ -130,8 +147,9 @@ impl Planner<'_> {
 
     /// [`StepFlops::kernel_contraction`] of one micro-batch.
     fn contraction_flops(&self) -> f64 {
-        let maps = self.made_by_maps().flat_map(|config| config.applied_maps());
-        2.0 * maps.fold(0.0, |sum, map| sum + contraction_with_gradients(&map))
+        2.0 * self
+            .applied_maps()
+            .fold(0.0, |sum, map| sum + contraction_with_gradients(&map))
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
-    CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
@@ -88,6 +88,9 @@ impl Plan {
             _ => "features of the teacher's stream",
         };
         let (width, all) = (student.hidden_size, teacher.hidden_size);
+        if self.map.width != AxisMaps::Weights {
+            return writeln!(f, "width    {width} of {all}, by maps ({})", self.map.width);
+        }
         writeln!(
             f,
             "width    {width} of {all} {what}; kernels of maps are the teacher's at that width"

@@ -13,13 +13,13 @@ use burn_lti::blueprint::{
 use burn_lti::calibration::FeedForward;
 use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
 use burn_lti::geometry::{Axes, Axis, Role, Site};
-use burn_lti::map::{Part, Side, Start};
+use burn_lti::map::{MapKind, Part, Side, Start};
 use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name, kept_name, source_name};
-use crate::model::PlainLlama;
+use crate::model::{PlainLlama, foldable_gains};
 use crate::recipe::{AxisMaps, Recipe, Trained};
 
 /// The keys of the recipe whose rules a blueprint follows.
@@ -33,23 +33,33 @@ pub(super) fn lti_spec(
     student: &LlamaConfig,
     layers: &[usize],
 ) -> LtiSpec {
+    let map = &recipe.lti.map;
+    let mut maps: RoleMaps = map.kinds().collect();
+    if map.width != AxisMaps::Weights {
+        maps = maps.with_width(MapKind::General);
+    }
+    // Random values are random along any axis; else units and features are picked, by what the teacher makes of them.
+    if recipe.lti.start != Start::Lecun {
+        maps = maps.filled_along(Axis::Hidden).filled_along(Axis::Width);
+    }
     LtiSpec {
         teacher: Axes {
-            d_model: student.hidden_size,
+            d_model: width_of_teacher(recipe, teacher, student),
             ..teacher.axes()
         },
         layers: LayerSelection::Only(layers.to_vec()),
-        maps: match recipe.lti.start {
-            // Random values are random along any axis; else units are picked, by what the teacher makes of them.
-            Start::Lecun => recipe.lti.map.kinds().collect(),
-            _ => {
-                let maps: RoleMaps = recipe.lti.map.kinds().collect();
-                maps.filled_along(Axis::Hidden)
-            }
-        },
+        maps,
         start: recipe.lti.start,
         precision: recipe.lti.precision,
         seed: recipe.train.seed,
+    }
+}
+
+/// The width at which the teacher's tensors come into the student: its own where maps bring it to the student's.
+fn width_of_teacher(recipe: &Recipe, teacher: &LlamaConfig, student: &LlamaConfig) -> usize {
+    match recipe.lti.map.width {
+        AxisMaps::Weights => student.hidden_size,
+        AxisMaps::General | AxisMaps::Shared => teacher.hidden_size,
     }
 }
 
@@ -77,7 +87,10 @@ impl Blueprints {
         };
         let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
         let student_tensors = named(skeleton.listed());
-        let at_width = teacher.at_width(student.hidden_size, student.tie_word_embeddings);
+        let at_width = teacher.at_width(
+            width_of_teacher(recipe, teacher, student),
+            student.tie_word_embeddings,
+        );
         let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(&at_width, &device)));
         let shapes = teacher_tensors
             .into_iter()
@@ -87,9 +100,17 @@ impl Blueprints {
         let shared = rules_of_sharing(recipe, &spec, student).map_err(refused(SHARE))?;
         let gains = student.gains().into_iter();
         let gains = gains.map(|(norm, site)| (format!("{norm}.weight"), site_name(site)));
+        let has_width = spec.maps.width().is_some();
+        // Gains that no weight can take follow the features that they are of.
+        let of_stream = (has_width && student.tie_word_embeddings)
+            .then(|| (file_name("model.norm.gamma"), site_name(Site::EMBEDDING)));
+        let gains = gains.chain(of_stream);
+        let folded = foldable_gains(student).into_iter().filter(|_| has_width);
+        let folded = folded.map(|(gain, _)| file_name(&gain));
         let shared = shared
             .with_new(new.iter().cloned())
             .with_started(started_tensors(&spec, teacher, student))
+            .with_started(folded)
             .with_gains(gains);
         let copies = recipe.weights.copy.iter();
         let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
@@ -195,20 +216,39 @@ fn rules_of_sharing(
     let of_recipe = recipe.weights.share.iter();
     let of_recipe = of_recipe.map(|(pattern, template)| ShareRule::new(pattern, template));
     let mut shares = of_recipe.collect::<Result<Vec<_>, _>>()?;
+    let layers = || 0..student.num_hidden_layers;
+    let mut together: Vec<(Vec<Site>, Axis)> = Vec::new();
     if recipe.lti.map.hidden == AxisMaps::Shared {
-        for layer in 0..student.num_hidden_layers {
-            let names = Role::FEED_FORWARD.into_iter().filter_map(|role| {
-                let site = Site::new(layer, role);
-                spec.config(&student.axes(), site)?;
-                map_name(site, Axis::Hidden)
-            });
-            let names: Vec<String> = names.collect();
-            for pair in names.windows(2) {
-                shares.push(ShareRule::new(&regex::escape(&pair[0]), &pair[1])?);
-            }
+        let of_layer = |layer| {
+            Role::FEED_FORWARD
+                .map(|role| Site::new(layer, role))
+                .to_vec()
+        };
+        together.extend(layers().map(|layer| (of_layer(layer), Axis::Hidden)));
+    }
+    if recipe.lti.map.width == AxisMaps::Shared {
+        together.push((sites(student).collect(), Axis::Width));
+    }
+    for (sites, axis) in together {
+        let is_mapped = |site: &Site| spec.config(&student.axes(), *site).is_some();
+        let mapped = sites.into_iter().filter(is_mapped);
+        let names: Vec<String> = mapped.filter_map(|site| map_name(site, axis)).collect();
+        for pair in names.windows(2) {
+            shares.push(ShareRule::new(&regex::escape(&pair[0]), &pair[1])?);
         }
     }
     Ok(Rules::by_name().with_shares(shares))
+}
+
+/// The weights of a model in the order of its module.
+pub(crate) fn sites(config: &LlamaConfig) -> impl Iterator<Item = Site> + use<> {
+    let of_layer = |layer| {
+        let roles = Role::ATTENTION.into_iter().chain(Role::FEED_FORWARD);
+        roles.map(move |role| Site::new(layer, role))
+    };
+    let head = (!config.tie_word_embeddings).then_some(Site::HEAD);
+    let layers = (0..config.num_hidden_layers).flat_map(of_layer);
+    std::iter::once(Site::EMBEDDING).chain(layers).chain(head)
 }
 
 /// The name of the general map of the weight at `site` along `axis`; `None` if it does not lie along it.

@@ -333,6 +333,110 @@ fn maps_of_units_stand_on_the_side_of_the_units() {
 }
 
 #[test]
+fn one_map_of_the_width_serves_every_weight() {
+    let width = "student.hidden_size=48";
+    let map = "lti.map={ hidden = 'shared', width = 'shared' }";
+    let units = "student.intermediate_size=129";
+    let plan = plan(&[width, map, units]);
+    assert_eq!(plan.trained, Trained::Maps);
+    for (name, shape) in [
+        ("embed_tokens.c", &[512, 64][..]),
+        ("embed_tokens.right.w", &[64, 48]),
+        ("layers.0.self_attn.q_proj.left.w", &[64, 48]),
+        ("layers.0.self_attn.o_proj.right.w", &[64, 48]),
+        ("layers.4.mlp.up_proj.left.w", &[64, 48]),
+        ("layers.4.mlp.up_proj.right.w", &[172, 129]),
+        ("layers.4.mlp.down_proj.c", &[172, 64]),
+        ("layers.4.input_layernorm.weight", &[48]),
+        ("norm.weight", &[48]),
+    ] {
+        let found = tensor(&plan, &format!("model.{name}"));
+        assert_eq!(found.shape, shape, "{name}");
+        assert_eq!(found.trained, name.ends_with(".w"), "{name}");
+    }
+    let origin = |name: &str| &tensor(&plan, name).origin;
+    let with = "model.embed_tokens.right.w".to_owned();
+    let shared = Origin::Shared { with };
+    assert_eq!(origin("model.layers.3.mlp.down_proj.right.w"), &shared);
+    // The head is the embedding: the gains before it stay, those of the features that the map takes.
+    let from = "model.norm.weight".to_owned();
+    assert_eq!(origin("model.norm.weight"), &Origin::Start { from });
+    let of_attention = 2 * 64 * 32 + 2 * 32 * 16;
+    let maps = 64 * 48 + 5 * (172 * 129 + of_attention);
+    assert_eq!(plan.totals.map_parameters, maps);
+    let text = plan.to_string();
+    assert!(
+        text.contains("width    48 of 64, by maps (shared)"),
+        "{text}"
+    );
+    // Query: its outputs first, 64 x 64 x 32, then its inputs, 64 x 48 x 32, whose gradient goes on.
+    let query = 2 * 64 * 64 * 32 + 3 * 64 * 48 * 32;
+    let key = 2 * 64 * 32 * 16 + 3 * 64 * 48 * 16;
+    let up = 2 * 64 * 172 * 129 + 3 * 64 * 48 * 129;
+    let up_by_width_first = 2 * 64 * 48 * 172 + 3 * 172 * 129 * 48;
+    // The forward products alone say which comes first.
+    let up = match 64 * 48 * 172 + 172 * 129 * 48 < 64 * 172 * 129 + 64 * 48 * 129 {
+        true => up_by_width_first,
+        false => up,
+    };
+    let table = 2 * 2 * 512 * 64 * 48;
+    let expected = 2 * (5 * (2 * query + 2 * key + 3 * up) + table);
+    let found = plan.totals.step_flops.kernel_contraction;
+    assert_eq!(found, expected as f64);
+
+    // A head of its own takes the gains.
+    let untied = LlamaConfig {
+        tie_word_embeddings: false,
+        ..teacher()
+    };
+    let plan = Plan::new(&recipe(&[width, map]), &untied).unwrap();
+    assert_eq!(tensor(&plan, "lm_head.left.w").origin, shared);
+    assert_eq!(tensor(&plan, "lm_head.c").shape, [64, 512]);
+}
+
+#[test]
+fn maps_of_the_width_are_refused_where_they_cannot_be() {
+    let map = "lti.map={ width = 'shared' }";
+    assert_refused(
+        &[map, "student.intermediate_size=129"],
+        "lti.map",
+        &["none of the units", "hidden = \"general\""],
+    );
+    assert_refused(
+        &[map, "lti.layers=[0, 1]"],
+        "lti.layers",
+        &["take width out"],
+    );
+    assert_refused(
+        &[
+            map,
+            "lti.start=calibrated",
+            "calibration.feed_forward=refit",
+        ],
+        "lti.map",
+        &["hidden = \"general\""],
+    );
+    for map in [map, "lti.map={ hidden = 'shared' }"] {
+        assert_refused(
+            &[map, "lti.start=calibrated", "student.hidden_size=48"],
+            "lti.start",
+            &["of another width as weights", "lti.start = \"grouped\""],
+        );
+    }
+    // Of the teacher's width, it goes.
+    plan(&[map, "lti.start=calibrated"]);
+    let normed = LlamaConfig {
+        output_norms: true,
+        ..teacher()
+    };
+    let error = Plan::new(&recipe(&[map]), &normed).unwrap_err();
+    assert!(
+        error.to_string().contains("norms what its blocks put out"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_pattern_about_one_use_of_a_shared_map_is_about_the_map() {
     let map = "lti.map={ hidden = 'shared' }";
     let plan = plan(&[map, r"weights.freeze=['layers\.2\.mlp\.down_proj\.left']"]);
@@ -351,7 +455,11 @@ fn a_pattern_about_one_use_of_a_shared_map_is_about_the_map() {
         assert_eq!(tensor(&plan, &name).origin, Origin::Shared { with });
     }
     assert_refused(
-        &[map, "lti.start=calibrated", "calibration.feed_forward=refit"],
+        &[
+            map,
+            "lti.start=calibrated",
+            "calibration.feed_forward=refit",
+        ],
         "calibration.feed_forward",
         &["one map of all three", "hidden = \"general\""],
     );

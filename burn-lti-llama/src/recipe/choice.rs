@@ -207,6 +207,8 @@ pub struct MapChoice {
     pub out: MapKind,
     /// Maps of the units of a feed-forward block, in gate, up and down.
     pub hidden: AxisMaps,
+    /// Maps of the features of the residual stream, in every weight.
+    pub width: AxisMaps,
 }
 
 impl Default for MapChoice {
@@ -224,6 +226,21 @@ impl MapChoice {
             value: kind,
             out: kind,
             hidden: AxisMaps::Weights,
+            width: AxisMaps::Weights,
+        }
+    }
+
+    /// Whether other axes than heads have maps.
+    pub fn has_other_axes(&self) -> bool {
+        [self.hidden, self.width] != [AxisMaps::Weights; 2]
+    }
+
+    /// The same with maps of heads alone.
+    pub const fn of_heads(self) -> Self {
+        Self {
+            hidden: AxisMaps::Weights,
+            width: AxisMaps::Weights,
+            ..self
         }
     }
 
@@ -267,15 +284,17 @@ impl TryFrom<MapTable> for MapChoice {
             value,
             out,
             hidden,
+            width,
             default,
             kronecker,
         } = table;
-        let hidden = hidden.unwrap_or_default();
+        let [hidden, width] = [hidden, width].map(Option::unwrap_or_default);
         let named = [query, key, value, out, default];
         if let Some(rank) = kronecker {
             return match named.iter().all(Option::is_none) {
                 true => Ok(Self {
                     hidden,
+                    width,
                     ..Self::uniform(MapKind::Kronecker(rank))
                 }),
                 false => Err(
@@ -293,6 +312,7 @@ impl TryFrom<MapTable> for MapChoice {
             value: of(value, others.value),
             out: of(out, others.out),
             hidden,
+            width,
         })
     }
 }
@@ -312,10 +332,12 @@ impl fmt::Display for MapChoice {
                 f.write_str(&kinds.join(", "))?;
             }
         }
-        match self.hidden {
-            AxisMaps::Weights => Ok(()),
-            maps => write!(f, ", hidden {maps}"),
+        for (axis, maps) in [("hidden", self.hidden), ("width", self.width)] {
+            if maps != AxisMaps::Weights {
+                write!(f, ", {axis} {maps}")?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -330,6 +352,7 @@ impl Serialize for MapChoice {
             value: Some(OneMap(self.value)),
             out: Some(OneMap(self.out)),
             hidden: (self.hidden != AxisMaps::Weights).then_some(self.hidden),
+            width: (self.width != AxisMaps::Weights).then_some(self.width),
             default: None,
             kronecker: None,
         }
@@ -374,6 +397,8 @@ struct MapTable {
     out: Option<OneMap>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden: Option<AxisMaps>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    width: Option<AxisMaps>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default: Option<OneMap>,
     #[serde(skip_serializing_if = "Option::is_none")]

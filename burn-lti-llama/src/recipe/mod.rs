@@ -116,7 +116,7 @@ impl Recipe {
         let has_maps = self.phase2.is_some()
             || self.lti.grow.is_some()
             || self.lti.coordinates.is_some()
-            || self.lti.map.hidden != AxisMaps::Weights
+            || self.lti.map.has_other_axes()
             || self.teacher.dtype != WeightType::F32;
         self.lti.train.unwrap_or(match has_maps {
             true => Trained::Maps,

@@ -98,6 +98,8 @@ fn maps_of_units_are_made_trained_folded_and_resumed() {
         );
         assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
     }
+    let errors = workshop.fail(&["plan", "recipe.toml", "--set", "lti.map={ width = 'wide' }"]);
+    assert!(errors.contains("lti.map.width"), "{errors}");
     // Where the units are the teacher's, so is the student, but for its heads.
     let kl = |out: &str, more: &[&str]| {
         let start = ["start", "recipe.toml", "--out", out];
@@ -119,6 +121,38 @@ fn maps_of_units_are_made_trained_folded_and_resumed() {
         errors.contains("lti.map.hidden") && errors.contains("weights, general, shared"),
         "{errors}"
     );
+}
+
+#[test]
+fn one_map_of_the_width_is_made_trained_folded_and_resumed() {
+    let workshop = Workshop::new();
+    let teacher = config(&workshop, "teacher");
+    let width = teacher["hidden_size"].as_u64().unwrap() - 8;
+    for (start, narrower) in [("grouped", true), ("lecun", true), ("calibrated", false)] {
+        let (whole, killed) = (format!("whole-{start}"), format!("killed-{start}"));
+        let start = format!("lti.start={start}");
+        let map = "lti.map={ hidden = 'shared', width = 'shared' }".to_owned();
+        let mut set = vec![start, map, "phase2.steps=8".to_owned()];
+        if narrower {
+            set.push(format!("student.hidden_size={width}"));
+        }
+        let set: Vec<&str> = set.iter().flat_map(|it| ["--set", it.as_str()]).collect();
+        workshop.succeed(&distill(&whole, &set));
+        let made = config(&workshop, &format!("{whole}/student"));
+        let expected = if narrower { width } else { width + 8 };
+        assert_eq!(made["hidden_size"], expected);
+        kill_after(&workshop, &distill(&killed, &set), 250);
+        let resume = [&set[..], &["--resume"]].concat();
+        kill_after(&workshop, &distill(&killed, &resume), 300);
+        if !workshop.path(&killed).join("summary.json").exists() {
+            workshop.succeed(&distill(&killed, &resume));
+        }
+        assert!(
+            student(&workshop, &whole) == student(&workshop, &killed),
+            "{whole}"
+        );
+        assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
+    }
 }
 
 #[test]

@@ -49,6 +49,13 @@ fn check_shape<B: Backend>(
             ));
         }
     }
+    if calibration.spec.maps.width().is_some() {
+        return refused(
+            "the width of the residual stream has maps, and a start fits heads alone: leave them out of the spec that is \
+             calibrated with"
+                .to_owned(),
+        );
+    }
     let is_mapped = |role: &Role| !Role::ATTENTION.contains(role);
     if let Some(role) = calibration.spec.maps.roles().find(is_mapped) {
         return refused(format!(

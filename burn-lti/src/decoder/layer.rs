@@ -29,10 +29,12 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one, along the axis that is the role's own.
+/// The form of the map in each role that has one, along the axis that is the role's own, and along the width of the
+/// residual stream, on which one side of every weight lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleMaps {
     forms: BTreeMap<Role, MapKind>,
+    width: Option<MapKind>,
     filled: BTreeSet<Axis>,
 }
 
@@ -49,6 +51,20 @@ impl RoleMaps {
     pub fn with(mut self, role: Role, map: MapKind) -> Self {
         self.forms.insert(role, map);
         self
+    }
+
+    /// The same with a map of this form along the width, on its side of every weight.
+    ///
+    /// A gain of a norm does not commute with such a map. It belongs into the teacher's weights that read what is
+    /// normed, `diag(gain) C`, and the student's begin as one.
+    pub const fn with_width(mut self, map: MapKind) -> Self {
+        self.width = Some(map);
+        self
+    }
+
+    /// The form along the width; `None` where it is kept.
+    pub const fn width(&self) -> Option<MapKind> {
+        self.width
     }
 
     /// The same with maps along `axis` that have no values of a start: they wait to be filled by name, as the teacher's
@@ -73,6 +89,7 @@ impl FromIterator<(Role, MapKind)> for RoleMaps {
     fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
         Self {
             forms: maps.into_iter().collect(),
+            width: None,
             filled: BTreeSet::new(),
         }
     }
@@ -129,11 +146,11 @@ impl LtiSpec {
     /// The map in the place of the weight at `site` of a student of these axes; `None` where the weight
     /// stays as it is.
     pub fn config(&self, student: &Axes, site: Site) -> Option<LtiDenseConfig> {
-        let map = self
-            .maps
-            .get(site.role)
+        let own = self.maps.get(site.role);
+        let any = own
+            .or(self.maps.width)
             .filter(|_| self.selects(site.layer))?;
-        let mut config = LtiDenseConfig::new(site.role, &self.teacher, student, map)
+        let mut config = LtiDenseConfig::new(site.role, &self.teacher, student, any)
             .with_start(self.start, site.seed(self.seed))
             .with_precision(self.precision);
         for (axis, side) in site
@@ -142,6 +159,10 @@ impl LtiSpec {
             .into_iter()
             .zip([&mut config.left, &mut config.right])
         {
+            side.map = match axis {
+                Axis::Width => self.maps.width,
+                _ => own,
+            };
             side.start = self
                 .maps
                 .filled
@@ -168,9 +189,15 @@ impl LtiSpec {
             return Ok(Projection::Linear(linear));
         };
         let axis = site.role.mapped_axis();
-        if student.grid_of(axis).is_none() {
-            return Err(DecoderError::SharedAxis { site, axis });
-        }
+        let shape = linear.weight.lazy_shape();
+        let config = match (student.grid_of(axis), self.maps.get(site.role)) {
+            (Some(_), _) => config,
+            (None, Some(_)) => return Err(DecoderError::SharedAxis { site, axis }),
+            (None, None) => config.with_shared_axis(match site.role.axes() {
+                [Axis::Width, _] => shape[1],
+                _ => shape[0],
+            }),
+        };
         let config = config.with_bias(linear.bias.is_some());
         config
             .check_replaces(&linear)

@@ -56,10 +56,11 @@ fn reads_every_form_and_what_it_writes() {
             Layers::These(vec![1]),
         ),
         (
-            "{ kronecker = 3, hidden = 'general' }",
+            "{ kronecker = 3, hidden = 'general', width = 'shared' }",
             "[1]",
             MapChoice {
                 hidden: AxisMaps::General,
+                width: AxisMaps::Shared,
                 ..MapChoice::uniform(MapKind::Kronecker(3))
             },
             Layers::These(vec![1]),
@@ -114,6 +115,12 @@ fn names_the_form_of_each_projection() {
     assert_eq!(hidden.to_string(), format!("{text}, hidden shared"));
     assert_eq!(hidden.kind(Role::Gate), Some(MapKind::General));
     assert_eq!(hidden.kinds().count(), 7);
+    let width = MapChoice {
+        width: AxisMaps::General,
+        ..hidden
+    };
+    assert_eq!(width.to_string(), format!("{hidden}, width general"));
+    assert!(width.has_other_axes() && !width.of_heads().has_other_axes());
 }
 
 #[test]
