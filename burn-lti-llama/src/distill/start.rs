@@ -214,6 +214,7 @@ fn calculated<A: AutodiffBackend>(
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.kept = plan.kept_layers.clone();
+    calibration.ties_head = Some(plan.student.tie_word_embeddings);
     calibration.budget = budget;
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;

@@ -107,7 +107,7 @@ fn kept_features<B: Backend>(
     match plan.start {
         _ if all == count => (0..all as i64).collect(),
         Start::Lecun => by_chance(all, count, seed),
-        _ => largest(along, all, count),
+        _ => largest(along, [all, count], plan.student.tie_word_embeddings),
     }
 }
 
@@ -155,8 +155,8 @@ fn by_chance(all: usize, count: usize, seed: u64) -> Vec<i64> {
 /// the stream, and the axis of each that lies so.
 fn largest<B: Backend>(
     along: &[(String, usize, NamedTensor<B>)],
-    all: usize,
-    count: usize,
+    [all, count]: [usize; 2],
+    is_tied: bool,
 ) -> Vec<i64> {
     let squares = |named: &NamedTensor<B>, axis: usize| -> Vec<f32> {
         let own = named.tensor.shape();
@@ -170,22 +170,26 @@ fn largest<B: Backend>(
     };
     let (mut written, mut read) = (vec![0.0; all], vec![0.0; all]);
     for (name, axis, named) in along {
-        let is_weight = named.tensor.shape().len() == 2;
-        let writes = name == EMBEDDING || (is_weight && *axis == 1);
-        let into = match writes {
-            true => &mut written,
-            false if is_weight => &mut read,
-            false => continue,
-        };
-        let own = squares(named, *axis);
-        // Before what reads the stream stands a norm, whose gains are part of it.
-        let gains = norm_before(name).filter(|_| !writes);
-        let gains = gains.and_then(|norm| along.iter().find(|(name, ..)| *name == norm));
-        let gains = gains.map_or(vec![1.0; all], |(_, _, norm)| squares(norm, 0));
+        if named.tensor.shape().len() != 2 {
+            continue;
+        }
+        let (writes, own) = (*axis == 1, squares(named, *axis));
         // Each weight counts the same.
         let total = own.iter().sum::<f32>().max(f32::MIN_POSITIVE);
-        for ((sum, square), gain) in into.iter_mut().zip(own).zip(gains) {
-            *sum += square * gain / total;
+        if writes {
+            for (sum, square) in written.iter_mut().zip(&own) {
+                *sum += square / total;
+            }
+        }
+        // An embedding that is the head reads as well.
+        if !writes || (name == EMBEDDING && is_tied) {
+            // Before what reads the stream stands a norm, whose gains are part of it.
+            let norm = norm_before(name);
+            let norm = along.iter().find(|(name, ..)| *name == norm);
+            let gains = norm.map_or(vec![1.0; all], |(_, _, norm)| squares(norm, 0));
+            for ((sum, square), gain) in read.iter_mut().zip(own).zip(gains) {
+                *sum += square * gain / total;
+            }
         }
     }
     let mut ids: Vec<usize> = (0..all).collect();
@@ -197,16 +201,12 @@ fn largest<B: Backend>(
 }
 
 /// The gains of the norm through which the weight `name` reads the stream.
-fn norm_before(name: &str) -> Option<String> {
-    if name == HEAD {
-        return Some("model.norm.gamma".to_owned());
-    }
-    let (layer, _) = name
-        .split_once(".self_attn.")
-        .or(name.split_once(".mlp."))?;
-    let norm = match name.contains(".self_attn.") {
-        true => "input_layernorm",
-        false => "post_attention_layernorm",
+fn norm_before(name: &str) -> String {
+    let of_layer = |part: &str, norm: &str| {
+        let (layer, _) = name.split_once(part)?;
+        Some(format!("{layer}.{norm}.gamma"))
     };
-    Some(format!("{layer}.{norm}.gamma"))
+    of_layer(".self_attn.", "input_layernorm")
+        .or_else(|| of_layer(".mlp.", "post_attention_layernorm"))
+        .unwrap_or_else(|| "model.norm.gamma".to_owned())
 }

@@ -8,10 +8,12 @@ use crate::geometry::Axes;
 /// What is calibrated, and how far.
 #[derive(Clone, Debug)]
 pub struct Calibration<'a> {
-    /// The teacher's grids, the layers that have maps, and the maps' forms.
+    /// The teacher's grids, at the student's width, the layers that have maps, and the maps' forms.
     pub spec: &'a LtiSpec,
-    /// The student's grids, and how many units its feed-forward blocks have.
+    /// The student's grids, how many units its feed-forward blocks have, and how wide its residual stream is.
     pub student: Axes,
+    /// Whether the student's head is its embedding; `None` where it is as the teacher's.
+    pub ties_head: Option<bool>,
     /// The teacher's layer that each of the student's stands for, ascending; `None` where there are as many.
     /// The spec's layers are the student's.
     pub kept: Option<Vec<usize>>,
@@ -41,6 +43,7 @@ impl<'a> Calibration<'a> {
         Self {
             spec,
             student,
+            ties_head: None,
             kept: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
@@ -60,11 +63,10 @@ impl<'a> Calibration<'a> {
         self.student.hidden != self.spec.teacher.hidden
     }
 
-    /// Whether anything becomes of feed-forward blocks: if it is asked for, and where units or layers are missing
-    /// whose part they can do.
-    pub(super) fn refits(&self) -> bool {
-        let wants = self.feed_forward == FeedForward::Refit || self.kept.is_some();
-        self.cuts_units() || (wants && self.blocks == Blocks::Fitted)
+    /// Whether the student's residual stream has to become another than the teacher's, of `t_width` features and with
+    /// a head that is its embedding or not: of another width, or with one table for both.
+    pub(super) fn narrows(&self, t_width: usize, is_tied: bool) -> bool {
+        self.student.d_model != t_width || (self.ties_head == Some(true) && !is_tied)
     }
 }
 

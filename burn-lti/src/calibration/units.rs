@@ -78,7 +78,7 @@ pub(super) fn chosen<B: Backend>(
     calibration: &Calibration<'_>,
 ) -> Result<(Vec<usize>, TensorSet<B>)> {
     let units = calibration.student.hidden;
-    let (of_teacher, source) = (text.teacher, text.source(layer));
+    let (of_teacher, source) = (text.at_width(), text.source(layer));
     let down = text.source_name(layer, Role::Down)?;
     let teacher = text.tensors.weight(&down, text.d_model)?;
     let mut sums = SplitMoments::zeros(teacher.nrows(), text.d_model);
