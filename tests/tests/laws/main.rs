@@ -18,3 +18,4 @@ mod train;
 mod traps;
 mod weights;
 mod whitening;
+mod width;
