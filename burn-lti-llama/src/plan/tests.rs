@@ -1114,6 +1114,125 @@ fn a_number_of_layers_is_chosen_by_the_run() {
 }
 
 #[test]
+fn a_student_of_another_width_has_the_teacher_at_that_width() {
+    let plan = plan(&["student.hidden_size=48", "student.tie_embeddings=false"]);
+    let student = &plan.student;
+    assert_eq!((student.hidden_size, student.head_dim), (48, 8));
+    assert_eq!(plan.spec.teacher.d_model, 48);
+    assert!(!student.tie_word_embeddings && plan.expectation.is_none());
+    // Heads are the teacher's, what reads and writes is as wide as the student.
+    let kernel = tensor(&plan, &q_proj("c"));
+    let of_query = q_proj("weight");
+    assert_eq!(kernel.shape, [48, 64]);
+    assert_eq!(kernel.origin, Origin::TeacherKernel { from: of_query });
+    for (name, shape) in [
+        ("model.embed_tokens.weight", &[512, 48][..]),
+        ("lm_head.weight", &[512, 48]),
+        ("model.layers.4.mlp.down_proj.weight", &[48, 172]),
+        ("model.layers.4.input_layernorm.weight", &[48]),
+        ("model.norm.weight", &[48]),
+    ] {
+        let found = tensor(&plan, name);
+        assert_eq!(found.shape, shape, "{name}");
+        let from = name.to_owned();
+        assert_eq!(found.origin, Origin::Start { from }, "{name}");
+    }
+    let counted = |config: &LlamaConfig| config.num_parameters();
+    assert_eq!(plan.totals.student_parameters, counted(student));
+    // Nothing of it is the teacher's: it is held beside.
+    let frozen: usize = plan.tensors.iter().map(PlannedTensor::num_elements).sum();
+    let of_both = counted(&teacher()) + frozen - plan.totals.map_parameters;
+    assert_eq!(plan.costs.memory.weights, 4.0 * of_both as f64);
+    let text = plan.to_string();
+    assert!(text.contains("width    48 of 64 features"), "{text}");
+    assert!(text.contains("start (grouped)"), "{text}");
+    // Blocks of quantizers, with what is near.
+    let blocks = "rows of what reads the stream have 48 numbers, which blocks of 32 (Q4_0 to Q8_0) do not divide: 32 \
+                  or 64 features would do";
+    assert!(text.contains(blocks), "{text}");
+    let calibrated = super::tests::plan(&["student.hidden_size=32", "lti.start=calibrated"]);
+    let text = calibrated.to_string();
+    assert!(text.contains("width    32 of 64 directions"), "{text}");
+    assert!(!text.contains("what reads the stream have"), "{text}");
+    // A head of its own alone changes nothing else.
+    let untied = super::tests::plan(&["student.tie_embeddings=false"]);
+    assert!(!untied.to_string().contains("width    "));
+    let norm = "model.norm.weight".to_owned();
+    assert_eq!(tensor(&untied, &norm).origin, Origin::Copied { from: norm });
+}
+
+#[test]
+fn widths_that_cannot_be_are_refused() {
+    assert_refused(
+        &["student.hidden_size=65"],
+        "student.hidden_size",
+        &["65", "64"],
+    );
+    assert_refused(
+        &["student.hidden_size=0"],
+        "student.hidden_size",
+        &["at least one"],
+    );
+    let some_layers = [
+        "student.hidden_size=48",
+        "lti.layers=[0, 1]",
+        "lti.start=calibrated",
+    ];
+    assert_refused(
+        &some_layers,
+        "lti.layers",
+        &["student.hidden_size", "lti.layers = \"all\""],
+    );
+    let feature = ["student.hidden_size=48", "loss.feature={ weight = 1 }"];
+    assert_refused(
+        &feature,
+        "loss.feature.projector",
+        &["48", "64", "projector = true"],
+    );
+    let projected = [
+        "student.hidden_size=48",
+        "loss.feature={ weight = 1, projector = true }",
+    ];
+    assert!(plan(&projected).loss.feature.is_some());
+    let of = |teacher: &LlamaConfig, overrides: &[&str]| {
+        let error = Plan::new(&recipe(overrides), teacher).unwrap_err();
+        error.to_string()
+    };
+    let untied = LlamaConfig {
+        tie_word_embeddings: false,
+        ..teacher()
+    };
+    let message = of(&untied, &["student.tie_embeddings=true"]);
+    assert!(
+        message.contains("student.tie_embeddings is true") && message.contains("calibrated"),
+        "{message}"
+    );
+    let normed = LlamaConfig {
+        output_norms: true,
+        ..teacher()
+    };
+    let message = of(&normed, &["student.hidden_size=48", "lti.start=calibrated"]);
+    assert!(
+        message.contains("student.hidden_size") && message.contains("grouped"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_gemma_of_another_width_multiplies_by_that_width() {
+    let text = r#"{ "model_type": "gemma2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4 }"#;
+    let gemma = LlamaConfig::from_json_str(text, Path::new("config.json")).unwrap();
+    assert_eq!(gemma.multipliers.embedding, 4.0);
+    let student = gemma.at_width(9, true);
+    assert_eq!(student.multipliers.embedding, 3.0);
+    // So a file says, which is read the same.
+    let file = student.to_json().to_string();
+    let read = LlamaConfig::from_json_str(&file, Path::new("config.json")).unwrap();
+    assert_eq!(read, student);
+}
+
+#[test]
 fn shapes_that_cannot_be_are_refused() {
     assert_refused(
         &["student.intermediate_size=173"],

@@ -1,4 +1,4 @@
-//! Students of fewer units and layers, given or searched.
+//! Students of fewer units and layers and of another width, given or searched.
 
 use std::fs;
 
@@ -18,6 +18,8 @@ fn a_smaller_student_is_made_resumed_collapsed_and_read() {
     let teacher = config(&workshop, "teacher");
     let units = teacher["intermediate_size"].as_u64().unwrap() - 3;
     let units = format!("student.intermediate_size={units}");
+    let width = teacher["hidden_size"].as_u64().unwrap() * 3 / 4;
+    let width = format!("student.hidden_size={width}");
     for start in ["calibrated", "grouped", "lecun"] {
         let (whole, killed) = (format!("whole-{start}"), format!("killed-{start}"));
         let start = format!("lti.start={start}");
@@ -27,12 +29,19 @@ fn a_smaller_student_is_made_resumed_collapsed_and_read() {
             "--set",
             "student.layers=1",
             "--set",
+            &width,
+            "--set",
+            "student.tie_embeddings=false",
+            "--set",
             &start,
         ];
         workshop.succeed(&distill(&whole, &shape));
         let made = config(&workshop, &format!("{whole}/student"));
         assert_eq!(made["num_hidden_layers"], 1);
         assert!(units.ends_with(&made["intermediate_size"].to_string()));
+        assert!(width.ends_with(&made["hidden_size"].to_string()));
+        assert_eq!(made["tie_word_embeddings"], false);
+        assert_eq!(made["head_dim"], teacher["head_dim"]);
         // The layer that was chosen is not chosen again, and the same is kept.
         kill_after(&workshop, &distill(&killed, &shape), 250);
         let resume = [&shape[..], &["--resume"]].concat();
@@ -153,6 +162,35 @@ fn one_map_of_the_width_is_made_trained_folded_and_resumed() {
         );
         assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
     }
+}
+
+#[test]
+fn a_narrower_student_goes_through_both_phases_and_writes() {
+    let workshop = Workshop::new();
+    let teacher = config(&workshop, "teacher");
+    let width = teacher["hidden_size"].as_u64().unwrap() * 3 / 4;
+    let width = format!("student.hidden_size={width}");
+    let phases = [
+        "--set",
+        &width,
+        "--set",
+        "lti.start=calibrated",
+        "--set",
+        "lti.train=maps",
+        "--set",
+        "phase2={ steps = 2, train = 'all' }",
+    ];
+    workshop.succeed(&distill("out", &phases));
+    // One table for both ends, as in the teacher.
+    let made = config(&workshop, "out/student");
+    assert_eq!(made["tie_word_embeddings"], true);
+    let eval = ["eval", "--teacher", "teacher", "--student", "out/student"];
+    workshop.succeed(&[&eval[..], &["--text", "valid.txt", "--seq-len", "32"]].concat());
+    let generate = ["generate", "--model", "out/student", "--prompt", "w3 w4"];
+    workshop.succeed(&[&generate[..], &["--max-tokens", "4"]].concat());
+    let wide = ["plan", "recipe.toml", "--set", "student.hidden_size=1000"];
+    let errors = workshop.fail(&wide);
+    assert!(errors.contains("student.hidden_size is 1000"), "{errors}");
 }
 
 #[test]

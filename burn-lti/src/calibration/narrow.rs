@@ -11,7 +11,8 @@
 //!
 //! Where the head is the embedding, one table has to do as both. With `B = E P` what the embedding is in the student
 //! and `C` what the head would be, a change `S` of the stream's basis makes them `B S` and `C S^-T`; the symmetric
-//! `S` for which they are nearest solves `B X = C`, `X = S^2`, in least squares, a Lyapunov equation.
+//! `S` for which they are nearest solves `B X = C`, `X = S^2`, in least squares, a Lyapunov equation. A norm takes away
+//! how much longer `S` makes the last states, so table and basis are made as much larger.
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
@@ -21,11 +22,12 @@ use super::error::{CalibrationError, Result};
 use super::features::flat;
 use super::feed_forward::change;
 use super::map_values::row_major;
-use super::moments::matrix;
+use super::moments::{floats, matrix};
 use super::solve;
 use super::split::SplitMoments;
 use super::teacher::site_name;
 use super::text::Text;
+use crate::compat;
 use crate::decoder::{LayeredDecoder, Reader, TokenBatch};
 use crate::geometry::{Axis, Role, Site};
 use crate::inject::with_values;
@@ -136,19 +138,17 @@ pub(super) fn first<B: Backend>(
         ))
     });
     let Some((table, table_name)): Option<(Tensor<B, 2>, String)> = table else {
-        return Err(CalibrationError::Refused(
-            "the teacher's `LayeredDecoder` names no embedding, which another width changes: keep the teacher's width"
-                .to_owned(),
-        ));
+        return Err(unknown());
     };
     let is_tied = ties_head.unwrap_or_else(|| teacher.site_name(Site::HEAD).is_none());
     let mut tensors = TensorSet::new();
     let embedded = match is_tied {
         false => {
-            let name = teacher.site_name(Site::HEAD);
-            let name = name.unwrap_or_else(|| "lm_head".to_owned());
-            let zeros = Tensor::<B, 2>::zeros([width, vocab], (&device, dtype));
-            tensors.insert(&join_name(&name, "weight"), "Linear", zeros);
+            // Where the teacher has none, whoever makes the student knows what it is called.
+            if let Some(name) = name_of(Site::HEAD) {
+                let zeros = Tensor::<B, 2>::zeros([width, vocab], (&device, dtype));
+                tensors.insert(&name, "Linear", zeros);
+            }
             table.cast(DType::F32).matmul(basis.into.clone())
         }
         true => tied(text, table, head)?,
@@ -313,13 +313,6 @@ fn fitted_input<B: Backend, T: LayeredDecoder<B>>(
     reader: Reader,
     read: impl Fn(&mut Text<'_, B, T>, usize, &TokenBatch<B>) -> Result<Option<Tensor<B, 2>>>,
 ) -> Result<Tensor<B, 2>> {
-    let unknown = || {
-        CalibrationError::Refused(
-            "the teacher's `LayeredDecoder` does not say what its norms make of the residual stream, which another width \
-             has to be fitted to: keep the teacher's width"
-                .to_owned(),
-        )
-    };
     // Were nothing lost, the way back would be the map, but for the gains.
     let gains = text.gains(reader).ok_or_else(unknown)?;
     let back = text.basis().map(|basis| basis.back.clone() * gains);
@@ -339,6 +332,15 @@ fn fitted_input<B: Backend, T: LayeredDecoder<B>>(
         (_, Some(change)) => tensor(&change, &back.device()) + back,
         (_, None) => back,
     })
+}
+
+/// The teacher does not say what another width needs of it.
+fn unknown() -> CalibrationError {
+    CalibrationError::Refused(
+        "the teacher's `LayeredDecoder` names no embedding, or does not say what its norms make of the residual stream, \
+         to which another width has to be fitted: keep the teacher's width"
+            .to_owned(),
+    )
 }
 
 /// Rows with a mean square of one: what a norm without gains makes of them, but for what it adds to be safe.
@@ -387,11 +389,22 @@ fn tied<B: Backend>(
         tensor::<B>(&(scaled * vectors.transpose()), &device)
     };
     let (change, undone) = (of(&|root| root), of(&|root| 1.0 / root));
+    // Before the head a norm takes away how much longer the change makes states, so the head has to be as much
+    // larger; and so has the embedding, with all that writes to the stream, which no norm sees.
+    let (mut squares, mut count) = (0.0, 0.0);
+    for (index, batch) in text.batches() {
+        let changed = unit_rows(flat(text.wanted_output(index, last)?)).matmul(change.clone());
+        let root = text.roots(index, &batch);
+        let sum = |rows: Tensor<B, 2>| floats(compat::total(rows.powi_scalar(2)));
+        squares += f64::from(sum(changed * root.clone())?[0]) / width as f64;
+        count += f64::from(sum(root)?[0]);
+    }
+    let longer = (squares / count.max(f64::MIN_POSITIVE)).sqrt();
     text.set_basis(Basis {
-        into: into.matmul(change.clone()),
-        back: undone.clone().matmul(back),
+        into: into.matmul(change.clone()).mul_scalar(longer),
+        back: undone.clone().matmul(back).mul_scalar(longer),
     });
-    Ok((embedded.matmul(change) + read.matmul(undone)).mul_scalar(0.5))
+    Ok((embedded.matmul(change) + read.matmul(undone)).mul_scalar(0.5 * longer))
 }
 
 fn tensor<B: Backend>(matrix: &Mat<f64>, device: &B::Device) -> Tensor<B, 2> {

@@ -12,7 +12,8 @@ pub struct Calibration<'a> {
     pub spec: &'a LtiSpec,
     /// The student's grids, how many units its feed-forward blocks have, and how wide its residual stream is.
     pub student: Axes,
-    /// Whether the student's head is its embedding; `None` where it is as the teacher's.
+    /// Whether the student's head is its embedding; `None` where it is as the teacher's. Whoever makes the student
+    /// gives it a head of its own where the teacher has none: any, in place of which one is fitted at another width.
     pub ties_head: Option<bool>,
     /// The teacher's layer that each of the student's stands for, ascending; `None` where there are as many.
     /// The spec's layers are the student's.

@@ -19,3 +19,4 @@ mod train;
 mod traps;
 mod weights;
 mod whitening;
+mod width;
