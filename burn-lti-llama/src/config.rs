@@ -292,10 +292,29 @@ impl LlamaConfig {
         self
     }
 
-    /// Whether it has as many layers and units as `other`, whatever its heads.
+    /// Whether it has as many layers and units and the width of `other`, whatever its heads.
     pub(crate) const fn is_as_deep_and_wide(&self, other: &Self) -> bool {
         self.num_hidden_layers == other.num_hidden_layers
             && self.intermediate_size == other.intermediate_size
+            && self.hidden_size == other.hidden_size
+    }
+
+    /// Whether the residual stream of `teacher` has to become another for this student of it: of another width, or
+    /// with one table for what it reads and what it puts out.
+    pub(crate) const fn narrows(&self, teacher: &Self) -> bool {
+        let becomes_tied = self.tie_word_embeddings && !teacher.tie_word_embeddings;
+        self.hidden_size != teacher.hidden_size || becomes_tied
+    }
+
+    /// The same model with a residual stream of this width, its head the embedding or not.
+    pub fn at_width(&self, hidden_size: usize, tie_word_embeddings: bool) -> Self {
+        let mut config = Self {
+            hidden_size,
+            tie_word_embeddings,
+            ..self.clone()
+        };
+        config.family.write_width(&mut config);
+        config
     }
 
     /// The same model with these of its layers, ascending.

@@ -40,10 +40,14 @@ pub(super) fn write(
         let _ = writeln!(card, "license: {licence}");
     }
     let (heads, was) = (plan.student.axes(), plan.teacher.axes());
+    let width = match heads.d_model == was.d_model {
+        true => String::new(),
+        false => format!(" width {} instead of {},", heads.d_model, was.d_model),
+    };
     let _ = write!(
         card,
         "---\n\n# A smaller {name}\n\nMade of {name} by [burn-lti]({}): {} query and {} key/value heads of {} \
-         instead of {} and {} of {}, {} of {} parameters, {} of {} bytes of key/value cache a token in float32. \
+         instead of {} and {} of {},{width} {} of {} parameters, {} of {} bytes of key/value cache a token in float32. \
          Start `{}`, then {} steps on {} tokens, of which the student of step {} was kept. `recipe.toml` of the \
          run has every setting.\n\n| on {} held-out tokens | |\n|---|---|\n",
         env!("CARGO_PKG_REPOSITORY"),

@@ -11,7 +11,7 @@ use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
-use super::{DistillError, Event, Listener, Manifest, teacher_cache};
+use super::{DistillError, Event, Listener, Manifest, teacher_cache, width};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType, kept_name};
 use crate::model::PlainLlama;
@@ -23,7 +23,7 @@ use crate::tokenizer::Tokenizer;
 /// Everything that a run reads.
 pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) plan: Plan,
-    /// The teacher's, those of its layers that the student keeps, by the student's numbers.
+    /// The teacher's at the student's width, those of its layers that the student keeps, by the student's numbers.
     pub(super) tensors: TensorSet<A::InnerBackend>,
     /// With which the student is compared.
     pub(super) teacher: Arc<PlainLlama<A::InnerBackend>>,
@@ -93,10 +93,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let watched = valid.iter().take(watched).cloned().collect();
         let batch_size = seq_len.sequences_of(longest, recipe.train.batch_size);
         let held_out = |sequences| data::loader(sequences, batch_size, None, device);
-        let tensors = match &plan.kept_layers {
-            Some(kept) => tensors.renamed(|name| kept_name(name, kept)),
-            None => tensors,
-        };
+        let tensors = for_student(&plan, recipe.train.seed, tensors);
         Ok(Self {
             plan,
             tensors,
@@ -109,6 +106,20 @@ impl<A: AutodiffBackend> RunInputs<A> {
             watched: held_out(watched),
         })
     }
+
+    /// The teacher's tensors as the student of another plan takes them.
+    pub(super) fn teacher_tensors(&self, plan: &Plan, seed: u64) -> TensorSet<A::InnerBackend> {
+        for_student(plan, seed, TensorSet::collect(self.teacher.as_ref()))
+    }
+}
+
+/// The teacher's `tensors` as the student of `plan` takes them.
+fn for_student<B: Backend>(plan: &Plan, seed: u64, tensors: TensorSet<B>) -> TensorSet<B> {
+    let tensors = match &plan.kept_layers {
+        Some(kept) => tensors.renamed(|name| kept_name(name, kept)),
+        None => tensors,
+    };
+    width::at_width(plan, seed, tensors)
 }
 
 /// Tokens of each of the two texts on which layers are chosen.

@@ -59,6 +59,7 @@ mod teacher_cache;
 mod tensorboard;
 mod training;
 mod units;
+mod width;
 mod written;
 
 use std::sync::Arc;

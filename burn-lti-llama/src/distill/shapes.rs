@@ -1,6 +1,6 @@
 //! The search for a student's shape: of those that are small enough, the one that begins nearest to its teacher.
 //!
-//! Layers, heads and units are what a shape is made of here. For some numbers of layers and heads, as many units are
+//! Layers, heads and units are what is searched here, at the width that the recipe gives. For some numbers of layers and heads, as many units are
 //! kept as the target allows. The start of each such shape is calculated, on less text than a run's, and judged on
 //! held-out text; shapes that keep about the same part of every axis come first, until the time is up.
 
@@ -118,7 +118,11 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
     let mut smallest: Option<Sizes> = None;
     for depth in depths(&recipe.student, &teacher) {
         let layers: Vec<usize> = (0..depth).collect();
-        let shorter = teacher.with_layers(&layers);
+        let given = &recipe.student;
+        let shorter = teacher.with_layers(&layers).at_width(
+            given.hidden_size.unwrap_or(teacher.hidden_size),
+            given.tie_embeddings.unwrap_or(teacher.tie_word_embeddings),
+        );
         for [heads, kv_heads] in heads(&recipe.student, &teacher) {
             let of_units = |units: usize| {
                 sizes(&LlamaConfig {

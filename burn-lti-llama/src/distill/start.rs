@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::blueprint::Source;
+use burn_lti::blueprint::{Source, StudentTensor};
 use burn_lti::calibration::{
-    Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError, calibrate_from,
+    Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError,
+    calibrate_from, with_maps_of_blocks,
 };
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
@@ -25,7 +26,7 @@ use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::burn_name;
 use crate::model::NotFinite;
-use crate::recipe::{CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
+use crate::recipe::{AxisMaps, CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
 use crate::tokenizer::Tokenizer;
 
 /// What a student starts from.
@@ -66,6 +67,8 @@ impl Need {
         let shape = &recipe.student;
         let refits = recipe.calibration.feed_forward == FeedForward::Refit
             || shape.intermediate_size.is_some()
+            || shape.hidden_size.is_some()
+            || shape.tie_embeddings.is_some()
             || shape.layers.is_some();
         let is_all_trained = trained == Trained::All || !refits;
         match is_all_trained && recipe.weights.freeze.is_empty() {
@@ -158,7 +161,12 @@ fn shapes<A: AutodiffBackend>(
 ) -> TensorSet<A::InnerBackend> {
     let mut tensors = TensorSet::new();
     let blueprint = inputs.plan.with_maps.renamed(burn_name);
-    for tensor in &blueprint.tensors {
+    // What the inputs have as it is to be, no start calculates.
+    let is_there = |tensor: &&StudentTensor| {
+        let named = inputs.tensors.get(&tensor.name);
+        named.is_some_and(|named| named.tensor.shape() == tensor.shape)
+    };
+    for tensor in blueprint.tensors.iter().filter(|it| !is_there(it)) {
         match (&tensor.source, tensor.shape.as_slice()) {
             (Source::Start, &[rows, columns]) => {
                 let shape = [rows, columns];
@@ -196,13 +204,23 @@ fn calculated<A: AutodiffBackend>(
         CalibrationText::Teacher => written(recipe, inputs, listener)?,
     };
     listener(Event::Stage("calibrating the start"));
-    let plan = &inputs.plan;
+    // Feed-forward blocks are fitted as weights, of which maps are made in the end.
+    let of_heads = inputs.plan.with_maps_of_heads(recipe)?;
+    let plan = of_heads.as_ref().unwrap_or(&inputs.plan);
+    let of_teacher = match of_heads {
+        Some(_) => inputs.teacher_tensors(plan, recipe.train.seed),
+        None => inputs.tensors.clone(),
+    };
     let section = &recipe.calibration;
     let mut calibration = Calibration::new(&plan.spec, plan.student.axes());
     calibration.kept = plan.kept_layers.clone();
+    calibration.ties_head = Some(plan.student.tie_word_embeddings);
     calibration.budget = budget;
     calibration.rounds = section.rounds;
     calibration.feed_forward = section.feed_forward;
+    if recipe.lti.map.hidden == AxisMaps::Shared {
+        calibration.blocks = Blocks::Picked;
+    }
     calibration.refinement.steps = section.refine_steps;
     calibration.refinement.learning_rate = section.refine_learning_rate;
     let tokens: usize = sequences.iter().map(PackedSequence::len).sum();
@@ -236,7 +254,7 @@ fn calculated<A: AutodiffBackend>(
         }
     };
     let student_with = |tensors: &TensorSet<A::InnerBackend>| {
-        let tensors = TensorSet::from_inner(&inputs.tensors.with(tensors));
+        let tensors = TensorSet::from_inner(&of_teacher.with(tensors));
         learning::<A>(plan, &tensors, device)
     };
     let teacher = inputs.teacher.as_ref();
@@ -247,7 +265,18 @@ fn calculated<A: AutodiffBackend>(
             NotFinite::check(&the_teacher(recipe), teacher, &batch)?;
         }
     }
-    Ok(calibrated?)
+    let calibrated = calibrated?;
+    if recipe.lti.map.hidden == AxisMaps::Weights {
+        return Ok(calibrated);
+    }
+    let (start, residual) = with_maps_of_blocks(calibrated, &calibration, teacher)?;
+    if residual > 0.0 {
+        listener(Event::Note(&format!(
+            "the feed-forward weights of the start are maps of the teacher's, which are off by {residual:.1e} of them at \
+             most"
+        )));
+    }
+    Ok(start)
 }
 
 /// The layers of a start that are calculated, saved so often that it costs little.

@@ -116,6 +116,7 @@ mod tests {
             strength: 1.0,
             uneven: None,
             feed_forward_residual,
+            units: None,
             seconds: 0.04,
         };
         let mut summary = StartSummary {

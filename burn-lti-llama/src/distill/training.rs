@@ -13,7 +13,6 @@ use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use burn_lti::calibration::Whitening;
 use burn_lti::decoder::LayeredDecoder;
 use burn_lti::loss::{DistillationLoss, FeatureLoss, LossSchedule};
-use burn_lti::parameters::tie;
 use burn_lti::train::{
     Checkpoint, Distiller, RankSchedule, SilentRenderer, StepClock, StepStrategy, TrainError,
 };
@@ -99,8 +98,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
     ) -> Result<Self, DistillError> {
         let (module, optimizer) = checkpoint.restore_into(self.module, self.optimizer)?;
         Ok(Self {
-            // Each parameter was restored on its own.
-            module: tie(module),
+            module,
             optimizer,
             taken,
             ..self

@@ -41,7 +41,7 @@ pub(super) fn take_common(
         return Err(fields.refused("query_pre_attn_scalar", reason));
     }
     config.multipliers = Multipliers {
-        embedding: (config.hidden_size as f64).sqrt(),
+        embedding: embedding_multiplier(config.hidden_size),
         attention: Some(scalar.powf(-0.5)),
         ..Multipliers::NONE
     };
@@ -51,6 +51,11 @@ pub(super) fn take_common(
         !(layer + 1).is_multiple_of(every)
     })?;
     Ok(())
+}
+
+/// What the embedding gives is multiplied by the root of its width.
+pub(super) fn embedding_multiplier(hidden_size: usize) -> f64 {
+    (hidden_size as f64).sqrt()
 }
 
 /// The norms by the names of the file, where gains are told from one.

@@ -152,6 +152,13 @@ impl Family {
         }
     }
 
+    /// Has a model of another width multiply by what a file of this family means by that width.
+    pub(crate) fn write_width(self, config: &mut LlamaConfig) {
+        if matches!(self, Self::Gemma2 | Self::Gemma3) {
+            config.multipliers.embedding = gemma2::embedding_multiplier(config.hidden_size);
+        }
+    }
+
     /// What a file of this family has to say of a model that was read from a file of another, or from none.
     fn write(self, config: &LlamaConfig, json: &mut Map<String, Value>) {
         match self {

@@ -61,7 +61,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         seen: Seen<'_, B>,
     ) -> Tensor<B, 3> {
-        let normed = if_normed(&self.input_layernorm, h);
+        let normed = self.read_by_attention(h);
         self.self_attn.forward(normed, rotary, seen)
     }
 
@@ -71,6 +71,16 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         Some(norm.gamma.val())
     }
 
+    /// What query, key and value read of `h`.
+    pub(super) fn read_by_attention(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        if_normed(&self.input_layernorm, h)
+    }
+
+    /// What gate and up read of `h`, the stream that the attention has added to.
+    pub(super) fn read_by_feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
+        if_normed(&self.post_attention_layernorm, h)
+    }
+
     /// How much each head looks at each token: `[batch, heads, tokens, tokens]`.
     pub fn attention_weights(
         &self,
@@ -78,7 +88,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> Tensor<B, 4> {
-        let normed = if_normed(&self.input_layernorm, h);
+        let normed = self.read_by_attention(h);
         self.self_attn.weights(normed, rotary, mask)
     }
 
@@ -89,7 +99,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         rotary: &Rotary<B>,
         mask: &AttentionMask<B>,
     ) -> [Tensor<B, 3>; 2] {
-        let normed = if_normed(&self.input_layernorm, h);
+        let normed = self.read_by_attention(h);
         let mixed = self
             .self_attn
             .mixed(normed.clone(), rotary, Seen::Batch(mask));
@@ -98,21 +108,19 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
 
     /// The values of all key/value heads side by side: `[batch, tokens, kv_heads * head_dim]`.
     pub fn values(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.self_attn.values(if_normed(&self.input_layernorm, h))
+        self.self_attn.values(self.read_by_attention(h))
     }
 
     /// What the feed-forward block adds to `h`, the stream that the attention has added to.
     pub fn feed_forward(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
-        let output = self
-            .mlp
-            .forward(if_normed(&self.post_attention_layernorm, h));
+        let output = self.mlp.forward(self.read_by_feed_forward(h));
         if_normed(&self.feed_forward_output_layernorm, output)
     }
 
     /// What the last projection of the feed-forward block reads: `[batch, tokens, intermediate]`.
     pub fn feed_forward_features(&self, h: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, d_model] = h.dims();
-        let normed = if_normed(&self.post_attention_layernorm, h);
+        let normed = self.read_by_feed_forward(h);
         let gated = self.mlp.gated(normed.reshape([batch * tokens, d_model]));
         let width = gated.dims()[1];
         gated.reshape([batch, tokens, width])
@@ -123,7 +131,7 @@ impl<B: Backend, P: Project<B>> LlamaLayer<B, P> {
         if self.feed_forward_output_layernorm.is_some() {
             return None;
         }
-        let normed = if_normed(&self.post_attention_layernorm, h);
+        let normed = self.read_by_feed_forward(h);
         Some(self.mlp.units(normed.flatten::<2>(0, 1)))
     }
 

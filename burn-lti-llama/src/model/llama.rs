@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 use burn_lti::decoder::{
     CausalLm, DecoderError, FeatureTap, GatedUnits, Head, LayeredDecoder, LtiSpec,
-    PackedProjection, Project, Projection, TokenBatch, learn_to_init,
+    PackedProjection, Project, Projection, Reader, TokenBatch, learn_to_init,
 };
 use burn_lti::geometry::Site;
 use burn_lti::inject::AwaitingTeacher;
@@ -252,7 +252,8 @@ impl<B: Backend, P: Project<B>, E: Project<B>> Llama<B, P, E> {
 
     /// The float type of the weights, and so of what the layers compute.
     pub fn dtype(&self) -> DType {
-        self.model.embed_tokens.weight().dtype()
+        // That of an embedding with a map would be made for it.
+        self.model.norm.gamma.val().dtype()
     }
 
     fn rotaries(&self, positions: &Tensor<B, 2, Int>) -> Rotaries<B> {
@@ -413,6 +414,14 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
 
     fn gated_units(&self, layer: usize, h: Tensor<B, 3>) -> Option<GatedUnits<B>> {
         self.model.layers[layer].gated_units(h)
+    }
+
+    fn normed(&self, reader: Reader, h: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        Some(match reader {
+            Reader::Attention(layer) => self.model.layers[layer].read_by_attention(h),
+            Reader::FeedForward(layer) => self.model.layers[layer].read_by_feed_forward(h),
+            Reader::Head => self.finished(h),
+        })
     }
 
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>> {

@@ -23,6 +23,7 @@
 mod attention;
 mod error;
 mod finite;
+mod gains;
 mod generate;
 mod layer;
 mod llama;
@@ -34,6 +35,7 @@ pub use attention::{Attention, Seen};
 pub use burn_lti::kernels::{AttentionMask, KvCache};
 pub use error::GenerationError;
 pub use finite::{NotFinite, Place, first_not_finite};
+pub use gains::{foldable_gains, with_folded_gains};
 pub use generate::{Generation, NewText, Texts};
 pub use layer::LlamaLayer;
 pub use llama::{LearningLlama, Llama, LlamaContext, PackedLlama, PlainLlama};

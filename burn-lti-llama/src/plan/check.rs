@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use burn_lti::calibration::FeedForward;
-use burn_lti::geometry::Role;
 use burn_lti::map::{MapKind, Start};
 use burn_lti::train::LayerPair;
 
@@ -11,7 +10,7 @@ use super::{FeaturePlan, Origin, PlanError, PlannedTensor};
 use crate::config::{ConfigError, LlamaConfig, QkNorm, divisors, list};
 use crate::hf::WeightType;
 use crate::recipe::{
-    FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
+    AxisMaps, FeatureSection, KeptLayers, LayerPairs, Layers, MapChoice, Recipe, SeqLens, Trained,
 };
 
 /// The teacher in the recipe's shape. `kept` are the layers of the teacher that the student's stand for.
@@ -25,7 +24,10 @@ pub(super) fn student_config(
     let kv_heads = shape.kv_heads.unwrap_or(teacher.num_key_value_heads);
     let head_dim = shape.head_dim.unwrap_or(teacher.head_dim);
     let intermediate_size = shape.intermediate_size.unwrap_or(teacher.intermediate_size);
+    let hidden_size = shape.hidden_size.unwrap_or(teacher.hidden_size);
+    let is_tied = shape.tie_embeddings.unwrap_or(teacher.tie_word_embeddings);
     let sizes = [
+        ("student.hidden_size", hidden_size),
         ("student.heads", heads),
         ("student.kv_heads", kv_heads),
         ("student.head_dim", head_dim),
@@ -63,12 +65,20 @@ pub(super) fn student_config(
         );
         return Err(PlanError::refused("student.intermediate_size", reason));
     }
+    if hidden_size > teacher.hidden_size {
+        let reason = format!(
+            "is {hidden_size}, but the teacher's width is {}, and a student's stream is made of the teacher's: set it \
+             to that or less",
+            teacher.hidden_size
+        );
+        return Err(PlanError::refused("student.hidden_size", reason));
+    }
     let student = LlamaConfig {
         num_attention_heads: heads,
         num_key_value_heads: kv_heads,
         head_dim,
         intermediate_size,
-        ..teacher.with_layers(kept)
+        ..teacher.with_layers(kept).at_width(hidden_size, is_tied)
     };
     match student.check(Path::new("the student")) {
         Ok(()) => Ok(student.openable()),
@@ -138,8 +148,8 @@ pub(super) fn check_shape_is_found(recipe: &Recipe) -> Result<(), PlanError> {
     }
 }
 
-/// Where units or layers are left out, what is left has to make up for them, and only what a block adds as it is
-/// can be fitted to that.
+/// Where units, layers or features are left out, what is left has to make up for them, and only what a block adds as
+/// it is can be fitted to that.
 pub(super) fn check_shape(
     recipe: &Recipe,
     teacher: &LlamaConfig,
@@ -147,12 +157,24 @@ pub(super) fn check_shape(
 ) -> Result<(), PlanError> {
     let fewer_units = student.intermediate_size != teacher.intermediate_size;
     let fewer_layers = student.num_hidden_layers != teacher.num_hidden_layers;
-    let key = match (fewer_units, fewer_layers) {
-        (false, false) => return Ok(()),
-        (true, _) => "student.intermediate_size",
-        (_, true) => "student.layers",
+    let becomes_tied = student.tie_word_embeddings && !teacher.tie_word_embeddings;
+    let is_calibrated = recipe.lti.start == Start::Calibrated;
+    let key = match (fewer_units, fewer_layers, becomes_tied) {
+        _ if student.hidden_size != teacher.hidden_size => "student.hidden_size",
+        (true, _, _) => "student.intermediate_size",
+        (_, true, _) => "student.layers",
+        (_, _, true) => "student.tie_embeddings",
+        _ => return Ok(()),
     };
-    if teacher.output_norms && recipe.lti.start == Start::Calibrated {
+    if becomes_tied && !is_calibrated {
+        let reason = format!(
+            "is true, but the teacher's head is not its embedding, and lti.start = \"{}\" fits neither to the other: \
+             set lti.start = \"calibrated\", or leave student.tie_embeddings out",
+            recipe.lti.start
+        );
+        return Err(PlanError::refused("student.tie_embeddings", reason));
+    }
+    if teacher.output_norms && is_calibrated {
         let reason = format!(
             "is another than the teacher's, a {}, whose blocks are normed before they are added: lti.start = \
              \"calibrated\" fits none of these; set lti.start = \"grouped\", or leave {key} out",
@@ -167,7 +189,7 @@ pub(super) fn check_shape(
         return Err(PlanError::refused("weights.copy", reason));
     }
     match &recipe.lti.layers {
-        Layers::These(_) if recipe.lti.start == Start::Calibrated => {
+        Layers::These(_) if is_calibrated => {
             let reason = format!(
                 "names some layers, but {key} changes all, and lti.start = \"calibrated\" fits a layer as a \
                  whole: set lti.layers = \"all\""
@@ -254,9 +276,9 @@ pub(super) fn check_ranks(
     student: &LlamaConfig,
     teacher: &LlamaConfig,
 ) -> Result<(), PlanError> {
-    for role in Role::ATTENTION {
+    for (role, kind) in map.kinds() {
         let largest = MapKind::largest_rank(teacher.axes().grid(role), student.axes().grid(role));
-        match map.kind(role) {
+        match kind {
             MapKind::Kronecker(rank) if rank > largest => {
                 let reason = format!(
                     "asks for kronecker rank {rank} in the {role} projection, whose largest is \
@@ -291,7 +313,7 @@ pub(super) fn check_weights_of_start(recipe: &Recipe) -> Result<(), PlanError> {
 }
 
 /// The last projection of a feed-forward block is fitted to what is missing after it, and where that is normed, it is
-/// not what the projection puts out.
+/// not what the projection puts out; and a map that it shares with the others can be no fit of it alone.
 pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), PlanError> {
     match recipe.calibration.feed_forward {
         FeedForward::Refit if teacher.output_norms => Err(PlanError::refused(
@@ -300,7 +322,62 @@ pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), 
              fitted: take calibration.feed_forward out"
                 .to_owned(),
         )),
+        FeedForward::Refit if recipe.lti.map.hidden == AxisMaps::Shared => Err(PlanError::refused(
+            "calibration.feed_forward",
+            "is \"refit\", which fits a projection of each feed-forward block alone, and lti.map has one map of all \
+             three, hidden = \"shared\": take calibration.feed_forward out, or set hidden = \"general\""
+                .to_owned(),
+        )),
         _ => Ok(()),
+    }
+}
+
+/// Along the width every weight of every layer has its map, or none has. What a start fits, as it is, can be no
+/// teacher's kernel under one.
+pub(super) fn check_other_axes(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+) -> Result<(), PlanError> {
+    let map = &recipe.lti.map;
+    let is_calibrated = recipe.lti.start == Start::Calibrated;
+    if is_calibrated && map.has_other_axes() && student.narrows(teacher) {
+        let reason = format!(
+            "is \"calibrated\", which fits what reads and writes the residual stream of another width as weights, and \
+             lti.map has maps of it, {map}: set lti.start = \"grouped\" or \"lecun\", or take hidden and width out of \
+             lti.map"
+        );
+        return Err(PlanError::refused("lti.start", reason));
+    }
+    if map.width == AxisMaps::Weights {
+        return Ok(());
+    }
+    if teacher.output_norms {
+        let reason = format!(
+            "has maps of the width, but the teacher, a {}, norms what its blocks put out, whose gains no weight behind \
+             them can take: take width out",
+            teacher.family.model_type()
+        );
+        return Err(PlanError::refused("lti.map", reason));
+    }
+    if recipe.lti.layers != Layers::All {
+        let reason = "names some layers, but all read and write the residual stream, which lti.map has maps of: set \
+                      lti.layers = \"all\", or take width out of lti.map"
+            .to_owned();
+        return Err(PlanError::refused("lti.layers", reason));
+    }
+    let fits_blocks = student.num_hidden_layers != teacher.num_hidden_layers
+        || recipe.calibration.feed_forward == FeedForward::Refit;
+    let changes_blocks =
+        student.intermediate_size != teacher.intermediate_size || (is_calibrated && fits_blocks);
+    match changes_blocks && map.hidden == AxisMaps::Weights {
+        true => Err(PlanError::refused(
+            "lti.map",
+            "has maps of the width, under which every weight is the teacher's, and none of the units, which become \
+             others: add hidden = \"general\" or \"shared\", or take width out"
+                .to_owned(),
+        )),
+        false => Ok(()),
     }
 }
 
@@ -377,6 +454,14 @@ pub(super) fn plan_feature(
                 return Err(PlanError::refused("loss.feature.pairs", reason));
             }
         }
+    }
+    if student.hidden_size != teacher.hidden_size && !feature.projector {
+        let reason = format!(
+            "is false, but the student's width is {} and the teacher's {}, whose features are compared: set \
+             loss.feature.projector = true, or leave [loss.feature] out",
+            student.hidden_size, teacher.hidden_size
+        );
+        return Err(PlanError::refused("loss.feature.projector", reason));
     }
     Ok(FeaturePlan {
         weight: feature.weight,

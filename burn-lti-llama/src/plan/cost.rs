@@ -26,14 +26,14 @@
 //! subtract, exponential, add, four operations each; the gradient takes six more. Scores of attention need
 //! not leave the chip, so that they cost no bytes. Norms, rotary embeddings and activations are left out.
 
-use burn_lti::geometry::{HeadGrid, Role};
-use burn_lti::map::{MapKind, contraction_cost};
+use burn_lti::geometry::Role;
+use burn_lti::map::AppliedMap;
 use serde::Serialize;
 
 use super::planner::Planner;
 use super::{Origin, PlannedTensor, StepFlops};
 use crate::config::LlamaConfig;
-use crate::recipe::{SeqLens, Trained};
+use crate::recipe::SeqLens;
 
 /// Bytes of a float32.
 const F32: f64 = 4.0;
@@ -275,14 +275,9 @@ impl<'a> Costs<'a> {
 
     /// The gradients of kernels that train or are made by a map.
     fn kernel_gradients(&self) -> Cost {
-        let config = self.planner.student;
-        let made = match self.planner.trained {
-            Trained::Maps => self.planner.layers.len(),
-            Trained::Projections | Trained::All => 0,
-        };
-        let roles = Role::ATTENTION
-            .map(|role| self.product(config.hidden_size, config.axes().grid(role).width()));
-        let made = roles.into_iter().sum::<Cost>().times(made as f64);
+        let made = self.planner.kernels_of_maps();
+        let made = made.map(|[d_input, d_output]| self.product(d_input, d_output));
+        let made = made.sum::<Cost>();
         let own = self
             .tensors
             .iter()
@@ -333,26 +328,10 @@ impl<'a> Costs<'a> {
         balanced as f64
     }
 
-    /// The maps of all layers.
+    /// The maps of all weights.
     fn maps(&self) -> impl Iterator<Item = MapElements> + '_ {
-        let planner = self.planner;
-        let layers = match planner.trained {
-            Trained::Maps => planner.layers.len(),
-            Trained::Projections | Trained::All => 0,
-        };
-        let maps = Role::ATTENTION.map(|role| {
-            let (teacher, student) = (
-                planner.teacher.axes().grid(role),
-                planner.student.axes().grid(role),
-            );
-            MapElements::new(
-                planner.recipe.lti.map.kind(role),
-                planner.teacher.hidden_size,
-                teacher,
-                student,
-            )
-        });
-        std::iter::repeat_n(maps, layers).flatten()
+        let maps = self.planner.applied_maps();
+        maps.map(|map| MapElements::new(&map))
     }
 
     fn memory(&self) -> StepMemory {
@@ -367,6 +346,12 @@ impl<'a> Costs<'a> {
         let own = super::planner::count(self.tensors, |tensor| {
             tensor.trained && tensor.origin != Origin::Map
         });
+        // At another width, or with gains in the kernels behind them, nothing of the student is the teacher's.
+        let has_own = student.narrows(teacher) || self.planner.spec.maps.width().is_some();
+        let beside_teacher = match has_own {
+            true => super::planner::count(self.tensors, |tensor| tensor.origin != Origin::Map),
+            false => own,
+        };
         let (queries, keys) = (student.query_grid().width(), student.kv_grid().width());
         let token =
             3 * student.hidden_size + 2 * queries + 2 * keys + 2 * student.intermediate_size;
@@ -377,7 +362,7 @@ impl<'a> Costs<'a> {
         };
         let chunk = micro_batch.min(recipe.loss.chunk_tokens as f64);
         StepMemory {
-            weights: self.size * (teacher.num_parameters() + own) as f64,
+            weights: self.size * (teacher.num_parameters() + beside_teacher) as f64,
             optimizer: F32 * (4.0 * trained - own as f64 - self.balanced_parameters()),
             kernels: self.size * sum(self.maps().map(|map| map.kernel + map.between)),
             activations: micro_batch
@@ -391,40 +376,49 @@ impl<'a> Costs<'a> {
 /// Elements of what a map's contraction reads and writes.
 #[derive(Clone, Copy, Debug)]
 struct MapElements {
-    /// `C`.
-    teacher: f64,
+    /// What it is applied to: `C`, or what another map made of it.
+    input: f64,
+    /// Whether that is `C`, which has no gradient.
+    is_on_teacher: bool,
     /// Between the two products of pairs of factors.
     between: f64,
-    /// The student's kernel.
+    /// What it makes: the student's kernel, or what another map is applied to.
     kernel: f64,
     /// The map.
     map: f64,
 }
 
 impl MapElements {
-    fn new(map: MapKind, d_model: usize, teacher: HeadGrid, student: HeadGrid) -> Self {
-        let d_model = d_model as f64;
-        let between = contraction_cost(map, teacher, student).between;
+    fn new(map: &AppliedMap) -> Self {
+        let rows = map.rows as f64;
         Self {
-            teacher: d_model * teacher.width() as f64,
-            between: d_model * between as f64,
-            kernel: d_model * student.width() as f64,
-            map: map.num_params(teacher, student) as f64,
+            input: rows * map.teacher.width() as f64,
+            is_on_teacher: map.is_on_teacher,
+            between: rows * map.cost.between as f64,
+            kernel: rows * map.student.width() as f64,
+            map: map.form.num_params(map.teacher, map.student) as f64,
         }
     }
 
     /// Forward: `C` and the map are read, the kernel and what is between are written, that is read.
     /// Backward: the kernel's gradient is read for each factor, `C` and what is between once, whose
-    /// gradient is written and read; the map's gradient is written.
+    /// gradient is written and read; the map's gradient is written. What is no `C` has a gradient: it is written, and
+    /// what it is made of read once more.
     fn transfers(&self) -> f64 {
         let Self {
-            teacher,
+            input,
+            is_on_teacher,
             between,
             kernel,
             map,
         } = self;
         let gradient_reads = if *between > 0.0 { 2.0 } else { 1.0 };
-        2.0 * teacher + 5.0 * between + (1.0 + gradient_reads) * kernel + 3.0 * map
+        let of_gradient = match (is_on_teacher, *between > 0.0) {
+            (true, _) => 0.0,
+            (false, true) => input + between,
+            (false, false) => input + kernel,
+        };
+        2.0 * input + 5.0 * between + (1.0 + gradient_reads) * kernel + 3.0 * map + of_gradient
     }
 }
 

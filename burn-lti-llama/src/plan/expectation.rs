@@ -39,6 +39,7 @@ impl Expectation {
         let is_measured = recipe.trained() == Trained::All
             && recipe.phase2.is_none()
             && recipe.lti.start == Start::Calibrated
+            && !recipe.lti.map.has_other_axes()
             && train.learning_rate == LearningRate::Auto
             && train
                 .optimizer

@@ -33,13 +33,14 @@ pub use expectation::Expectation;
 pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
-    check_nothing_new, check_ranks, check_refit, check_seq_len, check_shape, check_shape_is_found,
-    check_start, check_trained_type, check_weights_of_start, kept_layers, plan_feature,
-    resolve_layers, student_config,
+    check_nothing_new, check_other_axes, check_ranks, check_refit, check_seq_len, check_shape,
+    check_shape_is_found, check_start, check_trained_type, check_weights_of_start, kept_layers,
+    plan_feature, resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
 use student::{Blueprints, lti_spec, planned};
+pub(crate) use student::{map_name, sites};
 pub use text::TextPlan;
 
 /// The checked plan of a distillation.
@@ -270,12 +271,14 @@ pub struct StepFlops {
     /// Making the kernels out of their maps, and the gradients of the maps, once for each
     /// micro-batch; 0 without maps.
     ///
-    /// With `d` = `d_model`, `x, y` = teacher heads and head size, `u, v` = student's, in
-    /// multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
+    /// With `d` the features of the weight's other side, `d_model` for a map of heads or units, `x, y` = teacher heads
+    /// and head size, `u, v` = student's, in multiply-adds: a general map costs `d x y u v`, and its gradient the same. A factored map
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
     /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
-    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient.
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient. Where both
+    /// sides of a weight are mapped, that comes first after which less is left to do, and what the other is applied
+    /// to has a gradient too, for the cost of its first product.
     pub kernel_contraction: f64,
 }
 
@@ -301,6 +304,23 @@ impl Plan {
         Self::with_layers(recipe, teacher, None)
     }
 
+    /// The same student with maps of heads alone, where `recipe`, of which this is the plan, has others; `None` where it
+    /// has none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn with_maps_of_heads(&self, recipe: &Recipe) -> Result<Option<Self>, PlanError> {
+        if !recipe.lti.map.has_other_axes() {
+            return Ok(None);
+        }
+        let mut recipe = recipe.clone();
+        recipe.lti.map = recipe.lti.map.of_heads();
+        recipe.lti.train = Some(Trained::Maps);
+        // What they freeze may be no part of it, and nothing trains here.
+        recipe.weights.freeze.clear();
+        Self::with_layers(&recipe, &self.teacher, self.kept_layers.as_deref()).map(Some)
+    }
+
     /// The same, with those layers of the teacher's that were chosen where the recipe has only their number.
     ///
     /// # Errors
@@ -320,22 +340,23 @@ impl Plan {
         let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         check_refit(recipe, teacher)?;
-        let spec = lti_spec(recipe, teacher, &layers);
+        check_other_axes(recipe, teacher, &student)?;
+        let spec = lti_spec(recipe, teacher, &student, &layers);
         let Blueprints {
             with_maps,
             without_maps,
         } = Blueprints::new(recipe, teacher, &student, &kept, &spec)?;
         let tensors_of = |trained| match trained {
-            Trained::Maps => planned(recipe, &layers, &kept, &with_maps, teacher),
+            Trained::Maps => planned(recipe, &layers, &kept, &with_maps, teacher, &student),
             Trained::Projections | Trained::All => {
-                planned(recipe, &layers, &kept, &without_maps, teacher)
+                planned(recipe, &layers, &kept, &without_maps, teacher, &student)
             }
         };
         let planner = Planner {
             recipe,
             teacher,
             student: &student,
-            layers: &layers,
+            spec: &spec,
             trained: recipe.trained(),
         };
         let tensors = tensors_of(recipe.trained());

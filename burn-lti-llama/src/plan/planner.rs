@@ -1,8 +1,10 @@
 //! What training costs, and the sizes that a plan tells.
 
-use burn_lti::geometry::{HeadGrid, Role};
-use burn_lti::map::{ContractionCost, MapKind, contraction_cost};
+use burn_lti::decoder::LtiSpec;
+use burn_lti::geometry::Site;
+use burn_lti::map::{AppliedMap, LtiDenseConfig};
 
+use super::student::sites;
 use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals};
 use crate::config::LlamaConfig;
 use crate::hf::WeightType;
@@ -14,7 +16,7 @@ pub(super) struct Planner<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) teacher: &'a LlamaConfig,
     pub(super) student: &'a LlamaConfig,
-    pub(super) layers: &'a [usize],
+    pub(super) spec: &'a LtiSpec,
     pub(super) trained: Trained,
 }
 
@@ -100,14 +102,38 @@ impl Planner<'_> {
             .filter(|tensor| self.has_kernel_gradient(tensor))
             .map(PlannedTensor::num_elements)
             .sum();
-        let made: usize = match self.trained {
-            Trained::Maps => Role::ATTENTION
-                .map(|role| self.student.axes().grid(role).width())
-                .iter()
-                .sum(),
-            Trained::Projections | Trained::All => 0,
+        let made = self.kernels_of_maps();
+        own + made
+            .map(|[inputs, outputs]| inputs * outputs)
+            .sum::<usize>()
+    }
+
+    /// The shapes of the kernels of maps whose gradient is a product.
+    pub(super) fn kernels_of_maps(&self) -> impl Iterator<Item = [usize; 2]> + '_ {
+        let is_lookup = |site| site == Site::EMBEDDING && !self.student.tie_word_embeddings;
+        let made = self.mapped().filter(move |(site, _)| !is_lookup(*site));
+        made.map(|(_, config)| config.kernel_shape())
+    }
+
+    /// The weights that maps make.
+    fn mapped(&self) -> impl Iterator<Item = (Site, LtiDenseConfig)> + '_ {
+        let sites = sites(self.student).filter(|_| self.trained == Trained::Maps);
+        sites.filter_map(|site| {
+            let config = self.spec.config(&self.student.axes(), site)?;
+            Some((site, config.with_shared_axis(self.student.vocab_size)))
+        })
+    }
+
+    /// The maps of all weights, as they are applied in each micro-batch; those of a table twice that is the head too.
+    pub(super) fn applied_maps(&self) -> impl Iterator<Item = AppliedMap> + '_ {
+        let times = |site| match site == Site::EMBEDDING && self.student.tie_word_embeddings {
+            true => 2,
+            false => 1,
         };
-        own + self.layers.len() * self.student.hidden_size * made
+        let maps = self.mapped().flat_map(move |(site, config)| {
+            std::iter::repeat_n(config.applied_maps(), times(site))
+        });
+        maps.flatten()
     }
 
     /// Whether the gradient of the tensor itself, no map, is a product.
@@ -121,21 +147,9 @@ impl Planner<'_> {
 
     /// [`StepFlops::kernel_contraction`] of one micro-batch.
     fn contraction_flops(&self) -> f64 {
-        if self.trained != Trained::Maps {
-            return 0.0;
-        }
-        let layer: f64 = Role::ATTENTION
-            .map(|role| {
-                let (teacher, student) = (
-                    self.teacher.axes().grid(role),
-                    self.student.axes().grid(role),
-                );
-                let map = self.recipe.lti.map.kind(role);
-                contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
-            })
-            .iter()
-            .sum();
-        2.0 * self.layers.len() as f64 * layer
+        2.0 * self
+            .applied_maps()
+            .fold(0.0, |sum, map| sum + contraction_with_gradients(&map))
     }
 }
 
@@ -148,19 +162,10 @@ pub(super) fn count(tensors: &[PlannedTensor], wanted: impl Fn(&PlannedTensor) -
         .sum()
 }
 
-/// Multiply-adds of a contraction and of its gradients in a model of so many features. `C` has no
-/// gradient.
-pub(super) fn contraction_with_gradients(
-    map: MapKind,
-    teacher: HeadGrid,
-    student: HeadGrid,
-    features: usize,
-) -> f64 {
-    let ContractionCost {
-        first,
-        second,
-        once,
-        ..
-    } = contraction_cost(map, teacher, student);
-    features as f64 * (2.0 * first as f64 + 3.0 * second as f64) + 3.0 * once as f64
+/// Multiply-adds of a map's contraction and of its gradients. `C` has no gradient; what another map made has.
+pub(super) fn contraction_with_gradients(map: &AppliedMap) -> f64 {
+    let [first, second, once] =
+        [map.cost.first, map.cost.second, map.cost.once].map(|it| it as f64);
+    let of_first = if map.is_on_teacher { 2.0 } else { 3.0 };
+    map.rows as f64 * (of_first * first + 3.0 * second) + 3.0 * once
 }

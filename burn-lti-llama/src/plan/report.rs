@@ -5,6 +5,7 @@ use std::fmt;
 
 use burn_lti::calibration::Budget;
 use burn_lti::loss::Divergence;
+use burn_lti::map::Start;
 
 use super::{
     CheckpointPlan, Expectation, LossPlan, Origin, PhasePlan, Plan, PlannedTensor, StepCosts,
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
-    CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
@@ -24,6 +25,7 @@ impl fmt::Display for Plan {
         writeln!(f, "teacher  {}", describe(&self.teacher))?;
         writeln!(f, "student  {}", describe(&self.student))?;
         self.write_kept_layers(f)?;
+        self.write_width(f)?;
         write!(f, "maps     {}, start {}", self.map, self.start)?;
         if let Some(GrowSection { from, every }) = self.grow {
             let from = count(from, "pair", "pairs");
@@ -73,6 +75,26 @@ impl Plan {
             ),
             false => writeln!(f, "depth    layers {} of {all}", runs(kept)),
         }
+    }
+
+    /// What becomes of the residual stream, if it becomes another.
+    fn write_width(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (student, teacher) = (&self.student, &self.teacher);
+        if !student.narrows(teacher) {
+            return Ok(());
+        }
+        let what = match self.start {
+            Start::Calibrated => "directions of the teacher's stream",
+            _ => "features of the teacher's stream",
+        };
+        let (width, all) = (student.hidden_size, teacher.hidden_size);
+        if self.map.width != AxisMaps::Weights {
+            return writeln!(f, "width    {width} of {all}, by maps ({})", self.map.width);
+        }
+        writeln!(
+            f,
+            "width    {width} of {all} {what}; kernels of maps are the teacher's at that width"
+        )
     }
 
     /// What the start is calculated from, if it is.
@@ -204,30 +226,50 @@ impl Plan {
         }
     }
 
-    /// Which blocks of GGUF do not divide the rows of a weight whose length the recipe chooses.
+    /// Which blocks of GGUF do not divide the rows of weights whose length the recipe chooses.
     fn write_blocks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [student, teacher] = [&self.student, &self.teacher].map(|it| it.query_grid().width());
-        let size = self.student.head_dim;
-        let undivided = |width: usize| {
-            let blocks = GGUF_BLOCKS.into_iter();
-            blocks.filter(move |(block, _)| !width.is_multiple_of(*block))
-        };
+        let (student, teacher) = (&self.student, &self.teacher);
+        let size = student.head_dim;
+        let of_heads = [student, teacher].map(|it| it.query_grid().width());
+        let of_units = [student, teacher].map(|it| it.intermediate_size);
+        let of_width = [student, teacher].map(|it| it.hidden_size);
+        for (weights, lengths, size, what) in [
+            ("o_proj", of_heads, size, format!("query heads of {size}")),
+            ("down_proj", of_units, 1, "units".to_owned()),
+            ("what reads the stream", of_width, 1, "features".to_owned()),
+        ] {
+            self.write_undivided(f, weights, lengths, size, &what)?;
+        }
+        Ok(())
+    }
+
+    /// Which blocks do not divide rows of these lengths, the student's and the teacher's, of things as long as `size`.
+    fn write_undivided(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        weights: &str,
+        [student, teacher]: [usize; 2],
+        size: usize,
+        what: &str,
+    ) -> fmt::Result {
+        let mut blocks = GGUF_BLOCKS.into_iter();
         // What the teacher's own rows allow no more than the student's is no news.
-        let news = undivided(student).find(|(block, _)| teacher.is_multiple_of(*block));
+        let news = blocks
+            .find(|(block, _)| !student.is_multiple_of(*block) && teacher.is_multiple_of(*block));
         let Some((block, types)) = news else {
             return Ok(());
         };
-        // So many heads are whole blocks.
-        let step = (1..=block).find(|heads| (heads * size).is_multiple_of(block));
+        // So many are whole blocks.
+        let step = (1..=block).find(|count| (count * size).is_multiple_of(block));
         let step = step.unwrap_or(block);
-        let below = self.student.num_attention_heads / step * step;
-        let heads = [below, below + step].into_iter().filter(|heads| *heads > 0);
+        let below = student / size / step * step;
+        let counts = [below, below + step].into_iter().filter(|count| *count > 0);
         writeln!(
             f,
-            "gguf     rows of o_proj have {student} numbers, which blocks of {block} ({types}) do not divide: {} query \
-             heads of {size} would do",
-            heads
-                .map(|heads| heads.to_string())
+            "gguf     rows of {weights} have {student} numbers, which blocks of {block} ({types}) do not divide: {} \
+             {what} would do",
+            counts
+                .map(|count| count.to_string())
                 .collect::<Vec<_>>()
                 .join(" or ")
         )
@@ -300,7 +342,13 @@ impl Plan {
             Origin::Start { from } => of(&format!("start ({})", self.start), from),
             Origin::Copied { from } => of("copied", from),
             Origin::New => "NEW (random)".to_owned(),
-            Origin::Shared { with } => format!("shared with {with}"),
+            // Of the same layer, as it is named in a row of many.
+            Origin::Shared { with } => match (split_layer(&tensor.name), split_layer(with)) {
+                ((Some(own), _), (Some(other), rest)) if own == other => {
+                    format!("shared with {rest}")
+                }
+                _ => format!("shared with {with}"),
+            },
         }
     }
 

@@ -11,33 +11,55 @@ use burn_lti::blueprint::{
     Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
 };
 use burn_lti::calibration::FeedForward;
-use burn_lti::decoder::{LayerSelection, LtiSpec};
-use burn_lti::geometry::{Role, Site};
-use burn_lti::map::{Part, Start};
+use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
+use burn_lti::geometry::{Axes, Axis, Role, Site};
+use burn_lti::map::{MapKind, Part, Side, Start};
 use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name, kept_name, source_name};
-use crate::model::PlainLlama;
-use crate::recipe::{Recipe, Trained};
+use crate::model::{PlainLlama, foldable_gains};
+use crate::recipe::{AxisMaps, Recipe, Trained};
 
 /// The keys of the recipe whose rules a blueprint follows.
 const COPY: &str = "weights.copy";
 const SHARE: &str = "weights.share";
 
-/// How the student learns, for the toolkit.
-pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
+/// How the student learns, for the toolkit, from the teacher at the student's width.
+pub(super) fn lti_spec(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> LtiSpec {
+    let map = &recipe.lti.map;
+    let mut maps: RoleMaps = map.kinds().collect();
+    if map.width != AxisMaps::Weights {
+        maps = maps.with_width(MapKind::General);
+    }
+    // Random values are random along any axis; else units and features are picked, by what the teacher makes of them.
+    if recipe.lti.start != Start::Lecun {
+        maps = maps.filled_along(Axis::Hidden).filled_along(Axis::Width);
+    }
     LtiSpec {
-        teacher: teacher.axes(),
+        teacher: Axes {
+            d_model: width_of_teacher(recipe, teacher, student),
+            ..teacher.axes()
+        },
         layers: LayerSelection::Only(layers.to_vec()),
-        maps: Role::ATTENTION
-            .map(|role| (role, recipe.lti.map.kind(role)))
-            .into_iter()
-            .collect(),
+        maps,
         start: recipe.lti.start,
         precision: recipe.lti.precision,
         seed: recipe.train.seed,
+    }
+}
+
+/// The width at which the teacher's tensors come into the student: its own where maps bring it to the student's.
+fn width_of_teacher(recipe: &Recipe, teacher: &LlamaConfig, student: &LlamaConfig) -> usize {
+    match recipe.lti.map.width {
+        AxisMaps::Weights => student.hidden_size,
+        AxisMaps::General | AxisMaps::Shared => teacher.hidden_size,
     }
 }
 
@@ -65,18 +87,30 @@ impl Blueprints {
         };
         let skeleton = PlainLlama::<Flex>::init(student, &device).learn_to_init(&spec)?;
         let student_tensors = named(skeleton.listed());
-        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(teacher, &device)));
+        let at_width = teacher.at_width(
+            width_of_teacher(recipe, teacher, student),
+            student.tie_word_embeddings,
+        );
+        let teacher_tensors = named(Listed::all(&PlainLlama::<Flex>::init(&at_width, &device)));
         let shapes = teacher_tensors
             .into_iter()
             .filter_map(|it| Some((kept_name(&it.name, kept)?, it.shape)));
         let shapes: BTreeMap<_, _> = shapes.collect();
         let new = new_tensors(&spec, teacher, student);
-        let shared = rules_of_sharing(recipe).map_err(refused(SHARE))?;
+        let shared = rules_of_sharing(recipe, &spec, student).map_err(refused(SHARE))?;
         let gains = student.gains().into_iter();
         let gains = gains.map(|(norm, site)| (format!("{norm}.weight"), site_name(site)));
+        let has_width = spec.maps.width().is_some();
+        // Gains that no weight can take follow the features that they are of.
+        let of_stream = (has_width && student.tie_word_embeddings)
+            .then(|| (file_name("model.norm.gamma"), site_name(Site::EMBEDDING)));
+        let gains = gains.chain(of_stream);
+        let folded = foldable_gains(student).into_iter().filter(|_| has_width);
+        let folded = folded.map(|(gain, _)| file_name(&gain));
         let shared = shared
             .with_new(new.iter().cloned())
-            .with_started(started_tensors(teacher, student))
+            .with_started(started_tensors(&spec, teacher, student))
+            .with_started(folded)
             .with_gains(gains);
         let copies = recipe.weights.copy.iter();
         let copies = copies.map(|(pattern, template)| (pattern.as_str(), template.as_str()));
@@ -173,10 +207,54 @@ fn named(mut tensors: Vec<Listed>) -> Vec<Listed> {
     tensors
 }
 
-fn rules_of_sharing(recipe: &Recipe) -> Result<Rules, BlueprintError> {
-    let shares = recipe.weights.share.iter();
-    let shares = shares.map(|(pattern, template)| ShareRule::new(pattern, template));
-    Ok(Rules::by_name().with_shares(shares.collect::<Result<Vec<_>, _>>()?))
+/// The maps that are one variable, and what the recipe shares.
+fn rules_of_sharing(
+    recipe: &Recipe,
+    spec: &LtiSpec,
+    student: &LlamaConfig,
+) -> Result<Rules, BlueprintError> {
+    let of_recipe = recipe.weights.share.iter();
+    let of_recipe = of_recipe.map(|(pattern, template)| ShareRule::new(pattern, template));
+    let mut shares = of_recipe.collect::<Result<Vec<_>, _>>()?;
+    let layers = || 0..student.num_hidden_layers;
+    let mut together: Vec<(Vec<Site>, Axis)> = Vec::new();
+    if recipe.lti.map.hidden == AxisMaps::Shared {
+        let of_layer = |layer| {
+            Role::FEED_FORWARD
+                .map(|role| Site::new(layer, role))
+                .to_vec()
+        };
+        together.extend(layers().map(|layer| (of_layer(layer), Axis::Hidden)));
+    }
+    if recipe.lti.map.width == AxisMaps::Shared {
+        together.push((sites(student).collect(), Axis::Width));
+    }
+    for (sites, axis) in together {
+        let is_mapped = |site: &Site| spec.config(&student.axes(), *site).is_some();
+        let mapped = sites.into_iter().filter(is_mapped);
+        let names: Vec<String> = mapped.filter_map(|site| map_name(site, axis)).collect();
+        for pair in names.windows(2) {
+            shares.push(ShareRule::new(&regex::escape(&pair[0]), &pair[1])?);
+        }
+    }
+    Ok(Rules::by_name().with_shares(shares))
+}
+
+/// The weights of a model in the order of its module.
+pub(crate) fn sites(config: &LlamaConfig) -> impl Iterator<Item = Site> + use<> {
+    let of_layer = |layer| {
+        let roles = Role::ATTENTION.into_iter().chain(Role::FEED_FORWARD);
+        roles.map(move |role| Site::new(layer, role))
+    };
+    let head = (!config.tie_word_embeddings).then_some(Site::HEAD);
+    let layers = (0..config.num_hidden_layers).flat_map(of_layer);
+    std::iter::once(Site::EMBEDDING).chain(layers).chain(head)
+}
+
+/// The name of the general map of the weight at `site` along `axis`; `None` if it does not lie along it.
+pub(crate) fn map_name(site: Site, axis: Axis) -> Option<String> {
+    let side = Side::along(site.role, axis)?;
+    Some(format!("{}.{}.w", site_name(site), side.name()))
 }
 
 /// What is wrong with the rules of `key`.
@@ -240,15 +318,19 @@ fn new_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> 
     new
 }
 
-/// What the start makes of the teacher's where feed-forward blocks have fewer units.
-fn started_tensors(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+/// What the start makes of the teacher's where feed-forward blocks have fewer units and no maps.
+fn started_tensors(spec: &LtiSpec, teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
     let mut started = Vec::new();
     if student.intermediate_size == teacher.intermediate_size {
         return started;
     }
     for layer in 0..student.num_hidden_layers {
-        for role in [Role::Gate, Role::Up, Role::Down] {
-            let name = site_name(Site::new(layer, role));
+        for role in Role::FEED_FORWARD {
+            let site = Site::new(layer, role);
+            if spec.config(&student.axes(), site).is_some() {
+                continue;
+            }
+            let name = site_name(site);
             started.push(format!("{name}.weight"));
             // That of the last projection is as wide as the residual stream.
             if student.has_bias(role) && role != Role::Down {
@@ -259,6 +341,27 @@ fn started_tensors(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> 
     started
 }
 
+/// What lies along the residual stream, where the student's is another: the start makes it of the teacher's.
+fn at_other_width(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
+    if !student.narrows(teacher) {
+        return Vec::new();
+    }
+    let width = student.hidden_size;
+    let tensors = student.tensors().into_iter();
+    let along = tensors.filter(|(name, shape)| {
+        let is_of_heads = [
+            "q_norm.",
+            "k_norm.",
+            "q_proj.bias",
+            "k_proj.bias",
+            "v_proj.bias",
+        ];
+        let is_of_heads = is_of_heads.iter().any(|part| name.contains(part));
+        shape.contains(&width) && !is_of_heads
+    });
+    along.map(|(name, _)| name).collect()
+}
+
 /// The tensors of `blueprint`, as they are shown: by the student's names, and what they are made of by the
 /// teacher's, of whose layers the student keeps `kept`.
 pub(super) fn planned(
@@ -267,6 +370,7 @@ pub(super) fn planned(
     kept: &[usize],
     blueprint: &Blueprint,
     teacher: &LlamaConfig,
+    student: &LlamaConfig,
 ) -> Vec<PlannedTensor> {
     let refits = recipe.lti.start == Start::Calibrated
         && (recipe.calibration.feed_forward == FeedForward::Refit
@@ -274,13 +378,14 @@ pub(super) fn planned(
     // What stands before a gap does the part of what is gone, by all of its feed-forward block.
     let roles: &[Role] = match kept.len() == teacher.num_hidden_layers {
         true => &[Role::Down],
-        false => &[Role::Gate, Role::Up, Role::Down],
+        false => &Role::FEED_FORWARD,
     };
     let refitted = layers.iter().filter(|_| refits);
     let refitted = refitted.flat_map(|layer| roles.iter().map(|role| Site::new(*layer, *role)));
-    let refitted: BTreeSet<String> = refitted
+    let mut refitted: BTreeSet<String> = refitted
         .map(|site| format!("{}.weight", site_name(site)))
         .collect();
+    refitted.extend(at_other_width(teacher, student));
     let tensors = blueprint.tensors.iter();
     tensors
         .map(|tensor| PlannedTensor {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn_lti::geometry::{HeadGrid, Role};
-use burn_lti::map::MapKind;
+use burn_lti::map::{AppliedMap, MapKind, contraction_cost};
 
 use super::planner::contraction_with_gradients;
 use super::report::{count, runs, thousands};
@@ -114,7 +114,8 @@ fn the_maps_have_the_shapes_of_the_method() {
             plan.teacher.axes().grid(role),
             plan.student.axes().grid(role),
         );
-        plan.map.kind(role).num_params(teacher, student)
+        let kind = plan.map.kind(role).expect("a map");
+        kind.num_params(teacher, student)
     });
     assert_eq!(plan.totals.map_parameters, 5 * maps.iter().sum::<usize>());
 }
@@ -261,6 +262,210 @@ fn flops_follow_the_formulas() {
 }
 
 #[test]
+fn maps_of_units_stand_on_the_side_of_the_units() {
+    let units = "student.intermediate_size=129";
+    for (start, hidden) in [
+        ("calibrated", "general"),
+        ("grouped", "general"),
+        ("lecun", "shared"),
+    ] {
+        let start = format!("lti.start={start}");
+        let map = format!("lti.map={{ default = 'factored', hidden = '{hidden}' }}");
+        let plan = plan(&[units, &start, &map, "train.batch_size=2", "train.seq_len=3"]);
+        // Only maps learn, unless the recipe says so.
+        assert_eq!(plan.trained, Trained::Maps);
+        for (name, shape) in [
+            ("gate_proj.right.w", &[172, 129][..]),
+            ("up_proj.right.w", &[172, 129]),
+            ("down_proj.left.w", &[172, 129]),
+            ("down_proj.c", &[172, 64]),
+            ("up_proj.c", &[64, 172]),
+        ] {
+            let found = tensor(&plan, &format!("model.layers.3.mlp.{name}"));
+            assert_eq!(found.shape, shape, "{name}");
+            assert_eq!(found.trained, name.ends_with('w'), "{name}");
+        }
+        let of_attention = 2 * (8 * 4 + 8 * 8) + 2 * (4 * 2 + 8 * 8);
+        let of_units = match hidden {
+            "general" => 3 * 172 * 129,
+            _ => 172 * 129,
+        };
+        assert_eq!(plan.totals.map_parameters, 5 * (of_attention + of_units));
+        assert_eq!(plan.totals.trained_parameters, plan.totals.map_parameters);
+        // Each is contracted, whoever has it, and the gradient of each kernel is made.
+        let maps = 2 * (2 * 256 + 3 * 256) + 2 * (2 * 64 + 3 * 128) + 3 * 2 * 172 * 129;
+        let flops = &plan.totals.step_flops;
+        assert_eq!(flops.kernel_contraction, (2 * 5 * 64 * maps) as f64);
+        let linear = 5 * 64 * (2 * 32 + 2 * 16 + 3 * 129);
+        let attention = 2 * 2 * 5 * 32 * 6 * 2;
+        // Inputs of all, and of the head; kernels of all but the head.
+        let backward = 2 * 6 * (linear + 64 * 512 + linear) + 2 * attention;
+        assert_eq!(flops.student_backward, backward as f64);
+        let text = plan.to_string();
+        assert!(text.contains(&format!("hidden {hidden}")), "{text}");
+        let shared = text.contains("{0..4}.mlp.up_proj.right.w")
+            && text.contains("shared with mlp.gate_proj.right.w");
+        assert_eq!(shared, hidden == "shared", "{text}");
+    }
+    // Layers without maps have units of the teacher's as they are.
+    let plan = plan(&[
+        units,
+        "lti.start=grouped",
+        "lti.layers=[1]",
+        "lti.map={ hidden = 'shared' }",
+        "lti.train=maps",
+        "student.heads=8",
+        "student.kv_heads=4",
+    ]);
+    let origin = |name: &str| &tensor(&plan, &format!("model.layers.{name}")).origin;
+    assert!(matches!(
+        origin("0.mlp.up_proj.weight"),
+        Origin::Start { .. }
+    ));
+    assert!(matches!(
+        origin("1.mlp.up_proj.right.w"),
+        Origin::Shared { .. }
+    ));
+    assert!(matches!(
+        origin("1.mlp.up_proj.c"),
+        Origin::TeacherKernel { .. }
+    ));
+}
+
+#[test]
+fn one_map_of_the_width_serves_every_weight() {
+    let width = "student.hidden_size=48";
+    let map = "lti.map={ hidden = 'shared', width = 'shared' }";
+    let units = "student.intermediate_size=129";
+    let plan = plan(&[width, map, units]);
+    assert_eq!(plan.trained, Trained::Maps);
+    for (name, shape) in [
+        ("embed_tokens.c", &[512, 64][..]),
+        ("embed_tokens.right.w", &[64, 48]),
+        ("layers.0.self_attn.q_proj.left.w", &[64, 48]),
+        ("layers.0.self_attn.o_proj.right.w", &[64, 48]),
+        ("layers.4.mlp.up_proj.left.w", &[64, 48]),
+        ("layers.4.mlp.up_proj.right.w", &[172, 129]),
+        ("layers.4.mlp.down_proj.c", &[172, 64]),
+        ("layers.4.input_layernorm.weight", &[48]),
+        ("norm.weight", &[48]),
+    ] {
+        let found = tensor(&plan, &format!("model.{name}"));
+        assert_eq!(found.shape, shape, "{name}");
+        assert_eq!(found.trained, name.ends_with(".w"), "{name}");
+    }
+    let origin = |name: &str| &tensor(&plan, name).origin;
+    let with = "model.embed_tokens.right.w".to_owned();
+    let shared = Origin::Shared { with };
+    assert_eq!(origin("model.layers.3.mlp.down_proj.right.w"), &shared);
+    // The head is the embedding: the gains before it stay, those of the features that the map takes.
+    let from = "model.norm.weight".to_owned();
+    assert_eq!(origin("model.norm.weight"), &Origin::Start { from });
+    let of_attention = 2 * 64 * 32 + 2 * 32 * 16;
+    let maps = 64 * 48 + 5 * (172 * 129 + of_attention);
+    assert_eq!(plan.totals.map_parameters, maps);
+    let text = plan.to_string();
+    assert!(
+        text.contains("width    48 of 64, by maps (shared)"),
+        "{text}"
+    );
+    // Query: its outputs first, 64 x 64 x 32, then its inputs, 64 x 48 x 32, whose gradient goes on.
+    let query = 2 * 64 * 64 * 32 + 3 * 64 * 48 * 32;
+    let key = 2 * 64 * 32 * 16 + 3 * 64 * 48 * 16;
+    let up = 2 * 64 * 172 * 129 + 3 * 64 * 48 * 129;
+    let up_by_width_first = 2 * 64 * 48 * 172 + 3 * 172 * 129 * 48;
+    // The forward products alone say which comes first.
+    let up = match 64 * 48 * 172 + 172 * 129 * 48 < 64 * 172 * 129 + 64 * 48 * 129 {
+        true => up_by_width_first,
+        false => up,
+    };
+    let table = 2 * 2 * 512 * 64 * 48;
+    let expected = 2 * (5 * (2 * query + 2 * key + 3 * up) + table);
+    let found = plan.totals.step_flops.kernel_contraction;
+    assert_eq!(found, expected as f64);
+
+    // A head of its own takes the gains.
+    let untied = LlamaConfig {
+        tie_word_embeddings: false,
+        ..teacher()
+    };
+    let plan = Plan::new(&recipe(&[width, map]), &untied).unwrap();
+    assert_eq!(tensor(&plan, "lm_head.left.w").origin, shared);
+    assert_eq!(tensor(&plan, "lm_head.c").shape, [64, 512]);
+}
+
+#[test]
+fn maps_of_the_width_are_refused_where_they_cannot_be() {
+    let map = "lti.map={ width = 'shared' }";
+    assert_refused(
+        &[map, "student.intermediate_size=129"],
+        "lti.map",
+        &["none of the units", "hidden = \"general\""],
+    );
+    assert_refused(
+        &[map, "lti.layers=[0, 1]"],
+        "lti.layers",
+        &["take width out"],
+    );
+    assert_refused(
+        &[
+            map,
+            "lti.start=calibrated",
+            "calibration.feed_forward=refit",
+        ],
+        "lti.map",
+        &["hidden = \"general\""],
+    );
+    for map in [map, "lti.map={ hidden = 'shared' }"] {
+        assert_refused(
+            &[map, "lti.start=calibrated", "student.hidden_size=48"],
+            "lti.start",
+            &["of another width as weights", "lti.start = \"grouped\""],
+        );
+    }
+    // Of the teacher's width, it goes.
+    plan(&[map, "lti.start=calibrated"]);
+    let normed = LlamaConfig {
+        output_norms: true,
+        ..teacher()
+    };
+    let error = Plan::new(&recipe(&[map]), &normed).unwrap_err();
+    assert!(
+        error.to_string().contains("norms what its blocks put out"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_pattern_about_one_use_of_a_shared_map_is_about_the_map() {
+    let map = "lti.map={ hidden = 'shared' }";
+    let plan = plan(&[map, r"weights.freeze=['layers\.2\.mlp\.down_proj\.left']"]);
+    for (layer, trains) in [(2, false), (3, true)] {
+        for name in ["gate_proj.right.w", "up_proj.right.w", "down_proj.left.w"] {
+            let name = format!("model.layers.{layer}.mlp.{name}");
+            assert_eq!(tensor(&plan, &name).trained, trains, "{name}");
+        }
+    }
+    // What the recipe shares and what its maps share are one, where they come to the same.
+    let share = r"weights.share={ 'model\.layers\.0\.mlp\.(.*)' = 'model.layers.1.mlp.$1' }";
+    let plan = super::tests::plan(&["lti.start=grouped", map, share]);
+    for name in ["gate_proj.right.w", "up_proj.right.w", "down_proj.left.w"] {
+        let with = "model.layers.0.mlp.gate_proj.right.w".to_owned();
+        let name = format!("model.layers.1.mlp.{name}");
+        assert_eq!(tensor(&plan, &name).origin, Origin::Shared { with });
+    }
+    assert_refused(
+        &[
+            map,
+            "lti.start=calibrated",
+            "calibration.feed_forward=refit",
+        ],
+        "calibration.feed_forward",
+        &["one map of all three", "hidden = \"general\""],
+    );
+}
+
+#[test]
 fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
     let plan = plan(&["lti.map={ kronecker = 3 }"]);
     let shape = |name: &str| {
@@ -287,7 +492,16 @@ fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
 fn the_contraction_takes_the_cheaper_order() {
     let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));
     // Heads first 40 + 80, head size first 80 + 16.
-    let cost = |map| contraction_with_gradients(map, teacher, student, 7);
+    let cost = |form| {
+        contraction_with_gradients(&AppliedMap {
+            form,
+            teacher,
+            student,
+            rows: 7,
+            is_on_teacher: true,
+            cost: contraction_cost(form, teacher, student),
+        })
+    };
     assert_eq!(cost(MapKind::Factored), 7.0 * (2.0 * 80.0 + 3.0 * 16.0));
     assert_eq!(cost(MapKind::General), 7.0 * 2.0 * 160.0);
     // Two pairs cost more than their sum, which is made once.
@@ -897,6 +1111,125 @@ fn a_number_of_layers_is_chosen_by_the_run() {
     let feature = ["student.layers=[0, 2, 4]", "loss.feature={ weight = 1 }"];
     let pairs = plan(&feature).loss.feature.unwrap().pairs;
     assert_eq!(pairs, [[0, 0], [1, 2], [2, 4]].map(LayerPair::from));
+}
+
+#[test]
+fn a_student_of_another_width_has_the_teacher_at_that_width() {
+    let plan = plan(&["student.hidden_size=48", "student.tie_embeddings=false"]);
+    let student = &plan.student;
+    assert_eq!((student.hidden_size, student.head_dim), (48, 8));
+    assert_eq!(plan.spec.teacher.d_model, 48);
+    assert!(!student.tie_word_embeddings && plan.expectation.is_none());
+    // Heads are the teacher's, what reads and writes is as wide as the student.
+    let kernel = tensor(&plan, &q_proj("c"));
+    let of_query = q_proj("weight");
+    assert_eq!(kernel.shape, [48, 64]);
+    assert_eq!(kernel.origin, Origin::TeacherKernel { from: of_query });
+    for (name, shape) in [
+        ("model.embed_tokens.weight", &[512, 48][..]),
+        ("lm_head.weight", &[512, 48]),
+        ("model.layers.4.mlp.down_proj.weight", &[48, 172]),
+        ("model.layers.4.input_layernorm.weight", &[48]),
+        ("model.norm.weight", &[48]),
+    ] {
+        let found = tensor(&plan, name);
+        assert_eq!(found.shape, shape, "{name}");
+        let from = name.to_owned();
+        assert_eq!(found.origin, Origin::Start { from }, "{name}");
+    }
+    let counted = |config: &LlamaConfig| config.num_parameters();
+    assert_eq!(plan.totals.student_parameters, counted(student));
+    // Nothing of it is the teacher's: it is held beside.
+    let frozen: usize = plan.tensors.iter().map(PlannedTensor::num_elements).sum();
+    let of_both = counted(&teacher()) + frozen - plan.totals.map_parameters;
+    assert_eq!(plan.costs.memory.weights, 4.0 * of_both as f64);
+    let text = plan.to_string();
+    assert!(text.contains("width    48 of 64 features"), "{text}");
+    assert!(text.contains("start (grouped)"), "{text}");
+    // Blocks of quantizers, with what is near.
+    let blocks = "rows of what reads the stream have 48 numbers, which blocks of 32 (Q4_0 to Q8_0) do not divide: 32 \
+                  or 64 features would do";
+    assert!(text.contains(blocks), "{text}");
+    let calibrated = super::tests::plan(&["student.hidden_size=32", "lti.start=calibrated"]);
+    let text = calibrated.to_string();
+    assert!(text.contains("width    32 of 64 directions"), "{text}");
+    assert!(!text.contains("what reads the stream have"), "{text}");
+    // A head of its own alone changes nothing else.
+    let untied = super::tests::plan(&["student.tie_embeddings=false"]);
+    assert!(!untied.to_string().contains("width    "));
+    let norm = "model.norm.weight".to_owned();
+    assert_eq!(tensor(&untied, &norm).origin, Origin::Copied { from: norm });
+}
+
+#[test]
+fn widths_that_cannot_be_are_refused() {
+    assert_refused(
+        &["student.hidden_size=65"],
+        "student.hidden_size",
+        &["65", "64"],
+    );
+    assert_refused(
+        &["student.hidden_size=0"],
+        "student.hidden_size",
+        &["at least one"],
+    );
+    let some_layers = [
+        "student.hidden_size=48",
+        "lti.layers=[0, 1]",
+        "lti.start=calibrated",
+    ];
+    assert_refused(
+        &some_layers,
+        "lti.layers",
+        &["student.hidden_size", "lti.layers = \"all\""],
+    );
+    let feature = ["student.hidden_size=48", "loss.feature={ weight = 1 }"];
+    assert_refused(
+        &feature,
+        "loss.feature.projector",
+        &["48", "64", "projector = true"],
+    );
+    let projected = [
+        "student.hidden_size=48",
+        "loss.feature={ weight = 1, projector = true }",
+    ];
+    assert!(plan(&projected).loss.feature.is_some());
+    let of = |teacher: &LlamaConfig, overrides: &[&str]| {
+        let error = Plan::new(&recipe(overrides), teacher).unwrap_err();
+        error.to_string()
+    };
+    let untied = LlamaConfig {
+        tie_word_embeddings: false,
+        ..teacher()
+    };
+    let message = of(&untied, &["student.tie_embeddings=true"]);
+    assert!(
+        message.contains("student.tie_embeddings is true") && message.contains("calibrated"),
+        "{message}"
+    );
+    let normed = LlamaConfig {
+        output_norms: true,
+        ..teacher()
+    };
+    let message = of(&normed, &["student.hidden_size=48", "lti.start=calibrated"]);
+    assert!(
+        message.contains("student.hidden_size") && message.contains("grouped"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_gemma_of_another_width_multiplies_by_that_width() {
+    let text = r#"{ "model_type": "gemma2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4 }"#;
+    let gemma = LlamaConfig::from_json_str(text, Path::new("config.json")).unwrap();
+    assert_eq!(gemma.multipliers.embedding, 4.0);
+    let student = gemma.at_width(9, true);
+    assert_eq!(student.multipliers.embedding, 3.0);
+    // So a file says, which is read the same.
+    let file = student.to_json().to_string();
+    let read = LlamaConfig::from_json_str(&file, Path::new("config.json")).unwrap();
+    assert_eq!(read, student);
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::slice;
 
 use burn_lti::calibration::FeedForward;
-use burn_lti::geometry::Role;
 use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
@@ -121,7 +120,7 @@ impl Checks<'_> {
     }
 
     fn maps(&self, lti: &LtiSection, trained: Trained, steps: usize) -> Result<(), RecipeError> {
-        let ranks = Role::ATTENTION.map(|role| lti.map.kind(role).pairs());
+        let ranks: Vec<_> = lti.map.kinds().map(|(_, kind)| kind.pairs()).collect();
         self.value(
             "lti.map",
             &format_args!("{}", lti.map),

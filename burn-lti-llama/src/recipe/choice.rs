@@ -167,11 +167,34 @@ pub enum KeptLayers {
     These(Vec<usize>),
 }
 
-/// The form of the map in each projection. By default all are general: a start is held best by them, and
-/// they learn best.
+/// What the weights along an axis without heads are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AxisMaps {
+    /// The start; they are weights.
+    #[default]
+    Weights,
+    /// The teacher's and a general map, each its own.
+    General,
+    /// The teacher's and a general map that is one variable of all weights along the axis.
+    Shared,
+}
+
+impl fmt::Display for AxisMaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Weights => "weights",
+            Self::General => "general",
+            Self::Shared => "shared",
+        })
+    }
+}
+
+/// The form of the map in each projection. By default those of the attention are general, since a start is held best
+/// by them and they learn best, and feed-forward blocks have none.
 ///
-/// In a recipe: one for all, `"factored"`, `"general"` or
-/// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 } }`.
+/// In a recipe: one for the attention, `"factored"`, `"general"` or
+/// `{ kronecker = 4 }`, or a table such as `{ default = "factored", out = { kronecker = 4 }, hidden = "general" }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapChoice {
     /// Form of the query projection's map.
@@ -182,6 +205,10 @@ pub struct MapChoice {
     pub value: MapKind,
     /// Form of the output projection's map.
     pub out: MapKind,
+    /// Maps of the units of a feed-forward block, in gate, up and down.
+    pub hidden: AxisMaps,
+    /// Maps of the features of the residual stream, in every weight.
+    pub width: AxisMaps,
 }
 
 impl Default for MapChoice {
@@ -191,25 +218,59 @@ impl Default for MapChoice {
 }
 
 impl MapChoice {
-    /// The same form everywhere.
+    /// The same form in all of the attention, and nothing else.
     pub const fn uniform(kind: MapKind) -> Self {
         Self {
             query: kind,
             key: kind,
             value: kind,
             out: kind,
+            hidden: AxisMaps::Weights,
+            width: AxisMaps::Weights,
         }
     }
 
-    /// The form of the map in `role`.
-    pub const fn kind(&self, role: Role) -> MapKind {
-        match role {
-            Role::Query => self.query,
-            Role::Key => self.key,
-            Role::Value => self.value,
-            // The last of those that are mapped: no role outside attention is.
-            _ => self.out,
+    /// Whether other axes than heads have maps.
+    pub fn has_other_axes(&self) -> bool {
+        [self.hidden, self.width] != [AxisMaps::Weights; 2]
+    }
+
+    /// The same with maps of heads alone.
+    pub const fn of_heads(self) -> Self {
+        Self {
+            hidden: AxisMaps::Weights,
+            width: AxisMaps::Weights,
+            ..self
         }
+    }
+
+    /// The form of the map in `role`, along the role's own axis; `None` where there is none.
+    pub const fn kind(&self, role: Role) -> Option<MapKind> {
+        match (role, self.hidden) {
+            (Role::Query, _) => Some(self.query),
+            (Role::Key, _) => Some(self.key),
+            (Role::Value, _) => Some(self.value),
+            (Role::Out, _) => Some(self.out),
+            (Role::Gate | Role::Up | Role::Down, AxisMaps::General | AxisMaps::Shared) => {
+                Some(MapKind::General)
+            }
+            _ => None,
+        }
+    }
+
+    /// Every role that has a map, and its form.
+    pub fn kinds(&self) -> impl Iterator<Item = (Role, MapKind)> + '_ {
+        let roles = Role::ATTENTION.into_iter().chain(Role::FEED_FORWARD);
+        roles.filter_map(|role| Some((role, self.kind(role)?)))
+    }
+
+    /// The one form of all attention maps, if they have one.
+    fn of_attention(&self) -> Option<MapKind> {
+        let others = [self.key, self.value, self.out];
+        others
+            .iter()
+            .all(|kind| *kind == self.query)
+            .then_some(self.query)
     }
 }
 
@@ -222,13 +283,20 @@ impl TryFrom<MapTable> for MapChoice {
             key,
             value,
             out,
+            hidden,
+            width,
             default,
             kronecker,
         } = table;
+        let [hidden, width] = [hidden, width].map(Option::unwrap_or_default);
         let named = [query, key, value, out, default];
         if let Some(rank) = kronecker {
             return match named.iter().all(Option::is_none) {
-                true => Ok(Self::uniform(MapKind::Kronecker(rank))),
+                true => Ok(Self {
+                    hidden,
+                    width,
+                    ..Self::uniform(MapKind::Kronecker(rank))
+                }),
                 false => Err(
                     "says kronecker for all projections and something else for some: write \
                      { default = { kronecker = 4 }, out = \"general\" }",
@@ -243,17 +311,33 @@ impl TryFrom<MapTable> for MapChoice {
             key: of(key, others.key),
             value: of(value, others.value),
             out: of(out, others.out),
+            hidden,
+            width,
         })
     }
 }
 
 impl fmt::Display for MapChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::uniform(self.query) {
-            return self.query.fmt(f);
+        match self.of_attention() {
+            Some(kind) => kind.fmt(f)?,
+            None => {
+                let kinds = [
+                    (Role::Query, self.query),
+                    (Role::Key, self.key),
+                    (Role::Value, self.value),
+                    (Role::Out, self.out),
+                ];
+                let kinds = kinds.map(|(role, kind)| format!("{role} {kind}"));
+                f.write_str(&kinds.join(", "))?;
+            }
         }
-        let kinds = Role::ATTENTION.map(|role| format!("{role} {}", self.kind(role)));
-        f.write_str(&kinds.join(", "))
+        for (axis, maps) in [("hidden", self.hidden), ("width", self.width)] {
+            if maps != AxisMaps::Weights {
+                write!(f, ", {axis} {maps}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -262,7 +346,17 @@ impl Serialize for MapChoice {
         if *self == Self::uniform(self.query) {
             return self.query.serialize(serializer);
         }
-        serializer.collect_map(Role::ATTENTION.map(|role| (role, self.kind(role))))
+        MapTable {
+            query: Some(OneMap(self.query)),
+            key: Some(OneMap(self.key)),
+            value: Some(OneMap(self.value)),
+            out: Some(OneMap(self.out)),
+            hidden: (self.hidden != AxisMaps::Weights).then_some(self.hidden),
+            width: (self.width != AxisMaps::Weights).then_some(self.width),
+            default: None,
+            kronecker: None,
+        }
+        .serialize(serializer)
     }
 }
 
@@ -294,19 +388,25 @@ impl<'de> Deserialize<'de> for MapChoice {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct MapTable {
     query: Option<OneMap>,
     key: Option<OneMap>,
     value: Option<OneMap>,
     out: Option<OneMap>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden: Option<AxisMaps>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    width: Option<AxisMaps>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     default: Option<OneMap>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     kronecker: Option<usize>,
 }
 
 /// The form of one map.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize)]
 struct OneMap(MapKind);
 
 impl<'de> Deserialize<'de> for OneMap {

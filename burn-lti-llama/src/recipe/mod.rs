@@ -30,7 +30,7 @@ use crate::data::with_home;
 use crate::hf::WeightType;
 
 pub use choice::{
-    CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
+    AxisMaps, CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
     Phase2Trained, Trained,
 };
 pub use error::RecipeError;
@@ -116,6 +116,7 @@ impl Recipe {
         let has_maps = self.phase2.is_some()
             || self.lti.grow.is_some()
             || self.lti.coordinates.is_some()
+            || self.lti.map.has_other_axes()
             || self.teacher.dtype != WeightType::F32;
         self.lti.train.unwrap_or(match has_maps {
             true => Trained::Maps,

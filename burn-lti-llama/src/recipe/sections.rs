@@ -49,6 +49,10 @@ pub struct StudentSection {
     pub head_dim: Option<usize>,
     /// Units of a feed-forward block.
     pub intermediate_size: Option<usize>,
+    /// Width of the residual stream.
+    pub hidden_size: Option<usize>,
+    /// Whether the head is the embedding.
+    pub tie_embeddings: Option<bool>,
     /// Decoder layers.
     pub layers: Option<KeptLayers>,
     /// How small the student is to be: what of the shape is not given is searched.
@@ -85,6 +89,11 @@ impl fmt::Display for StudentSection {
         }
         parts.extend(self.head_dim.map(|size| format!("of {size} features")));
         parts.extend(self.intermediate_size.map(|units| format!("{units} units")));
+        parts.extend(self.hidden_size.map(|width| format!("width {width}")));
+        parts.extend(self.tie_embeddings.map(|is_tied| match is_tied {
+            true => "a tied head".to_owned(),
+            false => "a head of its own".to_owned(),
+        }));
         match parts.is_empty() {
             true => f.write_str("the teacher's shape"),
             false => f.write_str(&parts.join(", ")),

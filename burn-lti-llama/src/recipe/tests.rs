@@ -261,8 +261,9 @@ fn trains_maps_where_the_recipe_has_what_only_maps_can_have() {
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));
-    assert_eq!(recipe.lti.map.kind(Role::Query), MapKind::Factored);
-    assert_eq!(recipe.lti.map.kind(Role::Out), MapKind::General);
+    assert_eq!(recipe.lti.map.kind(Role::Query), Some(MapKind::Factored));
+    assert_eq!(recipe.lti.map.kind(Role::Out), Some(MapKind::General));
+    assert_eq!(recipe.lti.map.kind(Role::Up), None);
     assert_eq!(recipe.lti.layers, Layers::These(vec![0, 2]));
     assert_eq!(recipe.lti.train, Some(Trained::Projections));
     assert_eq!(recipe.lti.precision, KernelPrecision::High);

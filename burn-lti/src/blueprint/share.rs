@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::error::nearest_name;
 use super::{BlueprintError, Listed, Listing, ShareRule};
 use crate::map::Part;
+use crate::tensors::split_name;
 
 /// Each destination and the source at the end of its chain.
 #[derive(Debug, Default)]
@@ -37,7 +38,7 @@ impl Shares {
                     });
                 }
                 for [from, to] in parts(student, rule.pattern(), &from, &to)? {
-                    links.add(from, to)?;
+                    links.add(from, to);
                 }
             }
         }
@@ -107,15 +108,15 @@ fn alike<'a>(
     source: &'a Listed,
     destination: &'a Listed,
 ) -> Result<[&'a Listed; 2], BlueprintError> {
-    let leaf = |tensor: &Listed| {
-        let projection = tensor.projection.as_ref()?;
-        Some(tensor.name.strip_prefix(projection.as_str())?.to_owned())
-    };
     let types_differ = matches!((source.dtype, destination.dtype), (Some(a), Some(b)) if a != b);
-    let differ = source.part != destination.part
-        || source.shape != destination.shape
-        || (matches!(source.part, Part::Map(_)) && leaf(source) != leaf(destination))
-        || types_differ;
+    // A map does not know which side it is on: one of `A`, `B` or `W` may serve both.
+    let parts_differ = match (source.part, destination.part) {
+        (Part::Map(_), Part::Map(_)) => {
+            split_name(&source.name).1 != split_name(&destination.name).1
+        }
+        (source, destination) => source != destination,
+    };
+    let differ = parts_differ || source.shape != destination.shape || types_differ;
     match differ {
         true => Err(unlike(source, destination)),
         false => Ok([source, destination]),
@@ -143,26 +144,36 @@ fn unlike(source: &Listed, destination: &Listed) -> BlueprintError {
 
 /// Destinations and their sources, which may be destinations themselves.
 #[derive(Default)]
-struct Links(BTreeMap<String, String>);
+struct Links {
+    /// Of each destination the first source.
+    first: BTreeMap<String, String>,
+    /// Destinations and further sources.
+    further: Vec<[String; 2]>,
+}
 
 impl Links {
-    fn add(&mut self, from: &Listed, to: &Listed) -> Result<(), BlueprintError> {
-        match self.0.insert(to.name.clone(), from.name.clone()) {
-            Some(first) if first != from.name => Err(BlueprintError::SharedTwice {
-                to: to.name.clone(),
-                first,
-                second: from.name.clone(),
-            }),
-            _ => Ok(()),
+    fn add(&mut self, from: &Listed, to: &Listed) {
+        match self.first.get(&to.name) {
+            None => {
+                self.first.insert(to.name.clone(), from.name.clone());
+            }
+            Some(_) => self.further.push([to.name.clone(), from.name.clone()]),
         }
     }
 
-    /// Each destination and the source that is none.
-    fn ends(&self) -> Result<BTreeMap<String, String>, BlueprintError> {
-        let ends = self
-            .0
-            .keys()
-            .map(|name| Ok((name.clone(), end_of_chain(name, &self.0)?)));
+    /// Each destination and the source that is none. Several sources of one must come to the same end.
+    fn ends(self) -> Result<BTreeMap<String, String>, BlueprintError> {
+        let end = |name: &str| end_of_chain(name, &self.first);
+        for [to, second] in &self.further {
+            if end(second)? != end(to)? {
+                return Err(BlueprintError::SharedTwice {
+                    to: to.clone(),
+                    first: self.first[to].clone(),
+                    second: second.clone(),
+                });
+            }
+        }
+        let ends = self.first.keys().map(|name| Ok((name.clone(), end(name)?)));
         ends.collect()
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct ActivationStore {
     dtype: DType,
     /// Streams that a batch has room for.
     streams: u64,
+    /// Features of the student's stream, if they are fewer than the teacher's.
+    narrow: Option<usize>,
     batches: Vec<Region>,
     end: u64,
 }
@@ -51,17 +53,23 @@ struct Region {
 }
 
 impl ActivationStore {
-    /// For a teacher of so many layers.
-    pub(super) fn new(dtype: DType, layers: usize) -> Result<Self> {
-        Self::in_folder(&std::env::temp_dir(), dtype, layers)
+    /// For a teacher of so many layers, and a student whose stream may be `narrow`er.
+    pub(super) fn new(dtype: DType, layers: usize, narrow: Option<usize>) -> Result<Self> {
+        Self::in_folder(&std::env::temp_dir(), dtype, layers, narrow)
     }
 
-    fn in_folder(folder: &Path, dtype: DType, layers: usize) -> Result<Self> {
+    fn in_folder(
+        folder: &Path,
+        dtype: DType,
+        layers: usize,
+        narrow: Option<usize>,
+    ) -> Result<Self> {
         Ok(Self {
             file: tempfile::tempfile_in(folder).map_err(|source| problem(folder, source))?,
             folder: folder.to_owned(),
             dtype,
             streams: Stream::Teacher(layers).index() + 1,
+            narrow,
             batches: Vec::new(),
             end: 0,
         })
@@ -98,9 +106,12 @@ impl ActivationStore {
         stream: Stream,
         device: &B::Device,
     ) -> Result<Tensor<B, 3>> {
-        let Region { shape, bytes, .. } = self.batches[batch];
+        let mut shape = self.batches[batch].shape;
+        if let (Stream::Student, Some(features)) = (stream, self.narrow) {
+            shape[2] = features;
+        }
         self.seek(batch, stream)?;
-        let mut values = vec![0; bytes as usize];
+        let mut values = vec![0; shape.iter().product::<usize>() * self.dtype.size()];
         let read = self.file.read_exact(&mut values);
         read.map_err(|source| problem(&self.folder, source))?;
         let data = TensorData::from_bytes_vec(values, shape, self.dtype);
@@ -140,7 +151,7 @@ mod tests {
             Stream::Teacher(1),
         ];
         for dtype in [DType::F32, DType::BF16] {
-            let mut store = ActivationStore::new(dtype, 2).unwrap();
+            let mut store = ActivationStore::new(dtype, 2, None).unwrap();
             assert_eq!(shapes.map(|shape| store.add_batch(shape)), [0, 1]);
             let number = |batch: usize, index: usize| (10 * batch + index) as f32;
             for (index, stream) in streams.into_iter().enumerate() {
@@ -166,7 +177,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let gone = folder.path().join("gone");
         let error =
-            ActivationStore::in_folder(&gone, DType::F32, 1).expect_err("there is no folder");
+            ActivationStore::in_folder(&gone, DType::F32, 1, None).expect_err("there is no folder");
         let message = error.to_string();
         assert!(message.contains(&gone.display().to_string()), "{message}");
         assert!(message.contains("TMPDIR"), "{message}");

@@ -55,7 +55,7 @@ pub(super) fn refit<B: Backend>(
 
 /// What is best added to the weight, and what that leaves on held-out tokens. What does not help there is
 /// left alone.
-fn change(sums: &SplitMoments) -> Result<(f64, Option<Mat<f64>>)> {
+pub(super) fn change(sums: &SplitMoments) -> Result<(f64, Option<Mat<f64>>)> {
     let best = RIDGES
         .into_iter()
         // A ridge too little for the rounding of the sums is passed over.

@@ -102,8 +102,8 @@ impl<B: Backend> CalibratedStart<B> {
         Ok(write_atomically(path, &bytes)?)
     }
 
-    /// Reads what [`save`](Self::save) wrote. Weights of feed-forward blocks come back in `dtype`, the
-    /// float type of the model; maps are float32.
+    /// Reads what [`save`](Self::save) wrote. Weights, biases and gains come back in `dtype`, the float type of
+    /// the model; maps are float32.
     ///
     /// # Errors
     ///
@@ -143,13 +143,14 @@ impl<B: Backend> CalibratedStart<B> {
             }
             let (owner, dtype) = match split_name(name).1 {
                 "weight" | "bias" => ("Linear", dtype),
+                "gamma" => ("RmsNorm", dtype),
                 _ => ("AxisMap", DType::F32),
             };
             let values = view.data().to_vec();
             let data = TensorData::from_bytes_vec(values, view.shape().to_vec(), DType::F32);
             let (data, options) = (data.convert_dtype(dtype), (device, dtype));
             match (split_name(name).1, view.shape().len()) {
-                ("bias", 1) => {
+                ("bias" | "gamma", 1) => {
                     tensors.insert(name, owner, Tensor::<B, 1>::from_data(data, options))
                 }
                 (_, 2) => tensors.insert(name, owner, Tensor::<B, 2>::from_data(data, options)),
@@ -205,6 +206,7 @@ mod tests {
                 strength: 0.5,
                 uneven: None,
                 feed_forward_residual: None,
+                units: Some(vec![0, 2]),
                 seconds: 1.5,
             }],
         }

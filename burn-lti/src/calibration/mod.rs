@@ -10,6 +10,10 @@
 //! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing; where the
 //!    student has fewer units or layers, those that stay are chosen, and all of the block is fitted.
 //!
+//! Where the student's residual stream is narrower, it has the directions in which the teacher's lies; before each of
+//! these steps, what reads the stream is fitted to what the teacher reads there (see `narrow.rs`), and at the end
+//! the head.
+//!
 //! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
 //! (a ridge, and how much of the way back it is asked to go) is chosen by tokens held out of the fit. Rows
 //! are weighted by the squared attention that their tokens receive (see `importance.rs`), and by one over
@@ -39,10 +43,12 @@ mod map_tensors;
 mod map_values;
 mod merge;
 mod moments;
+mod narrow;
 mod out;
 mod out_factors;
 mod pairs;
 mod patterns;
+mod pull_back;
 mod refine;
 mod regularization;
 mod report;
@@ -72,8 +78,9 @@ pub use depth::choose_layers;
 pub use error::CalibrationError;
 pub use file::StartFileError;
 pub use heads::HeadChoice;
+pub use pull_back::{Residual, with_maps_of_blocks};
 pub use report::{CalibratedStart, LayerReport};
-pub use settings::{Budget, Calibration, FeedForward, Refinement};
+pub use settings::{Blocks, Budget, Calibration, FeedForward, Refinement};
 pub use whitening::Whitening;
 
 use crate::decoder::{LayeredDecoder, TokenBatch};
@@ -155,6 +162,7 @@ where
         done(&so_far);
         layers = so_far.layers;
     }
+    let student = walk.with_head(student)?;
     Ok(CalibratedStart {
         tensors: student.start,
         layers,

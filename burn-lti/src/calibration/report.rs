@@ -42,6 +42,9 @@ pub struct LayerReport {
     /// What the feed-forward fit left of what was missing, on held-out tokens; `None` if there was none. Where units
     /// are left out, of what was missing once the last projection had made up for them.
     pub feed_forward_residual: Option<f64>,
+    /// The teacher's units that the student's began as, ascending; `None` where it has all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub units: Option<Vec<usize>>,
     /// How long the layer took.
     pub seconds: f64,
 }

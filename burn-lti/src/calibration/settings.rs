@@ -8,10 +8,13 @@ use crate::geometry::Axes;
 /// What is calibrated, and how far.
 #[derive(Clone, Debug)]
 pub struct Calibration<'a> {
-    /// The teacher's grids, the layers that have maps, and the maps' forms.
+    /// The teacher's grids, at the student's width, the layers that have maps, and the maps' forms.
     pub spec: &'a LtiSpec,
-    /// The student's grids, and how many units its feed-forward blocks have.
+    /// The student's grids, how many units its feed-forward blocks have, and how wide its residual stream is.
     pub student: Axes,
+    /// Whether the student's head is its embedding; `None` where it is as the teacher's. Whoever makes the student
+    /// gives it a head of its own where the teacher has none: any, in place of which one is fitted at another width.
+    pub ties_head: Option<bool>,
     /// The teacher's layer that each of the student's stands for, ascending; `None` where there are as many.
     /// The spec's layers are the student's.
     pub kept: Option<Vec<usize>>,
@@ -20,6 +23,8 @@ pub struct Calibration<'a> {
     pub rounds: usize,
     /// Whether the feed-forward blocks are fitted too.
     pub feed_forward: FeedForward,
+    /// What they may be in the end.
+    pub blocks: Blocks,
     /// How much of the way back to the teacher's residual stream a layer may be asked to go, each from 0
     /// to 1. The best for held-out tokens is taken.
     pub strengths: Vec<f64>,
@@ -39,9 +44,11 @@ impl<'a> Calibration<'a> {
         Self {
             spec,
             student,
+            ties_head: None,
             kept: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
+            blocks: Blocks::Fitted,
             strengths: vec![1.0, 0.75, 0.5, 0.25, 0.0],
             refinement: Refinement {
                 steps: 0,
@@ -57,11 +64,21 @@ impl<'a> Calibration<'a> {
         self.student.hidden != self.spec.teacher.hidden
     }
 
-    /// Whether feed-forward blocks are fitted: if it is asked for, and where units or layers are missing whose
-    /// part they can do.
-    pub(super) fn refits(&self) -> bool {
-        self.feed_forward == FeedForward::Refit || self.cuts_units() || self.kept.is_some()
+    /// Whether the student's residual stream has to become another than the teacher's, of `t_width` features and with
+    /// a head that is its embedding or not: of another width, or with one table for both.
+    pub(super) fn narrows(&self, t_width: usize, is_tied: bool) -> bool {
+        self.student.d_model != t_width || (self.ties_head == Some(true) && !is_tied)
     }
+}
+
+/// What a feed-forward block can be once its start is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Blocks {
+    /// Any weights, each on its own.
+    #[default]
+    Fitted,
+    /// Units of the teacher's as they are, as one map of all three weights has them. Nothing is fitted.
+    Picked,
 }
 
 /// How much training is to follow a start. What is closest to the teacher untrained is not what is closest once

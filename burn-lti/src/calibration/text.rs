@@ -10,12 +10,13 @@ use faer::Mat;
 use super::activation_store::{ActivationStore, Stream};
 use super::error::{CalibrationError, Result};
 use super::features::flat;
+use super::narrow::{Basis, Narrow, StreamGram};
 use super::settings::{Budget, Calibration};
 use super::split::{HELD_OUT, SplitMoments};
 use super::targets::Targets;
 use super::teacher::{TeacherTensors, site_name};
 use super::{importance, moments};
-use crate::decoder::{LayeredDecoder, TokenBatch};
+use crate::decoder::{LayeredDecoder, Reader, TokenBatch};
 use crate::geometry::Role;
 use crate::tensors::TensorSet;
 
@@ -31,7 +32,11 @@ pub(super) struct InputGrams {
 /// The text's batches, and the activations of teacher and student for each.
 pub(super) struct Text<'a, B: Backend, T> {
     pub(super) teacher: &'a T,
+    /// The teacher at the student's width, where that is another.
+    narrow: Option<Narrow<B, T>>,
+    /// Those of the teacher at the student's width.
     pub(super) tensors: TeacherTensors<B>,
+    /// The student's width.
     pub(super) d_model: usize,
     /// Whether a layer is fitted on what the student's layers before it make of the text.
     propagates: bool,
@@ -45,17 +50,23 @@ pub(super) struct Text<'a, B: Backend, T> {
 }
 
 impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
-    /// Has the teacher read the text once: keeps its inputs of all layers, and finds out how much each
-    /// token counts. The student's stream begins as the input of the first layer.
+    /// Has the teacher read the text once: keeps its inputs of all layers, the last one's output if a fit `needs` it,
+    /// and finds out how much each token counts, and in which directions the stream lies, if it becomes `narrower`.
     pub(super) fn read(
         teacher: &'a T,
-        student: &impl LayeredDecoder<B>,
         calibration: &Calibration<'_>,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
+        needs_output: bool,
+        narrower: bool,
     ) -> Result<Self> {
         let layers = teacher.layers();
+        let mut sums = match narrower {
+            true => Some(StreamGram::zeros(teacher.head().weight.dims()[0])),
+            false => None,
+        };
         let mut text = Self {
             teacher,
+            narrow: None,
             tensors: TeacherTensors(TensorSet::collect(teacher)),
             d_model: calibration.spec.teacher.d_model,
             propagates: calibration.budget == Budget::None,
@@ -64,12 +75,15 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
                 .clone()
                 .unwrap_or_else(|| (0..layers).collect()),
             batches,
-            store: ActivationStore::new(teacher.head().weight.dtype(), layers)?,
+            store: ActivationStore::new(
+                teacher.head().weight.dtype(),
+                layers,
+                narrower.then_some(calibration.student.d_model),
+            )?,
             importance: Vec::new(),
             device: teacher.devices()[0].clone(),
         };
-        // Only a feed-forward fit asks for the last layer's output.
-        let streams = match calibration.refits() {
+        let streams = match needs_output {
             false => layers,
             true => layers + 1,
         };
@@ -81,7 +95,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             let mut received = Vec::new();
             for layer in 0..streams {
                 if layer > 0 {
-                    h = layer_output(teacher, layer - 1, h, &context);
+                    let attended = h.clone() + teacher.attention(layer - 1, h, &context);
+                    if let Some(sums) = &mut sums {
+                        sums.add(attended.clone(), &batch)?;
+                    }
+                    h = attended.clone() + teacher.feed_forward(layer - 1, attended);
+                }
+                if let Some(sums) = &mut sums {
+                    sums.add(h.clone(), &batch)?;
                 }
                 if layer < layers {
                     let weights = teacher.attention_weights(layer, h.clone(), &context);
@@ -90,14 +111,16 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
                 text.store.write(index, Stream::Teacher(layer), h.clone())?;
             }
             text.importance.push(importance::of_rows(received));
-            let embedded = student.embed(&batch);
-            text.store.write(index, Stream::Student, embedded)?;
             let present = batch.segments.clone().greater_elem(0).int().sum();
             tokens += present.into_data().iter::<f64>().sum::<f64>();
         }
         if tokens == 0.0 {
             let what = "the calibration text holds no token: give it text";
             return Err(CalibrationError::Refused(what.to_owned()));
+        }
+        if let Some(sums) = sums {
+            let basis = sums.basis(calibration.student.d_model, &text.device)?;
+            text.narrow = Some(Narrow::new(teacher, basis));
         }
         match text.importance.len() {
             count if count < HELD_OUT => Err(CalibrationError::Refused(format!(
@@ -108,9 +131,114 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         }
     }
 
+    /// The student's stream begins as the input of its first layer.
+    pub(super) fn begin(&mut self, student: &impl LayeredDecoder<B>) -> Result<()> {
+        for (index, batch) in self.batches() {
+            let embedded = student.embed(&batch);
+            self.store.write(index, Stream::Student, embedded)?;
+        }
+        Ok(())
+    }
+
+    /// The teacher at the student's width: what computes on the student's stream.
+    pub(super) fn at_width(&self) -> T {
+        match &self.narrow {
+            Some(narrow) => narrow.decoder.clone(),
+            None => self.teacher.clone(),
+        }
+    }
+
+    /// The directions of the teacher's stream that the student's has, where they are fewer.
+    pub(super) fn basis(&self) -> Option<&Basis<B>> {
+        self.narrow.as_ref().map(|narrow| &narrow.basis)
+    }
+
+    /// Other directions.
+    pub(super) fn set_basis(&mut self, basis: Basis<B>) {
+        if let Some(narrow) = &mut self.narrow {
+            narrow.basis = basis;
+        }
+    }
+
+    /// The teacher at the student's width with these tensors, by its own names.
+    pub(super) fn narrowed(&mut self, tensors: &TensorSet<B>) {
+        if let Some(narrow) = self.narrow.take() {
+            let narrow = narrow.filled(tensors);
+            self.tensors = TeacherTensors(TensorSet::collect(&narrow.decoder));
+            self.narrow = Some(narrow);
+        }
+    }
+
+    /// A stream of the teacher's, `[batch, tokens, t_width]`, in the directions of the student's.
+    fn in_basis(&self, stream: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self.basis() {
+            Some(basis) => stream.matmul(basis.into.clone().unsqueeze()),
+            None => stream,
+        }
+    }
+
+    /// What the teacher's `reader` reads, `[batch, tokens, t_width]`, by the number of the student's layer.
+    pub(super) fn read_by_teacher(
+        &mut self,
+        index: usize,
+        reader: Reader,
+    ) -> Result<Option<Tensor<B, 3>>> {
+        let layers = self.teacher.layers();
+        let mut stream = |stream| self.store.read(index, stream, &self.device);
+        Ok(match reader {
+            Reader::Attention(layer) => {
+                let source = self.kept[layer];
+                let h = stream(Stream::Teacher(source))?;
+                self.teacher.normed(Reader::Attention(source), h)
+            }
+            Reader::FeedForward(layer) => {
+                let source = self.kept[layer];
+                let attended = stream(Stream::Teacher(source))? + stream(Stream::Attention)?;
+                self.teacher.normed(Reader::FeedForward(source), attended)
+            }
+            Reader::Head => self
+                .teacher
+                .normed(Reader::Head, stream(Stream::Teacher(layers))?),
+        })
+    }
+
+    /// The gains of the norm before the teacher's `reader`, by the number of the student's layer, `[1, t_width]`.
+    pub(super) fn gains(&self, reader: Reader) -> Option<Tensor<B, 2>> {
+        let reader = match reader {
+            Reader::Attention(layer) => Reader::Attention(self.kept[layer]),
+            Reader::FeedForward(layer) => Reader::FeedForward(self.kept[layer]),
+            Reader::Head => Reader::Head,
+        };
+        let head = self.teacher.head().weight;
+        let (width, dtype) = (head.dims()[0], head.dtype());
+        // Of a state of ones the norm leaves its gains.
+        let ones = Tensor::ones([1, 1, width], (&self.device, dtype));
+        Some(flat(self.teacher.normed(reader, ones)?).cast(DType::F32))
+    }
+
+    /// What the student's stream has come to before the head, `[batch, tokens, d_model]`.
+    pub(super) fn student_output(&mut self, batch: usize) -> Result<Tensor<B, 3>> {
+        match self.propagates {
+            true => self.store.read(batch, Stream::Student, &self.device),
+            false => self.wanted_output(batch, self.kept.len() - 1),
+        }
+    }
+
+    /// The root of what the tokens of a batch count, padding nothing: `[rows, 1]`.
+    pub(super) fn roots(&self, index: usize, batch: &TokenBatch<B>) -> Tensor<B, 2> {
+        let [rows, _] = self.importance[index].dims();
+        let present = batch.segments.clone().greater_elem(0).float();
+        present.reshape([rows, 1]).cast(DType::F32) * self.importance[index].clone().sqrt()
+    }
+
     /// The batches in their order, and their numbers.
     pub(super) fn batches(&self) -> impl Iterator<Item = (usize, TokenBatch<B>)> + use<'a, B, T> {
         self.batches.iter().enumerate()
+    }
+
+    /// How many layers the student has.
+    pub(super) const fn layers(&self) -> usize {
+        self.kept.len()
     }
 
     /// The teacher's layer that the student's `layer` stands for.
@@ -123,11 +251,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         site_name(self.teacher, self.source(layer), role)
     }
 
-    /// The teacher's tensors by the names that the student has for them, without those of layers that are gone.
-    pub(super) fn by_own_names(&self) -> Result<TensorSet<B>> {
+    /// Tensors of the teacher by the names that the student has for them, without those of layers that are gone.
+    pub(super) fn by_own_names(&self, tensors: &TensorSet<B>) -> Result<TensorSet<B>> {
         let layers = self.teacher.layers();
         if self.kept.iter().copied().eq(0..layers) {
-            return Ok(self.tensors.0.clone());
+            return Ok(tensors.clone());
         }
         let mut own = Vec::new();
         for layer in 0..layers {
@@ -141,7 +269,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             let prefix = |name: &str| name[..name.len() - place].to_owned();
             own.push((prefix(&of_teacher), of_student.as_deref().map(prefix)));
         }
-        Ok(self.tensors.0.renamed(|name| {
+        Ok(tensors.renamed(|name| {
             let of_layer = own.iter().find_map(|(of_teacher, of_student)| {
                 let rest = name.strip_prefix(of_teacher.as_str())?;
                 rest.starts_with('.').then_some((of_student, rest))
@@ -157,8 +285,10 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     pub(super) fn keep_attention(&mut self, layer: usize) -> Result<()> {
         for (index, batch) in self.batches() {
             let context = self.teacher.context(&batch);
-            let h = self.teacher_input(index, layer)?;
             let source = self.source(layer);
+            let h = self
+                .store
+                .read(index, Stream::Teacher(source), &self.device)?;
             let attention = self.teacher.attention_output(source, h, &context);
             self.store.write(index, Stream::Attention, attention)?;
         }
@@ -181,7 +311,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     /// The input of the teacher's layer that `layer` stands for, `[batch, tokens, d_model]`.
     pub(super) fn teacher_input(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
         let stream = Stream::Teacher(self.source(layer));
-        self.store.read(batch, stream, &self.device)
+        let stream = self.store.read(batch, stream, &self.device)?;
+        Ok(self.in_basis(stream))
     }
 
     /// What `layer` should put out, `[batch, tokens, d_model]`: what the layer reads that the student's next
@@ -189,7 +320,8 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     pub(super) fn wanted_output(&mut self, batch: usize, layer: usize) -> Result<Tensor<B, 3>> {
         let next = self.kept.get(layer + 1).copied();
         let stream = Stream::Teacher(next.unwrap_or_else(|| self.teacher.layers()));
-        self.store.read(batch, stream, &self.device)
+        let stream = self.store.read(batch, stream, &self.device)?;
+        Ok(self.in_basis(stream))
     }
 
     /// The student's stream after the attention of `layer`, `[batch, tokens, d_model]`, and what is missing of what the
@@ -214,13 +346,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     pub(super) fn attention_grams(&mut self, layer: usize) -> Result<InputGrams> {
         let zeros = || Mat::zeros(self.d_model, self.d_model);
         let (mut even, mut by_importance) = (zeros(), zeros());
+        let teacher = self.at_width();
         for (index, batch) in self.batches() {
-            let (h, context) = (
-                self.student_input(index, layer)?,
-                self.teacher.context(&batch),
-            );
+            let (h, context) = (self.student_input(index, layer)?, teacher.context(&batch));
             let source = self.source(layer);
-            let [x, _] = self.teacher.attention_inputs(source, h, &context);
+            let [x, _] = teacher.attention_inputs(source, h, &context);
             let x = flat(x).cast(DType::F32);
             let rows = x.dims()[0];
             let present = batch.segments.greater_elem(0).float().reshape([rows, 1]);
@@ -251,10 +381,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         layer: usize,
         batch: &TokenBatch<B>,
     ) -> Result<Targets<B>> {
+        let attention = self.store.read(index, Stream::Attention, &self.device)?;
         let streams = [
             self.teacher_input(index, layer)?,
             self.student_input(index, layer)?,
-            self.store.read(index, Stream::Attention, &self.device)?,
+            self.in_basis(attention),
         ];
         let out = self.source_name(layer, Role::Out)?;
         Ok(Targets::new(

@@ -17,7 +17,7 @@ use super::features::flat;
 use super::feed_forward::RIDGES;
 use super::map_values::row_major;
 use super::moments::Moments;
-use super::settings::Calibration;
+use super::settings::{Blocks, Calibration};
 use super::solve::{added_to_diagonal, cholesky, dot, mean_diagonal};
 use super::split::{SplitMoments, WORTH};
 use super::teacher::site_name;
@@ -69,15 +69,16 @@ pub(super) fn add_placeholders<B: Backend>(
     Ok(())
 }
 
-/// The weights of the `units` of `layer` that are kept: the teacher's rows of gate and up, and a last projection
-/// that makes up for the others.
+/// The units of `layer` that are kept, and their weights: the teacher's of gate and up, and a last projection that
+/// makes up for the others, if it may.
 pub(super) fn chosen<B: Backend>(
     text: &mut Text<'_, B, impl LayeredDecoder<B>>,
     layer: usize,
     student: &impl LayeredDecoder<B>,
-    units: usize,
-) -> Result<TensorSet<B>> {
-    let (of_teacher, source) = (text.teacher, text.source(layer));
+    calibration: &Calibration<'_>,
+) -> Result<(Vec<usize>, TensorSet<B>)> {
+    let units = calibration.student.hidden;
+    let (of_teacher, source) = (text.at_width(), text.source(layer));
     let down = text.source_name(layer, Role::Down)?;
     let teacher = text.tensors.weight(&down, text.d_model)?;
     let mut sums = SplitMoments::zeros(teacher.nrows(), text.d_model);
@@ -101,7 +102,12 @@ pub(super) fn chosen<B: Backend>(
     while let (Err(CalibrationError::Singular { .. }), Some(ridge)) = (&found, stronger.next()) {
         found = eliminated(&all, &teacher, ridge, units);
     }
-    let (kept, weight) = found?;
+    let (kept, mut weight) = found?;
+    if calibration.blocks == Blocks::Picked {
+        weight = Mat::from_fn(units, text.d_model, |unit, output| {
+            teacher[(kept[unit], output)]
+        });
+    }
     let mut tensors = TensorSet::new();
     let head = text.teacher.head().weight;
     let (device, dtype) = (head.device(), head.dtype());
@@ -129,7 +135,7 @@ pub(super) fn chosen<B: Backend>(
     let weight = Tensor::<B, 2>::from_data(data, (&device, dtype));
     let name = site_name(text.teacher, layer, Role::Down)?;
     tensors.insert(&join_name(&name, "weight"), "Linear", weight);
-    Ok(tensors)
+    Ok((kept, tensors))
 }
 
 /// The least ridge with which a change of the projection of all units serves held-out tokens as well as with any, but

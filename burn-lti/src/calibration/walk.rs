@@ -21,22 +21,23 @@ use super::merge::{QueryKeys, Turns};
 use super::out::OutMap;
 use super::regularization::Regularization;
 use super::report::LayerReport;
-use super::settings::{Budget, Calibration};
+use super::settings::{Blocks, Budget, Calibration, FeedForward};
 use super::split::SplitMoments;
 use super::student::Student;
 use super::teacher::site_name;
 use super::text::{InputGrams, Text};
 use super::value_features::{Span, ValueFeatures};
-use super::{align, feed_forward, gated, patterns, refine, select, units};
+use super::{align, feed_forward, gated, narrow, patterns, refine, select, units};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::{Role, Site};
 use crate::map::MapKind;
 use crate::tensors::TensorSet;
 
-/// What is left of layers and blocks can make up for what is gone only where all of it is fitted.
+/// What is left of layers, blocks and streams can make up for what is gone only where all of it is fitted.
 fn check_shape<B: Backend>(
     calibration: &Calibration<'_>,
     teacher: &impl LayeredDecoder<B>,
+    [narrows, refits]: [bool; 2],
 ) -> Result<()> {
     let layers = teacher.layers();
     let refused = |what: String| Err(CalibrationError::Refused(what));
@@ -49,21 +50,51 @@ fn check_shape<B: Backend>(
             ));
         }
     }
-    let shrinks = calibration.cuts_units() || calibration.kept.is_some();
-    let count = calibration.kept.as_ref().map_or(layers, Vec::len);
-    if shrinks && !(0..count).all(|layer| calibration.spec.selects(layer)) {
+    if calibration.spec.maps.width().is_some() {
         return refused(
-            "layers or units are left out, which changes all layers, and not all are calibrated: select all"
+            "the width of the residual stream has maps, and a start fits heads alone: leave them out of the spec that is \
+             calibrated with"
                 .to_owned(),
         );
     }
-    match calibration.refits() && teacher.attention_output_gain(0).is_some() {
+    let is_mapped = |role: &Role| !Role::ATTENTION.contains(role);
+    if let Some(role) = calibration.spec.maps.roles().find(is_mapped) {
+        return refused(format!(
+            "the {role} projection has a map, and a start fits weights there: leave it out of the spec that is \
+             calibrated with, and make its map of the fitted weight by with_maps_of_blocks"
+        ));
+    }
+    let shrinks = narrows || calibration.cuts_units() || calibration.kept.is_some();
+    let count = calibration.kept.as_ref().map_or(layers, Vec::len);
+    if shrinks && !(0..count).all(|layer| calibration.spec.selects(layer)) {
+        return refused(
+            "layers, units or features are left out, which changes all layers, and not all are calibrated: select all"
+                .to_owned(),
+        );
+    }
+    match refits && teacher.attention_output_gain(0).is_some() {
         true => refused(
             "feed-forward blocks are to be fitted, and the teacher norms what they put out, through which they cannot \
-             be: keep all layers and units, and the blocks as they are"
+             be: keep all layers and units, the width, and the blocks as they are"
                 .to_owned(),
         ),
         false => Ok(()),
+    }
+}
+
+/// How the feed-forward block of a layer came about.
+#[derive(Default)]
+struct BlockReport {
+    residual: Option<f64>,
+    units: Option<Vec<usize>>,
+}
+
+impl BlockReport {
+    const fn fitted(residual: f64, units: Option<Vec<usize>>) -> Self {
+        Self {
+            residual: Some(residual),
+            units,
+        }
     }
 }
 
@@ -76,6 +107,10 @@ pub(super) struct Walk<'a, B: Backend, T> {
     pub(super) counts: HeadCounts,
     pub(super) maps: MapTensors<'a, B>,
     pub(super) text: Text<'a, B, T>,
+    /// Whether the student's stream is another than the teacher's.
+    narrows: bool,
+    /// Whether feed-forward blocks are fitted.
+    refits: bool,
 }
 
 impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
@@ -93,7 +128,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     {
         let spec = calibration.spec;
         let counts = HeadCounts::of(&spec.teacher, &calibration.student)?;
-        check_shape(calibration, teacher)?;
+        let t_width = teacher.head().weight.dims()[0];
+        let narrows = calibration.narrows(t_width, teacher.site_name(Site::HEAD).is_none());
+        let fits = calibration.feed_forward == FeedForward::Refit || calibration.kept.is_some();
+        let refits =
+            calibration.cuts_units() || narrows || (fits && calibration.blocks == Blocks::Fitted);
+        check_shape(calibration, teacher, [narrows, refits])?;
         let maps = MapTensors {
             spec,
             student: &calibration.student,
@@ -110,18 +150,32 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         if calibration.cuts_units() {
             units::add_placeholders(&mut start, teacher, calibration, layers)?;
         }
+        let mut text = Text::read(teacher, calibration, batches, refits, narrows)?;
+        let own = text.by_own_names(&text.tensors.0)?;
+        let narrow = match narrows {
+            true => {
+                let narrow = narrow::first(&mut text, calibration.ties_head)?;
+                let by_own = text.by_own_names(&narrow)?;
+                text.narrowed(&narrow);
+                by_own
+            }
+            false => TensorSet::new(),
+        };
+        // Units are fewer than those of the teacher at the student's width.
+        let start = narrow.with(&start);
         let student = student_with(&start).map_err(CalibrationError::student)?;
         if student.layers() != layers {
             return Err(CalibrationError::misfit("layers", layers, student.layers()));
         }
-        let text = Text::read(teacher, &student.valid(), calibration, batches)?;
-        let own = text.by_own_names()?;
         let student = Student::new(student, start, &own);
+        text.begin(&student.valid())?;
         let walk = Self {
             calibration,
             counts,
             maps,
             text,
+            narrows,
+            refits,
         };
         Ok((walk, student))
     }
@@ -138,6 +192,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     {
         let began = Instant::now();
         self.text.keep_attention(layer)?;
+        let student = match self.narrows {
+            true => {
+                let valid = student.valid();
+                let own = narrow::attention(&mut self.text, layer, &valid)?;
+                student.filled(&own)?
+            }
+            false => student,
+        };
         let inputs = match self.merges() {
             true => Some(self.text.attention_grams(layer)?),
             false => None,
@@ -163,7 +225,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
                 (student, residual) = (refined, after);
             }
         }
-        let (student, feed_forward_residual) = self.with_feed_forward(layer, student)?;
+        let (student, block) = self.with_feed_forward(layer, student)?;
         self.text.advance(layer, &student.valid())?;
         let report = LayerReport {
             layer,
@@ -174,36 +236,50 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             ridge: Some(ridge).filter(|ridge| ridge.is_finite()),
             strength,
             uneven,
-            feed_forward_residual,
+            feed_forward_residual: block.residual,
+            units: block.units,
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((student, report))
     }
 
-    /// The student with the feed-forward block of `layer` fitted, if it is to be, and what that left of what was
-    /// missing, on held-out tokens.
+    /// The student with the feed-forward block of `layer` fitted, if it is to be, and how that went.
     fn with_feed_forward<A, S>(
         &mut self,
         layer: usize,
         mut student: Student<A, S>,
-    ) -> Result<(Student<A, S>, Option<f64>)>
+    ) -> Result<(Student<A, S>, BlockReport)>
     where
         A: AutodiffBackend<InnerBackend = B>,
         S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
     {
         let calibration = self.calibration;
-        if !calibration.refits() {
-            return Ok((student, None));
+        if !self.refits {
+            return Ok((student, BlockReport::default()));
         }
         let text = &mut self.text;
-        let shrinks = calibration.cuts_units() || calibration.kept.is_some();
+        let shrinks = self.narrows || calibration.cuts_units() || calibration.kept.is_some();
+        if self.narrows {
+            let own = narrow::feed_forward(text, layer, &student.valid())?;
+            if !calibration.cuts_units() {
+                student = student.filled(&own)?;
+            }
+        }
         if !shrinks {
             let (left, changed) = feed_forward::refit(text, layer, &student.valid())?;
-            return Ok((student.filled(&changed)?, Some(left)));
+            return Ok((student.filled(&changed)?, BlockReport::fitted(left, None)));
         }
+        let mut units = None;
         if calibration.cuts_units() {
-            let kept = units::chosen(text, layer, &student.valid(), calibration.student.hidden)?;
-            student = student.filled(&kept)?;
+            let (kept, tensors) = units::chosen(text, layer, &student.valid(), calibration)?;
+            (student, units) = (student.filled(&tensors)?, Some(kept));
+        }
+        if calibration.blocks == Blocks::Picked {
+            let report = BlockReport {
+                residual: None,
+                units,
+            };
+            return Ok((student, report));
         }
         let first = gated::held_out_missing(text, layer, &student.valid())?;
         let mut left = first;
@@ -222,7 +298,25 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
         let (of_left, changed) = feed_forward::refit(text, layer, &student.valid())?;
         let residual = of_left * left / first.max(f64::MIN_POSITIVE);
-        Ok((student.filled(&changed)?, Some(residual)))
+        Ok((
+            student.filled(&changed)?,
+            BlockReport::fitted(residual, units),
+        ))
+    }
+
+    /// The student with its head fitted, if its stream is another than the teacher's.
+    pub(super) fn with_head<A, S>(&mut self, student: Student<A, S>) -> Result<Student<A, S>>
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        S: LayeredDecoder<A> + AutodiffModule<A, InnerModule: LayeredDecoder<B>>,
+    {
+        match self.narrows {
+            true => {
+                let own = narrow::head(&mut self.text, &student.valid())?;
+                student.filled(&own)
+            }
+            false => Ok(student),
+        }
     }
 
     /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the
@@ -267,7 +361,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
     /// Moments of the teacher's head outputs, each with its own values.
     fn own_moments(&mut self, layer: usize) -> Result<SplitMoments> {
         let axes = self.calibration.spec.teacher;
-        let (teacher, source) = (self.text.teacher, self.text.source(layer));
+        let (teacher, source) = (self.text.at_width(), self.text.source(layer));
         self.text.moments(layer, axes.query.width(), |batch, h| {
             let context = teacher.context(batch);
             let weights = teacher.attention_weights(source, h.clone(), &context);
@@ -349,7 +443,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         student: &impl LayeredDecoder<B>,
         inputs: Option<&InputGrams>,
     ) -> Result<Fitted> {
-        let (teacher, source) = (self.text.teacher, self.text.source(layer));
+        let (teacher, source) = (self.text.at_width(), self.text.source(layer));
         let aligned = match inputs {
             Some(inputs) if features.s_head_dim == features.t_head_dim => {
                 let gram = self.value_gram(layer, inputs)?;

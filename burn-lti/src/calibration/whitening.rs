@@ -37,7 +37,7 @@ pub struct Whitening<B: Backend> {
 }
 
 impl<B: Backend> Whitening<B> {
-    /// Of the attention maps of `student` that are any linear maps, on what it reads in `batches`.
+    /// Of the maps of heads of `student` that are any linear maps, on what it reads in `batches`.
     ///
     /// # Errors
     ///
@@ -47,9 +47,11 @@ impl<B: Backend> Whitening<B> {
         batches: impl IntoIterator<Item = TokenBatch<B>>,
     ) -> Result<Self> {
         let parts = lti_parts(student);
-        let sides = [Side::Left, Side::Right];
         let mut factors = BTreeMap::new();
-        let is_dense = |parts: &LtiParts<B>| sides.into_iter().any(|side| parts.is_dense(side));
+        let is_dense = |parts: &LtiParts<B>| {
+            let mut sides = [Side::Left, Side::Right].into_iter();
+            sides.any(|side| parts.is_dense(side))
+        };
         if !parts.values().any(is_dense) {
             return Ok(Self { factors });
         }
@@ -59,10 +61,14 @@ impl<B: Backend> Whitening<B> {
                 let Some(name) = student.site_name(Site::new(layer, role)) else {
                     continue;
                 };
-                let Some((c, parts)) = parts
-                    .get(&name)
-                    .and_then(|parts| Some((parts.teacher_kernel()?, parts)))
+                let side = Side::along(role, role.mapped_axis());
+                let of_heads = side.and_then(|side| Some((side, parts.get(&name)?)));
+                let Some((side, parts)) = of_heads.filter(|(side, parts)| parts.is_dense(*side))
                 else {
+                    continue;
+                };
+                // What a map of the other side makes of it is what this one is applied to.
+                let Some(c) = parts.kernel_before(side) else {
                     continue;
                 };
                 let device = c.device();
@@ -72,20 +78,15 @@ impl<B: Backend> Whitening<B> {
                     let data = TensorData::new(row_major(&root), shape);
                     Ok(Some(Tensor::from_data(data, &device)))
                 };
-                let c = matrix(c.clone())?;
-                for side in sides {
-                    if !parts.is_dense(side) {
-                        continue;
-                    }
-                    let pair = match side {
-                        Side::Right => [root(&(c.transpose() * stream * &c), DAMPING)?, None],
-                        Side::Left => [
-                            root(&(&c * c.transpose()), KERNEL_DAMPING)?,
-                            root(heads, DAMPING)?,
-                        ],
-                    };
-                    factors.insert(format!("{name}.{}.w", side.name()), pair);
-                }
+                let c = matrix(c)?;
+                let pair = match side {
+                    Side::Right => [root(&(c.transpose() * stream * &c), DAMPING)?, None],
+                    Side::Left => [
+                        root(&(&c * c.transpose()), KERNEL_DAMPING)?,
+                        root(heads, DAMPING)?,
+                    ],
+                };
+                factors.insert(format!("{name}.{}.w", side.name()), pair);
             }
         }
         Ok(Self { factors })

@@ -1,12 +1,12 @@
 //! [`LearnToInitDecoderLayer`]: any decoder layer, its weights swapped for maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::{DecoderError, Projection};
-use crate::geometry::{Axes, Role, Site};
+use crate::geometry::{Axes, Axis, Role, Site};
 use crate::map::{KernelPrecision, LtiDenseConfig, MapKind, Start};
 
 /// A plain decoder layer that can hand over its weights.
@@ -29,9 +29,14 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one.
+/// The form of the map in each role that has one, along the axis that is the role's own, and along the width of the
+/// residual stream, on which one side of every weight lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoleMaps(BTreeMap<Role, MapKind>);
+pub struct RoleMaps {
+    forms: BTreeMap<Role, MapKind>,
+    width: Option<MapKind>,
+    filled: BTreeSet<Axis>,
+}
 
 impl RoleMaps {
     /// The same form in all four projections of the attention.
@@ -44,24 +49,49 @@ impl RoleMaps {
 
     /// The same with another form in `role`.
     pub fn with(mut self, role: Role, map: MapKind) -> Self {
-        self.0.insert(role, map);
+        self.forms.insert(role, map);
+        self
+    }
+
+    /// The same with a map of this form along the width, on its side of every weight.
+    ///
+    /// A gain of a norm does not commute with such a map. It belongs into the teacher's weights that read what is
+    /// normed, `diag(gain) C`, and the student's begin as one.
+    pub const fn with_width(mut self, map: MapKind) -> Self {
+        self.width = Some(map);
+        self
+    }
+
+    /// The form along the width; `None` where it is kept.
+    pub const fn width(&self) -> Option<MapKind> {
+        self.width
+    }
+
+    /// The same with maps along `axis` that have no values of a start: they wait to be filled by name, as the teacher's
+    /// tensors are.
+    pub fn filled_along(mut self, axis: Axis) -> Self {
+        self.filled.insert(axis);
         self
     }
 
     /// The form in `role`; `None` where weights stay as they are.
     pub fn get(&self, role: Role) -> Option<MapKind> {
-        self.0.get(&role).copied()
+        self.forms.get(&role).copied()
     }
 
     /// The roles that have maps.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
-        self.0.keys().copied()
+        self.forms.keys().copied()
     }
 }
 
 impl FromIterator<(Role, MapKind)> for RoleMaps {
     fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
-        Self(maps.into_iter().collect())
+        Self {
+            forms: maps.into_iter().collect(),
+            width: None,
+            filled: BTreeSet::new(),
+        }
     }
 }
 
@@ -116,13 +146,30 @@ impl LtiSpec {
     /// The map in the place of the weight at `site` of a student of these axes; `None` where the weight
     /// stays as it is.
     pub fn config(&self, student: &Axes, site: Site) -> Option<LtiDenseConfig> {
-        let map = self
-            .maps
-            .get(site.role)
+        let own = self.maps.get(site.role);
+        let any = own
+            .or(self.maps.width)
             .filter(|_| self.selects(site.layer))?;
-        let config = LtiDenseConfig::new(site.role, &self.teacher, student, map);
-        let config = config.with_start(self.start, site.seed(self.seed));
-        Some(config.with_precision(self.precision))
+        let mut config = LtiDenseConfig::new(site.role, &self.teacher, student, any)
+            .with_start(self.start, site.seed(self.seed))
+            .with_precision(self.precision);
+        for (axis, side) in site
+            .role
+            .axes()
+            .into_iter()
+            .zip([&mut config.left, &mut config.right])
+        {
+            side.map = match axis {
+                Axis::Width => self.maps.width,
+                _ => own,
+            };
+            side.start = self
+                .maps
+                .filled
+                .contains(&axis)
+                .then_some(Start::Calibrated);
+        }
+        Some(config)
     }
 
     /// What stands in the place of `linear` at `site` of a student of these axes: a map whose teacher is
@@ -142,9 +189,15 @@ impl LtiSpec {
             return Ok(Projection::Linear(linear));
         };
         let axis = site.role.mapped_axis();
-        if student.grid_of(axis).is_none() {
-            return Err(DecoderError::SharedAxis { site, axis });
-        }
+        let shape = linear.weight.lazy_shape();
+        let config = match (student.grid_of(axis), self.maps.get(site.role)) {
+            (Some(_), _) => config,
+            (None, Some(_)) => return Err(DecoderError::SharedAxis { site, axis }),
+            (None, None) => config.with_shared_axis(match site.role.axes() {
+                [Axis::Width, _] => shape[1],
+                _ => shape[0],
+            }),
+        };
         let config = config.with_bias(linear.bias.is_some());
         config
             .check_replaces(&linear)

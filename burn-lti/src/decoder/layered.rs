@@ -18,6 +18,17 @@ pub struct GatedUnits<B: Backend> {
     pub up: Tensor<B, 2>,
 }
 
+/// Who reads the residual stream, by the number of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Query, key and value of the layer.
+    Attention(usize),
+    /// Gate and up of the layer's feed-forward block.
+    FeedForward(usize),
+    /// The head.
+    Head,
+}
+
 /// A decoder whose layers can be run one at a time, and whose attention can be taken apart.
 ///
 /// This is what the [`calibrated`](crate::calibration) start needs beyond [`CausalLm`]: it fits
@@ -88,6 +99,12 @@ pub trait LayeredDecoder<B: Backend>: CausalLm<B> {
     /// `None`, as it is unless a decoder says otherwise, where there is no gate: then a calibrated start fits the
     /// block's last projection alone.
     fn gated_units(&self, _layer: usize, _h: Tensor<B, 3>) -> Option<GatedUnits<B>> {
+        None
+    }
+
+    /// What `reader` reads of the residual stream `h`: what the norm before it makes of that. `None`, as it is unless
+    /// a decoder says otherwise, where that is not known: then a calibrated start has no other width.
+    fn normed(&self, _reader: Reader, _h: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         None
     }
 

@@ -14,6 +14,6 @@ mod projection;
 pub use error::DecoderError;
 pub use feature_tap::FeatureTap;
 pub use layer::{LayerSelection, LearnToInitDecoderLayer, LtiSpec, RoleMaps, learn_to_init};
-pub use layered::{GatedUnits, LayeredDecoder};
+pub use layered::{GatedUnits, LayeredDecoder, Reader};
 pub use model::{CausalLm, Head, TokenBatch};
 pub use projection::{PackedProjection, Project, Projection};

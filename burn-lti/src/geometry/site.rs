@@ -38,6 +38,8 @@ pub enum Role {
 impl Role {
     /// The projections of an attention block, in the order in which it uses them.
     pub const ATTENTION: [Role; 4] = [Role::Query, Role::Key, Role::Value, Role::Out];
+    /// The projections of a gated feed-forward block.
+    pub const FEED_FORWARD: [Role; 3] = [Role::Gate, Role::Up, Role::Down];
 
     /// The axes of a weight `[d_input, d_output]` in this role: of its inputs and of its outputs.
     pub const fn axes(self) -> [Axis; 2] {

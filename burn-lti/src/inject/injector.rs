@@ -8,11 +8,12 @@ use burn::tensor::container::TensorContainer;
 
 use crate::blueprint::Blueprint;
 use crate::compat;
+use crate::map::Part;
 use crate::tensors::{AnyTensor, ModulePath};
 
 /// `module` with these values in the parameters of these names, which keep their ids and whether they
-/// train. Shapes must be equal.
-pub(super) fn with_values<B: Backend, M: Module<B>>(
+/// train. They must have as many axes; whether they are as long is for the caller to know.
+pub(crate) fn with_values<B: Backend, M: Module<B>>(
     module: M,
     values: BTreeMap<String, AnyTensor<B>>,
 ) -> M {
@@ -25,9 +26,15 @@ pub(super) fn with_values<B: Backend, M: Module<B>>(
     }
 }
 
-/// `student` with each tensor that its blueprint shares given the id and the very value of its source.
-pub(super) fn shared<B: Backend, M: Module<B>>(student: M, blueprint: &Blueprint) -> M {
-    let sources = blueprint.tensors.iter().filter_map(|tensor| {
+/// `student` with each tensor of the `wanted` parts that its blueprint shares given the id and the very value of its
+/// source.
+pub(super) fn shared<B: Backend, M: Module<B>>(
+    student: M,
+    blueprint: &Blueprint,
+    wanted: impl Fn(Part) -> bool,
+) -> M {
+    let tensors = blueprint.tensors.iter().filter(|it| wanted(it.part));
+    let sources = tensors.filter_map(|tensor| {
         let source = tensor.shared_with.as_ref()?;
         Some((tensor.name.as_str(), source.as_str()))
     });
@@ -61,7 +68,8 @@ impl<B: Backend> ModuleMapper<B> for Injector<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         match self.values.remove(&self.path.name()) {
             Some(value) => {
-                let (shape, id) = (param.lazy_shape().dims(), param.id);
+                let (own, id) = (value.shape(), param.id);
+                let shape: [usize; D] = std::array::from_fn(|axis| own[axis]);
                 // Detached, so that two parameters filled from one tensor are two to autodiff.
                 let value = compat::detached(value.to_rank(shape));
                 param.transform_for_load(value, id)

@@ -17,8 +17,9 @@ pub use awaiting::AwaitingTeacher;
 use crate::blueprint::{Blueprint, BlueprintError, Listed, Rules, Source, StudentTensor};
 use crate::map::{LtiParts, Part, Side, lti_parts};
 use crate::parameters::set_trainable;
-use crate::tensors::{AnyTensor, TensorSet};
-use injector::{shared, with_values};
+use crate::tensors::{AnyTensor, TensorSet, join_name};
+use injector::shared;
+pub(crate) use injector::with_values;
 
 /// Fills `student` with the teacher's tensors as `rules` say: [`Blueprint::of`], then [`fill`].
 ///
@@ -59,9 +60,10 @@ pub fn fill<B: Backend, M: Module<B>>(
             values.insert(tensor.name.clone(), named.tensor.clone());
         }
     }
-    // Maps come first: biases go through them.
+    // Maps come first, those that are one too: biases go through them.
     let student = with_values(student, values);
     check_started(&student)?;
+    let student = shared(student, blueprint, |part| matches!(part, Part::Map(_)));
     let maps = lti_parts(&student);
     let mut values = BTreeMap::new();
     for tensor in of_part(blueprint, |part| !matches!(part, Part::Map(_))) {
@@ -83,11 +85,13 @@ pub fn fill<B: Backend, M: Module<B>>(
             values.insert(tensor.name.clone(), value);
         }
     }
-    Ok(shared(with_values(student, values), blueprint))
+    Ok(shared(with_values(student, values), blueprint, |part| {
+        !matches!(part, Part::Map(_))
+    }))
 }
 
 /// `student`, which was injected, with the values that `changed` has for some of its tensors, by their
-/// names in it.
+/// names in it. The `weight` of a projection that is a map is its `C`.
 ///
 /// The bias beside a changed map of outputs is again the one that `teacher` has under its name, sent
 /// through the map, and of those `gains` (pairs of a tensor and its projection) that lie along one the means. Ids, and whether a parameter trains, stay. A tensor that is one variable with others
@@ -105,7 +109,12 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
     let tensors = Listed::all(&student);
     let mut values = BTreeMap::new();
     for (name, named) in changed.iter() {
-        let tensor = tensors.iter().find(|tensor| tensor.name == name);
+        let is_kernel_of = |projection: &String| join_name(projection, "weight") == name;
+        let is_named = |tensor: &&Listed| match tensor.part {
+            Part::TeacherKernel => tensor.projection.as_ref().is_some_and(is_kernel_of),
+            _ => tensor.name == name,
+        };
+        let tensor = tensors.iter().find(is_named);
         let tensor = tensor.ok_or_else(|| BlueprintError::unknown(name, &tensors))?;
         if tensor.shape != named.tensor.shape() {
             return Err(BlueprintError::Shape {
@@ -115,7 +124,7 @@ pub(crate) fn refill<B: Backend, M: Module<B>>(
                 expected: tensor.shape.clone(),
             });
         }
-        values.insert(name.to_owned(), named.tensor.clone());
+        values.insert(tensor.name.clone(), named.tensor.clone());
     }
     let student = with_values(student, values);
     let maps = lti_parts(&student);

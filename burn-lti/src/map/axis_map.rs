@@ -5,9 +5,9 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use super::contraction::{AxisFactors, misfit, pairs};
-use super::{ContractionError, MapKind, StartError};
+use super::{ContractionError, MapKind, Start, StartError};
 use crate::compat;
-use crate::geometry::HeadGrid;
+use crate::geometry::{Axis, HeadGrid, Role};
 
 /// The side of a weight `[d_input, d_output]` that a map stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,16 @@ impl Side {
             Self::Right => "right",
         }
     }
+
+    /// The side of a weight in `role` that lies along `axis`; `None` if neither does.
+    pub fn along(role: Role, axis: Axis) -> Option<Self> {
+        let [inputs, outputs] = role.axes();
+        match (inputs == axis, outputs == axis) {
+            (true, _) => Some(Self::Left),
+            (_, true) => Some(Self::Right),
+            _ => None,
+        }
+    }
 }
 
 /// One side of a weight: its features in teacher and student, and the form of the map between them.
@@ -37,6 +47,8 @@ pub struct AxisSpec {
     pub student: HeadGrid,
     /// The form of the map; `None` where the axis is kept.
     pub map: Option<MapKind>,
+    /// Where the map begins; `None` where the projection's other map does.
+    pub start: Option<Start>,
 }
 
 impl AxisSpec {
@@ -46,6 +58,17 @@ impl AxisSpec {
             teacher,
             student,
             map: Some(map),
+            start: None,
+        }
+    }
+
+    /// An axis that is kept.
+    pub const fn kept(grid: HeadGrid) -> Self {
+        Self {
+            teacher: grid,
+            student: grid,
+            map: None,
+            start: None,
         }
     }
 

@@ -56,6 +56,22 @@ pub const fn contraction_cost(
     }
 }
 
+/// What decides which side of a kernel is contracted first.
+#[derive(Clone, Copy)]
+pub(super) struct SideCost {
+    /// Multiply-adds for each row that the map is applied to.
+    pub(super) cost: usize,
+    /// The teacher's features and the student's.
+    pub(super) features: [usize; 2],
+}
+
+/// Whether less is left to do after the left side than after the right.
+pub(super) const fn left_is_first(left: SideCost, right: SideCost) -> bool {
+    let left_first = left.cost * right.features[0] + right.cost * left.features[1];
+    let right_first = right.cost * left.features[0] + left.cost * right.features[1];
+    left_first < right_first
+}
+
 /// What is summed over first when pairs of factors are contracted with `C`: heads, head features, or the
 /// pairs themselves.
 #[derive(Clone, Copy)]
@@ -246,9 +262,15 @@ pub(super) fn contract_layers<B: Backend>(
         (Some(left), None) => left.on_the_left(c),
         (None, Some(right)) => right.on_the_right(c),
         (Some(left), Some(right)) => {
-            let left_first = left.cost() * t_out + right.cost() * left.features();
-            let right_first = right.cost() * t_in + left.cost() * right.features();
-            match left_first < right_first {
+            let of_left = SideCost {
+                cost: left.cost(),
+                features: [t_in, left.features()],
+            };
+            let of_right = SideCost {
+                cost: right.cost(),
+                features: [t_out, right.features()],
+            };
+            match left_is_first(of_left, of_right) {
                 true => right.on_the_right(left.on_the_left(c)),
                 false => left.on_the_left(right.on_the_right(c)),
             }

@@ -5,7 +5,7 @@ use burn::nn::Linear;
 use burn::prelude::*;
 
 use super::contraction::{check_precision, contract};
-use super::{AxisMap, AxisSpec, DenseError, KernelPrecision, MapKind, Side, Start};
+use super::{AppliedMap, AxisMap, AxisSpec, DenseError, KernelPrecision, MapKind, Side, Start};
 use crate::compat;
 use crate::geometry::{Axes, HeadGrid, Role};
 use crate::kernels::projected;
@@ -17,7 +17,7 @@ pub struct LtiDenseConfig {
     pub left: AxisSpec,
     /// Its outputs.
     pub right: AxisSpec,
-    /// Where the maps begin. [`Start::Grouped`] unless set.
+    /// Where the maps begin that have no start of their own. [`Start::Grouped`] unless set.
     pub start: Start,
     /// Seed of a random start.
     pub seed: u64,
@@ -38,6 +38,7 @@ impl LtiDenseConfig {
                 teacher: grid(teacher),
                 student: grid(student),
                 map: (axis == role.mapped_axis()).then_some(map),
+                start: None,
             }
         };
         let [left, right] = role.axes().map(side);
@@ -70,6 +71,19 @@ impl LtiDenseConfig {
         self
     }
 
+    /// Sets how many features the axis has that no [`Axes`] know, the vocabulary or the positions, which teacher and
+    /// student share.
+    pub const fn with_shared_axis(mut self, features: usize) -> Self {
+        let kept = AxisSpec::kept(HeadGrid::new(features, 1));
+        if self.left.teacher.width() == 0 {
+            self.left = kept;
+        }
+        if self.right.teacher.width() == 0 {
+            self.right = kept;
+        }
+        self
+    }
+
     /// Shape of `C`: the teacher's `[d_input, d_output]`.
     pub const fn c_shape(&self) -> [usize; 2] {
         [self.left.teacher.width(), self.right.teacher.width()]
@@ -78,6 +92,11 @@ impl LtiDenseConfig {
     /// Shape of the kernel: the student's `[d_input, d_output]`.
     pub const fn kernel_shape(&self) -> [usize; 2] {
         [self.left.student.width(), self.right.student.width()]
+    }
+
+    /// Its maps, in the order in which they are contracted.
+    pub fn applied_maps(&self) -> Vec<AppliedMap> {
+        AppliedMap::of_sides(&self.left, &self.right)
     }
 
     /// The projection over the teacher's kernel `c`, as a `Linear` keeps it.
@@ -138,7 +157,7 @@ impl LtiDenseConfig {
                 _ => self.seed,
             };
             spec.map
-                .map(|map| match self.start {
+                .map(|map| match spec.start.unwrap_or(self.start) {
                     Start::Calibrated => Ok(AxisMap::uninitialized(spec, map, device)),
                     start => start.map(spec, side, seed, device),
                 })
@@ -164,7 +183,7 @@ impl LtiDenseConfig {
                 }
             }
             match spec.map {
-                Some(_) => self.start.check(spec)?,
+                Some(_) => spec.start.unwrap_or(self.start).check(spec)?,
                 None if spec.teacher.width() != spec.student.width() => {
                     return Err(DenseError::KeptAxis {
                         side: side.name(),

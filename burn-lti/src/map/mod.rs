@@ -47,6 +47,7 @@
 //! # }
 //! ```
 
+mod applied;
 mod attn_weight;
 mod axis_map;
 mod contraction;
@@ -56,6 +57,7 @@ mod lti_dense;
 mod parts;
 mod start;
 
+pub use applied::AppliedMap;
 pub use attn_weight::{
     AttnMap, ProjectionKind, StackedAttnMap, calculate_attn_weight, calculate_stacked_attn_weight,
 };

@@ -162,9 +162,14 @@ impl<B: Backend> LtiParts<B> {
         Some(compat::detached(gain.matmul(shares) / sums).flatten(0, 1))
     }
 
-    /// `C`, if it is there.
-    pub(crate) fn teacher_kernel(&self) -> Option<&Tensor<B, 2>> {
-        self.c.as_ref()
+    /// What the map on that side is applied to: `C`, through the map on the other side, if there is one.
+    pub(crate) fn kernel_before(&self, side: Side) -> Option<Tensor<B, 2>> {
+        let c = self.c.clone()?;
+        let [left, right] = match side {
+            Side::Left => [None, self.factors(Side::Right).ok()?],
+            Side::Right => [self.factors(Side::Left).ok()?, None],
+        };
+        Some(contract(c, left, right, KernelPrecision::Default))
     }
 
     /// Whether the map on that side is any linear map: `W`.

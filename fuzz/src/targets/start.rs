@@ -79,6 +79,7 @@ fn some_start() -> Start {
         ridge: Some(1e-3),
         strength: 0.5,
         uneven: None,
+        units: None,
         feed_forward_residual: None,
         seconds: 1.5,
     };

@@ -113,7 +113,7 @@ pub(crate) fn llama_student<B: Backend>(
     Ok(awaiting.inject(tensors, &rules)?.0)
 }
 
-fn toy_student<A: AutodiffBackend>(
+pub(super) fn toy_student<A: AutodiffBackend>(
     config: &ToyConfig,
     spec: &LtiSpec,
     tensors: &TensorSet<Inner<A>>,

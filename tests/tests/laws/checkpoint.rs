@@ -220,7 +220,7 @@ fn bits<B: Backend, M: Module<B>>(module: &M) -> BTreeMap<String, Vec<u32>> {
 }
 
 /// Stops after each of `stops`, makes everything anew and goes on to the end.
-fn check_going_on<A, M, T>(
+pub(crate) fn check_going_on<A, M, T>(
     fresh: impl Fn() -> Distiller<A, M, Arc<T>>,
     stops: impl IntoIterator<Item = usize>,
     micro_batches: usize,

@@ -1,6 +1,7 @@
 //! What holds on every backend, by theme. One program, so that Burn is compiled into it once.
 
 mod adam;
+mod axes;
 mod calibrated;
 mod checkpoint;
 mod curves;
@@ -18,3 +19,4 @@ mod train;
 mod traps;
 mod weights;
 mod whitening;
+mod width;

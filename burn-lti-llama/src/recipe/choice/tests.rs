@@ -47,6 +47,25 @@ fn reads_every_form_and_what_it_writes() {
             Layers::These(vec![1]),
         ),
         (
+            "{ hidden = 'shared' }",
+            "[1]",
+            MapChoice {
+                hidden: AxisMaps::Shared,
+                ..MapChoice::default()
+            },
+            Layers::These(vec![1]),
+        ),
+        (
+            "{ kronecker = 3, hidden = 'general', width = 'shared' }",
+            "[1]",
+            MapChoice {
+                hidden: AxisMaps::General,
+                width: AxisMaps::Shared,
+                ..MapChoice::uniform(MapKind::Kronecker(3))
+            },
+            Layers::These(vec![1]),
+        ),
+        (
             "{ default = { kronecker = 3 }, out = 'general' }",
             "[1]",
             MapChoice {
@@ -79,7 +98,7 @@ fn names_the_form_of_each_projection() {
         ..MapChoice::default()
     };
     assert_eq!(
-        Role::ATTENTION.map(|role| choice.kind(role) == MapKind::General),
+        Role::ATTENTION.map(|role| choice.kind(role) == Some(MapKind::General)),
         [false, false, true, true]
     );
     let text = "query factored, key factored, value general, out general";
@@ -88,6 +107,20 @@ fn names_the_form_of_each_projection() {
     assert_eq!(factored.to_string(), "factored");
     let sum = MapChoice::uniform(MapKind::Kronecker(4));
     assert_eq!(sum.to_string(), "kronecker 4");
+    assert_eq!(choice.kind(Role::Gate), None);
+    let hidden = MapChoice {
+        hidden: AxisMaps::Shared,
+        ..choice
+    };
+    assert_eq!(hidden.to_string(), format!("{text}, hidden shared"));
+    assert_eq!(hidden.kind(Role::Gate), Some(MapKind::General));
+    assert_eq!(hidden.kinds().count(), 7);
+    let width = MapChoice {
+        width: AxisMaps::General,
+        ..hidden
+    };
+    assert_eq!(width.to_string(), format!("{hidden}, width general"));
+    assert!(width.has_other_axes() && !width.of_heads().has_other_axes());
 }
 
 #[test]
@@ -96,6 +129,11 @@ fn says_what_is_wrong() {
         ("'factord'", "'all'", "unknown variant `factord`"),
         ("{ quer = 'general' }", "'all'", "unknown field `quer`"),
         ("{ query = 'x' }", "'all'", "unknown variant `x`"),
+        (
+            "{ hidden = 'factored' }",
+            "'all'",
+            "unknown variant `factored`, expected one of `weights`, `general`, `shared`",
+        ),
         (
             "3",
             "'all'",

@@ -20,6 +20,7 @@ use super::CheckpointError;
 use super::message_pack;
 use super::trained::{self, TrainedFile};
 use crate::files::{guarded, sha256};
+use crate::parameters::tie;
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.bin";
@@ -110,7 +111,7 @@ impl Checkpoint {
     /// Brings `module` and `optimizer` to where they stood.
     ///
     /// The parameters of `module` that train get their values and Burn ids back, by name; the ids are
-    /// what the optimizer's state goes by. So `module` has to be what was saved but for these, and
+    /// what the optimizer's state goes by. Those of one id are [tied](tie) again. So `module` has to be what was saved but for these, and
     /// `optimizer` has to be made with the same settings.
     ///
     /// # Errors
@@ -142,7 +143,10 @@ impl Checkpoint {
         let record = guarded(|| from_bytes::<B, O::Record>(optimizer_bytes, &device))
             .unwrap_or_else(|said| Err(RecorderError::Unknown(said)))
             .map_err(CheckpointError::optimizer)?;
-        Ok((tensors.put_into(module), optimizer.load_record(record)))
+        // Each parameter was restored on its own, and in which order the gradients of one variable are added is part of
+        // their bits.
+        let module = tie(tensors.put_into(module));
+        Ok((module, optimizer.load_record(record)))
     }
 
     /// Writes a checkpoint into a folder that is empty, and reads it back.
