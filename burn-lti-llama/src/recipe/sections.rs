@@ -10,8 +10,8 @@ use burn_lti::train::Decay;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{
-    CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
-    Phase2Trained, Trained,
+    CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers, MapChoice,
+    Optimizer, Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::{Documents, LossOn};
@@ -51,6 +51,8 @@ pub struct StudentSection {
     pub intermediate_size: Option<usize>,
     /// Decoder layers.
     pub layers: Option<KeptLayers>,
+    /// The tokens that it knows.
+    pub vocabulary: Option<KeptVocabulary>,
     /// How small the student is to be: what of the shape is not given is searched.
     pub target: Option<Target>,
 }
@@ -85,6 +87,11 @@ impl fmt::Display for StudentSection {
         }
         parts.extend(self.head_dim.map(|size| format!("of {size} features")));
         parts.extend(self.intermediate_size.map(|units| format!("{units} units")));
+        parts.extend(self.vocabulary.as_ref().map(|vocabulary| match vocabulary {
+            KeptVocabulary::OfText(_) => "the tokens of the text".to_owned(),
+            KeptVocabulary::Count(most) => format!("the {most} most frequent tokens of the text"),
+            KeptVocabulary::These(ids) => format!("{} tokens", ids.len()),
+        }));
         match parts.is_empty() {
             true => f.write_str("the teacher's shape"),
             false => f.write_str(&parts.join(", ")),
