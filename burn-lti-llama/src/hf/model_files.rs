@@ -46,7 +46,9 @@ impl ModelFiles {
         }
     }
 
-    /// The same model on these of its tokens.
+    /// The same model on these of its tokens, as [`Tokenizer::keep`] gives them.
+    ///
+    /// Reading its tensors panics if it has no embedding for one of them.
     pub fn with_tokens(self, kept: KeptTokens) -> Self {
         let config = self.whole.with_vocabulary(kept.ids());
         Self {

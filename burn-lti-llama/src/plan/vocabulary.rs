@@ -28,10 +28,12 @@ pub struct VocabularyPlan {
 /// `9,112 of 49,152, 512 of them for the tokenizer; 100.00 % of the text's tokens, 212.4 a document, as before; …`
 impl fmt::Display for VocabularyPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [before, after] = self.tokens_per_document;
+        let [before, after] = self
+            .tokens_per_document
+            .map(|tokens| format!("{tokens:.1}"));
         write!(
             f,
-            "{} of {}, {} of them for the tokenizer alone; {:.2} % of the text's tokens, {after:.1} a document",
+            "{} of {}, {} of them for the tokenizer alone; {:.2} % of the text's tokens, {after} a document",
             thousands(self.kept),
             thousands(self.of),
             thousands(self.needed),
@@ -39,7 +41,7 @@ impl fmt::Display for VocabularyPlan {
         )?;
         match before == after {
             true => write!(f, " as before")?,
-            false => write!(f, " instead of {before:.1}")?,
+            false => write!(f, " instead of {before}")?,
         }
         write!(
             f,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::guard::guarded;
 use super::kept::KeptTokens;
 use super::needs::{merge_parts, merged, post_processor_ids};
 use super::source::Source;
@@ -34,7 +35,7 @@ pub(super) fn cut<'a>(source: Source<'a>, kept: &KeptTokens) -> Result<Source<'a
         source: source_error,
     };
     let cut = Cut {
-        whole: unlimited(&bytes).map_err(library)?,
+        whole: guarded(|| unlimited(&bytes)).map_err(library)?,
         kept,
     };
     for name in FILES {
@@ -69,7 +70,9 @@ pub(super) fn cut<'a>(source: Source<'a>, kept: &KeptTokens) -> Result<Source<'a
         })?;
         files.push((name, format!("{json:#}\n").into_bytes()));
     }
-    let is_cut = |(name, bytes): &(&str, Vec<u8>)| (*name == TOKENIZER).then(|| unlimited(bytes));
+    let is_cut = |(name, bytes): &(&str, Vec<u8>)| {
+        (*name == TOKENIZER).then(|| guarded(|| unlimited(bytes)))
+    };
     if let Some(made) = files.iter().find_map(is_cut) {
         cut.check(&made.map_err(library)?, &source.path(TOKENIZER))?;
     }
@@ -212,3 +215,6 @@ impl Cut<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,5 +16,6 @@ mod maps;
 mod shapes;
 mod train;
 mod traps;
+mod vocabulary;
 mod weights;
 mod whitening;
