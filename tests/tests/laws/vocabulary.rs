@@ -97,7 +97,9 @@ fn the_teacher_is_renormalised_over_the_tokens_that_are_kept<A: AutodiffBackend>
         .map(|_| numbers.ids(7, count).iter().map(|id| *id as u32).collect())
         .collect();
     let old_id = |id: &u32| kept.ids()[*id as usize];
-    let old = documents.iter().map(|ids| ids.iter().map(old_id).collect());
+    let old = documents
+        .iter()
+        .map(|ids| ids.iter().map(old_id).collect::<Vec<u32>>());
     let old = loader::<A::InnerBackend>(pack(old.collect(), 10), 3, None, &device);
     let batches = loader(pack(documents, 10), 3, None, &device);
     let found = evaluate(&student, &teacher, &batches, |_, _| {});
