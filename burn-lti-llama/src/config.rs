@@ -10,6 +10,7 @@ mod family;
 mod fields;
 mod hub;
 mod rope;
+mod token_ids;
 
 use std::path::Path;
 
@@ -24,6 +25,7 @@ pub(crate) use hub::{
     cache as hub_cache, repository as hub_repository, repository_of as hub_repository_of,
 };
 pub use rope::{Rope, RopeScaling};
+pub(crate) use token_ids::{named_ids, renumber};
 
 /// The checked configuration of a decoder.
 ///
@@ -104,6 +106,8 @@ pub struct SourceFields {
     pub(crate) fields: Map<String, Value>,
     pub(crate) read_over: Vec<String>,
     pub(crate) accepted: Vec<String>,
+    /// Embeddings of the whole model, of which this one has some.
+    pub(crate) whole_vocab: Option<usize>,
 }
 
 impl SourceFields {
@@ -335,6 +339,42 @@ impl LlamaConfig {
         };
         config.family.write_layers(&mut config);
         config
+    }
+
+    /// The same model with these of its tokens, ascending, which are numbered anew. Fields that name a token which
+    /// is gone name none.
+    pub fn with_vocabulary(&self, kept: &[u32]) -> Self {
+        let place = |id: u32| kept.binary_search(&id).ok();
+        let new_id = |id: u32| place(id).and_then(|place| u32::try_from(place).ok());
+        let mut config = self.clone();
+        config.vocab_size = kept.len();
+        config.bos_token_id = self.bos_token_id.and_then(new_id);
+        let ends = self.eos_token_ids.iter().copied();
+        config.eos_token_ids = ends.filter_map(new_id).collect();
+        renumber(&mut config.source.fields, &new_id);
+        config.source.whole_vocab = Some(self.whole().vocab_size);
+        config
+    }
+
+    /// The model with all of its tokens, where this one is it [on some of them](Self::with_vocabulary): of the sizes it
+    /// has, not of the tokens with a meaning.
+    pub(crate) fn whole(&self) -> Self {
+        Self {
+            vocab_size: self.source.whole_vocab.unwrap_or(self.vocab_size),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it is [on some tokens](Self::with_vocabulary) of a model.
+    pub(crate) const fn is_cut(&self) -> bool {
+        self.source.whole_vocab.is_some()
+    }
+
+    /// The tokens with a meaning that `config.json` names.
+    pub(crate) fn named_tokens(&self) -> Vec<u32> {
+        let mut ids = named_ids(&self.source.fields);
+        ids.extend(self.bos_token_id.iter().chain(&self.eos_token_ids));
+        ids
     }
 
     /// Whether transformers 5 opens it under the name of its family.

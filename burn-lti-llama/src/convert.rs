@@ -59,7 +59,13 @@ pub fn to_folder(
     });
     let place = Place::new(dir)?;
     let openable = config.clone().openable();
-    hf::write_folder(&openable, form.into(), from, place.new.path(), tensors)?;
+    hf::write_folder(
+        &openable,
+        form.into(),
+        from.into(),
+        place.new.path(),
+        tensors,
+    )?;
     Ok(place.accept()?)
 }
 

@@ -1,12 +1,16 @@
 //! Text to tokens and back, by the tokenizer that lies beside a Hugging Face model, or in a GGUF file.
 
 mod chat;
+mod cut;
 mod growth;
 mod guard;
+mod kept;
+mod needs;
 mod pieces;
 mod source;
 mod turns;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,16 +19,17 @@ use std::sync::OnceLock;
 use burn_lti::files::{self, FileError};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Encoding;
 
 pub use chat::{ChatError, ChatTemplate, Message};
 use guard::guarded;
+pub use kept::{KeptTokens, TokenizerFiles};
 use pieces::Pieces;
 use source::Source;
 use turns::Turns;
 
-use crate::config::OneOrMany;
+use crate::config::{OneOrMany, named_ids};
 use crate::gguf::{GgufError, Vocabulary};
 
 /// The file that holds the tokenizer itself.
@@ -33,11 +38,13 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// The file that says how text is drawn from a model.
 const GENERATION_CONFIG: &str = "generation_config.json";
+/// The file that says which tokens are special.
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 /// All files that belong to a tokenizer, what a model needs to generate with it, and under which terms it is.
 pub(crate) const FILES: [&str; 12] = [
     TOKENIZER,
     TOKENIZER_CONFIG,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS,
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
@@ -113,6 +120,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     /// The first one ends a document; all of them end a generated text.
     eos: Vec<u32>,
+    /// Tokens that its files name, for one purpose or another.
+    named: BTreeSet<u32>,
     /// At the start of a document, and of a prompt.
     start: [Edge; 2],
     end: Edge,
@@ -170,12 +179,16 @@ struct Settings {
     add_bos_token: Option<bool>,
     add_eos_token: Option<bool>,
     chat_template: Option<Value>,
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 /// What we need of `generation_config.json`.
 #[derive(Default, Deserialize)]
 struct GenerationSettings {
     eos_token_id: Option<OneOrMany>,
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 /// The two ways in which transformers writes a special token.
@@ -208,7 +221,21 @@ impl Tokenizer {
     ///   cannot be read or understood.
     /// - [`TokenizerError::Gguf`]: a GGUF file holds none that is known.
     pub fn from_dir(dir: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self, TokenizerError> {
-        Self::from_source(&Source::open(dir)?, bos, eos)
+        Self::of_files(TokenizerFiles::from(dir), bos, eos)
+    }
+
+    /// As [`from_dir`](Self::from_dir), of files that may be cut to some of their tokens: `bos` and `eos` are the new
+    /// ids then, and what the kept tokens need must be among them, as it is of what [`keep`](Self::keep) gives.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_dir`](Self::from_dir), and [`TokenizerError::Refused`]: the tokenizer cannot be cut.
+    pub fn of_files(
+        files: TokenizerFiles<'_>,
+        bos: Option<u32>,
+        eos: &[u32],
+    ) -> Result<Self, TokenizerError> {
+        Self::from_source(&opened(files)?, bos, eos)
     }
 
     /// The tokenizer that a GGUF file holds by these keys; errors name `path`.
@@ -257,6 +284,11 @@ impl Tokenizer {
         let file = source.path(TOKENIZER_CONFIG);
         let settings: Settings = read_settings(source, TOKENIZER_CONFIG)?;
         let generation: GenerationSettings = read_settings(source, GENERATION_CONFIG)?;
+        let special: Map<String, Value> = read_settings(source, SPECIAL_TOKENS)?;
+        let mut named: BTreeSet<u32> = named_ids(&generation.more).into_iter().collect();
+        for fields in [&settings.more, &special] {
+            named.extend(named_tokens(fields).filter_map(|token| inner.token_to_id(token)));
+        }
         // A model rests much of its attention on the first token, which should be the same one everywhere;
         // and where a document ends has to be learned. So only an explicit no leaves it to the post-processor whether there is one.
         // A prompt begins as it does elsewhere, with what a chat template may have put there.
@@ -274,7 +306,7 @@ impl Tokenizer {
             },
         };
         let bos = id("bos_token", settings.bos_token)?.or(bos);
-        let named = id("eos_token", settings.eos_token)?;
+        let first_end = id("eos_token", settings.eos_token)?;
         if settings.add_bos_token == Some(true) && bos.is_none() {
             return Err(TokenizerError::Refused(format!(
                 "{} sets `add_bos_token` but no BOS token is known: set `bos_token` there or \
@@ -287,7 +319,7 @@ impl Tokenizer {
             .eos_token_id
             .map_or_else(Vec::new, OneOrMany::into_vec);
         let mut ends: Vec<u32> = Vec::new();
-        for id in named
+        for id in first_end
             .into_iter()
             .chain(eos.iter().copied())
             .chain(of_generation)
@@ -307,6 +339,7 @@ impl Tokenizer {
             chat,
             bos,
             eos: ends,
+            named,
             start,
             end,
         })
@@ -354,6 +387,54 @@ impl Tokenizer {
         let encoded = self.encode(TEXT, true)?;
         let ends = encoded.ids.last().is_some_and(|id| self.is_eos(*id));
         Ok([begins, encoded.after > 0 && ends])
+    }
+
+    /// The token of a number.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// These tokens, and all without which they would not be made of a text as they are, or some text could not be
+    /// made tokens of: what they are made of, bytes or characters, and tokens with a meaning: special ones, those that
+    /// its files name, those that its chat template writes. A number that is no token's, or has no embedding, is left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Config`]: the library cannot write the tokenizer.
+    pub fn keep(
+        &self,
+        wanted: impl IntoIterator<Item = u32>,
+    ) -> Result<KeptTokens, TokenizerError> {
+        let template = self.chat.as_ref().map_or("", ChatTemplate::text);
+        let mut kept: BTreeSet<u32> = wanted.into_iter().collect();
+        for (id, token) in self.inner.get_added_tokens_decoder() {
+            if token.special || template.contains(&token.content) {
+                kept.insert(id);
+            }
+        }
+        kept.extend(self.bos.iter().chain(&self.eos).chain(&self.named));
+        let tokens: Vec<String> = kept.iter().filter_map(|id| self.token(*id)).collect();
+        let id_of = |token: &str| self.token_id(token);
+        kept.extend(needs::needed(&self.to_json()?, tokens, &id_of));
+        kept.retain(|id| (*id as usize) < self.model_vocab && self.token(*id).is_some());
+        Ok(KeptTokens::from(kept))
+    }
+
+    /// Which tokens of this one a tokenizer has that was cut out of it; `None` if it was not.
+    ///
+    /// # Errors
+    ///
+    /// As [`keep`](Self::keep).
+    pub fn kept_by(&self, cut: &Self) -> Result<Option<KeptTokens>, TokenizerError> {
+        let ids =
+            (0..cut.vocab_size()).map(|id| self.token_id(&cut.token(u32::try_from(id).ok()?)?));
+        let ids: Option<Vec<u32>> = ids.collect();
+        let Some(ids) = ids.filter(|ids| ids.is_sorted_by(|a, b| a < b)) else {
+            return Ok(None);
+        };
+        let kept = self.keep(ids.iter().copied())?;
+        Ok((kept.ids() == ids).then_some(kept))
     }
 
     /// How the model is talked to, if it is an instruct model.
@@ -692,8 +773,12 @@ pub(crate) fn belongs_to_tokenizer(name: &str) -> bool {
 /// - [`TokenizerError::Gguf`]: it holds no tokenizer that is known.
 /// - [`TokenizerError::Read`]: one of them cannot be read.
 /// - [`TokenizerError::Write`]: one of them cannot be written.
-pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
-    let source = Source::open(from)?;
+pub fn copy_files<'a>(
+    from: impl Into<TokenizerFiles<'a>>,
+    to: &Path,
+) -> Result<(), TokenizerError> {
+    let files = from.into();
+    let (source, from) = (opened(files)?, files.path);
     for name in FILES {
         let [most, _] = MOST_BYTES;
         if let Some(bytes) = read_if_there(&source, name, most)? {
@@ -712,6 +797,30 @@ pub fn copy_files(from: &Path, to: &Path) -> Result<(), TokenizerError> {
         }
     }
     Ok(())
+}
+
+/// The files of a tokenizer, cut where some of its tokens are gone.
+fn opened(files: TokenizerFiles<'_>) -> Result<Source<'_>, TokenizerError> {
+    let source = Source::open(files.path)?;
+    match files.kept {
+        None => Ok(source),
+        Some(kept) => cut::cut(source, kept),
+    }
+}
+
+/// The tokens that fields such as `pad_token` or `additional_special_tokens` name.
+fn named_tokens(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let is_of_tokens = |key: &str| {
+        key.ends_with("_token")
+            || ["additional_special_tokens", "extra_special_tokens"].contains(&key)
+    };
+    let named = fields.iter().filter(move |(key, _)| is_of_tokens(key));
+    let all = named.flat_map(|(_, value)| match value {
+        Value::Array(all) => all.iter().collect(),
+        Value::Object(all) if !all.contains_key("content") => all.values().collect(),
+        one => vec![one],
+    });
+    all.filter_map(|token| token.as_str().or_else(|| token["content"].as_str()))
 }
 
 /// A tokenizer that neither cuts nor pads: `tokenizer.json` keeps what was last set in training.

@@ -84,6 +84,13 @@ pub(super) fn write(
             let _ = writeln!(card, "| {what} | {value:.4} |");
         }
     }
+    if let Some(vocabulary) = &plan.vocabulary {
+        let _ = writeln!(
+            card,
+            "\nIt knows {} of the {} tokens of {name}, whose distribution it is compared with is that over these.",
+            vocabulary.kept, vocabulary.of
+        );
+    }
     if let accepted @ [_, ..] = plan.teacher.source.accepted() {
         let _ = writeln!(
             card,

@@ -14,6 +14,7 @@ use super::DistillError;
 use crate::config::LlamaConfig;
 use crate::hf::{self, ExportForm, WeightType};
 use crate::model::{NotFinite, PlainLlama};
+use crate::tokenizer::TokenizerFiles;
 
 /// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
 /// each off by 6e-8 of its size: anything beyond this is no rounding.
@@ -26,8 +27,8 @@ pub(super) struct Export<'a> {
     pub(super) dtype: WeightType,
     pub(super) form: ExportForm,
     pub(super) precision: KernelPrecision,
-    /// Whose tokenizer goes with it.
-    pub(super) teacher: &'a Path,
+    /// The tokenizer that goes with it.
+    pub(super) tokenizer: TokenizerFiles<'a>,
     /// Where it goes.
     pub(super) dir: &'a Path,
 }
@@ -59,7 +60,7 @@ impl Export<'_> {
             path: self.dir.to_owned(),
             source,
         })?;
-        hf::export(&plain, self.form, self.teacher, self.dir)?;
+        hf::export(&plain, self.form, self.tokenizer, self.dir)?;
         let accept = self.config.source.accepted();
         let config = LlamaConfig::from_dir_accepting(self.dir, accept)?;
         let student = hf::load_of_config::<B>(self.dir, &config, self.dtype, device)?;

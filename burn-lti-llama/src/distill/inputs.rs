@@ -11,9 +11,9 @@ use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
-use super::{DistillError, Event, Listener, Manifest, teacher_cache, width};
+use super::{DistillError, Event, Listener, Manifest, teacher_cache, vocabulary, width};
 use crate::data::{self, PackedSequence, of_each_length};
-use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType, kept_name};
+use crate::hf::{self, ExportForm, HfError, ModelFiles, WeightFiles, WeightType, kept_name};
 use crate::model::PlainLlama;
 use crate::plan::Plan;
 use crate::plan::report::runs;
@@ -23,6 +23,8 @@ use crate::tokenizer::Tokenizer;
 /// Everything that a run reads.
 pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) plan: Plan,
+    /// Where the teacher is read, and which of its tokens are kept.
+    pub(super) files: ModelFiles,
     /// The teacher's at the student's width, those of its layers that the student keeps, by the student's numbers.
     pub(super) tensors: TensorSet<A::InnerBackend>,
     /// With which the student is compared.
@@ -46,11 +48,10 @@ impl<A: AutodiffBackend> RunInputs<A> {
         listener: &Listener,
     ) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
-        let path = &recipe.teacher.path;
-        let config = recipe.teacher_config()?;
-        let mut plan = Plan::with_layers(recipe, &config, kept)?;
-        let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-        let tokenizer = tokenizer.for_model(config.vocab_size)?;
+        let (files, vocabulary) = vocabulary::teacher_files(recipe)?;
+        let config = files.config();
+        let mut plan = Plan::with_layers(recipe, config, kept)?;
+        let tokenizer = files.tokenizer()?;
         let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
         let field = recipe.data.field.as_deref();
         let loss_on = recipe.data.loss_on;
@@ -67,17 +68,23 @@ impl<A: AutodiffBackend> RunInputs<A> {
             .teacher
             .cache
             .as_ref()
-            .map(|dir| teacher_cache::open_for(dir, &train, &config))
+            .map(|dir| teacher_cache::open_for(dir, &train, &files))
             .transpose()?;
 
         let export_form = export_form(recipe)?;
-        let tensors = hf::load_tensors(path, &config, recipe.teacher.dtype, device)?;
-        let teacher = Arc::new(hf::plain_from_tensors(&config, &tensors, device)?);
+        let tensors = files.tensors(recipe.teacher.dtype, device)?;
+        let teacher = Arc::new(hf::plain_from_tensors(config, &tensors, device)?);
         if plan.chooses_layers {
             listener(Event::Stage("choosing layers"));
             let count = plan.student.num_hidden_layers;
             let chosen = chosen_layers(&teacher, &train, count, device, listener)?;
-            plan = Plan::with_layers(recipe, &config, Some(&chosen))?;
+            plan = Plan::with_layers(recipe, config, Some(&chosen))?;
+        }
+        plan.vocabulary = vocabulary;
+        if let Some(vocabulary) = &vocabulary {
+            listener(Event::Note(&format!(
+                "the student's vocabulary: {vocabulary}"
+            )));
         }
         if let Some(kept) = &plan.kept_layers {
             let layers = runs(kept);
@@ -96,6 +103,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
         let tensors = for_student(&plan, recipe.train.seed, tensors);
         Ok(Self {
             plan,
+            files,
             tensors,
             teacher,
             training_teacher: Arc::new(training_teacher),

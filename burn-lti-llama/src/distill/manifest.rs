@@ -24,7 +24,7 @@ use crate::data::text_files;
 use crate::gguf::is_gguf;
 use crate::hashes::{HashError, hash_file, hash_teacher};
 use crate::recipe::{Recipe, RecipeError};
-use crate::tokenizer;
+use crate::tokenizer::{self, KeptTokens};
 
 /// The version of the format that is written, and the only one that is read.
 const SCHEMA: u32 = 1;
@@ -86,6 +86,28 @@ pub struct Manifest {
     /// recipe has their number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_layers: Option<Vec<usize>>,
+    /// Which of the teacher's tokens the student has, if it has fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_tokens: Option<TokensHash>,
+}
+
+/// Which tokens of the teacher a student has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensHash {
+    /// How many.
+    pub count: usize,
+    /// SHA-256 of their ids, ascending, four bytes each, the lowest first; in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl From<&KeptTokens> for TokensHash {
+    fn from(kept: &KeptTokens) -> Self {
+        Self {
+            count: kept.ids().len(),
+            sha256: kept.sha256(),
+        }
+    }
 }
 
 /// A program and what it was built from. What is unknown is absent.
@@ -223,6 +245,7 @@ impl Manifest {
                 valid: text_hashes(&recipe.data.valid)?,
             },
             kept_layers: None,
+            kept_tokens: None,
         })
     }
 
@@ -301,7 +324,25 @@ impl Manifest {
                     own: "recipe",
                 })
             }
-            None => Ok(self.notes(now)),
+            None => {
+                self.check_tokens(now.kept_tokens.as_ref())?;
+                Ok(self.notes(now))
+            }
+        }
+    }
+
+    /// Checks that the student has the tokens that it began with, where both are known.
+    pub(super) fn check_tokens(&self, now: Option<&TokensHash>) -> Result<(), ManifestError> {
+        match (&self.kept_tokens, now) {
+            (Some(then), Some(now)) if then != now => Err(ManifestError::Changed {
+                what: "the student's vocabulary (student.vocabulary)".to_owned(),
+                change: format!(
+                    "has other tokens of the teacher's than when this run began, {} where it had {}",
+                    now.count, then.count
+                ),
+                own: "texts and program",
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -32,6 +32,7 @@
 //! | `export` | collapse, write, read back, compare |
 //! | `output`, `file_list` | the output folder, and what in it a run wrote |
 //! | `inputs` | what a run reads |
+//! | `vocabulary` | which of the teacher's tokens are kept |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
 mod card;
@@ -59,6 +60,7 @@ mod teacher_cache;
 mod tensorboard;
 mod training;
 mod units;
+mod vocabulary;
 mod width;
 mod written;
 
@@ -72,7 +74,7 @@ pub use error::DistillError;
 pub use hook::Interrupt;
 pub use manifest::{
     Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source, TeacherHashes,
-    TextHash,
+    TextHash, TokensHash,
 };
 pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
@@ -85,13 +87,11 @@ pub use summary::{Kept, Summary};
 pub use teacher_cache::{CacheCheck, CacheOrder, cache_teacher, verify_cache};
 pub use tensorboard::TensorBoard;
 
-use crate::config::LlamaConfig;
 use crate::data::text_files;
 use crate::eval::Evaluation;
-use crate::hf;
+use crate::hf::ModelFiles;
 use crate::plan::{Plan, TextPlan};
 use crate::recipe::Recipe;
-use crate::tokenizer::Tokenizer;
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -139,18 +139,28 @@ pub fn distill<A: AutodiffBackend>(
 ///
 /// [`DistillError::Plan`], or another [`DistillError`] of what is read.
 pub fn plan(recipe: &Recipe) -> Result<Plan, DistillError> {
-    let mut plan = plan_of_config(recipe)?;
-    plan.text = Some(check_inputs(recipe, &plan.teacher)?);
+    let (mut plan, teacher) = planned(recipe)?;
+    let tokenizer = teacher.tokenizer()?;
+    teacher.check_weights()?;
+    plan.text = Some(TextPlan::of(recipe, &tokenizer)?);
     Ok(plan)
 }
 
-/// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not read.
+/// The recipe's plan, from the teacher's configuration alone. The texts must be there, but are not read, unless the
+/// student keeps some of the teacher's tokens: then tokenizer and texts are.
 ///
 /// # Errors
 ///
 /// [`DistillError::Plan`], or another [`DistillError`] of the configuration or a text that is not there.
 pub fn plan_of_config(recipe: &Recipe) -> Result<Plan, DistillError> {
-    let plan = Plan::new(recipe, &recipe.teacher_config()?)?;
+    planned(recipe).map(|(plan, _)| plan)
+}
+
+/// The plan, and the teacher that it is of.
+fn planned(recipe: &Recipe) -> Result<(Plan, ModelFiles), DistillError> {
+    let (teacher, vocabulary) = vocabulary::teacher_files(recipe)?;
+    let mut plan = Plan::new(recipe, teacher.config())?;
+    plan.vocabulary = vocabulary;
     let [train, valid] = [&recipe.data.train, &recipe.data.valid].map(|paths| text_files(paths));
     let mut texts = train?.into_iter().chain(valid?);
     match texts.find(|text| !text.is_file()) {
@@ -158,19 +168,6 @@ pub fn plan_of_config(recipe: &Recipe) -> Result<Plan, DistillError> {
             "there is no text file {}: correct the paths in [data] of the recipe",
             text.display()
         ))),
-        None => Ok(plan),
+        None => Ok((plan, teacher)),
     }
-}
-
-/// Checks what a recipe reads beside the teacher's configuration.
-///
-/// # Errors
-///
-/// [`DistillError`]: weights, tokenizer or texts are not there, not whole, or not of this model.
-fn check_inputs(recipe: &Recipe, config: &LlamaConfig) -> Result<TextPlan, DistillError> {
-    let path = &recipe.teacher.path;
-    let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-    let tokenizer = tokenizer.for_model(config.vocab_size)?;
-    hf::check_weights(path, config)?;
-    Ok(TextPlan::of(recipe, &tokenizer)?)
 }

@@ -17,7 +17,7 @@ use burn_lti::train::{Checkpoint, CheckpointDir};
 use super::export::Export;
 use super::hook::{Hook, Interrupt, Rules};
 use super::inputs::RunInputs;
-use super::manifest::{Compute, Manifest, Note};
+use super::manifest::{Compute, Manifest, Note, TokensHash};
 use super::metrics::MetricsLog;
 use super::module::Student;
 use super::new_student::new_student;
@@ -220,6 +220,7 @@ impl<'a> Job<'a> {
         let compute = Compute::of::<A::InnerBackend>(device);
         let mut manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
         manifest.kept_layers = inputs.plan.kept_layers.clone();
+        manifest.kept_tokens = inputs.files.kept().map(TokensHash::from);
         inputs.check_cache(&manifest)?;
         Ok((inputs, manifest))
     }
@@ -952,7 +953,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             dtype: recipe.teacher.dtype,
             form: self.inputs.export_form,
             precision: recipe.lti.precision,
-            teacher: &recipe.teacher.path,
+            tokenizer: self.inputs.files.tokenizer_files(),
             dir,
         };
         export.run(student, self.inputs.valid.iter().next(), self.device)
@@ -1032,6 +1033,10 @@ pub fn collapse_run<A: AutodiffBackend>(
     let place = new_student(student_dir)?;
     let kept = job.kept_layers();
     let inputs = RunInputs::<A>::load(&recipe, kept.as_deref(), device, listener)?;
+    // Of texts that were changed it would be another one.
+    if let Ok(begun) = Manifest::read(&out.manifest_path()) {
+        begun.check_tokens(inputs.files.kept().map(TokensHash::from).as_ref())?;
+    }
     let progress = RunProgress::at(checkpoint)?;
     let trained = match (progress.phase, &recipe.phase2) {
         (Phase::Second, Some(phase2)) => phase2.train.into(),

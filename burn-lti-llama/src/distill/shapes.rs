@@ -12,7 +12,7 @@ use burn::tensor::backend::AutodiffBackend;
 use serde::Serialize;
 
 use super::inputs::export_form;
-use super::{DistillError, Event, Job, Listener, Manifest, OutputDir};
+use super::{DistillError, Event, Job, Listener, Manifest, OutputDir, vocabulary};
 use crate::config::LlamaConfig;
 use crate::plan::Plan;
 use crate::plan::report::{thousands, write_table};
@@ -107,23 +107,24 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
                 .to_owned(),
         ));
     };
-    let teacher = recipe.teacher_config()?;
+    let (files, _) = vocabulary::teacher_files(recipe)?;
+    let teacher = files.config();
     // Where there are no weights to ask, as they are computed in.
     let dtype = export_form(recipe).map_or(recipe.teacher.dtype, |form| form.dtype);
     let bytes = dtype.size();
     let seq_len = recipe.train.seq_len.longest();
     let sizes = |config: &LlamaConfig| Sizes::of(config, bytes, seq_len);
-    let of_teacher = sizes(&teacher);
+    let of_teacher = sizes(&teacher.whole());
     let mut found: Vec<(f64, Shape)> = Vec::new();
     let mut smallest: Option<Sizes> = None;
-    for depth in depths(&recipe.student, &teacher) {
+    for depth in depths(&recipe.student, teacher) {
         let layers: Vec<usize> = (0..depth).collect();
         let given = &recipe.student;
         let shorter = teacher.with_layers(&layers).at_width(
             given.hidden_size.unwrap_or(teacher.hidden_size),
             given.tie_embeddings.unwrap_or(teacher.tie_word_embeddings),
         );
-        for [heads, kv_heads] in heads(&recipe.student, &teacher) {
+        for [heads, kv_heads] in heads(&recipe.student, teacher) {
             let of_units = |units: usize| {
                 sizes(&LlamaConfig {
                     num_attention_heads: heads,
@@ -133,7 +134,7 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
                     ..shorter.clone()
                 })
             };
-            let all = units(&recipe.student, &teacher);
+            let all = units(&recipe.student, teacher);
             if let Some(least) = all.last().map(|units| of_units(*units))
                 && smallest.is_none_or(|known| least.parameters < known.parameters)
             {
@@ -188,7 +189,7 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
             student: shape.student.clone(),
             ..recipe.clone()
         };
-        let error = Plan::new(&recipe, &teacher).err();
+        let error = Plan::new(&recipe, teacher).err();
         let is_possible = error.is_none();
         refused = refused.take().or(error);
         is_possible

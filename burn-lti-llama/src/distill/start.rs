@@ -27,7 +27,6 @@ use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::burn_name;
 use crate::model::NotFinite;
 use crate::recipe::{AxisMaps, CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
-use crate::tokenizer::Tokenizer;
 
 /// What a student starts from.
 pub(super) struct StartTensors<B: Backend> {
@@ -341,10 +340,8 @@ fn written<A: AutodiffBackend>(
         seed: recipe.train.seed,
         ..CorpusOrder::new(tokens)
     };
-    let config = &inputs.plan.teacher;
-    let path = &recipe.teacher.path;
-    let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-    let corpus = sample_corpus(inputs.teacher.as_ref(), &tokenizer, &order, |done, all| {
+    let (teacher, tokenizer) = (inputs.teacher.as_ref(), &inputs.tokenizer);
+    let corpus = sample_corpus(teacher, tokenizer, &order, |done, all| {
         listener(Event::Advanced(done, all));
     })?;
     // Each length has some of the documents, so that all are read.

@@ -10,14 +10,13 @@ use burn_lti::decoder::CausalLm;
 use burn_lti::files::sha256;
 use burn_lti::top_k::{CacheHeader, CacheWriter, LogProbType, TeacherCache, TopKRows, TopTokens};
 
-use super::{DistillError, Event, Listener};
-use crate::config::LlamaConfig;
+use super::{DistillError, Event, Listener, vocabulary};
 use crate::data::{self, PackedSequence, TokenBatcher};
 use crate::hashes::{hash_file, hash_teacher};
-use crate::hf;
+use crate::hf::ModelFiles;
 use crate::model::{NotFinite, PlainLlama};
 use crate::recipe::Recipe;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::KeptTokens;
 
 /// What a cache is to keep.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +31,7 @@ pub struct CacheOrder {
 struct Source<B: Backend> {
     /// What errors call the teacher.
     called: String,
-    config: LlamaConfig,
+    vocab_size: usize,
     teacher: PlainLlama<B>,
     sequences: Vec<PackedSequence>,
     teacher_sha256: BTreeMap<String, String>,
@@ -42,9 +41,8 @@ struct Source<B: Backend> {
 impl<B: Backend> Source<B> {
     fn load(recipe: &Recipe, device: &B::Device) -> Result<Self, DistillError> {
         let path = &recipe.teacher.path;
-        let config = recipe.teacher_config()?;
-        let tokenizer = Tokenizer::from_dir(path, config.bos_token_id, &config.eos_token_ids)?;
-        let tokenizer = tokenizer.for_model(config.vocab_size)?;
+        let (files, _) = vocabulary::teacher_files(recipe)?;
+        let tokenizer = files.tokenizer()?;
         let seq_lens = recipe.train.seq_len.all();
         if seq_lens.len() > 1 {
             return Err(DistillError::Refused(format!(
@@ -62,11 +60,12 @@ impl<B: Backend> Source<B> {
             data_sha256.insert(file.display().to_string(), hash_file(file)?);
         }
         data_sha256.insert(TOKENS.to_owned(), hash_of_tokens(&sequences));
+        data_sha256.extend(files.kept().map(|kept| (KEPT.to_owned(), kept.sha256())));
         Ok(Self {
             called: the_teacher(recipe),
             teacher_sha256: hash_teacher(path)?,
-            teacher: hf::load_of_config(path, &config, recipe.teacher.dtype, device)?,
-            config,
+            teacher: files.load(recipe.teacher.dtype, device)?,
+            vocab_size: files.config().vocab_size,
             sequences,
             data_sha256,
         })
@@ -75,7 +74,7 @@ impl<B: Backend> Source<B> {
     fn header(&self, order: CacheOrder) -> CacheHeader {
         CacheHeader {
             k: order.k,
-            vocab_size: self.config.vocab_size,
+            vocab_size: self.vocab_size,
             seq_len: self.sequences.first().map_or(0, PackedSequence::len),
             log_prob_type: order.log_prob_type,
             rows: self.sequences.len(),
@@ -95,7 +94,7 @@ impl<B: Backend> Source<B> {
         let hidden: Tensor<B, 2> = self.teacher.hidden_states(&batch).flatten(0, 1);
         let head = self.teacher.head();
         let float = batch.mask.dtype();
-        let vocab = self.config.vocab_size;
+        let vocab = self.vocab_size;
         let targets: Vec<u32> = sequences
             .iter()
             .flat_map(|sequence| sequence.targets.iter().copied())
@@ -136,6 +135,9 @@ impl<B: Backend> Source<B> {
 
 /// What stands beside the texts in a cache for what was made of them.
 const TOKENS: &str = "tokens, documents and what counts";
+
+/// And for the tokens of the teacher that are kept, if some are gone.
+const KEPT: &str = "tokens that are kept";
 
 /// Of all that a sequence is, so that a cache of other tokens of the same text is known.
 fn hash_of_tokens(sequences: &[PackedSequence]) -> String {
@@ -290,14 +292,22 @@ impl CacheCheck {
 pub(super) fn open_for(
     dir: &Path,
     sequences: &[PackedSequence],
-    config: &LlamaConfig,
+    files: &ModelFiles,
 ) -> Result<TeacherCache, DistillError> {
     let cache = TeacherCache::open(dir)?;
-    let (found, teacher) = (cache.header().vocab_size, config.vocab_size);
+    let (found, teacher) = (cache.header().vocab_size, files.config().vocab_size);
     if found != teacher {
         return Err(DistillError::Refused(format!(
             "the teacher's top tokens in {} are of a vocabulary of {found}, and the teacher's has \
              {teacher}: write them again with `burn-lti cache-teacher`",
+            dir.display()
+        )));
+    }
+    let kept = files.kept().map(KeptTokens::sha256);
+    if cache.header().data_sha256.get(KEPT) != kept.as_ref() {
+        return Err(DistillError::Refused(format!(
+            "the teacher's top tokens in {} are of another student.vocabulary: write them again with `burn-lti \
+             cache-teacher` for this recipe",
             dir.display()
         )));
     }

@@ -141,6 +141,7 @@ impl LlamaConfig {
             fields: source,
             read_over,
             accepted,
+            whole_vocab: None,
         };
         config.check(origin)?;
         Ok(config)

@@ -11,7 +11,7 @@ use super::{HfError, NewTensor, WeightType, WeightsError, write_weights_to_folde
 use crate::config::LlamaConfig;
 use crate::family::FileTensor;
 use crate::model::PlainLlama;
-use crate::tokenizer::copy_files;
+use crate::tokenizer::{TokenizerFiles, copy_files};
 
 /// How weights are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,30 +33,30 @@ impl From<WeightType> for ExportForm {
 }
 
 /// Writes `model` to `dir`: `config.json`, `model.safetensors` or several files of weights, and the
-/// tokenizer's files as they are in `tokenizer_dir`. The weights come last, so that a folder with
+/// tokenizer's files as they are in the folder or file `tokenizer`, cut if it says so. The weights come last, so that a folder with
 /// weights is whole.
 ///
 /// # Errors
 ///
 /// [`HfError`] naming the file; a file that was there before is left as it was.
-pub fn export<B: Backend>(
+pub fn export<'a, B: Backend>(
     model: &PlainLlama<B>,
     form: impl Into<ExportForm>,
-    tokenizer_dir: &Path,
+    tokenizer: impl Into<TokenizerFiles<'a>>,
     dir: &Path,
 ) -> Result<(), HfError> {
     let config = model.config();
     let tensors = TensorSet::collect(model);
     let layout = config.family.file_tensors(config);
     let files = layout.into_iter().map(|tensor| weights(&tensors, tensor));
-    write_folder(config, form.into(), tokenizer_dir, dir, files)
+    write_folder(config, form.into(), tokenizer.into(), dir, files)
 }
 
 /// Writes a folder of tensors as they lie in its file.
 pub(crate) fn write_folder<'a>(
     config: &LlamaConfig,
     form: ExportForm,
-    tokenizer_dir: &Path,
+    tokenizer: TokenizerFiles<'_>,
     dir: &Path,
     files: impl Iterator<Item = NewTensor<'a>>,
 ) -> Result<(), HfError> {
@@ -64,7 +64,7 @@ pub(crate) fn write_folder<'a>(
         dtype,
         max_shard_size,
     } = form;
-    copy_files(tokenizer_dir, dir)?;
+    copy_files(tokenizer, dir)?;
     let mut config = config.to_json();
     for key in ["dtype", "torch_dtype"] {
         config[key] = dtype.name().into();

@@ -63,6 +63,17 @@ pub fn load_tensors<B: Backend>(
     dtype: WeightType,
     device: &B::Device,
 ) -> Result<TensorSet<B>, HfError> {
+    load_tensors_of(dir, config, None, dtype, device)
+}
+
+/// The same; of what has a row for each token, those of the tokens that are `kept`, if some are gone.
+pub(super) fn load_tensors_of<B: Backend>(
+    dir: &Path,
+    config: &LlamaConfig,
+    kept: Option<&[u32]>,
+    dtype: WeightType,
+    device: &B::Device,
+) -> Result<TensorSet<B>, HfError> {
     if !B::supports_dtype(device, dtype.dtype()) {
         let backend = B::name(device);
         return Err(HfError::FloatType { backend, dtype });
@@ -76,7 +87,13 @@ pub fn load_tensors<B: Backend>(
         let numbers = files.read_f32(&file_tensor.name)?;
         for (part, values) in file_tensor.read(numbers) {
             let naming = Naming::of(&part.name);
-            match *part.shape.as_slice() {
+            let (values, shape) = match kept {
+                Some(kept) if OF_TOKENS.contains(&part.name.as_str()) => {
+                    (rows(&values, &part.shape, kept), of_rows(&part.shape, kept))
+                }
+                _ => (values, part.shape.clone()),
+            };
+            match *shape.as_slice() {
                 [rows, columns] if naming.transposed => {
                     let data = TensorData::new(transpose(&values, rows, columns), [columns, rows]);
                     let tensor = Tensor::<B, 2>::from_data(data, options);
@@ -127,6 +144,22 @@ fn checked_files(
     let expected: Vec<(String, Vec<usize>)> = layout.iter().map(named).collect();
     files.check(&expected, tied(config))?;
     Ok(files)
+}
+
+/// Tensors of a file that have a row for each token.
+const OF_TOKENS: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
+
+/// The shape of so many rows of a tensor.
+fn of_rows(shape: &[usize], kept: &[u32]) -> Vec<usize> {
+    let rest = shape.iter().skip(1).copied();
+    [kept.len()].into_iter().chain(rest).collect()
+}
+
+/// Some rows of a tensor.
+fn rows(values: &[f32], shape: &[usize], kept: &[u32]) -> Vec<f32> {
+    let width: usize = shape.iter().skip(1).product();
+    let row = |id: &u32| &values[*id as usize * width..][..width];
+    kept.iter().flat_map(row).copied().collect()
 }
 
 /// Some tools write the head of a tied model a second time.

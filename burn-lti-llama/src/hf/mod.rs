@@ -7,6 +7,7 @@
 mod error;
 mod export;
 mod import;
+mod model_files;
 mod names;
 mod weight_type;
 mod weights;
@@ -18,6 +19,7 @@ pub(crate) use export::write_folder;
 pub use export::{ExportForm, export};
 pub(crate) use import::checked_weights;
 pub use import::{check_weights, load, load_as, load_of_config, load_tensors, plain_from_tensors};
+pub use model_files::ModelFiles;
 pub(crate) use names::{burn_name, file_layout, file_name, kept_name, source_name};
 pub use weight_type::WeightType;
 pub use weights::{

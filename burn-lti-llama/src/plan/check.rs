@@ -148,6 +148,19 @@ pub(super) fn check_shape_is_found(recipe: &Recipe) -> Result<(), PlanError> {
     }
 }
 
+/// A vocabulary that is to be cut is cut by whoever reads the tokenizer and the texts.
+pub(super) fn check_vocabulary(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), PlanError> {
+    match recipe.student.vocabulary.is_some() && !teacher.is_cut() {
+        false => Ok(()),
+        true => Err(PlanError::refused(
+            "student.vocabulary",
+            "asks for some of the teacher's tokens, and which they are is to be found first: `distill::plan` does it, \
+             from the tokenizer and the texts"
+                .to_owned(),
+        )),
+    }
+}
+
 /// Where units, layers or features are left out, what is left has to make up for them, and only what a block adds as
 /// it is can be fitted to that.
 pub(super) fn check_shape(

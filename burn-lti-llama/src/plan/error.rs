@@ -71,7 +71,7 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    pub(super) fn refused(key: &'static str, reason: String) -> Self {
+    pub(crate) fn refused(key: &'static str, reason: String) -> Self {
         Self::Refused { key, reason }
     }
 }

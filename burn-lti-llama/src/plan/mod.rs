@@ -13,6 +13,7 @@ mod prediction;
 pub(crate) mod report;
 mod student;
 mod text;
+mod vocabulary;
 
 use burn_lti::blueprint::Blueprint;
 use burn_lti::decoder::LtiSpec;
@@ -34,19 +35,20 @@ pub use prediction::{DeviceSpeed, PredictedPart, Prediction};
 
 use check::{
     check_nothing_new, check_other_axes, check_ranks, check_refit, check_seq_len, check_shape,
-    check_shape_is_found, check_start, check_trained_type, check_weights_of_start, kept_layers,
-    plan_feature, resolve_layers, student_config,
+    check_shape_is_found, check_start, check_trained_type, check_vocabulary,
+    check_weights_of_start, kept_layers, plan_feature, resolve_layers, student_config,
 };
 use cost::Costs;
 use planner::Planner;
 use student::{Blueprints, lti_spec, planned};
 pub(crate) use student::{map_name, sites};
 pub use text::TextPlan;
+pub use vocabulary::VocabularyPlan;
 
 /// The checked plan of a distillation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// The teacher.
+    /// The teacher, on the tokens that its student keeps.
     pub teacher: LlamaConfig,
     /// The student: the teacher with the recipe's heads.
     pub student: LlamaConfig,
@@ -77,6 +79,9 @@ pub struct Plan {
     /// The training after the maps are folded away, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase2: Option<PhasePlan>,
+    /// What a smaller vocabulary keeps and saves, if it was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<VocabularyPlan>,
     /// How much text there is, if it was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextPlan>,
@@ -236,7 +241,7 @@ pub enum Origin {
 /// Sizes and costs of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Totals {
-    /// Parameters of the teacher.
+    /// Parameters of the teacher, all of its vocabulary among them.
     pub teacher_parameters: usize,
     /// Parameters of the student once its maps are folded away.
     pub student_parameters: usize,
@@ -296,7 +301,9 @@ impl StepFlops {
 }
 
 impl Plan {
-    /// Checks `recipe` against the configuration of its teacher and works out what it means.
+    /// Checks `recipe` against the configuration of its teacher and works out what it means. With a smaller vocabulary
+    /// that is its teacher's [on the tokens that are kept](LlamaConfig::with_vocabulary), which
+    /// [`distill::plan`](crate::distill::plan) finds.
     ///
     /// # Errors
     /// Any variant of [`PlanError`]; the message names the key of the recipe and what it may be.
@@ -331,6 +338,7 @@ impl Plan {
         chosen: Option<&[usize]>,
     ) -> Result<Self, PlanError> {
         check_shape_is_found(recipe)?;
+        check_vocabulary(recipe, teacher)?;
         let kept = kept_layers(recipe, teacher, chosen)?;
         let student = student_config(recipe, teacher, &kept)?;
         check_shape(recipe, teacher, &student)?;
@@ -393,6 +401,7 @@ impl Plan {
             },
             training: plan_training(&recipe.train),
             phase2: phase2.transpose()?,
+            vocabulary: None,
             text: None,
             expectation: Expectation::of(recipe).filter(|_| student.is_as_deep_and_wide(teacher)),
             spec,

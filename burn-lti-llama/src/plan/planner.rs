@@ -60,7 +60,7 @@ impl Planner<'_> {
         let count = |wanted: fn(&PlannedTensor) -> bool| count(tensors, wanted);
         let (teacher, student) = (self.teacher, self.student);
         Totals {
-            teacher_parameters: teacher.num_parameters(),
+            teacher_parameters: teacher.whole().num_parameters(),
             student_parameters: student.num_parameters(),
             map_parameters: count(|tensor| tensor.origin == Origin::Map),
             trained_parameters: count(|tensor| tensor.trained),

@@ -22,10 +22,13 @@ const GGUF_BLOCKS: [(usize, &str); 2] = [(32, "Q4_0 to Q8_0"), (256, "Q2_K to Q6
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let layers = self.student.num_hidden_layers;
-        writeln!(f, "teacher  {}", describe(&self.teacher))?;
+        writeln!(f, "teacher  {}", describe(&self.teacher.whole()))?;
         writeln!(f, "student  {}", describe(&self.student))?;
         self.write_kept_layers(f)?;
         self.write_width(f)?;
+        if let Some(vocabulary) = &self.vocabulary {
+            writeln!(f, "tokens   {vocabulary}")?;
+        }
         write!(f, "maps     {}, start {}", self.map, self.start)?;
         if let Some(GrowSection { from, every }) = self.grow {
             let from = count(from, "pair", "pairs");

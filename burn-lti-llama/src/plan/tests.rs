@@ -1233,6 +1233,35 @@ fn a_gemma_of_another_width_multiplies_by_that_width() {
 }
 
 #[test]
+fn a_vocabulary_is_cut_before_it_is_planned() {
+    let recipe = recipe(&["student.vocabulary=text"]);
+    let error = Plan::new(&recipe, &teacher()).unwrap_err();
+    assert!(
+        matches!(&error, PlanError::Refused { key: "student.vocabulary", reason }
+            if reason.contains("to be found first")),
+        "{error}"
+    );
+    let whole = teacher();
+    let kept: Vec<u32> = (0..100).map(|id| 5 * id).collect();
+    let cut = LlamaConfig {
+        bos_token_id: Some(10),
+        eos_token_ids: vec![3, 495],
+        ..whole.clone()
+    };
+    let cut = cut.with_vocabulary(&kept);
+    assert_eq!((cut.vocab_size, cut.bos_token_id), (100, Some(2)));
+    assert_eq!(cut.eos_token_ids, [99]);
+    let plan = Plan::new(&recipe, &cut).unwrap();
+    assert_eq!(plan.totals.teacher_parameters, whole.num_parameters());
+    let embedding = tensor(&plan, "model.embed_tokens.weight");
+    assert_eq!(embedding.shape, [100, 64]);
+    let text = plan.to_string();
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("teacher").ends_with("vocabulary 512"), "{text}");
+    assert!(line("student").ends_with("vocabulary 100"), "{text}");
+}
+
+#[test]
 fn shapes_that_cannot_be_are_refused() {
     assert_refused(
         &["student.intermediate_size=173"],

@@ -2,6 +2,7 @@
 //!
 //! Every range is here. A comparison with NaN is false, so NaN passes nowhere.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::slice;
@@ -11,9 +12,9 @@ use burn_lti::loss::{Divergence, Schedule};
 use burn_lti::map::Start;
 
 use super::{
-    CalibrationSection, DataSection, FeatureSection, GrowSection, KeptLayers, LayerPairs, Layers,
-    LearningRate, LossSection, LtiSection, Phase2Section, Plateau, Recipe, RecipeError, SeqLens,
-    Target, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, DataSection, FeatureSection, GrowSection, KeptLayers, KeptVocabulary,
+    LayerPairs, Layers, LearningRate, LossSection, LtiSection, Phase2Section, Plateau, Recipe,
+    RecipeError, SeqLens, Target, TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -39,6 +40,18 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         let passed = layers.is_sorted_by(|a, b| a < b) && !layers.is_empty();
         let rule = "must name at least one layer of the teacher's, ascending, and none twice";
         checks.value("student.layers", &format_args!("{layers:?}"), passed, rule)?;
+    }
+    match &student.vocabulary {
+        Some(KeptVocabulary::These(ids)) => {
+            let passed = !ids.is_empty() && ids.iter().collect::<BTreeSet<_>>().len() == ids.len();
+            let rule = "must name at least one token of the teacher's, and none twice";
+            checks.value("student.vocabulary", ids, passed, rule)?;
+        }
+        Some(KeptVocabulary::Count(most)) => {
+            let rule = "must be a number of tokens from 1 on, \"text\" or a list";
+            checks.value("student.vocabulary", most, *most > 0, rule)?;
+        }
+        Some(KeptVocabulary::OfText(_)) | None => {}
     }
     if let Some(target) = &student.target {
         checks.target(target)?;

@@ -167,6 +167,30 @@ pub enum KeptLayers {
     These(Vec<usize>),
 }
 
+/// The tokens of the teacher that a student keeps. Beside those that are asked for, it keeps what the tokenizer needs
+/// for them and for any other text, and tokens with a meaning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "\"text\", a number of tokens, or a list of the teacher's token ids to keep"
+)]
+pub enum KeptVocabulary {
+    /// Those that occur in the recipe's texts.
+    OfText(OfText),
+    /// The most frequent of those, so many.
+    Count(usize),
+    /// These, and none that only the text has.
+    These(Vec<u32>),
+}
+
+/// The word for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OfText {
+    /// `"text"`
+    Text,
+}
+
 /// What the weights along an axis without heads are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -30,8 +30,8 @@ use crate::data::with_home;
 use crate::hf::WeightType;
 
 pub use choice::{
-    AxisMaps, CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
-    Phase2Trained, Trained,
+    AxisMaps, CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers,
+    MapChoice, OfText, Optimizer, Phase2Trained, Trained,
 };
 pub use error::RecipeError;
 pub use rate::LearningRate;

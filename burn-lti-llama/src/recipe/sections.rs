@@ -10,8 +10,8 @@ use burn_lti::train::Decay;
 use serde::{Deserialize, Serialize};
 
 use super::choice::{
-    CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
-    Phase2Trained, Trained,
+    CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers, MapChoice,
+    Optimizer, Phase2Trained, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::{Documents, LossOn};
@@ -55,6 +55,8 @@ pub struct StudentSection {
     pub tie_embeddings: Option<bool>,
     /// Decoder layers.
     pub layers: Option<KeptLayers>,
+    /// The tokens that it knows.
+    pub vocabulary: Option<KeptVocabulary>,
     /// How small the student is to be: what of the shape is not given is searched.
     pub target: Option<Target>,
 }
@@ -93,6 +95,11 @@ impl fmt::Display for StudentSection {
         parts.extend(self.tie_embeddings.map(|is_tied| match is_tied {
             true => "a tied head".to_owned(),
             false => "a head of its own".to_owned(),
+        }));
+        parts.extend(self.vocabulary.as_ref().map(|vocabulary| match vocabulary {
+            KeptVocabulary::OfText(_) => "the tokens of the text".to_owned(),
+            KeptVocabulary::Count(most) => format!("the {most} most frequent tokens of the text"),
+            KeptVocabulary::These(ids) => format!("{} tokens", ids.len()),
         }));
         match parts.is_empty() {
             true => f.write_str("the teacher's shape"),

@@ -614,6 +614,29 @@ fn a_shape_is_the_teachers_where_nothing_is_said() {
 }
 
 #[test]
+fn a_vocabulary_is_that_of_the_text_a_number_or_a_list() {
+    for (setting, expected) in [
+        ("text", KeptVocabulary::OfText(OfText::Text)),
+        ("3000", KeptVocabulary::Count(3000)),
+        ("[7, 3]", KeptVocabulary::These(vec![7, 3])),
+    ] {
+        let recipe = parse(LEAST, &[&format!("student.vocabulary={setting}")]).unwrap();
+        assert_eq!(recipe.student.vocabulary, Some(expected));
+        let again = Recipe::parse(&recipe.to_toml().unwrap(), Path::new("/a.toml"), &[]);
+        assert_eq!(again.unwrap().student, recipe.student);
+    }
+    for setting in ["[]", "[1, 1]", "0"] {
+        let setting = format!("student.vocabulary={setting}");
+        assert_out_of_range(&refused(&setting), "student.vocabulary");
+    }
+    let error = refused("student.vocabulary=texts").to_string();
+    assert!(
+        error.contains("\"text\", a number of tokens, or a list"),
+        "{error}"
+    );
+}
+
+#[test]
 fn names_missing_keys() {
     for (line, expected) in [
         ("path = \"../teacher\"", "teacher.path"),

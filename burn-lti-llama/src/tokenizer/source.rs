@@ -18,6 +18,11 @@ pub(super) enum Source<'a> {
         path: &'a Path,
         files: [(&'static str, Vec<u8>); 2],
     },
+    /// Another's, with fewer tokens.
+    Cut {
+        of: Box<Source<'a>>,
+        files: Vec<(&'static str, Vec<u8>)>,
+    },
 }
 
 impl<'a> Source<'a> {
@@ -54,10 +59,8 @@ impl<'a> Source<'a> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             },
-            Self::Gguf { files, .. } => {
-                let file = files.iter().find(|(file, _)| Path::new(file) == name);
-                Ok(file.map(|(_, bytes)| bytes.clone()))
-            }
+            Self::Gguf { files, .. } => Ok(found(files, name)),
+            Self::Cut { files, .. } => Ok(found(files, name)),
         }
     }
 
@@ -66,6 +69,13 @@ impl<'a> Source<'a> {
         match self {
             Self::Folder(folder) => folder.join(name),
             Self::Gguf { path, .. } => path.to_path_buf(),
+            Self::Cut { of, .. } => of.path(name),
         }
     }
+}
+
+/// The bytes of the file of that name.
+fn found(files: &[(&'static str, Vec<u8>)], name: &Path) -> Option<Vec<u8>> {
+    let file = files.iter().find(|(file, _)| Path::new(file) == name);
+    file.map(|(_, bytes)| bytes.clone())
 }

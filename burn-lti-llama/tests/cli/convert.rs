@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::workshop::Workshop;
 
 /// A workshop whose teacher has a tokenizer that GGUF has a form for: byte-pair encoding of bytes.
-fn workshop() -> Workshop {
+pub(crate) fn workshop() -> Workshop {
     let workshop = Workshop::new();
     let special = ["<unk>", "<s>", "</s>"];
     let pieces = [

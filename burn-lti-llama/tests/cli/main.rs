@@ -13,6 +13,7 @@ mod sample;
 mod shapes;
 mod signals;
 mod start;
+mod vocabulary;
 mod workshop;
 
 use std::fs;

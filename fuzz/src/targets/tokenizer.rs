@@ -1,6 +1,6 @@
 //! The files of a tokenizer, which the libraries `tokenizers` and `minijinja` read, behind our guard.
 
-use burn_lti_llama::tokenizer::{Message, Tokenizer};
+use burn_lti_llama::tokenizer::{Message, Tokenizer, TokenizerFiles};
 
 use super::{folder, seeds, write};
 use crate::Target;
@@ -163,6 +163,7 @@ fn target(name: &'static str, bound: usize, words: &'static [&'static str]) -> T
             let vocab_size = tokenizer.vocab_size();
             if let Ok(tokenizer) = tokenizer.for_model(vocab_size.min(1 << 20)) {
                 check(&tokenizer);
+                check_cut(&tokenizer, dir.path());
             }
             true
         }),
@@ -183,6 +184,20 @@ fn check(tokenizer: &Tokenizer) {
         ];
         let _ = chat.render(&messages, true);
         let _ = chat.render(&[], false);
+    }
+}
+
+/// On some of its tokens it is another tokenizer, or refused.
+fn check_cut(tokenizer: &Tokenizer, dir: &Path) {
+    let Ok(kept) = tokenizer.keep((0..tokenizer.vocab_size() as u32).step_by(3)) else {
+        return;
+    };
+    let files = TokenizerFiles::new(dir, Some(&kept));
+    if let Ok(cut) = Tokenizer::of_files(files, None, &[])
+        && let Ok(tokens) = cut.encode_document(TEXT)
+    {
+        let _ = cut.decode(&tokens);
+        assert_eq!(cut.vocab_size(), kept.ids().len());
     }
 }
 

@@ -17,6 +17,7 @@ mod maps;
 mod shapes;
 mod train;
 mod traps;
+mod vocabulary;
 mod weights;
 mod whitening;
 mod width;

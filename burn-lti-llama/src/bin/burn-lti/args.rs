@@ -284,7 +284,8 @@ pub(crate) struct PlanArgs {
         conflicts_with = "flops"
     )]
     pub(crate) measure: Option<BackendName>,
-    /// Plan from the teacher's config.json alone, of a model or of texts that are not here.
+    /// Plan from the teacher's config.json alone, of a model or of texts that are not here; with student.vocabulary
+    /// tokenizer and texts are read.
     #[arg(long)]
     pub(crate) config_only: bool,
     /// Search the shape that student.target asks for, and print a table of those that were tried.

@@ -9,13 +9,12 @@ use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::data;
 use burn_lti_llama::distill::Event;
 use burn_lti_llama::eval::{ByPosition, Evaluation, evaluate, evaluate_by_position};
-use burn_lti_llama::hf;
+use burn_lti_llama::hf::ModelFiles;
 
-use super::config_and_tokenizer;
 use crate::args::EvalArgs;
 use crate::backend::on_backend;
 use crate::progress::{self, number, percent};
-use crate::streams::say;
+use crate::streams::{say, tell};
 
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let found = on_backend!(args.backend, on(args))?;
@@ -44,9 +43,14 @@ enum Found {
 
 fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> {
     let accept = &args.accept;
-    let (config, tokenizer) = config_and_tokenizer(&args.teacher, accept)?;
-    let of_student = LlamaConfig::from_dir_accepting(&args.student, &accept.accept)?;
-    LlamaConfig::check_accepted(&accept.accept, &[&config, &of_student])?;
+    let of_model = |dir: &Path| {
+        let config = LlamaConfig::from_dir_accepting(dir, &accept.accept)?;
+        anyhow::Ok(ModelFiles::new(dir, config))
+    };
+    let (teacher, student) = (of_model(&args.teacher)?, of_model(&args.student)?);
+    LlamaConfig::check_accepted(&accept.accept, &[teacher.config(), student.config()])?;
+    let teacher = on_the_tokens_of(teacher, &student)?;
+    let (config, tokenizer) = (teacher.config(), teacher.tokenizer()?);
     let seq_len = args.seq_len.get();
     if seq_len > config.max_position_embeddings {
         bail!(
@@ -63,18 +67,8 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
         args.documents,
     )?;
     sequences.truncate(args.max_sequences.map_or(usize::MAX, NonZeroUsize::get));
-    let load = |dir: &Path, config: &LlamaConfig| {
-        hf::load_of_config::<A::InnerBackend>(dir, config, args.dtype.dtype, device)
-    };
-    let teacher = load(&args.teacher, &config)?;
-    let student = load(&args.student, &of_student)?;
-    if student.config().vocab_size != config.vocab_size {
-        bail!(
-            "the teacher knows {} tokens and the student {}: they cannot be compared token by token",
-            config.vocab_size,
-            student.config().vocab_size
-        );
-    }
+    let load = |model: &ModelFiles| model.load::<A::InnerBackend>(args.dtype.dtype, device);
+    let (teacher, student) = (load(&teacher)?, load(&student)?);
     let batches = data::loader(sequences, args.batch_size.get(), None, device);
     let listener = progress::listener();
     listener(Event::Stage("evaluating"));
@@ -91,6 +85,27 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &EvalArgs) -> Result<Found> 
     );
     found.all().check_finite(teacher, student, &batches)?;
     Ok(found)
+}
+
+/// The teacher, on the tokens of a student that has some of them.
+fn on_the_tokens_of(teacher: ModelFiles, student: &ModelFiles) -> Result<ModelFiles> {
+    let [of_teacher, of_student] = [&teacher, student].map(|model| model.config().vocab_size);
+    if of_teacher == of_student {
+        return Ok(teacher);
+    }
+    let kept = teacher.tokenizer()?.kept_by(&student.tokenizer()?)?;
+    match kept.filter(|kept| kept.ids().len() == of_student) {
+        Some(kept) => {
+            tell!(
+                "the teacher is compared on the {of_student} of its {of_teacher} tokens that the student has"
+            );
+            Ok(teacher.with_tokens(kept))
+        }
+        None => bail!(
+            "the teacher knows {of_teacher} tokens and the student {of_student}, which are not some of them: they \
+             cannot be compared token by token"
+        ),
+    }
 }
 
 impl Found {
