@@ -336,23 +336,12 @@ impl<'a> Costs<'a> {
     /// The maps of all layers.
     fn maps(&self) -> impl Iterator<Item = MapElements> + '_ {
         let planner = self.planner;
-        let layers = match planner.trained {
-            Trained::Maps => planner.layers.len(),
-            Trained::Projections | Trained::All => 0,
-        };
-        let maps = Role::ATTENTION.map(|role| {
-            let (teacher, student) = (
-                planner.teacher.axes().grid(role),
-                planner.student.axes().grid(role),
-            );
-            MapElements::new(
-                planner.recipe.lti.map.kind(role),
-                planner.teacher.hidden_size,
-                teacher,
-                student,
-            )
-        });
-        std::iter::repeat_n(maps, layers).flatten()
+        let maps = planner
+            .mapped()
+            .filter(|_| planner.trained == Trained::Maps);
+        maps.map(|(map, teacher, student)| {
+            MapElements::new(map, planner.teacher.hidden_size, teacher, student)
+        })
     }
 
     fn memory(&self) -> StepMemory {

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe,
+    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe, Rotary,
     SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
@@ -59,6 +59,8 @@ pub struct Plan {
     pub layers: Vec<usize>,
     /// The form of the maps.
     pub map: MapChoice,
+    /// Whether maps of query and key keep apart what the rotary embedding keeps apart.
+    pub rotary: Rotary,
     /// How their pairs join, if not from the first step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grow: Option<GrowSection>,
@@ -275,7 +277,9 @@ pub struct StepFlops {
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
     /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
-    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient.
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient. A rotary
+    /// map costs `4 d x u` for each pair that turns, `d x i u j` for `i` and `j` features that do not, and its
+    /// gradient the same.
     pub kernel_contraction: f64,
 }
 
@@ -320,7 +324,7 @@ impl Plan {
         let layers = resolve_layers(&recipe.lti.layers, student.num_hidden_layers)?;
         check_weights_of_start(recipe)?;
         check_refit(recipe, teacher)?;
-        let spec = lti_spec(recipe, teacher, &layers);
+        let spec = lti_spec(recipe, teacher, &student, &layers);
         let Blueprints {
             with_maps,
             without_maps,
@@ -336,6 +340,7 @@ impl Plan {
             teacher,
             student: &student,
             layers: &layers,
+            maps: &spec.maps,
             trained: recipe.trained(),
         };
         let tensors = tensors_of(recipe.trained());
@@ -357,6 +362,7 @@ impl Plan {
             kept_layers: (kept.len() != teacher.num_hidden_layers).then_some(kept),
             layers: layers.clone(),
             map: recipe.lti.map,
+            rotary: recipe.rotary(),
             grow: recipe.lti.grow,
             start: recipe.lti.start,
             calibration: (recipe.lti.start == Start::Calibrated).then_some(CalibrationSection {

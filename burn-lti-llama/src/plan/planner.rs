@@ -1,6 +1,7 @@
 //! What training costs, and the sizes that a plan tells.
 
-use burn_lti::geometry::{HeadGrid, Role};
+use burn_lti::decoder::RoleMaps;
+use burn_lti::geometry::{HeadGrid, Role, Site};
 use burn_lti::map::{ContractionCost, MapKind, contraction_cost};
 
 use super::{Origin, PhasePlan, PlanError, PlannedTensor, StepFlops, Totals};
@@ -15,6 +16,7 @@ pub(super) struct Planner<'a> {
     pub(super) teacher: &'a LlamaConfig,
     pub(super) student: &'a LlamaConfig,
     pub(super) layers: &'a [usize],
+    pub(super) maps: &'a RoleMaps,
     pub(super) trained: Trained,
 }
 
@@ -124,18 +126,22 @@ impl Planner<'_> {
         if self.trained != Trained::Maps {
             return 0.0;
         }
-        let layer: f64 = Role::ATTENTION
-            .map(|role| {
-                let (teacher, student) = (
-                    self.teacher.axes().grid(role),
-                    self.student.axes().grid(role),
-                );
-                let map = self.recipe.lti.map.kind(role);
-                contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
-            })
-            .iter()
-            .sum();
-        2.0 * self.layers.len() as f64 * layer
+        let maps = self.mapped().map(|(map, teacher, student)| {
+            contraction_with_gradients(map, teacher, student, self.teacher.hidden_size)
+        });
+        // From zero on: `Iterator::sum` makes -0 of nothing.
+        2.0 * maps.fold(0.0, |sum, map| sum + map)
+    }
+
+    /// All maps, with the grids of teacher and student that they are between.
+    pub(super) fn mapped(&self) -> impl Iterator<Item = (MapKind, HeadGrid, HeadGrid)> + '_ {
+        let layers = self.layers.iter();
+        let sites = layers.flat_map(|layer| Role::ATTENTION.map(|role| Site::new(*layer, role)));
+        sites.filter_map(|site| {
+            let grid = |config: &LlamaConfig| config.axes().grid(site.role);
+            let map = self.maps.at(site)?;
+            Some((map, grid(self.teacher), grid(self.student)))
+        })
     }
 }
 

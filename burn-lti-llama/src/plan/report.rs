@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
-    CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+    CalibrationSection, CalibrationText, GrowSection, Plateau, Rotary, divergence, schedule,
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
@@ -30,6 +30,7 @@ impl fmt::Display for Plan {
             write!(f, "; {from} at first, one more every {every} steps")?;
         }
         writeln!(f)?;
+        self.write_rotary(f)?;
         writeln!(
             f,
             "layers   {} of {layers}: {}",
@@ -72,6 +73,32 @@ impl Plan {
                 "depth    {count} of {all} layers: those whose absence costs most, as a run measures on text when it begins"
             ),
             false => writeln!(f, "depth    layers {} of {all}", runs(kept)),
+        }
+    }
+
+    /// What the maps of query and key may mix.
+    fn write_rotary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rotary == Rotary::Free {
+            return writeln!(
+                f,
+                "rotary   free: maps of query and key may mix what the rotary embedding keeps apart"
+            );
+        }
+        write!(
+            f,
+            "rotary   kept: maps of query and key mix heads by a complex number for each pair of features that turns"
+        )?;
+        let layers = self.layers.iter().copied();
+        let still: Vec<usize> = layers
+            .filter(|it| self.student.rope_of(*it).is_none())
+            .collect();
+        match still.is_empty() {
+            true => writeln!(f),
+            false => writeln!(
+                f,
+                "; none does in {}, where they mix anything",
+                runs(&still)
+            ),
         }
     }
 

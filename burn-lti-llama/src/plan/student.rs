@@ -11,34 +11,65 @@ use burn_lti::blueprint::{
     Blueprint, BlueprintError, CopyRule, Listed, Rules, ShareRule, Source, StudentTensor,
 };
 use burn_lti::calibration::FeedForward;
-use burn_lti::decoder::{LayerSelection, LtiSpec};
+use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
 use burn_lti::geometry::{Role, Site};
-use burn_lti::map::{Part, Start};
+use burn_lti::map::{MapKind, Part, Start};
 use regex::Regex;
 
 use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name, kept_name, source_name};
 use crate::model::PlainLlama;
-use crate::recipe::{Recipe, Trained};
+use crate::recipe::{Recipe, Rotary, Trained};
 
 /// The keys of the recipe whose rules a blueprint follows.
 const COPY: &str = "weights.copy";
 const SHARE: &str = "weights.share";
 
 /// How the student learns, for the toolkit.
-pub(super) fn lti_spec(recipe: &Recipe, teacher: &LlamaConfig, layers: &[usize]) -> LtiSpec {
+pub(super) fn lti_spec(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> LtiSpec {
     LtiSpec {
         teacher: teacher.axes(),
         layers: LayerSelection::Only(layers.to_vec()),
-        maps: Role::ATTENTION
-            .map(|role| (role, recipe.lti.map.kind(role)))
-            .into_iter()
-            .collect(),
+        maps: role_maps(recipe, teacher, student, layers),
         start: recipe.lti.start,
         precision: recipe.lti.precision,
         seed: recipe.train.seed,
     }
+}
+
+/// The form of each map. Those of query and key are the rotary embedding's where the recipe keeps it and the layer has
+/// one.
+fn role_maps(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> RoleMaps {
+    let maps = Role::ATTENTION.map(|role| (role, recipe.lti.map.kind(role)));
+    let mut maps: RoleMaps = maps.into_iter().collect();
+    if recipe.rotary() == Rotary::Free {
+        return maps;
+    }
+    for layer in layers {
+        let Some(rope) = student.rope_of(*layer) else {
+            continue;
+        };
+        let pairs = |config: &LlamaConfig| rope.turned(config.head_dim) / 2;
+        let rotary = MapKind::Rotary {
+            teacher: pairs(teacher),
+            student: pairs(student),
+        };
+        for role in [Role::Query, Role::Key] {
+            maps = maps.with_at(Site::new(*layer, role), rotary);
+        }
+    }
+    maps
 }
 
 /// The blueprints of a student with its maps and without.

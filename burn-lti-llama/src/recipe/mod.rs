@@ -31,7 +31,7 @@ use crate::hf::WeightType;
 
 pub use choice::{
     CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
-    Phase2Trained, Trained,
+    Phase2Trained, Rotary, Trained,
 };
 pub use error::RecipeError;
 pub use rate::LearningRate;
@@ -144,6 +144,14 @@ impl Recipe {
         self.calibration.budget.unwrap_or(match is_long {
             true => Budget::Long,
             false => Budget::None,
+        })
+    }
+
+    /// Whether its maps of query and key keep apart what the rotary embedding does: see [`LtiSection::rotary`].
+    pub fn rotary(&self) -> Rotary {
+        self.lti.rotary.unwrap_or(match self.lti.map.mixes_pairs() {
+            false => Rotary::Kept,
+            true => Rotary::Free,
         })
     }
 

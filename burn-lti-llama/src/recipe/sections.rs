@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::{
     CalibrationText, Coordinates, KeptLayers, LayerPairs, Layers, MapChoice, Optimizer,
-    Phase2Trained, Trained,
+    Phase2Trained, Rotary, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::{Documents, LossOn};
@@ -140,6 +140,10 @@ pub struct LtiSection {
     pub start: Start,
     /// The form of the maps. Default: `general`.
     pub map: MapChoice,
+    /// Whether maps of query and key keep apart what the rotary embedding keeps apart: `kept` or `free`. Default:
+    /// `kept`, but `free` if `map` has one of the two be of factors, which mix the features of a head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
@@ -159,6 +163,7 @@ impl Default for LtiSection {
         Self {
             start: Start::Calibrated,
             map: MapChoice::default(),
+            rotary: None,
             grow: None,
             layers: Layers::default(),
             train: None,

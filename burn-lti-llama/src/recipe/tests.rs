@@ -258,6 +258,40 @@ fn trains_maps_where_the_recipe_has_what_only_maps_can_have() {
 }
 
 #[test]
+fn maps_of_query_and_key_keep_rotary_pairs_unless_the_recipe_says_otherwise() {
+    for (settings, rotary) in [
+        (&[][..], Rotary::Kept),
+        (&["lti.map=general"], Rotary::Kept),
+        (
+            &["lti.map={ value = 'factored', out = { kronecker = 2 } }"],
+            Rotary::Kept,
+        ),
+        (&["lti.rotary=free"], Rotary::Free),
+        (&["lti.map=factored"], Rotary::Free),
+        (&["lti.map={ key = { kronecker = 2 } }"], Rotary::Free),
+        (&["lti.map=factored", "lti.rotary=free"], Rotary::Free),
+    ] {
+        let recipe = parse(LEAST, settings).unwrap();
+        assert_eq!(recipe.rotary(), rotary, "{settings:?}");
+        let again = parse(&recipe.to_toml().unwrap(), &[]).unwrap();
+        assert_eq!(again, recipe);
+    }
+    for map in ["lti.map=factored", "lti.map={ query = { kronecker = 2 } }"] {
+        let error = parse(LEAST, &[map, "lti.rotary=kept"])
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "`lti.rotary = \"kept\"` needs lti.map.query and lti.map.key = \"general\": ",
+            "lti.rotary = \"free\"",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    let error = parse(LEAST, &["lti.rotary=some"]).unwrap_err().to_string();
+    assert!(error.contains("kept") && error.contains("free"), "{error}");
+}
+
+#[test]
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));
@@ -450,7 +484,9 @@ fn names_unknown_keys_and_the_nearest_known() {
     }
     let text = refused("lti.zzz=3").to_string();
     assert!(
-        text.contains("the keys are start, map, grow, layers, train, coordinates, precision"),
+        text.contains(
+            "the keys are start, map, rotary, grow, layers, train, coordinates, precision"
+        ),
         "{text}"
     );
     // Known, but in another section.

@@ -29,9 +29,12 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one.
+/// The form of the map in each role that has one; at some sites another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoleMaps(BTreeMap<Role, MapKind>);
+pub struct RoleMaps {
+    of_roles: BTreeMap<Role, MapKind>,
+    of_sites: BTreeMap<Site, MapKind>,
+}
 
 impl RoleMaps {
     /// The same form in all four projections of the attention.
@@ -44,24 +47,40 @@ impl RoleMaps {
 
     /// The same with another form in `role`.
     pub fn with(mut self, role: Role, map: MapKind) -> Self {
-        self.0.insert(role, map);
+        self.of_roles.insert(role, map);
         self
     }
 
-    /// The form in `role`; `None` where weights stay as they are.
+    /// The same with another form at `site`: a map that commutes with a rotary embedding belongs into layers that
+    /// have one.
+    pub fn with_at(mut self, site: Site, map: MapKind) -> Self {
+        self.of_sites.insert(site, map);
+        self
+    }
+
+    /// The form in `role`, but for sites of their own; `None` where weights stay as they are.
     pub fn get(&self, role: Role) -> Option<MapKind> {
-        self.0.get(&role).copied()
+        self.of_roles.get(&role).copied()
+    }
+
+    /// The form at `site`; `None` where the weight stays as it is.
+    pub fn at(&self, site: Site) -> Option<MapKind> {
+        let own = self.of_sites.get(&site).copied();
+        own.or_else(|| self.get(site.role))
     }
 
     /// The roles that have maps.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
-        self.0.keys().copied()
+        self.of_roles.keys().copied()
     }
 }
 
 impl FromIterator<(Role, MapKind)> for RoleMaps {
     fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
-        Self(maps.into_iter().collect())
+        Self {
+            of_roles: maps.into_iter().collect(),
+            of_sites: BTreeMap::new(),
+        }
     }
 }
 
@@ -116,10 +135,7 @@ impl LtiSpec {
     /// The map in the place of the weight at `site` of a student of these axes; `None` where the weight
     /// stays as it is.
     pub fn config(&self, student: &Axes, site: Site) -> Option<LtiDenseConfig> {
-        let map = self
-            .maps
-            .get(site.role)
-            .filter(|_| self.selects(site.layer))?;
+        let map = self.maps.at(site).filter(|_| self.selects(site.layer))?;
         let config = LtiDenseConfig::new(site.role, &self.teacher, student, map);
         let config = config.with_start(self.start, site.seed(self.seed));
         Some(config.with_precision(self.precision))
