@@ -362,7 +362,7 @@ impl Plan {
             kept_layers: (kept.len() != teacher.num_hidden_layers).then_some(kept),
             layers: layers.clone(),
             map: recipe.lti.map,
-            rotary: recipe.rotary(),
+            rotary: recipe.lti.rotary,
             grow: recipe.lti.grow,
             start: recipe.lti.start,
             calibration: (recipe.lti.start == Start::Calibrated).then_some(CalibrationSection {

@@ -76,13 +76,10 @@ impl Plan {
         }
     }
 
-    /// What the maps of query and key may mix.
+    /// What the maps of query and key keep apart, if they do.
     fn write_rotary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rotary == Rotary::Free {
-            return writeln!(
-                f,
-                "rotary   free: maps of query and key may mix what the rotary embedding keeps apart"
-            );
+            return Ok(());
         }
         write!(
             f,

@@ -53,7 +53,7 @@ fn role_maps(
 ) -> RoleMaps {
     let maps = Role::ATTENTION.map(|role| (role, recipe.lti.map.kind(role)));
     let mut maps: RoleMaps = maps.into_iter().collect();
-    if recipe.rotary() == Rotary::Free {
+    if recipe.lti.rotary == Rotary::Free {
         return maps;
     }
     for layer in layers {

@@ -131,7 +131,7 @@ impl Checks<'_> {
         self.needs(
             "lti.rotary = \"kept\"",
             "lti.map.query and lti.map.key = \"general\"",
-            lti.rotary != Some(Rotary::Kept) || !lti.map.mixes_pairs(),
+            lti.rotary == Rotary::Free || !lti.map.mixes_pairs(),
             "factors mix the features of a head, which the rotary embedding keeps apart; set lti.map = { default = \
              \"factored\", query = \"general\", key = \"general\" }, or lti.rotary = \"free\"",
         )?;

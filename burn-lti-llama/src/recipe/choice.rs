@@ -53,14 +53,22 @@ impl Optimizer {
 }
 
 /// What maps of query and key may mix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rotary {
+    /// Whatever their form can.
+    #[default]
+    Free,
     /// What commutes with the rotary embedding, and nothing else: see
     /// [`MapKind::Rotary`](burn_lti::map::MapKind::Rotary). In layers without one, anything.
     Kept,
-    /// Whatever their form can.
-    Free,
+}
+
+impl Rotary {
+    /// A recipe that says nothing of it is written as it was before there was anything to say.
+    pub(crate) fn is_free(&self) -> bool {
+        *self == Self::Free
+    }
 }
 
 /// In which coordinates maps learn.

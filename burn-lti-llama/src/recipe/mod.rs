@@ -147,14 +147,6 @@ impl Recipe {
         })
     }
 
-    /// Whether its maps of query and key keep apart what the rotary embedding does: see [`LtiSection::rotary`].
-    pub fn rotary(&self) -> Rotary {
-        self.lti.rotary.unwrap_or(match self.lti.map.mixes_pairs() {
-            false => Rotary::Kept,
-            true => Rotary::Free,
-        })
-    }
-
     /// In which coordinates its maps learn.
     pub fn coordinates(&self) -> Coordinates {
         self.lti

@@ -140,10 +140,10 @@ pub struct LtiSection {
     pub start: Start,
     /// The form of the maps. Default: `general`.
     pub map: MapChoice,
-    /// Whether maps of query and key keep apart what the rotary embedding keeps apart: `kept` or `free`. Default:
-    /// `kept`, but `free` if `map` has one of the two be of factors, which mix the features of a head.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rotary: Option<Rotary>,
+    /// Whether maps of query and key keep apart what the rotary embedding keeps apart: `free` or `kept`. Default:
+    /// `free`.
+    #[serde(skip_serializing_if = "Rotary::is_free")]
+    pub rotary: Rotary,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
@@ -163,7 +163,7 @@ impl Default for LtiSection {
         Self {
             start: Start::Calibrated,
             map: MapChoice::default(),
-            rotary: None,
+            rotary: Rotary::default(),
             grow: None,
             layers: Layers::default(),
             train: None,

@@ -275,7 +275,14 @@ fn a_start_that_is_lost_is_calculated_again_where_it_is_needed() {
 #[test]
 fn rotary_maps_go_on_bit_for_bit() {
     let workshop = Workshop::new();
-    let maps = ["--set", "lti.map=general", "--set", "lti.start=calibrated"];
+    let maps = [
+        "--set",
+        "lti.map=general",
+        "--set",
+        "lti.start=calibrated",
+        "--set",
+        "lti.rotary=kept",
+    ];
     for (out, rate) in [
         ("plain", "train.learning_rate=1e-2"),
         ("whitened", "train.learning_rate=auto"),

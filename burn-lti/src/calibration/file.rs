@@ -56,7 +56,7 @@ impl StartFileError {
 }
 
 /// Names and shapes of the tensors, and the report: another number if they change.
-const FORMAT: &str = "4";
+const FORMAT: &str = "3";
 
 /// Keys of the metadata.
 const FORMAT_KEY: &str = "format";
