@@ -172,6 +172,11 @@ fn shapes<A: AutodiffBackend>(
                 let zeros = Tensor::<A::InnerBackend, 2>::zeros(shape, (device, DType::F32));
                 tensors.insert(&tensor.name, "AxisMap", zeros);
             }
+            (Source::Start, &[pairs, parts, heads]) => {
+                let shape = [pairs, parts, heads];
+                let zeros = Tensor::<A::InnerBackend, 3>::zeros(shape, (device, DType::F32));
+                tensors.insert(&tensor.name, "AxisMap", zeros);
+            }
             (Source::Start, &[length]) => {
                 let zeros = Tensor::<A::InnerBackend, 1>::zeros([length], (device, DType::F32));
                 tensors.insert(&tensor.name, "Linear", zeros);

@@ -425,7 +425,9 @@ impl<B: Backend, P: Project<B>, E: Project<B>> LayeredDecoder<B> for Llama<B, P,
     }
 
     fn query_key_features(&self, head_dim: usize) -> Vec<Option<usize>> {
-        rotary_features(self.config.head_dim, head_dim)
+        let turning =
+            [self.config.head_dim, head_dim].map(|size| self.config.rope.turned(size) / 2);
+        rotary_features(self.config.head_dim, head_dim, turning)
     }
 
     fn rotary_pairs(&self) -> Vec<[usize; 2]> {

@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 use burn::tensor::DType;
+use burn_lti::geometry::own_pairs;
 use burn_lti::kernels::{RotaryTable, apply_rotary};
 
 use crate::config::{LlamaConfig, Rope};
@@ -102,23 +103,15 @@ impl<B: Backend> Rotaries<B> {
     }
 }
 
-/// For each feature of a head of `size` features, the feature of a head of `of` features that turns at the
-/// same frequency, or at the nearest: pair `i` of `size / 2` turns by `theta^(-2i / size)`, so that the
-/// pair `i * of / size` is the same. No feature is used twice; `None` where none is left, in a larger head.
-pub(super) fn rotary_features(of: usize, size: usize) -> Vec<Option<usize>> {
-    let (from, to) = (of / 2, size / 2);
-    let mut pairs = vec![None; to];
-    if to <= from {
-        for (pair, source) in pairs.iter_mut().enumerate() {
-            // To the nearest: a step from pair to pair is at least one, so none comes twice.
-            *source = Some((2 * pair * from + to) / (2 * to));
-        }
-    } else {
-        for source in 0..from {
-            pairs[(2 * source * to + from) / (2 * from)] = Some(source);
-        }
-    }
-    let second = pairs.iter().map(|pair| pair.map(|pair| pair + from));
+/// For each feature of a head of `size` features, of which `turning[1]` pairs turn, the feature of a head of `of`
+/// features, of which `turning[0]` pairs do, that turns at the same frequency, or at the nearest. No feature is used
+/// twice; `None` where none is left, in a larger head.
+pub(super) fn rotary_features(of: usize, size: usize, turning: [usize; 2]) -> Vec<Option<usize>> {
+    let [from, to] = turning;
+    let still = own_pairs(of / 2 - from, size / 2 - to).into_iter();
+    let still = still.map(|pair| pair.map(|pair| from + pair));
+    let pairs: Vec<Option<usize>> = own_pairs(from, to).into_iter().chain(still).collect();
+    let second = pairs.iter().map(|pair| pair.map(|pair| pair + of / 2));
     pairs.iter().copied().chain(second).collect()
 }
 
@@ -129,23 +122,40 @@ mod tests {
     #[test]
     fn equal_heads_keep_their_features() {
         let same: Vec<_> = (0..8).map(Some).collect();
-        assert_eq!(rotary_features(8, 8), same);
+        assert_eq!(rotary_features(8, 8, [4, 4]), same);
+        assert_eq!(rotary_features(8, 8, [1, 1]), same);
     }
 
     #[test]
     fn half_a_head_keeps_every_other_pair() {
-        assert_eq!(rotary_features(8, 4), [Some(0), Some(2), Some(4), Some(6)]);
+        let half = [Some(0), Some(2), Some(4), Some(6)];
+        assert_eq!(rotary_features(8, 4, [4, 2]), half);
         assert_eq!(
-            rotary_features(4, 8),
+            rotary_features(4, 8, [2, 4]),
             [Some(0), None, Some(1), None, Some(2), None, Some(3), None]
         );
+    }
+
+    #[test]
+    fn what_turns_begins_as_what_turns() {
+        // Two pairs of six and one of three turn.
+        let features = rotary_features(12, 6, [2, 1]);
+        assert_eq!(
+            features,
+            [Some(0), Some(2), Some(4), Some(6), Some(8), Some(10)]
+        );
+        // One of four, and three of eight.
+        let features = rotary_features(8, 16, [1, 3]);
+        let first = [Some(0), None, None, Some(1), None, Some(2), Some(3), None];
+        let first: Vec<_> = first.into_iter().collect();
+        assert_eq!(features[..8], first[..8]);
     }
 
     #[test]
     fn no_feature_is_used_twice_and_pairs_stay_together() {
         for of in (2..=64).step_by(2) {
             for size in (2..=64).step_by(2) {
-                let features = rotary_features(of, size);
+                let features = rotary_features(of, size, [of / 2, size / 2]);
                 let mut used: Vec<usize> = features.iter().flatten().copied().collect();
                 assert_eq!(used.len(), of.min(size));
                 used.sort_unstable();

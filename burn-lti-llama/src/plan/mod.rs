@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe,
+    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe, Rotary,
     SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
@@ -62,6 +62,8 @@ pub struct Plan {
     pub layers: Vec<usize>,
     /// The form of the maps.
     pub map: MapChoice,
+    /// Whether maps of query and key keep apart what the rotary embedding keeps apart.
+    pub rotary: Rotary,
     /// How their pairs join, if not from the first step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grow: Option<GrowSection>,
@@ -281,7 +283,9 @@ pub struct StepFlops {
     /// takes the cheaper order: heads first, `d x y u + d u y v`; head size first,
     /// `d x y v + d x v u`. The first product's gradient costs it once again (`C` needs none),
     /// the second's twice. Each pair of a sum costs as much; where all together cost more than a general
-    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient. Where both
+    /// map, they are summed up to one first, for `x y u v` a pair, and twice that for the gradient. A rotary
+    /// map costs `4 d x u` for each pair that turns, `d x i u j` for `i` and `j` features that do not, and its
+    /// gradient the same. Where both
     /// sides of a weight are mapped, that comes first after which less is left to do, and what the other is applied
     /// to has a gradient too, for the cost of its first product.
     pub kernel_contraction: f64,
@@ -386,6 +390,7 @@ impl Plan {
             kept_layers: (kept.len() != teacher.num_hidden_layers).then_some(kept),
             layers: layers.clone(),
             map: recipe.lti.map,
+            rotary: recipe.lti.rotary,
             grow: recipe.lti.grow,
             start: recipe.lti.start,
             calibration: (recipe.lti.start == Start::Calibrated).then_some(CalibrationSection {

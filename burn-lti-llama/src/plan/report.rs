@@ -13,7 +13,8 @@ use super::{
 };
 use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
-    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, divergence, schedule,
+    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, Rotary, divergence,
+    schedule,
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
@@ -35,6 +36,7 @@ impl fmt::Display for Plan {
             write!(f, "; {from} at first, one more every {every} steps")?;
         }
         writeln!(f)?;
+        self.write_rotary(f)?;
         writeln!(
             f,
             "layers   {} of {layers}: {}",
@@ -98,6 +100,29 @@ impl Plan {
             f,
             "width    {width} of {all} {what}; kernels of maps are the teacher's at that width"
         )
+    }
+
+    /// What the maps of query and key keep apart, if they do.
+    fn write_rotary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rotary == Rotary::Free {
+            return Ok(());
+        }
+        write!(
+            f,
+            "rotary   kept: maps of query and key mix heads by a complex number for each pair of features that turns"
+        )?;
+        let layers = self.layers.iter().copied();
+        let still: Vec<usize> = layers
+            .filter(|it| self.student.rope_of(*it).is_none())
+            .collect();
+        match still.is_empty() {
+            true => writeln!(f),
+            false => writeln!(
+                f,
+                "; none does in {}, where they mix anything",
+                runs(&still)
+            ),
+        }
     }
 
     /// What the start is calculated from, if it is.

@@ -20,7 +20,7 @@ use super::{Origin, PlanError, PlannedTensor};
 use crate::config::{LlamaConfig, site_name};
 use crate::hf::{file_layout, file_name, kept_name, source_name};
 use crate::model::{PlainLlama, foldable_gains};
-use crate::recipe::{AxisMaps, Recipe, Trained};
+use crate::recipe::{AxisMaps, Recipe, Rotary, Trained};
 
 /// The keys of the recipe whose rules a blueprint follows.
 const COPY: &str = "weights.copy";
@@ -34,7 +34,7 @@ pub(super) fn lti_spec(
     layers: &[usize],
 ) -> LtiSpec {
     let map = &recipe.lti.map;
-    let mut maps: RoleMaps = map.kinds().collect();
+    let mut maps = role_maps(recipe, teacher, student, layers);
     if map.width != AxisMaps::Weights {
         maps = maps.with_width(MapKind::General);
     }
@@ -61,6 +61,34 @@ fn width_of_teacher(recipe: &Recipe, teacher: &LlamaConfig, student: &LlamaConfi
         AxisMaps::Weights => student.hidden_size,
         AxisMaps::General | AxisMaps::Shared => teacher.hidden_size,
     }
+}
+
+/// The form of each map. Those of query and key are the rotary embedding's where the recipe keeps it and the layer has
+/// one.
+fn role_maps(
+    recipe: &Recipe,
+    teacher: &LlamaConfig,
+    student: &LlamaConfig,
+    layers: &[usize],
+) -> RoleMaps {
+    let mut maps: RoleMaps = recipe.lti.map.kinds().collect();
+    if recipe.lti.rotary == Rotary::Free {
+        return maps;
+    }
+    for layer in layers {
+        let Some(rope) = student.rope_of(*layer) else {
+            continue;
+        };
+        let pairs = |config: &LlamaConfig| rope.turned(config.head_dim) / 2;
+        let rotary = MapKind::Rotary {
+            teacher: pairs(teacher),
+            student: pairs(student),
+        };
+        for role in [Role::Query, Role::Key] {
+            maps = maps.with_at(Site::new(*layer, role), rotary);
+        }
+    }
+    maps
 }
 
 /// The blueprints of a student with its maps and without.

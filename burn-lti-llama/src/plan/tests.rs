@@ -488,6 +488,73 @@ fn sums_of_pairs_stand_one_below_the_other_and_have_a_largest_number() {
     );
 }
 
+/// Of query and key, from 8 heads of 8 to 4 of 8, and from 4 to 2: two numbers for each pair and each two heads.
+#[test]
+fn maps_of_query_and_key_are_the_rotary_embeddings() {
+    let general = ["lti.map=general", "lti.start=calibrated"];
+    let keeping = [&general[..], &["lti.rotary=kept"]].concat();
+    let (kept, free) = (plan(&keeping), plan(&general));
+    let shape = |plan: &Plan, name: &str| {
+        let name = format!("model.layers.0.self_attn.{name}");
+        let mut tensors = plan.tensors.iter();
+        tensors
+            .find(|tensor| tensor.name == name)
+            .map(|tensor| tensor.shape.clone())
+    };
+    assert_eq!(shape(&kept, "q_proj.right.r"), Some(vec![4, 2 * 8, 4]));
+    assert_eq!(shape(&kept, "k_proj.right.r"), Some(vec![4, 2 * 4, 2]));
+    assert_eq!(shape(&kept, "q_proj.right.w"), None);
+    assert_eq!(shape(&free, "q_proj.right.w"), Some(vec![64, 32]));
+    assert_eq!(shape(&kept, "v_proj.right.w"), Some(vec![32, 16]));
+    let of = |heads: usize| 2 * 4 * heads;
+    let others = 64 * 32 + 32 * 16;
+    assert_eq!(
+        kept.totals.map_parameters,
+        5 * (of(8 * 4) + of(4 * 2) + others)
+    );
+    assert_eq!(free.totals.map_parameters, 5 * 2 * others);
+    // Real products of 2 x by 2 u for each pair, and the gradient of the map as much again.
+    let flops =
+        |of_query: usize, of_key: usize| (2 * 5 * 64 * 2 * (of_query + of_key + others)) as f64;
+    let counted = |plan: &Plan| plan.totals.step_flops.kernel_contraction;
+    assert_eq!(counted(&kept), flops(4 * 16 * 8, 4 * 8 * 4));
+    assert_eq!(counted(&free), flops(64 * 32, 32 * 16));
+    let line = |plan: &Plan| {
+        let text = plan.to_string();
+        let mut lines = text.lines();
+        let found = lines.find(|line| line.starts_with("rotary"));
+        found.unwrap_or_default().to_owned()
+    };
+    assert!(
+        line(&kept).contains("kept: maps of query and key mix heads"),
+        "{}",
+        line(&kept)
+    );
+    assert!(!line(&kept).contains("none does"));
+    assert_eq!(line(&free), "");
+
+    // Without a rotary embedding a map is free of it; where a head turns in part, what does not turn is mixed by any
+    // numbers.
+    let mut some = teacher();
+    some.turned[3] = false;
+    some.rope.partial = 0.5;
+    let plan = Plan::new(&recipe(&keeping), &some).unwrap();
+    assert_eq!(shape(&plan, "q_proj.right.r"), Some(vec![2, 2 * 8, 4]));
+    assert_eq!(shape(&plan, "q_proj.right.w"), Some(vec![8 * 4, 4 * 4]));
+    assert_eq!(
+        tensor(&plan, "model.layers.3.self_attn.q_proj.right.w").shape,
+        [64, 32]
+    );
+    assert!(
+        line(&plan).contains("none does in 3, where they mix anything"),
+        "{}",
+        line(&plan)
+    );
+    let folded = plan.without_maps.tensors.iter();
+    let mut folded = folded.filter(|tensor| tensor.name.ends_with("q_proj.weight"));
+    assert!(folded.all(|tensor| tensor.shape == [64, 32]));
+}
+
 #[test]
 fn the_contraction_takes_the_cheaper_order() {
     let (teacher, student) = (HeadGrid::new(2, 10), HeadGrid::new(2, 4));

@@ -14,7 +14,7 @@ use burn_lti::map::Start;
 use super::{
     CalibrationSection, DataSection, FeatureSection, GrowSection, KeptLayers, KeptVocabulary,
     LayerPairs, Layers, LearningRate, LossSection, LtiSection, Phase2Section, Plateau, Recipe,
-    RecipeError, SeqLens, Target, TrainSection, Trained, divergence, schedule,
+    RecipeError, Rotary, SeqLens, Target, TrainSection, Trained, divergence, schedule,
 };
 
 /// The first value of `recipe` that is not as it must be is an error; `path` is the file it names.
@@ -139,6 +139,13 @@ impl Checks<'_> {
             &format_args!("{}", lti.map),
             ranks.iter().all(|rank| *rank != Some(0)),
             "must have a kronecker rank of at least 1, the factored map",
+        )?;
+        self.needs(
+            "lti.rotary = \"kept\"",
+            "lti.map.query and lti.map.key = \"general\"",
+            lti.rotary == Rotary::Free || !lti.map.mixes_pairs(),
+            "factors mix the features of a head, which the rotary embedding keeps apart; set lti.map = { default = \
+             \"factored\", query = \"general\", key = \"general\" }, or lti.rotary = \"free\"",
         )?;
         self.needs(
             "lti.coordinates",

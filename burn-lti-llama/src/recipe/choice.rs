@@ -52,6 +52,25 @@ impl Optimizer {
     }
 }
 
+/// What maps of query and key may mix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rotary {
+    /// Whatever their form can.
+    #[default]
+    Free,
+    /// What commutes with the rotary embedding, and nothing else: see
+    /// [`MapKind::Rotary`](burn_lti::map::MapKind::Rotary). In layers without one, anything.
+    Kept,
+}
+
+impl Rotary {
+    /// A recipe that says nothing of it is written as it was before there was anything to say.
+    pub(crate) fn is_free(&self) -> bool {
+        *self == Self::Free
+    }
+}
+
 /// In which coordinates maps learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,7 +78,8 @@ pub enum Coordinates {
     /// In those of their tensors.
     Plain,
     /// In those in which every direction counts alike: see
-    /// [`Whitening`](burn_lti::calibration::Whitening). Of maps that are any linear map.
+    /// [`Whitening`](burn_lti::calibration::Whitening). Of maps that are any linear map, or any that commutes with
+    /// the rotary embedding.
     Whitened,
 }
 
@@ -266,6 +286,11 @@ impl MapChoice {
             width: AxisMaps::Weights,
             ..self
         }
+    }
+
+    /// Whether query or key has a map of factors, which mix the features of a head and cannot keep rotary pairs apart.
+    pub(crate) const fn mixes_pairs(&self) -> bool {
+        self.query.pairs().is_some() || self.key.pairs().is_some()
     }
 
     /// The form of the map in `role`, along the role's own axis; `None` where there is none.

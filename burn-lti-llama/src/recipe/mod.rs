@@ -31,7 +31,7 @@ use crate::hf::WeightType;
 
 pub use choice::{
     AxisMaps, CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers,
-    MapChoice, OfText, Optimizer, Phase2Trained, Trained,
+    MapChoice, OfText, Optimizer, Phase2Trained, Rotary, Trained,
 };
 pub use error::RecipeError;
 pub use rate::LearningRate;

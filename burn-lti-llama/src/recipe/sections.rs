@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::{
     CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers, MapChoice,
-    Optimizer, Phase2Trained, Trained,
+    Optimizer, Phase2Trained, Rotary, Trained,
 };
 use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
 use crate::data::{Documents, LossOn};
@@ -156,6 +156,10 @@ pub struct LtiSection {
     pub start: Start,
     /// The form of the maps. Default: `general`.
     pub map: MapChoice,
+    /// Whether maps of query and key keep apart what the rotary embedding keeps apart: `free` or `kept`. Default:
+    /// `free`.
+    #[serde(skip_serializing_if = "Rotary::is_free")]
+    pub rotary: Rotary,
     /// How maps of several pairs grow. Default: all pairs learn from the first step.
     pub grow: Option<GrowSection>,
     /// The layers that have maps. Default: `all`.
@@ -175,6 +179,7 @@ impl Default for LtiSection {
         Self {
             start: Start::Calibrated,
             map: MapChoice::default(),
+            rotary: Rotary::default(),
             grow: None,
             layers: Layers::default(),
             train: None,

@@ -258,6 +258,42 @@ fn trains_maps_where_the_recipe_has_what_only_maps_can_have() {
 }
 
 #[test]
+fn maps_of_query_and_key_keep_rotary_pairs_where_the_recipe_says_so() {
+    for (settings, rotary) in [
+        (&[][..], Rotary::Free),
+        (&["lti.rotary=free", "lti.map=factored"], Rotary::Free),
+        (&["lti.rotary=kept"], Rotary::Kept),
+        (
+            &[
+                "lti.map={ value = 'factored', out = { kronecker = 2 } }",
+                "lti.rotary=kept",
+            ],
+            Rotary::Kept,
+        ),
+    ] {
+        let recipe = parse(LEAST, settings).unwrap();
+        assert_eq!(recipe.lti.rotary, rotary, "{settings:?}");
+        let text = recipe.to_toml().unwrap();
+        // What a run of before wrote, which said nothing of it, is what is written now.
+        assert_eq!(text.contains("rotary"), rotary == Rotary::Kept, "{text}");
+        assert_eq!(parse(&text, &[]).unwrap(), recipe);
+    }
+    for map in ["lti.map=factored", "lti.map={ query = { kronecker = 2 } }"] {
+        let error = parse(LEAST, &[map, "lti.rotary=kept"])
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "`lti.rotary = \"kept\"` needs lti.map.query and lti.map.key = \"general\": ",
+            "lti.rotary = \"free\"",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    let error = parse(LEAST, &["lti.rotary=some"]).unwrap_err().to_string();
+    assert!(error.contains("kept") && error.contains("free"), "{error}");
+}
+
+#[test]
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));
@@ -451,7 +487,9 @@ fn names_unknown_keys_and_the_nearest_known() {
     }
     let text = refused("lti.zzz=3").to_string();
     assert!(
-        text.contains("the keys are start, map, grow, layers, train, coordinates, precision"),
+        text.contains(
+            "the keys are start, map, rotary, grow, layers, train, coordinates, precision"
+        ),
         "{text}"
     );
     // Known, but in another section.

@@ -271,6 +271,39 @@ fn a_start_that_is_lost_is_calculated_again_where_it_is_needed() {
     }
 }
 
+/// Maps of query and key that keep rotary pairs, in plain coordinates and in those of each pair.
+#[test]
+fn rotary_maps_go_on_bit_for_bit() {
+    let workshop = Workshop::new();
+    let maps = [
+        "--set",
+        "lti.map=general",
+        "--set",
+        "lti.start=calibrated",
+        "--set",
+        "lti.rotary=kept",
+    ];
+    for (out, rate) in [
+        ("plain", "train.learning_rate=1e-2"),
+        ("whitened", "train.learning_rate=auto"),
+    ] {
+        let run = [&maps[..], &["--set", rate]].concat();
+        workshop.succeed(&distill(out, &run));
+        let before = student(&workshop, out);
+        fs::remove_file(workshop.path(out).join("summary.json")).unwrap();
+        fs::remove_dir_all(workshop.path(out).join("checkpoints/step-00000040")).unwrap();
+        let notes = told(
+            &workshop,
+            &distill(out, &[&run[..], &["--resume"]].concat()),
+        );
+        assert!(notes.contains("going on after step 39"), "{notes}");
+        assert!(student(&workshop, out) == before, "{out}");
+    }
+    let contradiction = ["plan", "recipe.toml", "--set", "lti.rotary=kept"];
+    let errors = workshop.fail(&contradiction);
+    assert!(errors.contains("lti.rotary = \"free\""), "{errors}");
+}
+
 #[test]
 fn a_student_without_checkpoints_is_not_trained_away_for_a_lost_summary() {
     let workshop = Workshop::new();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Blueprint, Source, StudentTensor};
-use crate::map::{Part, Side};
-use crate::tensors::join_name;
+use crate::map::{Part, Side, mapped_length};
+use crate::tensors::{join_name, split_name};
 
 impl Blueprint {
     /// The same student without maps: in the place of each one's parts stands the `weight` that they make.
@@ -61,11 +61,11 @@ fn folded_weight(
     projection: &str,
     parts: &[&StudentTensor],
 ) -> StudentTensor {
-    // Along an axis: the columns of `w`, or of `a` and `b`; of an axis without a map, `C`'s own.
+    // Along an axis what its map makes; of an axis without a map, `C`'s own.
     let length = |side: Side, own: usize| {
         let of_side = parts.iter().filter(|part| part.part == Part::Map(side));
-        let columns = of_side.filter_map(|part| part.shape.get(1));
-        columns.copied().reduce(|a, b| a * b).unwrap_or(own)
+        let tensors = of_side.map(|part| (split_name(&part.name).1, part.shape.as_slice()));
+        mapped_length(tensors).unwrap_or(own)
     };
     let shape = match *kernel.shape.as_slice() {
         [t_in, t_out] => vec![length(Side::Left, t_in), length(Side::Right, t_out)],

@@ -154,7 +154,8 @@ impl<B: Backend> CalibratedStart<B> {
                     tensors.insert(name, owner, Tensor::<B, 1>::from_data(data, options))
                 }
                 (_, 2) => tensors.insert(name, owner, Tensor::<B, 2>::from_data(data, options)),
-                _ => return Err(damaged("a tensor has not two axes")),
+                ("r", 3) => tensors.insert(name, owner, Tensor::<B, 3>::from_data(data, options)),
+                _ => return Err(damaged("a tensor has another number of axes")),
             }
         }
         Ok(Self {
@@ -303,7 +304,12 @@ mod tests {
         let (none, other) = ((LAYERS, "[]"), (LAYERS, "{}"));
         for (dtype, shape, metadata, expected) in [
             (Dtype::F16, vec![2, 1], &[format, none][..], "not float32"),
-            (Dtype::F32, vec![1], &[format, none], "not two axes"),
+            (
+                Dtype::F32,
+                vec![1],
+                &[format, none],
+                "another number of axes",
+            ),
             (Dtype::F32, vec![1, 1], &[format], "no report"),
             (Dtype::F32, vec![1, 1], &[format, other], "no report"),
         ] {

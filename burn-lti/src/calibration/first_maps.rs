@@ -58,7 +58,7 @@ pub(super) fn first_maps(
             });
             ValueMap::General(wrapped.collect())
         }
-        MapKind::General => ValueMap::General(features.all_placed(&kept)),
+        MapKind::General | MapKind::Rotary { .. } => ValueMap::General(features.all_placed(&kept)),
         MapKind::Kronecker(rank) => {
             // What a larger head has left over reads its values again, so that it can learn.
             let again = |kept: &Mat<f64>| {

@@ -2,22 +2,24 @@
 
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
+use faer::Mat;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::error::Result;
+use super::error::{CalibrationError, Result};
 use super::map_values::{MapValues, row_major};
 use super::pairs::{Pairs, outer_product};
 use crate::decoder::LtiSpec;
 use crate::geometry::{Axes, Axis, Role, Site};
-use crate::map::{AxisSpec, MapKind, Side, fill_up};
+use crate::map::{AxisSpec, MapKind, RotaryShape, Side, fill_up};
 use crate::tensors::{TensorSet, join_name, split_name};
 
 /// Whether a tensor holds values of the map of one of these projections.
 pub(super) fn is_map_of(projections: &[String], name: &str) -> bool {
     let (map, leaf) = split_name(name);
     let (module, _) = split_name(map);
-    matches!(leaf, "a" | "b" | "w") && projections.iter().any(|projection| projection == module)
+    matches!(leaf, "a" | "b" | "w" | "r")
+        && projections.iter().any(|projection| projection == module)
 }
 
 /// The maps of a student.
@@ -33,14 +35,20 @@ impl<B: Backend> MapTensors<'_, B> {
     pub(super) fn add_placeholder(
         &self,
         tensors: &mut TensorSet<B>,
-        role: Role,
+        site: Site,
         projection: &str,
     ) -> Result<()> {
-        let spec = self.map_spec(role);
-        let map = &map_name(projection, role);
-        spec.check_rank()?;
-        match self.form(role) {
+        let spec = self.map_spec(site);
+        let map = &map_name(projection, site.role);
+        spec.check_form()?;
+        match self.form(site) {
             MapKind::General => self.add(tensors, map, "w", None, spec.w_shape()),
+            MapKind::Rotary { .. } => {
+                self.add(tensors, map, "r", None, spec.r_shape());
+                if let Some(shape) = spec.still_shape() {
+                    self.add(tensors, map, "w", None, shape);
+                }
+            }
             MapKind::Factored | MapKind::Kronecker(_) => {
                 self.add(tensors, map, "a", None, spec.a_shape());
                 self.add(tensors, map, "b", None, spec.b_shape());
@@ -50,10 +58,11 @@ impl<B: Backend> MapTensors<'_, B> {
     }
 
     /// The form in which values are fitted: as many pairs as there can be make every general map, and are
-    /// taken out of that in the end.
-    pub(super) fn fitted_form(&self, role: Role) -> MapKind {
-        let spec = self.map_spec(role);
-        match self.form(role) {
+    /// taken out of that in the end, as is a rotary map.
+    pub(super) fn fitted_form(&self, site: Site) -> MapKind {
+        let spec = self.map_spec(site);
+        match self.form(site) {
+            MapKind::Rotary { .. } => MapKind::General,
             MapKind::Kronecker(1) => MapKind::Factored,
             MapKind::Kronecker(rank)
                 if rank == MapKind::largest_rank(spec.teacher, spec.student) =>
@@ -73,9 +82,12 @@ impl<B: Backend> MapTensors<'_, B> {
         projection: &str,
         values: &MapValues,
     ) -> Result<()> {
-        let spec = self.map_spec(site.role);
+        let spec = self.map_spec(site);
         let map = &map_name(projection, site.role);
-        let (mut a, mut b) = match (values, self.form(site.role).pairs()) {
+        if let Some(shape) = RotaryShape::of_spec(&spec) {
+            return self.add_rotary(tensors, projection, site, &shape, values);
+        }
+        let (mut a, mut b) = match (values, self.form(site).pairs()) {
             (MapValues::General(w), None) => {
                 self.add(tensors, map, "w", Some(row_major(w)), spec.w_shape());
                 return Ok(());
@@ -99,32 +111,124 @@ impl<B: Backend> MapTensors<'_, B> {
         Ok(())
     }
 
-    /// The map along the heads of the projection in `role`.
-    fn map_spec(&self, role: Role) -> AxisSpec {
-        let (teacher, student) = (self.spec.teacher.grid(role), self.student.grid(role));
-        AxisSpec::mapped(self.form(role), teacher, student)
+    /// Adds a map that commutes with the rotary embedding. Every start is one, unless a decoder pairs features in
+    /// another way than such a map does.
+    fn add_rotary(
+        &self,
+        tensors: &mut TensorSet<B>,
+        projection: &str,
+        site: Site,
+        shape: &RotaryShape,
+        values: &MapValues,
+    ) -> Result<()> {
+        let w = match values {
+            MapValues::General(w) => w.clone(),
+            MapValues::Factored { a, b } => outer_product(a, b),
+            MapValues::Pairs(pairs) => pairs.sum(),
+        };
+        let Commuting { r, still, lost } = commuting(shape, &w);
+        if lost > ROUNDING {
+            return Err(CalibrationError::Refused(format!(
+                "the start of {projection} mixes features that a rotary map keeps apart, {lost:.2e} of it: such a map \
+                 is of query and key, and pairs feature p of a head with p + head_dim / 2, as \
+                 `LayeredDecoder::rotary_pairs` and `query_key_features` have to; give {projection} a general map"
+            )));
+        }
+        let spec = self.map_spec(site);
+        let map = &map_name(projection, site.role);
+        self.add(tensors, map, "r", Some(r), spec.r_shape());
+        if let Some(shape) = spec.still_shape() {
+            self.add(tensors, map, "w", Some(row_major(&still)), shape);
+        }
+        Ok(())
     }
 
-    fn form(&self, role: Role) -> MapKind {
-        self.spec.maps.get(role).unwrap_or_default()
+    /// The map along the heads of the projection at `site`.
+    pub(super) fn map_spec(&self, site: Site) -> AxisSpec {
+        let role = site.role;
+        let (teacher, student) = (self.spec.teacher.grid(role), self.student.grid(role));
+        AxisSpec::mapped(self.form(site), teacher, student)
+    }
+
+    fn form(&self, site: Site) -> MapKind {
+        self.spec.maps.at(site).unwrap_or_default()
     }
 
     /// Adds one tensor of a map; zeros where there are no values.
-    fn add(
+    fn add<const D: usize>(
         &self,
         tensors: &mut TensorSet<B>,
         map: &str,
         leaf: &str,
         values: Option<Vec<f32>>,
-        shape: [usize; 2],
+        shape: [usize; D],
     ) {
         let on = (&self.device, DType::F32);
         let tensor = match values {
-            Some(values) => Tensor::<B, 2>::from_data(TensorData::new(values, shape), on),
+            Some(values) => Tensor::<B, D>::from_data(TensorData::new(values, shape), on),
             None => Tensor::zeros(shape, on),
         };
         tensors.insert(&join_name(map, leaf), "AxisMap", tensor);
     }
+}
+
+/// What of a start's size may be lost to rounding where it is made a rotary map.
+const ROUNDING: f64 = 1e-6;
+
+/// What of a map commutes with a rotary embedding.
+struct Commuting {
+    /// `[s_pairs, 2 * t_heads, s_heads]`
+    r: Vec<f32>,
+    /// Over what does not turn.
+    still: Mat<f64>,
+    /// The size of the rest, as a part of the map's.
+    lost: f64,
+}
+
+/// The rotary map nearest to `w [t_heads * t_head_dim, s_heads * s_head_dim]`.
+fn commuting(shape: &RotaryShape, w: &Mat<f64>) -> Commuting {
+    let ([t_heads, s_heads], [t_size, s_size]) = (shape.heads, shape.sizes);
+    let at = |head: usize, feature: usize, s_head: usize, s_feature: usize| {
+        (head * t_size + feature, s_head * s_size + s_feature)
+    };
+    let mut rest = w.clone();
+    let mut r = Vec::new();
+    for (pair, [re, im]) in shape.sources().into_iter().enumerate() {
+        let mut imaginary = Vec::new();
+        for head in 0..t_heads {
+            for s_head in 0..s_heads {
+                let places = [
+                    (re, pair),
+                    (im, pair),
+                    (re, pair + s_size / 2),
+                    (im, pair + s_size / 2),
+                ];
+                let [re_re, im_re, re_im, im_im] =
+                    places.map(|(feature, s_feature)| at(head, feature, s_head, s_feature));
+                let a = (w[re_re] + w[im_im]) / 2.0;
+                let b = (w[re_im] - w[im_re]) / 2.0;
+                r.push(a as f32);
+                imaginary.push(b as f32);
+                rest[re_re] -= a;
+                rest[im_im] -= a;
+                rest[re_im] -= b;
+                rest[im_re] += b;
+            }
+        }
+        r.extend(imaginary);
+    }
+    let [of, to] = [shape.still(0), shape.still(1)];
+    let still = Mat::from_fn(t_heads * of.len(), s_heads * to.len(), |row, column| {
+        let place = at(
+            row / of.len(),
+            of[row % of.len()],
+            column / to.len(),
+            to[column % to.len()],
+        );
+        std::mem::take(&mut rest[place])
+    });
+    let lost = rest.norm_l2() / w.norm_l2().max(f64::MIN_POSITIVE);
+    Commuting { r, still, lost }
 }
 
 /// The name of the map along the heads of the projection in `role`.
@@ -171,9 +275,8 @@ mod tests {
             device: Default::default(),
         };
         let (mut placeholder, mut tensors) = (TensorSet::new(), TensorSet::new());
-        maps.add_placeholder(&mut placeholder, Role::Value, "v")
-            .unwrap();
         let site = Site::new(0, Role::Value);
+        maps.add_placeholder(&mut placeholder, site, "v").unwrap();
         maps.add_map(&mut tensors, site, "v", values).unwrap();
         let shapes = |set: &TensorSet<Flex>| -> Vec<(String, Vec<usize>)> {
             set.iter()
@@ -187,6 +290,54 @@ mod tests {
                 .all(|name| is_map_of(&["v".to_owned()], name))
         );
         tensors
+    }
+
+    #[test]
+    fn a_map_that_commutes_is_taken_apart_whole_and_another_is_refused_with_what_is_lost() {
+        let rotary = MapKind::Rotary {
+            teacher: 1,
+            student: 1,
+        };
+        // Heads of one pair: the first of the student's is (1 + 2i) times the first and (0.5 - i) times the third.
+        let mut w = Mat::<f64>::zeros(8, 4);
+        for (head, a, b) in [(0, 1.0, 2.0), (2, 0.5, -1.0)] {
+            (w[(2 * head, 0)], w[(2 * head + 1, 1)]) = (a, a);
+            (w[(2 * head, 1)], w[(2 * head + 1, 0)]) = (b, -b);
+        }
+        let set = tensors(rotary, &MapValues::General(w.clone()));
+        let r = set.get("v.right.r").unwrap().tensor.to_f32().unwrap();
+        let expected = [
+            [1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0],
+            [2.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0],
+        ];
+        assert_eq!(r, expected.concat());
+        w[(0, 0)] += 0.1;
+        let shape = RotaryShape {
+            heads: [4, 2],
+            sizes: [2, 2],
+            pairs: [1, 1],
+        };
+        // A half of what was added is of the nearest map, the other is lost, in two places.
+        let lost = commuting(&shape, &w).lost * w.norm_l2();
+        assert!((lost - 0.1 / 2.0_f64.sqrt()).abs() < 1e-12, "{lost}");
+        let axes = |heads| {
+            let grid = HeadGrid::new(heads, 2);
+            Axes::of_attention(8, grid, grid)
+        };
+        let spec = LtiSpec {
+            maps: RoleMaps::attention(rotary),
+            ..LtiSpec::new(axes(4))
+        };
+        let maps = MapTensors::<Flex> {
+            spec: &spec,
+            student: &axes(2),
+            device: Default::default(),
+        };
+        let site = Site::new(0, Role::Query);
+        let refused = maps.add_map(&mut TensorSet::new(), site, "q", &MapValues::General(w));
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("the start of q mixes features"), "{error}");
+        assert!(error.contains("general map"), "{error}");
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl OutMap {
             MapKind::Kronecker(rank) => {
                 Ok(self.of_pairs(Pairs::nearest(&map, self.head_sizes(), rank)?))
             }
-            MapKind::Factored | MapKind::General => Ok(self.of_map(map)),
+            MapKind::Factored | MapKind::General | MapKind::Rotary { .. } => Ok(self.of_map(map)),
         }
     }
 

@@ -17,13 +17,16 @@ pub(super) fn query(teacher: HeadGrid, chosen: &[usize], features: &[Option<usiz
     one_hot(teacher, chosen, features, ratio.sqrt())
 }
 
-/// The key map, likewise. A feature of a larger head that has none to begin as is some other one, so that
-/// the query can learn to use it.
-pub(super) fn key(teacher: HeadGrid, chosen: &[usize], features: &[Option<usize>]) -> MapValues {
-    let again = features.iter().enumerate();
-    let features: Vec<Option<usize>> = again
-        .map(|(student, own)| own.or(Some(student % teacher.head_dim)))
-        .collect();
+/// The key map, likewise. A feature of a larger head that has none to begin as is some other one, that of
+/// `others`, so that the query can learn to use it.
+pub(super) fn key(
+    teacher: HeadGrid,
+    chosen: &[usize],
+    features: &[Option<usize>],
+    others: &[usize],
+) -> MapValues {
+    let again = features.iter().zip(others);
+    let features: Vec<Option<usize>> = again.map(|(own, other)| own.or(Some(*other))).collect();
     one_hot(teacher, chosen, &features, 1.0)
 }
 
@@ -181,7 +184,7 @@ mod tests {
     fn what_a_larger_head_has_left_over_is_nothing_to_the_query_and_something_to_the_key() {
         let features = [Some(0), Some(1), None];
         let [_, of_query] = factors(query(HeadGrid::new(1, 2), &[0], &features));
-        let [_, of_key] = factors(key(HeadGrid::new(1, 2), &[0], &features));
+        let [_, of_key] = factors(key(HeadGrid::new(1, 2), &[0], &features, &[0, 1, 0]));
         assert_eq!((of_query[(0, 2)], of_query[(1, 2)]), (0.0, 0.0));
         assert_eq!((of_key[(0, 2)], of_key[(1, 2)]), (1.0, 0.0));
     }

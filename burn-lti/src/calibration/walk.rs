@@ -30,7 +30,7 @@ use super::value_features::{Span, ValueFeatures};
 use super::{align, feed_forward, gated, narrow, patterns, refine, select, units};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::{Role, Site};
-use crate::map::MapKind;
+use crate::map::{MapKind, RotaryShape};
 use crate::tensors::TensorSet;
 
 /// What is left of layers, blocks and streams can make up for what is gone only where all of it is fitted.
@@ -144,7 +144,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         for layer in (0..layers).filter(|layer| spec.selects(*layer)) {
             for role in Role::ATTENTION {
                 let name = site_name(teacher, layer, role)?;
-                maps.add_placeholder(&mut start, role, &name)?;
+                maps.add_placeholder(&mut start, Site::new(layer, role), &name)?;
             }
         }
         if calibration.cuts_units() {
@@ -200,7 +200,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
             }
             false => student,
         };
-        let inputs = match self.merges() {
+        let inputs = match self.merges(layer) {
             true => Some(self.text.attention_grams(layer)?),
             false => None,
         };
@@ -319,11 +319,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         }
     }
 
-    /// Whether key/value heads of the teacher are merged: where more of its query heads can be kept so, and the
+    /// Whether key/value heads of the teacher are merged in `layer`: where more of its query heads can be kept so, and the
     /// maps can turn them.
-    fn merges(&self) -> bool {
+    fn merges(&self, layer: usize) -> bool {
         let (teacher, student) = (self.calibration.spec.teacher, self.calibration.student);
-        let is_general = |role| self.maps.fitted_form(role) == MapKind::General;
+        let form = |role| self.maps.fitted_form(Site::new(layer, role));
+        let is_general = |role| form(role) == MapKind::General;
         self.text.teacher.mixes_heads()
             && self.counts.gain_by_merging()
             && student.query.head_dim <= teacher.query.head_dim
@@ -404,10 +405,20 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let features = teacher.query_key_features(self.calibration.student.query.head_dim);
         let [query, key] = match turns {
             [] => {
+                let rotary = RotaryShape::of_spec(&self.maps.map_spec(Site::new(layer, Role::Key)));
+                // A pair that reads features again reads both of a pair, to be turned as one.
+                let others = rotary.map_or_else(
+                    || {
+                        (0..features.len())
+                            .map(|feature| feature % axes.key_value.head_dim)
+                            .collect()
+                    },
+                    |shape| shape.nearest_features(),
+                );
                 let own: Vec<usize> = heads.key_value.iter().map(|heads| heads[0]).collect();
                 [
                     patterns::query(axes.query, &heads.query, &features),
-                    patterns::key(axes.key_value, &own, &features),
+                    patterns::key(axes.key_value, &own, &features, &others),
                 ]
             }
             turns => {
@@ -468,7 +479,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         })?;
         let name = self.text.source_name(layer, Role::Out)?;
         let kernel = self.text.tensors.weight(&name, self.text.d_model)?;
-        let form = self.maps.fitted_form(Role::Out);
+        let form = self.maps.fitted_form(Site::new(layer, Role::Out));
         let head_dims = [
             self.calibration.spec.teacher.query.head_dim,
             features.s_head_dim,
@@ -476,7 +487,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let out = OutMap::new(form, self.counts, head_dims, &heads.query, kernel)?;
         LayerFit {
             features,
-            value: self.maps.fitted_form(Role::Value),
+            value: self.maps.fitted_form(Site::new(layer, Role::Value)),
             out: &out,
             moments: &moments,
             // Values are means, and what reads them is the teacher's, turned.

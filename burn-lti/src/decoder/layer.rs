@@ -29,11 +29,12 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one, along the axis that is the role's own, and along the width of the
+/// The form of the map in each role that has one, along the axis that is the role's own, at some sites another, and along the width of the
 /// residual stream, on which one side of every weight lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleMaps {
-    forms: BTreeMap<Role, MapKind>,
+    of_roles: BTreeMap<Role, MapKind>,
+    of_sites: BTreeMap<Site, MapKind>,
     width: Option<MapKind>,
     filled: BTreeSet<Axis>,
 }
@@ -49,7 +50,7 @@ impl RoleMaps {
 
     /// The same with another form in `role`.
     pub fn with(mut self, role: Role, map: MapKind) -> Self {
-        self.forms.insert(role, map);
+        self.of_roles.insert(role, map);
         self
     }
 
@@ -74,21 +75,35 @@ impl RoleMaps {
         self
     }
 
-    /// The form in `role`; `None` where weights stay as they are.
+    /// The same with another form at `site`: a map that commutes with a rotary embedding belongs into layers that
+    /// have one.
+    pub fn with_at(mut self, site: Site, map: MapKind) -> Self {
+        self.of_sites.insert(site, map);
+        self
+    }
+
+    /// The form in `role`, but for sites of their own; `None` where weights stay as they are.
     pub fn get(&self, role: Role) -> Option<MapKind> {
-        self.forms.get(&role).copied()
+        self.of_roles.get(&role).copied()
+    }
+
+    /// The form at `site`; `None` where the weight stays as it is.
+    pub fn at(&self, site: Site) -> Option<MapKind> {
+        let own = self.of_sites.get(&site).copied();
+        own.or_else(|| self.get(site.role))
     }
 
     /// The roles that have maps.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
-        self.forms.keys().copied()
+        self.of_roles.keys().copied()
     }
 }
 
 impl FromIterator<(Role, MapKind)> for RoleMaps {
     fn from_iter<I: IntoIterator<Item = (Role, MapKind)>>(maps: I) -> Self {
         Self {
-            forms: maps.into_iter().collect(),
+            of_roles: maps.into_iter().collect(),
+            of_sites: BTreeMap::new(),
             width: None,
             filled: BTreeSet::new(),
         }
@@ -146,7 +161,7 @@ impl LtiSpec {
     /// The map in the place of the weight at `site` of a student of these axes; `None` where the weight
     /// stays as it is.
     pub fn config(&self, student: &Axes, site: Site) -> Option<LtiDenseConfig> {
-        let own = self.maps.get(site.role);
+        let own = self.maps.at(site);
         let any = own
             .or(self.maps.width)
             .filter(|_| self.selects(site.layer))?;
@@ -190,7 +205,7 @@ impl LtiSpec {
         };
         let axis = site.role.mapped_axis();
         let shape = linear.weight.lazy_shape();
-        let config = match (student.grid_of(axis), self.maps.get(site.role)) {
+        let config = match (student.grid_of(axis), self.maps.at(site)) {
             (Some(_), _) => config,
             (None, Some(_)) => return Err(DecoderError::SharedAxis { site, axis }),
             (None, None) => config.with_shared_axis(match site.role.axes() {

@@ -6,9 +6,11 @@
 mod axes;
 mod axis;
 mod grid;
+mod pairs;
 mod site;
 
 pub use axes::Axes;
 pub use axis::Axis;
 pub use grid::HeadGrid;
+pub use pairs::{nearest_pairs, own_pairs};
 pub use site::{Role, Site};

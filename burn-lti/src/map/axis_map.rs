@@ -4,7 +4,8 @@ use burn::module::{Param, ParamId};
 use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
-use super::contraction::{AxisFactors, misfit, pairs};
+use super::contraction::{AxisFactors, AxisTensors, misfit, pairs};
+use super::rotary::RotaryShape;
 use super::{ContractionError, MapKind, Start, StartError};
 use crate::compat;
 use crate::geometry::{Axis, HeadGrid, Role};
@@ -87,6 +88,31 @@ impl AxisSpec {
         [self.teacher.width(), self.student.width()]
     }
 
+    /// Shape of `R`, the complex numbers of a rotary map, for each pair of a student's head that turns the real
+    /// parts above the imaginary ones: `[s_pairs, 2 * t_heads, s_heads]`.
+    pub const fn r_shape(&self) -> [usize; 3] {
+        let pairs = match self.map {
+            Some(MapKind::Rotary { student, .. }) => student,
+            _ => self.student.head_dim / 2,
+        };
+        [pairs, 2 * self.teacher.heads, self.student.heads]
+    }
+
+    /// Shape of `W` beside `R`, over the features of all heads that do not turn; `None` where all do.
+    pub const fn still_shape(&self) -> Option<[usize; 2]> {
+        let Some(MapKind::Rotary { teacher, student }) = self.map else {
+            return None;
+        };
+        let still = [
+            self.teacher.head_dim.saturating_sub(2 * teacher),
+            self.student.head_dim.saturating_sub(2 * student),
+        ];
+        match still {
+            [0, 0] => None,
+            [of, to] => Some([self.teacher.heads * of, self.student.heads * to]),
+        }
+    }
+
     /// Pairs of factors; one where there is none, so that `A` and `B` have a shape.
     pub(super) const fn rank(&self) -> usize {
         match self.map {
@@ -101,10 +127,22 @@ impl AxisSpec {
         self
     }
 
-    /// Refuses a sum of no pair, and one of more than there can be.
-    pub(crate) fn check_rank(&self) -> Result<(), StartError> {
+    /// Refuses a sum of no pair, one of more than there can be, and rotary pairs that the heads do not have.
+    pub(crate) fn check_form(&self) -> Result<(), StartError> {
         let largest = MapKind::largest_rank(self.teacher, self.student);
         match self.map {
+            Some(MapKind::Rotary { teacher, student })
+                if !RotaryShape::exists(self.teacher.head_dim, teacher)
+                    || !RotaryShape::exists(self.student.head_dim, student)
+                    || (2 * teacher == self.teacher.head_dim)
+                        != (2 * student == self.student.head_dim) =>
+            {
+                Err(StartError::RotaryPairs {
+                    pairs: [teacher, student],
+                    teacher: self.teacher,
+                    student: self.student,
+                })
+            }
             Some(MapKind::Kronecker(rank)) if !(1..=largest).contains(&rank) => {
                 Err(StartError::Rank {
                     rank,
@@ -124,6 +162,8 @@ pub(crate) enum FirstValues {
     Factors { a: Vec<f32>, b: Vec<f32> },
     /// `W`.
     Dense { w: Vec<f32> },
+    /// `R`, and `W` of what does not turn.
+    Rotary { r: Vec<f32>, w: Option<Vec<f32>> },
 }
 
 /// A map along one axis, which learns. (But for picked features: their list does not.)
@@ -138,8 +178,11 @@ pub struct AxisMap<B: Backend> {
     a: Option<Param<Tensor<B, 2>>>,
     /// `B`: mixes the features of a head, `[rank * t_head_dim, s_head_dim]`.
     b: Option<Param<Tensor<B, 2>>>,
-    /// `W`: `[t_features, s_features]`.
+    /// `W`: `[t_features, s_features]`; of a rotary map, over the features that do not turn.
     w: Option<Param<Tensor<B, 2>>>,
+    /// `R`, the complex numbers of a rotary map: `[s_pairs, 2 * t_heads, s_heads]`. Its three axes say how many
+    /// heads and pairs there are, which `[t_features, s_features]` would not.
+    r: Option<Param<Tensor<B, 3>>>,
     /// The teacher's features that the student's are, `[s_features]`.
     pick: Option<Param<Tensor<B, 1, Int>>>,
 }
@@ -151,6 +194,18 @@ impl<B: Backend> AxisMap<B> {
             a: Some(compat::trainable(a)),
             b: Some(compat::trainable(b)),
             w: None,
+            r: None,
+            pick: None,
+        }
+    }
+
+    /// What commutes with a rotary embedding, as [`AxisSpec::r_shape`] and [`AxisSpec::still_shape`] lay it out.
+    pub fn rotary(r: Tensor<B, 3>, still: Option<Tensor<B, 2>>) -> Self {
+        Self {
+            a: None,
+            b: None,
+            w: still.map(compat::trainable),
+            r: Some(compat::trainable(r)),
             pick: None,
         }
     }
@@ -161,6 +216,7 @@ impl<B: Backend> AxisMap<B> {
             a: None,
             b: None,
             w: Some(compat::trainable(w)),
+            r: None,
             pick: None,
         }
     }
@@ -174,6 +230,7 @@ impl<B: Backend> AxisMap<B> {
             a: None,
             b: None,
             w: None,
+            r: None,
             pick: Some(Param::initialized(ParamId::new(), of)),
         }
     }
@@ -187,22 +244,32 @@ impl<B: Backend> AxisMap<B> {
                 Self::factors(tensor(a, spec.a_shape()), tensor(b, spec.b_shape()))
             }
             FirstValues::Dense { w } => Self::dense(tensor(w, spec.w_shape())),
+            FirstValues::Rotary { r, w } => {
+                let r = Tensor::from_data(TensorData::new(r, spec.r_shape()), device);
+                let still = w.zip(spec.still_shape());
+                Self::rotary(r, still.map(|(w, shape)| tensor(w, shape)))
+            }
         }
     }
 
     /// A map that is no more than shapes until it is filled.
     pub(super) fn uninitialized(spec: &AxisSpec, map: MapKind, device: &B::Device) -> Self {
         let shaped = |shape| Some(compat::uninitialized(shape, true, device));
-        let (a, b, w) = match map {
+        let (a, b, w, r) = match map {
             MapKind::Factored | MapKind::Kronecker(_) => {
-                (shaped(spec.a_shape()), shaped(spec.b_shape()), None)
+                (shaped(spec.a_shape()), shaped(spec.b_shape()), None, None)
             }
-            MapKind::General => (None, None, shaped(spec.w_shape())),
+            MapKind::General => (None, None, shaped(spec.w_shape()), None),
+            MapKind::Rotary { .. } => {
+                let r = compat::uninitialized(spec.r_shape(), true, device);
+                (None, None, spec.still_shape().and_then(shaped), Some(r))
+            }
         };
         Self {
             a,
             b,
             w,
+            r,
             pick: None,
         }
     }
@@ -217,15 +284,19 @@ impl<B: Backend> AxisMap<B> {
         self.b.as_ref().map(|b| b.val())
     }
 
-    /// `W`, on the graph.
+    /// `W`, on the graph; of a rotary map, that of the features that do not turn.
     pub fn w(&self) -> Option<Tensor<B, 2>> {
         self.w.as_ref().map(|w| w.val())
     }
 
+    /// `R`, the complex numbers of a rotary map, on the graph.
+    pub fn r(&self) -> Option<Tensor<B, 3>> {
+        self.r.as_ref().map(|r| r.val())
+    }
+
     /// The map's values on the graph, for a teacher of `features` along this axis.
     pub(super) fn values(&self, features: usize) -> AxisFactors<B> {
-        let pick = self.pick.as_ref().map(|pick| pick.val());
-        AxisFactors::of_tensors(features, self.a(), self.b(), self.w(), pick)
+        AxisFactors::of_tensors(features, self.tensors())
             .unwrap_or_else(|| unreachable!("its constructors make whole maps alone"))
     }
 
@@ -239,14 +310,32 @@ impl<B: Backend> AxisMap<B> {
                 None => Ok(()),
             };
         }
-        AxisFactors::of_tensors(features, self.a(), self.b(), self.w(), None)
+        AxisFactors::of_tensors(features, self.tensors())
             .map(|_| ())
-            .ok_or_else(|| misfit(features, [self.a(), self.b(), self.w()]))
+            .ok_or_else(|| misfit(features, self.tensors()))
+    }
+
+    /// All that it holds, on the graph.
+    fn tensors(&self) -> AxisTensors<B> {
+        AxisTensors {
+            a: self.a(),
+            b: self.b(),
+            w: self.w(),
+            r: self.r(),
+            pick: self.pick.as_ref().map(|pick| pick.val()),
+        }
     }
 
     /// The form of a map from `features` of the teacher; `None` for picked features.
     pub fn kind(&self, features: usize) -> Option<MapKind> {
         let rows = |param: &Param<Tensor<B, 2>>| param.lazy_shape()[0];
+        if let Some(r) = &self.r {
+            let shape =
+                |param: &Param<Tensor<B, 2>>| [param.lazy_shape()[0], param.lazy_shape()[1]];
+            let r = r.lazy_shape();
+            let still = self.w.as_ref().map(shape);
+            return RotaryShape::of(features, [r[0], r[1], r[2]], still).map(RotaryShape::kind);
+        }
         match (&self.a, &self.b, &self.w) {
             (Some(a), Some(b), _) => Some(match pairs(features, rows(a), rows(b)) {
                 Some(rank) if rank > 1 => MapKind::Kronecker(rank),
@@ -259,7 +348,8 @@ impl<B: Backend> AxisMap<B> {
 
     /// The float type of its values; `None` for picked features.
     pub fn dtype(&self) -> Option<DType> {
-        let param = self.a.as_ref().or(self.w.as_ref())?;
-        Some(param.val().dtype())
+        let of_r = || self.r.as_ref().map(|r| r.val().dtype());
+        let param = self.a.as_ref().or(self.w.as_ref());
+        param.map(|param| param.val().dtype()).or_else(of_r)
     }
 }

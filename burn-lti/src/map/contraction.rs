@@ -6,7 +6,8 @@
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::{ContractionError, KernelPrecision, MapKind};
+use super::rotary::RotaryShape;
+use super::{AxisSpec, ContractionError, KernelPrecision, MapKind};
 use crate::geometry::HeadGrid;
 
 /// Multiply-adds of a map's products, for each row of what it is applied to: of `C`, on the right, for
@@ -28,7 +29,8 @@ pub struct ContractionCost {
 ///
 /// With `x, y` the teacher's and `u, v` the student's grid, a pair of factors costs, heads first,
 /// `x y u` and `u y v`, head size first `x y v` and `x v u`; `W` costs `x y u v`. Where that is less
-/// than all pairs of a sum, they are summed up to `W` first, which costs `rank x y u v` once.
+/// than all pairs of a sum, they are summed up to `W` first, which costs `rank x y u v` once. A rotary map costs
+/// `4 x u` for each pair that turns, and `x i u j` for `i` and `j` features that do not.
 pub const fn contraction_cost(
     map: MapKind,
     teacher: HeadGrid,
@@ -41,7 +43,10 @@ pub const fn contraction_cost(
         student.head_dim,
     );
     let (first, second, once, between) = match map.pairs() {
-        None => (x * y * u * v, 0, 0, 0),
+        None => match RotaryShape::of_spec(&AxisSpec::mapped(map, teacher, student)) {
+            Some(shape) => (shape.cost(), 0, 0, 0),
+            None => (x * y * u * v, 0, 0, 0),
+        },
         Some(rank) => match Order::of(rank, [x, y, u, v]) {
             Order::Heads => (rank * x * y * u, rank * u * y * v, 0, rank * u * y),
             Order::HeadSize => (rank * x * y * v, rank * x * v * u, 0, rank * x * v),
@@ -97,6 +102,16 @@ impl Order {
     }
 }
 
+/// The tensors that one layer's axis map holds, by their letters.
+#[derive(Clone, Debug)]
+pub(super) struct AxisTensors<B: Backend> {
+    pub(super) a: Option<Tensor<B, 2>>,
+    pub(super) b: Option<Tensor<B, 2>>,
+    pub(super) w: Option<Tensor<B, 2>>,
+    pub(super) r: Option<Tensor<B, 3>>,
+    pub(super) pick: Option<Tensor<B, 1, Int>>,
+}
+
 /// The values of an axis map, layers in front, where a batched matrix product wants them.
 #[derive(Clone, Debug)]
 pub(crate) enum AxisFactors<B: Backend> {
@@ -109,6 +124,14 @@ pub(crate) enum AxisFactors<B: Backend> {
     },
     /// `W [layers, t_features, s_features]`
     Dense(Tensor<B, 3>),
+    /// What commutes with a rotary embedding, the same in all layers.
+    Rotary {
+        shape: RotaryShape,
+        /// `[s_pairs, 2 * t_heads, s_heads]`
+        r: Tensor<B, 3>,
+        /// Over the features that do not turn.
+        w: Option<Tensor<B, 2>>,
+    },
     /// The teacher's features that are taken, the same in all layers.
     Pick(Tensor<B, 1, Int>),
 }
@@ -116,15 +139,10 @@ pub(crate) enum AxisFactors<B: Backend> {
 impl<B: Backend> AxisFactors<B> {
     /// The map of one layer from the tensors that hold it, over `features` of the teacher; `None` if
     /// they make no map of that many.
-    pub(super) fn of_tensors(
-        features: usize,
-        a: Option<Tensor<B, 2>>,
-        b: Option<Tensor<B, 2>>,
-        w: Option<Tensor<B, 2>>,
-        pick: Option<Tensor<B, 1, Int>>,
-    ) -> Option<Self> {
-        match (a, b, w, pick) {
-            (Some(a), Some(b), None, None) => {
+    pub(super) fn of_tensors(features: usize, tensors: AxisTensors<B>) -> Option<Self> {
+        let AxisTensors { a, b, w, r, pick } = tensors;
+        match (a, b, w, r, pick) {
+            (Some(a), Some(b), None, None, None) => {
                 let ([in_a, u], [in_b, v]) = (a.dims(), b.dims());
                 let rank = pairs(features, in_a, in_b)?;
                 Some(Self::Heads {
@@ -132,10 +150,15 @@ impl<B: Backend> AxisFactors<B> {
                     b: b.reshape([1, rank, in_b / rank, v]),
                 })
             }
-            (None, None, Some(w), None) => {
+            (None, None, Some(w), None, None) => {
                 (w.dims()[0] == features).then(|| Self::Dense(w.unsqueeze()))
             }
-            (None, None, None, Some(pick)) => Some(Self::Pick(pick)),
+            (None, None, w, Some(r), None) => {
+                let still = w.as_ref().map(|w| w.dims());
+                let shape = RotaryShape::of(features, r.dims(), still)?;
+                Some(Self::Rotary { shape, r, w })
+            }
+            (None, None, None, None, Some(pick)) => Some(Self::Pick(pick)),
             _ => None,
         }
     }
@@ -145,6 +168,7 @@ impl<B: Backend> AxisFactors<B> {
         match self {
             Self::Heads { a, b } => a.dims()[3] * b.dims()[3],
             Self::Dense(w) => w.dims()[2],
+            Self::Rotary { shape, .. } => shape.features(),
             Self::Pick(of) => of.dims()[0],
         }
     }
@@ -159,6 +183,7 @@ impl<B: Backend> AxisFactors<B> {
                 cost.first + cost.second
             }
             Self::Dense(w) => w.dims()[1] * w.dims()[2],
+            Self::Rotary { shape, .. } => shape.cost(),
             Self::Pick(_) => 0,
         }
     }
@@ -170,16 +195,25 @@ impl<B: Backend> AxisFactors<B> {
                 b: b.cast(dtype),
             },
             Self::Dense(w) => Self::Dense(w.cast(dtype)),
+            Self::Rotary { shape, r, w } => Self::Rotary {
+                shape,
+                r: r.cast(dtype),
+                w: w.map(|w| w.cast(dtype)),
+            },
             Self::Pick(of) => Self::Pick(of),
         }
     }
 
     /// `M R`, `m [layers, rows, t_features] -> [layers, rows, s_features]`.
     fn on_the_right(self, m: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [l, rows, _] = m.dims();
+        let [l, rows, features] = m.dims();
         let (a, b) = match self {
             Self::Heads { a, b } => (a, b),
             Self::Dense(w) => return m.matmul(w),
+            Self::Rotary { shape, r, w } => {
+                let mixed = shape.apply(m.reshape([l * rows, features]), r, w);
+                return mixed.reshape([l, rows, shape.features()]);
+            }
             Self::Pick(of) => return m.select(2, of),
         };
         let ([_, r, x, u], [_, _, y, v]) = (a.dims(), b.dims());
@@ -210,6 +244,10 @@ impl<B: Backend> AxisFactors<B> {
         let (a, b) = match self {
             Self::Heads { a, b } => (a, b),
             Self::Dense(w) => return w.swap_dims(1, 2).matmul(m),
+            // The same numbers, its rows and columns exchanged.
+            map @ Self::Rotary { .. } => {
+                return map.on_the_right(m.swap_dims(1, 2)).swap_dims(1, 2);
+            }
             Self::Pick(of) => return m.select(1, of),
         };
         let ([_, r, x, u], [_, _, y, v]) = (a.dims(), b.dims());
@@ -320,17 +358,20 @@ pub(crate) fn check_precision<B: Backend>(
     }
 }
 
-/// Why `A`, `B` and `W`, as far as they are there, are no map over so many features.
-pub(super) fn misfit<B: Backend>(
-    features: usize,
-    factors: [Option<Tensor<B, 2>>; 3],
-) -> ContractionError {
-    let there = factors.into_iter().flatten();
+/// Why the tensors that are there are no map over so many features.
+pub(super) fn misfit<B: Backend>(features: usize, tensors: AxisTensors<B>) -> ContractionError {
+    let AxisTensors { a, b, w, r, .. } = tensors;
+    let rows = [a, b, w].into_iter().flatten().map(|one| one.dims()[0]);
+    // Of a rotary map, the features of its pairs, and those that do not turn.
+    let in_map = match r.map(|r| r.dims()) {
+        Some([pairs, parts, _]) => pairs * parts + rows.sum::<usize>(),
+        None => rows.product(),
+    };
     ContractionError::AxisMismatch {
         tensor: "the map",
         axis: "teacher features",
         in_c: features,
-        in_map: there.map(|factor| factor.dims()[0]).product(),
+        in_map,
         expected: vec![features],
     }
 }

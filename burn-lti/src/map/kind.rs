@@ -20,15 +20,28 @@ pub enum MapKind {
     /// One pair is the factored map, number by number; [`MapKind::largest_rank`] pairs make every
     /// general map (Van Loan and Pitsianis 1993).
     Kronecker(usize),
+    /// What commutes with the rotary embedding of a query or key head, and nothing else: heads are mixed by a
+    /// complex number for each pair of features that turns together, and by any numbers among the features that
+    /// do not turn.
+    ///
+    /// Pair `p` of a head of `h` features are the features `p` and `p + h / 2`, the real part first, and the first
+    /// pairs are those that turn. A student's pair is made of the teacher's that turns at the nearest frequency
+    /// ([`nearest_pairs`](crate::geometry::nearest_pairs)).
+    Rotary {
+        /// Pairs that turn in a head of the teacher's.
+        teacher: usize,
+        /// Pairs that turn in a head of the student's.
+        student: usize,
+    },
 }
 
 impl MapKind {
-    /// Pairs of factors that are summed; `None` for a general map, which has none.
+    /// Pairs of factors that are summed; `None` for a general or a rotary map, which has none.
     pub const fn pairs(self) -> Option<usize> {
         match self {
             MapKind::Factored => Some(1),
             MapKind::Kronecker(rank) => Some(rank),
-            MapKind::General => None,
+            MapKind::General | MapKind::Rotary { .. } => None,
         }
     }
 
@@ -40,13 +53,23 @@ impl MapKind {
         if of_a < of_b { of_a } else { of_b }
     }
 
-    /// Parameters of such a map between two grids: `x u + y v`, `x y u v`, or `rank (x u + y v)`.
+    /// Parameters of such a map between two grids: `x u + y v`, `x y u v`, or `rank (x u + y v)`. A rotary map
+    /// has two for each pair that turns and each two heads, `2 x u p`, and `x i u j` for `i` and `j` features that
+    /// do not turn.
     pub const fn num_params(self, teacher: HeadGrid, student: HeadGrid) -> usize {
-        match self.pairs() {
-            Some(pairs) => {
-                pairs * (teacher.heads * student.heads + teacher.head_dim * student.head_dim)
+        let heads = teacher.heads * student.heads;
+        match self {
+            MapKind::Factored => heads + teacher.head_dim * student.head_dim,
+            MapKind::Kronecker(pairs) => pairs * (heads + teacher.head_dim * student.head_dim),
+            MapKind::General => teacher.width() * student.width(),
+            MapKind::Rotary {
+                teacher: of_teacher,
+                student: of_student,
+            } => {
+                let still = teacher.head_dim.saturating_sub(2 * of_teacher)
+                    * student.head_dim.saturating_sub(2 * of_student);
+                heads * (2 * of_student + still)
             }
-            None => teacher.width() * student.width(),
         }
     }
 }
@@ -57,6 +80,7 @@ impl fmt::Display for MapKind {
             MapKind::Factored => f.write_str("factored"),
             MapKind::General => f.write_str("general"),
             MapKind::Kronecker(rank) => write!(f, "kronecker {rank}"),
+            MapKind::Rotary { .. } => f.write_str("rotary"),
         }
     }
 }

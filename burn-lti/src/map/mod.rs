@@ -16,6 +16,7 @@
 //! | [`MapKind::Factored`] | `A [x, u]`, `B [y, v]` | `A (x) B` |
 //! | [`MapKind::Kronecker`] | as many pairs | `sum_r A_r (x) B_r` |
 //! | [`MapKind::General`] | `W [x y, u v]` | `W` |
+//! | [`MapKind::Rotary`] | `R [pairs, 2 x, u]` | of query and key: a complex number for each two heads and each pair of features that a rotary embedding turns |
 //! | picked | a list | the features listed, as they are; nothing learns |
 //!
 //! Query, key and value have a map on the right, the output projection one on the left: those are the
@@ -55,6 +56,7 @@ mod error;
 mod kind;
 mod lti_dense;
 mod parts;
+mod rotary;
 mod start;
 
 pub use applied::AppliedMap;
@@ -68,6 +70,7 @@ pub use error::{ContractionError, DenseError};
 pub use kind::{KernelPrecision, MapKind};
 pub use lti_dense::{LtiDense, LtiDenseConfig};
 pub use parts::Part;
-pub(crate) use parts::{LtiParts, MapTensor, NoKernel, lti_parts};
+pub(crate) use parts::{LtiParts, MapTensor, NoKernel, lti_parts, mapped_length};
+pub(crate) use rotary::RotaryShape;
 pub(crate) use start::fill_up;
 pub use start::{Start, StartError};

@@ -2,7 +2,7 @@
 //! calls what it holds.
 //!
 //! A visitor sees tensors, names and the types that hold them, nothing else. Every tensor inside
-//! `Struct:LtiDense` belongs to one: `c`, `bias`, and `a`, `b`, `w` or `pick` of `left` and `right`. No other
+//! `Struct:LtiDense` belongs to one: `c`, `bias`, and `a`, `b`, `w`, `r` or `pick` of `left` and `right`. No other
 //! struct may bear that name.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::DType;
 
-use super::contraction::{AxisFactors, misfit, pairs};
+use super::contraction::{AxisFactors, AxisTensors, misfit, pairs};
+use super::rotary::RotaryShape;
 use super::{ContractionError, KernelPrecision, Side, contract};
 use crate::compat;
 use crate::tensors::{AnyTensor, ModulePath};
@@ -23,7 +24,7 @@ pub enum Part {
     Plain,
     /// `C`, the teacher's kernel.
     TeacherKernel,
-    /// Part of the axis map on that side: `A`, `B` or `W`.
+    /// Part of the axis map on that side: `A`, `B`, `W` or `R`.
     Map(Side),
     /// The bias beside the maps.
     Bias,
@@ -76,28 +77,30 @@ impl MapTensor {
 pub(crate) struct LtiParts<B: Backend> {
     c_shape: Vec<usize>,
     c: Option<Tensor<B, 2>>,
-    sides: [AxisParts<B>; 2],
+    sides: [AxisTensors<B>; 2],
     pub(crate) bias: Option<Tensor<B, 1>>,
 }
 
-/// The tensors of one axis map.
-#[derive(Clone, Debug)]
-struct AxisParts<B: Backend> {
-    /// `a`, `b` and `w`, as far as they are there.
-    factors: [Option<Tensor<B, 2>>; 3],
-    pick: Option<Tensor<B, 1, Int>>,
-}
-
-impl<B: Backend> AxisParts<B> {
+impl<B: Backend> AxisTensors<B> {
     fn is_there(&self) -> bool {
-        self.pick.is_some() || self.factors.iter().any(Option::is_some)
+        self.pick.is_some() || self.dtype().is_some()
+    }
+
+    /// The float type of its values, if there are any.
+    fn dtype(&self) -> Option<DType> {
+        let mut factors = [&self.a, &self.b, &self.w].into_iter().flatten();
+        let of_r = || self.r.as_ref().map(|r| r.dtype());
+        factors.next().map(|one| one.dtype()).or_else(of_r)
     }
 }
 
 impl<B: Backend> Default for LtiParts<B> {
     fn default() -> Self {
-        let side = || AxisParts {
-            factors: [None, None, None],
+        let side = || AxisTensors {
+            a: None,
+            b: None,
+            w: None,
+            r: None,
             pick: None,
         };
         Self {
@@ -122,7 +125,7 @@ pub(crate) enum NoKernel {
 impl<B: Backend> LtiParts<B> {
     /// The student's kernel, `[d_input, d_output]`.
     pub(crate) fn kernel(&self, precision: KernelPrecision) -> Result<Tensor<B, 2>, NoKernel> {
-        if self.c_shape.len() != 2 || !self.sides.iter().any(AxisParts::is_there) {
+        if self.c_shape.len() != 2 || !self.sides.iter().any(AxisTensors::is_there) {
             return Err(NoKernel::NotAMap);
         }
         let c = self.c.clone().ok_or(NoKernel::MissingTeacher)?;
@@ -174,18 +177,26 @@ impl<B: Backend> LtiParts<B> {
 
     /// Whether the map on that side is any linear map: `W`.
     pub(crate) fn is_dense(&self, side: Side) -> bool {
-        matches!(self.sides[side as usize].factors, [None, None, Some(_)])
+        let AxisTensors { a, b, w, r, .. } = &self.sides[side as usize];
+        matches!((a, b, w, r), (None, None, Some(_), None))
+    }
+
+    /// Heads and pairs of the map on that side, if it is one that commutes with a rotary embedding.
+    pub(crate) fn rotary(&self, side: Side) -> Option<RotaryShape> {
+        let AxisTensors { w, r, .. } = &self.sides[side as usize];
+        let still = w.as_ref().map(|w| w.dims());
+        let features = *self.c_shape.get(side as usize)?;
+        RotaryShape::of(features, r.as_ref()?.dims(), still)
     }
 
     /// The float type in which the maps train, if one does.
     pub(crate) fn trained_dtype(&self) -> Option<DType> {
-        let mut factors = self.sides.iter().flat_map(|side| side.factors.iter());
-        Some(factors.find_map(Option::as_ref)?.dtype())
+        self.sides.iter().find_map(AxisTensors::dtype)
     }
 
     /// Pairs of factors in the map on that side; 1 where there are none.
     pub(crate) fn pairs(&self, side: Side) -> usize {
-        let [a, b, _] = &self.sides[side as usize].factors;
+        let AxisTensors { a, b, .. } = &self.sides[side as usize];
         let rows = |factor: &Option<Tensor<B, 2>>| factor.as_ref().map(|factor| factor.dims()[0]);
         let features = self.c_shape.get(side as usize).copied().unwrap_or_default();
         rows(a)
@@ -200,10 +211,9 @@ impl<B: Backend> LtiParts<B> {
             return Ok(None);
         }
         let features = self.c_shape[side as usize];
-        let [a, b, w] = parts.factors.clone();
-        AxisFactors::of_tensors(features, a, b, w, parts.pick.clone())
+        AxisFactors::of_tensors(features, parts.clone())
             .map(Some)
-            .ok_or_else(|| misfit(features, parts.factors.clone()))
+            .ok_or_else(|| misfit(features, parts.clone()))
     }
 
     /// Keeps one tensor. Those of other ranks belong to no `LtiDense` of ours.
@@ -219,8 +229,13 @@ impl<B: Backend> LtiParts<B> {
         let value = compat::detached(param.val());
         match tensor.factor() {
             Some((side, letter)) => {
-                if let Some(at) = ["a", "b", "w"].iter().position(|known| *known == letter) {
-                    self.sides[side as usize].factors[at] = of_rank(value);
+                let parts = &mut self.sides[side as usize];
+                match letter {
+                    "a" => parts.a = of_rank(value),
+                    "b" => parts.b = of_rank(value),
+                    "w" => parts.w = of_rank(value),
+                    "r" => parts.r = of_rank(value),
+                    _ => {}
                 }
             }
             None => self.bias = of_rank(value),
@@ -234,6 +249,24 @@ fn of_rank<B: Backend, const D: usize, const E: usize>(
 ) -> Option<Tensor<B, E>> {
     let shape: [usize; E] = value.dims().to_vec().try_into().ok()?;
     Some(value.reshape(shape))
+}
+
+/// How many features of the student's a map makes, from the letters and shapes of its tensors; `None` of no tensor.
+pub(crate) fn mapped_length<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+) -> Option<usize> {
+    let (mut of_factors, mut of_others) = (None, None);
+    for (letter, shape) in tensors {
+        match (letter, shape) {
+            ("a" | "b", [_, columns]) => of_factors = Some(of_factors.unwrap_or(1) * columns),
+            ("w", [_, columns]) => of_others = Some(of_others.unwrap_or(0) + columns),
+            ("r", [pairs, _, heads]) => {
+                of_others = Some(of_others.unwrap_or(0) + 2 * pairs * heads)
+            }
+            _ => {}
+        }
+    }
+    of_factors.or(of_others)
 }
 
 /// The parts of every `LtiDense` of a module, by its name.

@@ -262,13 +262,9 @@ impl<B: AutodiffBackend> Directions<'_, B> {
         values: Tensor<B::InnerBackend, 1>,
         shape: [usize; D],
     ) -> Tensor<B::InnerBackend, 1> {
-        let name = self.path.name();
-        match (&self.adam.whitening, shape.as_slice()) {
-            (Some(whitening), &[rows, columns]) if whitening.factors(&name).is_some() => {
-                let matrix = values.reshape([rows, columns]);
-                whitening.apply(&name, matrix).flatten(0, 1)
-            }
-            _ => values,
+        match &self.adam.whitening {
+            Some(whitening) => whitening.apply(&self.path.name(), values, &shape),
+            None => values,
         }
     }
 }

@@ -205,7 +205,9 @@ fn equal_grids_reproduce_the_teacher<A: AutodiffBackend>(device: A::Device) {
                 MapKind::Factored => "model.layers.0.self_attn.v_proj.right.a",
                 // The first pair's, not the `A` of one that adds nothing yet.
                 MapKind::Kronecker(_) => "model.layers.0.self_attn.v_proj.right.b",
-                MapKind::General => "model.layers.0.self_attn.v_proj.right.w",
+                MapKind::General | MapKind::Rotary { .. } => {
+                    "model.layers.0.self_attn.v_proj.right.w"
+                }
             };
             let perturbed = values(&logits(&perturb(student, changed, 0.02), &batch));
             assert_not_close(&perturbed, &expected, &tolerance(&expected));

@@ -107,6 +107,7 @@ fn map_of(projection: &'static str, map: MapKind) -> &'static str {
         // The first pair's, not the `A` of one that adds nothing yet.
         MapKind::Kronecker(_) => "b",
         MapKind::General => "w",
+        MapKind::Rotary { .. } => "r",
     };
     let side = match projection.ends_with("output") {
         true => "left",

@@ -14,6 +14,7 @@ mod kernels;
 mod llama;
 mod loss;
 mod maps;
+mod rotary;
 mod shapes;
 mod train;
 mod traps;

@@ -47,6 +47,21 @@ pub enum StartError {
         /// The student's grid.
         student: HeadGrid,
     },
+    /// Rotary pairs that the heads of teacher or student do not have.
+    #[error(
+        "a rotary map of {} pairs that turn in {teacher} and {} in {student} does not exist: pairs are halves of a \
+         head, at least one turns, and where all of the teacher's turn so do the student's; count those that the \
+         rotary embedding turns in each",
+        pairs[0], pairs[1]
+    )]
+    RotaryPairs {
+        /// Pairs that are said to turn, in teacher and student.
+        pairs: [usize; 2],
+        /// The teacher's grid.
+        teacher: HeadGrid,
+        /// The student's grid.
+        student: HeadGrid,
+    },
     /// A calibrated start is not made for a projection alone.
     #[error(
         "start `calibrated` is calculated from text for a whole decoder: make the maps with \

@@ -7,7 +7,8 @@
 //! is the reference's arithmetic, faults included: this start exists to compare with it.
 //!
 //! A sum of pairs is not in the reference. Its `A[r,x,u]` counts the pairs into the fan-in, `r x`, so
-//! that the kernel, a sum of as many independent terms, has the variance of one pair's.
+//! that the kernel, a sum of as many independent terms, has the variance of one pair's. Nor is a rotary map: the
+//! fan-in of a real or an imaginary part is `2 x`, that of what does not turn all its features.
 
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -30,6 +31,14 @@ pub(super) fn values(spec: &AxisSpec, side: Side, rng: &mut StdRng) -> FirstValu
         return FirstValues::Dense {
             w: sample(&shape, rng),
         };
+    }
+    if let Some(MapKind::Rotary { .. }) = spec.map {
+        let [pairs, parts, heads] = spec.r_shape();
+        let r = (0..pairs)
+            .flat_map(|_| sample(&[parts, heads], rng))
+            .collect();
+        let w = spec.still_shape().map(|shape| sample(&shape, rng));
+        return FirstValues::Rotary { r, w };
     }
     let a = sample(&spec.a_shape(), rng);
     let [y, v] = spec.of_one_pair().b_shape();

@@ -31,7 +31,7 @@ impl Start {
     ///
     /// [`StartError`] naming what would be allowed.
     pub fn check(self, spec: &AxisSpec) -> Result<(), StartError> {
-        spec.check_rank()?;
+        spec.check_form()?;
         match self {
             Start::Lecun | Start::Calibrated => Ok(()),
             Start::Grouped => grouped::check(spec),
