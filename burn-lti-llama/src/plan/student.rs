@@ -349,15 +349,18 @@ fn at_other_width(teacher: &LlamaConfig, student: &LlamaConfig) -> Vec<String> {
     let width = student.hidden_size;
     let tensors = student.tensors().into_iter();
     let along = tensors.filter(|(name, shape)| {
-        let is_of_heads = [
+        // Norms of heads and biases of what reads lie along another axis, however long that is.
+        let of_others = [
             "q_norm.",
             "k_norm.",
             "q_proj.bias",
             "k_proj.bias",
             "v_proj.bias",
+            "gate_proj.bias",
+            "up_proj.bias",
         ];
-        let is_of_heads = is_of_heads.iter().any(|part| name.contains(part));
-        shape.contains(&width) && !is_of_heads
+        let is_of_others = of_others.iter().any(|part| name.contains(part));
+        shape.contains(&width) && !is_of_others
     });
     along.map(|(name, _)| name).collect()
 }
