@@ -276,8 +276,8 @@ fn calculated<A: AutodiffBackend>(
     let (start, residual) = with_maps_of_blocks(calibrated, &calibration, teacher)?;
     if residual > 0.0 {
         listener(Event::Note(&format!(
-            "the feed-forward weights of the start are maps of the teacher's, which are off by {residual:.1e} of them at \
-             most"
+            "the feed-forward weights of the start are made by maps of the teacher's, which leave {residual:.1e} of them \
+             at most, before they are rounded to float32"
         )));
     }
     Ok(start)
