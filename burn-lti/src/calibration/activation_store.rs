@@ -151,7 +151,7 @@ mod tests {
             Stream::Teacher(1),
         ];
         for dtype in [DType::F32, DType::BF16] {
-            let mut store = ActivationStore::new(dtype, 2).unwrap();
+            let mut store = ActivationStore::new(dtype, 2, None).unwrap();
             assert_eq!(shapes.map(|shape| store.add_batch(shape)), [0, 1]);
             let number = |batch: usize, index: usize| (10 * batch + index) as f32;
             for (index, stream) in streams.into_iter().enumerate() {
