@@ -121,7 +121,7 @@ fn with_maps<B: Backend>(plan: &Plan, seed: u64, teacher: TensorSet<B>) -> Tenso
     for (name, _) in foldable_gains(&plan.student) {
         if let Some(named) = tensors.get(&name).cloned() {
             let gain: Tensor<B, 1> = named.tensor.to_rank([all]);
-            tensors.insert(&name, &named.owner, gain.slice([0..count]));
+            tensors.insert(&name, &named.owner, gain.narrow(0, 0, count));
         }
     }
     let Some(table) = teacher

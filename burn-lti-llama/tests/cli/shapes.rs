@@ -178,7 +178,9 @@ fn a_narrower_student_goes_through_both_phases_and_writes() {
         "--set",
         "lti.train=maps",
         "--set",
-        "phase2={ steps = 2, train = 'all' }",
+        "phase2.steps=2",
+        "--set",
+        "phase2.train=all",
     ];
     workshop.succeed(&distill("out", &phases));
     // One table for both ends, as in the teacher.

@@ -513,11 +513,11 @@ fn blocks<B: Backend>(student: &LearningLlama<B>) -> BTreeMap<String, Vec<f64>> 
     numbers.collect()
 }
 
+/// Two students, the start of the second, and what its maps leave of the first one's weights.
+type Both<A> = ([LearningLlama<Inner<A>>; 2], CalibratedStart<Inner<A>>, f64);
+
 /// The student of this start, with weights in its blocks, and the one with the maps that were made of them.
-fn both<A: AutodiffBackend>(
-    blocks: Blocks,
-    device: &A::Device,
-) -> ([LearningLlama<Inner<A>>; 2], CalibratedStart<Inner<A>>, f64) {
+fn both<A: AutodiffBackend>(blocks: Blocks, device: &A::Device) -> Both<A> {
     // More units than features, and biases beside them.
     let config = load::<Inner<A>>("tied", device).config().clone();
     let config = LlamaConfig {
