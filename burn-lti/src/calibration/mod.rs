@@ -57,6 +57,7 @@ mod settings;
 mod solve;
 mod spectrum;
 mod split;
+mod stream;
 mod student;
 mod targets;
 mod teacher;

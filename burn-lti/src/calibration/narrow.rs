@@ -4,10 +4,11 @@
 //! The stream keeps the directions in which the teacher's lies: with `Sigma` the second moments of the teacher's
 //! states between all blocks, each of length one, `P [t_width, s_width]` is the leading eigenvectors of `Sigma`, times
 //! `sqrt(s_width / t_width)`, so that states keep their mean square (the principal components, as SliceGPT has them
-//! for each block: Ashkboos et al. 2024, arXiv 2401.15024). What writes to the stream goes through `P`. What reads it reads after a norm, through which no matrix goes: so at each norm, on
-//! the student's own stream, a matrix `A` is fitted that takes what the student's norm makes, without gains, to what
-//! the teacher's makes, gains and all, by ridge least squares; a weight that reads becomes `A` times it. The gains
-//! are in it, and those of the student begin as one.
+//! for each block: Ashkboos et al. 2024, arXiv 2401.15024). What writes to the stream goes through `P`. What reads it
+//! reads after a norm, through which no matrix goes: so at each norm, on the student's own stream, a matrix `A` is
+//! fitted that takes what the student's norm makes, without gains, to what the teacher's makes, gains and all, by
+//! ridge least squares; a weight that reads becomes `A` times it. The gains are in it, and those of the student begin
+//! as one.
 //!
 //! Where the head is the embedding, one table has to do as both. With `B = E P` what the embedding is in the student
 //! and `C` what the head would be, a change `S` of the stream's basis makes them `B S` and `C S^-T`; the symmetric
@@ -15,101 +16,25 @@
 //! how much longer `S` makes the last states, so table and basis are made as much larger.
 
 use burn::prelude::*;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::DType;
 use faer::Mat;
 
 use super::error::{CalibrationError, Result};
 use super::features::flat;
 use super::feed_forward::change;
-use super::map_values::row_major;
 use super::moments::{floats, matrix};
 use super::solve;
 use super::split::SplitMoments;
+use super::stream::{Basis, tensor};
 use super::teacher::site_name;
 use super::text::Text;
 use crate::compat;
 use crate::decoder::{LayeredDecoder, Reader, TokenBatch};
 use crate::geometry::{Axis, Role, Site};
-use crate::inject::with_values;
 use crate::tensors::{TensorSet, join_name};
 
 /// Of the basis in which a tied table lies, the least part of the largest eigenvalue.
 const LEAST: f64 = 1e-2;
-
-/// The directions of the teacher's stream that the student's has.
-#[derive(Clone)]
-pub(super) struct Basis<B: Backend> {
-    /// `P [t_width, s_width]`
-    pub(super) into: Tensor<B, 2>,
-    /// Its pseudoinverse, `[s_width, t_width]`.
-    back: Tensor<B, 2>,
-}
-
-/// The teacher at the student's width, as far as it is fitted.
-pub(super) struct Narrow<B: Backend, T> {
-    pub(super) basis: Basis<B>,
-    /// By the teacher's names.
-    pub(super) decoder: T,
-}
-
-impl<B: Backend, T: LayeredDecoder<B>> Narrow<B, T> {
-    /// Nothing of `teacher` is fitted yet.
-    pub(super) fn new(teacher: &T, basis: Basis<B>) -> Self {
-        Self {
-            basis,
-            decoder: teacher.clone(),
-        }
-    }
-
-    /// With these tensors, of the student's width.
-    pub(super) fn filled(self, tensors: &TensorSet<B>) -> Self {
-        let values = tensors.iter();
-        let values = values.map(|(name, named)| (name.to_owned(), named.tensor.clone()));
-        Self {
-            decoder: with_values(self.decoder, values.collect()),
-            ..self
-        }
-    }
-}
-
-/// Second moments of the teacher's states, each of length one, `[t_width, t_width]`.
-pub(super) struct StreamGram(Mat<f64>);
-
-impl StreamGram {
-    pub(super) fn zeros(width: usize) -> Self {
-        Self(Mat::zeros(width, width))
-    }
-
-    /// Adds the states `h [batch, tokens, t_width]`.
-    pub(super) fn add<B: Backend>(&mut self, h: Tensor<B, 3>, batch: &TokenBatch<B>) -> Result<()> {
-        let rows = flat(h).cast(DType::F32);
-        let [count, width] = rows.dims();
-        let present = batch.segments.clone().greater_elem(0).float();
-        let present = present.reshape([count, 1]).cast(DType::F32);
-        let size = rows.clone().powi_scalar(2).mean_dim(1);
-        let rows = rows / size.add_scalar(f32::MIN_POSITIVE).sqrt() * present;
-        self.0 += matrix(rows.clone().transpose().matmul(rows), width)?;
-        Ok(())
-    }
-
-    /// The directions, so many, in which most of them lies.
-    pub(super) fn basis<B: Backend>(&self, count: usize, device: &B::Device) -> Result<Basis<B>> {
-        let width = self.0.nrows();
-        if count > width || count == 0 {
-            return Err(CalibrationError::Refused(format!(
-                "the teacher's residual stream has {width} features, of which a student cannot keep {count}: keep from \
-                 1 to {width}"
-            )));
-        }
-        let (vectors, _) = solve::eigen(&self.0)?;
-        // The largest eigenvalue is the last. States that lie in these directions keep their mean square.
-        let scale = (count as f64 / width as f64).sqrt();
-        let leading = Mat::from_fn(width, count, |i, j| scale * vectors[(i, width - 1 - j)]);
-        let into = tensor(&leading, device);
-        let back = into.clone().transpose().div_scalar(scale * scale);
-        Ok(Basis { into, back })
-    }
-}
 
 /// The tensors of the teacher at the student's width before any layer is fitted, by the teacher's names: gains of one,
 /// what biases add in the basis, the embedding, and of what is yet to be fitted the shape. Where one table is to do
@@ -405,9 +330,4 @@ fn tied<B: Backend>(
         back: undone.clone().matmul(back).mul_scalar(longer),
     });
     Ok((embedded.matmul(change) + read.matmul(undone)).mul_scalar(0.5 * longer))
-}
-
-fn tensor<B: Backend>(matrix: &Mat<f64>, device: &B::Device) -> Tensor<B, 2> {
-    let data = TensorData::new(row_major(matrix), [matrix.nrows(), matrix.ncols()]);
-    Tensor::from_data(data, (device, DType::F32))
 }
