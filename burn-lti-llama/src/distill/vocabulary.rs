@@ -5,7 +5,7 @@
 //! teacher over the tokens that are kept, renormalised, since logits of others are left out.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::DistillError;
 use super::inputs::export_form;
@@ -153,12 +153,12 @@ impl Text {
 fn tokens_of(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
-    file: &PathBuf,
+    file: &Path,
 ) -> Result<Vec<Vec<u32>>, DataError> {
     let documents = data::read_documents(file, recipe.data.field.as_deref())?;
     let tokens = data::tokens_of(tokenizer, documents, recipe.data.loss_on);
     let tokens = tokens.map_err(|source| DataError::Tokenize {
-        file: file.clone(),
+        file: file.to_owned(),
         source,
     })?;
     Ok(tokens.into_iter().map(|tokens| tokens.ids).collect())

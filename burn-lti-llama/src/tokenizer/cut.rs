@@ -56,12 +56,13 @@ pub(super) fn cut<'a>(source: Source<'a>, kept: &KeptTokens) -> Result<Source<'a
             file: file.clone(),
             source,
         })?;
-        let edited = match name {
-            TOKENIZER => cut.tokenizer(&mut json),
-            TOKENIZER_CONFIG => Some(cut.settings(&mut json)),
-            GENERATION_CONFIG => Some(cut.generation(&mut json)),
-            _ => Some(cut.added(&mut json)),
-        };
+        let mut edited = Some(());
+        match name {
+            TOKENIZER => edited = cut.tokenizer(&mut json),
+            TOKENIZER_CONFIG => cut.settings(&mut json),
+            GENERATION_CONFIG => cut.generation(&mut json),
+            _ => cut.added(&mut json),
+        }
         edited.ok_or_else(|| {
             TokenizerError::Refused(format!(
                 "{} cannot be cut: its post-processor puts a token that it does not have; leave student.vocabulary out",

@@ -188,10 +188,7 @@ fn what_is_no_vocabulary_is_refused() {
         errors.contains("becomes other tokens without the rest"),
         "{errors}"
     );
-    assert!(
-        errors.contains("document 1 of ") && errors.contains("train.txt"),
-        "{errors}"
-    );
+    assert!(errors.contains("train.txt"), "{errors}");
     fs::remove_file(workshop.path("teacher/tokenizer.json")).unwrap();
     assert!(refused("text").contains("no tokenizer.json"));
 }

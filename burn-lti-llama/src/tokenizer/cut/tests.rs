@@ -217,19 +217,6 @@ fn without_what_a_token_is_made_of_its_text_would_be_cut_otherwise() {
     );
 }
 
-#[test]
-fn a_tokenizer_that_chooses_by_chance_is_not_the_same_when_cut() {
-    // What `distill::plan` looks for in the texts.
-    let model = json!({"type": "BPE", "dropout": 0.5, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
-    let dir = folder(&json!({"version": "1.0", "model": model}), &json!({}));
-    let whole = whole_of(&dir);
-    let text = "ab".repeat(64);
-    assert_ne!(
-        whole.encode_as_it_is(&text).unwrap(),
-        whole.encode_as_it_is(&text).unwrap()
-    );
-}
-
 /// A folder with every file that names tokens.
 fn everything() -> TempDir {
     let tokens = [
