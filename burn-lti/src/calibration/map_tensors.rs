@@ -84,7 +84,7 @@ impl<B: Backend> MapTensors<'_, B> {
     ) -> Result<()> {
         let spec = self.map_spec(site);
         let map = &map_name(projection, site.role);
-        if let Some(shape) = RotaryShape::of_spec(&spec) {
+        if let Some(shape) = spec.rotary() {
             return self.add_rotary(tensors, projection, site, &shape, values);
         }
         let (mut a, mut b) = match (values, self.form(site).pairs()) {

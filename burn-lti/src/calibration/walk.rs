@@ -30,7 +30,7 @@ use super::value_features::{Span, ValueFeatures};
 use super::{align, feed_forward, gated, narrow, patterns, refine, select, units};
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::geometry::{Role, Site};
-use crate::map::{MapKind, RotaryShape};
+use crate::map::MapKind;
 use crate::tensors::TensorSet;
 
 /// What is left of layers, blocks and streams can make up for what is gone only where all of it is fitted.
@@ -405,7 +405,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let features = teacher.query_key_features(self.calibration.student.query.head_dim);
         let [query, key] = match turns {
             [] => {
-                let rotary = RotaryShape::of_spec(&self.maps.map_spec(Site::new(layer, Role::Key)));
+                let rotary = self.maps.map_spec(Site::new(layer, Role::Key)).rotary();
                 // A pair that reads features again reads both of a pair, to be turned as one.
                 let others = rotary.map_or_else(
                     || {

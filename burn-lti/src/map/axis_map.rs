@@ -88,6 +88,11 @@ impl AxisSpec {
         [self.teacher.width(), self.student.width()]
     }
 
+    /// The heads and pairs of a rotary map; `None` of another form.
+    pub(crate) fn rotary(&self) -> Option<RotaryShape> {
+        RotaryShape::between(self.map?, self.teacher, self.student)
+    }
+
     /// Shape of `R`, the complex numbers of a rotary map, for each pair of a student's head that turns the real
     /// parts above the imaginary ones: `[s_pairs, 2 * t_heads, s_heads]`.
     pub const fn r_shape(&self) -> [usize; 3] {

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use burn::tensor::DType;
 
 use super::rotary::RotaryShape;
-use super::{AxisSpec, ContractionError, KernelPrecision, MapKind};
+use super::{ContractionError, KernelPrecision, MapKind};
 use crate::geometry::HeadGrid;
 
 /// Multiply-adds of a map's products, for each row of what it is applied to: of `C`, on the right, for
@@ -43,7 +43,7 @@ pub const fn contraction_cost(
         student.head_dim,
     );
     let (first, second, once, between) = match map.pairs() {
-        None => match RotaryShape::of_spec(&AxisSpec::mapped(map, teacher, student)) {
+        None => match RotaryShape::between(map, teacher, student) {
             Some(shape) => (shape.cost(), 0, 0, 0),
             None => (x * y * u * v, 0, 0, 0),
         },

@@ -8,9 +8,8 @@
 use burn::prelude::*;
 use burn::tensor::TensorData;
 
-use super::axis_map::FirstValues;
-use super::{AxisSpec, MapKind};
-use crate::geometry::nearest_pairs;
+use super::MapKind;
+use crate::geometry::{HeadGrid, nearest_pairs};
 
 /// How many heads a rotary map is between, and how their features are paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +28,16 @@ impl RotaryShape {
         head_dim.is_multiple_of(2) && pairs > 0 && 2 * pairs <= head_dim
     }
 
-    /// Of a map that is asked for; `None` of another form.
-    pub(crate) const fn of_spec(spec: &AxisSpec) -> Option<Self> {
-        match spec.map {
-            Some(MapKind::Rotary { teacher, student }) => Some(Self {
-                heads: [spec.teacher.heads, spec.student.heads],
-                sizes: [spec.teacher.head_dim, spec.student.head_dim],
+    /// Of a map of this form between heads; `None` of another form.
+    pub(super) const fn between(
+        map: MapKind,
+        t_heads: HeadGrid,
+        s_heads: HeadGrid,
+    ) -> Option<Self> {
+        match map {
+            MapKind::Rotary { teacher, student } => Some(Self {
+                heads: [t_heads.heads, s_heads.heads],
+                sizes: [t_heads.head_dim, s_heads.head_dim],
                 pairs: [teacher, student],
             }),
             _ => None,
@@ -115,8 +118,12 @@ impl RotaryShape {
         self.heads[1] * self.sizes[1]
     }
 
-    /// The map that has each feature of a student's head be its own in the teacher's heads, mixed by these weights.
-    pub(super) fn picked(&self, weight: impl Fn(usize, usize) -> f32) -> FirstValues {
+    /// `R`, and `W` of what does not turn, of the map that has each feature of a student's head be its own in the
+    /// teacher's heads, mixed by these weights.
+    pub(super) fn picked(
+        &self,
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> (Vec<f32>, Option<Vec<f32>>) {
         let ([t_heads, s_heads], still) = (self.heads, [self.still(0), self.still(1)]);
         let mut r = Vec::with_capacity(self.pairs[1] * 2 * t_heads * s_heads);
         for _ in 0..self.pairs[1] {
@@ -135,8 +142,7 @@ impl RotaryShape {
                 }
             }
         }
-        let w = (of + to > 0).then_some(w);
-        FirstValues::Rotary { r, w }
+        (r, (of + to > 0).then_some(w))
     }
 
     /// `M R`, `m [rows, t_features] -> [rows, s_features]`: the pairs of all heads side by side, a batch of
@@ -198,8 +204,8 @@ fn chosen<B: Backend>(m: Tensor<B, 3>, features: impl Iterator<Item = usize>) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::AxisSpec;
     use super::*;
-    use crate::geometry::HeadGrid;
 
     #[test]
     fn a_shape_follows_from_its_tensors() {
@@ -212,7 +218,7 @@ mod tests {
                 HeadGrid::new(6, sizes[0]),
                 HeadGrid::new(3, sizes[1]),
             );
-            let asked = RotaryShape::of_spec(&spec);
+            let asked = spec.rotary();
             let found = RotaryShape::of(6 * sizes[0], spec.r_shape(), spec.still_shape());
             assert_eq!(found, asked);
             assert_eq!(found.map(|shape| Some(shape.kind())), Some(spec.map));

@@ -10,7 +10,6 @@
 use rand::rngs::StdRng;
 
 use super::super::axis_map::FirstValues;
-use super::super::rotary::RotaryShape;
 use super::super::{AxisSpec, MapKind, Side};
 use super::{StartError, fill_up};
 
@@ -42,11 +41,12 @@ pub(super) fn values(spec: &AxisSpec, side: Side, rng: &mut StdRng) -> FirstValu
         Side::Right => 1.0 / group as f32,
         Side::Left => 1.0,
     };
-    if let Some(shape) = RotaryShape::of_spec(spec) {
-        return shape.picked(|head, s_head| match head / group == s_head {
+    if let Some(shape) = spec.rotary() {
+        let (r, w) = shape.picked(|head, s_head| match head / group == s_head {
             true => weight,
             false => 0.0,
         });
+        return FirstValues::Rotary { r, w };
     }
     if spec.map == Some(MapKind::General) {
         // `W[xy,uv] = A[x,u] I[y,v]`
