@@ -12,8 +12,9 @@ use burn_lti::map::KernelPrecision;
 
 use super::DistillError;
 use crate::config::LlamaConfig;
-use crate::hf::{self, ExportForm, WeightType};
+use crate::hf::{self, ExportForm, HfError, WeightFiles, WeightType};
 use crate::model::{NotFinite, PlainLlama};
+use crate::recipe::{Recipe, ShardSize};
 use crate::tokenizer::TokenizerFiles;
 
 /// Of the largest logit. Folding a map away may at most regroup sums of some thousand float32 terms,
@@ -79,6 +80,20 @@ impl Export<'_> {
             difference,
         })
     }
+}
+
+/// How the student of a recipe is written: in the type of the teacher's file, or of what it computes in if that
+/// has no more digits.
+pub(super) fn export_form(recipe: &Recipe) -> Result<ExportForm, HfError> {
+    let dtype = match (recipe.export.dtype, recipe.teacher.dtype) {
+        (Some(dtype), _) => dtype,
+        (None, WeightType::F32) => WeightFiles::open(&recipe.teacher.path)?.dtype(),
+        (None, half) => half,
+    };
+    Ok(ExportForm {
+        dtype,
+        max_shard_size: recipe.export.max_shard_size.map(ShardSize::bytes),
+    })
 }
 
 /// Rounds every number to a type of fewer digits.

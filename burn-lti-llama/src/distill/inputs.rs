@@ -11,13 +11,14 @@ use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
+use super::export::export_form;
 use super::{DistillError, Event, Listener, Manifest, teacher_cache, vocabulary};
 use crate::data::{self, PackedSequence, of_each_length};
-use crate::hf::{self, ExportForm, HfError, ModelFiles, WeightFiles, WeightType, kept_name};
+use crate::hf::{self, ExportForm, ModelFiles, kept_name};
 use crate::model::PlainLlama;
 use crate::plan::Plan;
 use crate::plan::report::runs;
-use crate::recipe::{Recipe, ShardSize};
+use crate::recipe::Recipe;
 use crate::tokenizer::Tokenizer;
 
 /// Everything that a run reads.
@@ -164,20 +165,6 @@ fn chosen_layers<B: Backend>(
         listener(Event::Advanced(done, all));
     });
     Ok(chosen?)
-}
-
-/// How the student of a recipe is written: in the type of the teacher's file, or of what it computes in if that
-/// has no more digits.
-pub(super) fn export_form(recipe: &Recipe) -> Result<ExportForm, HfError> {
-    let dtype = match (recipe.export.dtype, recipe.teacher.dtype) {
-        (Some(dtype), _) => dtype,
-        (None, WeightType::F32) => WeightFiles::open(&recipe.teacher.path)?.dtype(),
-        (None, half) => half,
-    };
-    Ok(ExportForm {
-        dtype,
-        max_shard_size: recipe.export.max_shard_size.map(ShardSize::bytes),
-    })
 }
 
 impl<A: AutodiffBackend> RunInputs<A> {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use burn::tensor::backend::AutodiffBackend;
 use serde::Serialize;
 
-use super::inputs::export_form;
+use super::export::export_form;
 use super::{DistillError, Event, Job, Listener, Manifest, OutputDir, vocabulary};
 use crate::config::LlamaConfig;
 use crate::plan::Plan;

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::DistillError;
-use super::inputs::export_form;
+use super::export::export_form;
 use crate::data::{self, DataError};
 use crate::hf::ModelFiles;
 use crate::plan::{PlanError, VocabularyPlan};

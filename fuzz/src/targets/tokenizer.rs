@@ -1,5 +1,7 @@
 //! The files of a tokenizer, which the libraries `tokenizers` and `minijinja` read, behind our guard.
 
+use std::path::Path;
+
 use burn_lti_llama::tokenizer::{Message, Tokenizer, TokenizerFiles};
 
 use super::{folder, seeds, write};
