@@ -35,8 +35,10 @@ FOR_SHAPES = ["pick", "slice", "random"]
 METHODS = sorted({*FOR_HEADS, *FOR_SHAPES, "start", "folder"})
 # What `lti.train` of a recipe trains.
 TRAINS = {"all": "all", "projections": "attention"}
-# Sequences: to learn about activations, to choose among candidates, to report, to choose a rate.
-CALIBRATION, CANDIDATES, REPORTED, CHOOSING = 256, 64, 200, 60
+# Tokens to learn about activations.
+CALIBRATION = 32768
+# Sequences to choose among candidates, to report, to choose a rate.
+CANDIDATES, REPORTED, CHOOSING = 64, 200, 60
 
 
 def recipe_of(path, overrides):
@@ -125,7 +127,7 @@ class Contest:
         self.alone = text.one_by_one(documents[:REPORTED], length)
         self.alone_judge = None
         candidates = Judge(self.teacher, self.windows.batches(0, CANDIDATES, CANDIDATES))
-        self.seen = Seen(self.teacher, self.windows.batches(0, CALIBRATION, 64), candidates)
+        self.seen = Seen(self.teacher, self.windows.batches(0, CALIBRATION // length, 64), candidates)
         self.lessons = {}
 
     def student(self, method, shape, seed):
@@ -207,6 +209,9 @@ class Run:
     def __init__(self, lines, contest, recipe, arguments, config, method):
         self.lines, self.contest, self.arguments, self.method = lines, contest, arguments, method
         self.seed = recipe["train"].get("seed", 0)
+        if method == "folder":
+            with open(os.path.join(arguments.folder, "config.json")) as file:
+                recipe, config = recipe | {"student": {}}, json.load(file)
         self.shape = shape_of(recipe, config)
         train = recipe["train"]
         length, batch_size = train.get("seq_len", 128), train.get("batch_size", 16)

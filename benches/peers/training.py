@@ -5,6 +5,9 @@ import time
 
 import torch
 
+# Tokens whose logits are there at once, where nothing has to be kept.
+CHUNK = 1024
+
 
 class Kl(torch.autograd.Function):
     """The mean over tokens of KL(teacher || student), in nats, at temperature 1, which is burn-lti's default loss.
@@ -73,22 +76,25 @@ def train(student, lessons, rate, what):
 
 
 class Judge:
-    """Held-out windows, and what the teacher says of them."""
+    """Held-out windows, and what the teacher's head reads there."""
 
     def __init__(self, teacher, batches):
-        self.batches = batches
+        self.teacher, self.batches = teacher.output, batches
         with torch.no_grad():
-            self.theirs = [teacher.logits(batch).log_softmax(-1) for batch in batches]
+            self.features = [teacher.features(batch) for batch in batches]
 
     @torch.no_grad()
     def __call__(self, student):
         """KL in nats a token, how often the likeliest token is the same, and the tokens."""
         kl = same = tokens = 0
-        for batch, theirs in zip(self.batches, self.theirs):
-            ours = student.logits(batch).log_softmax(-1)
-            kl += (theirs.exp() * (theirs - ours)).double().sum().item()
-            same += (theirs.argmax(-1) == ours.argmax(-1)).sum().item()
-            tokens += len(theirs)
+        for batch, features in zip(self.batches, self.features):
+            # Logits of a few tokens at a time.
+            for theirs, ours in zip(features.split(CHUNK), student.features(batch).split(CHUNK)):
+                theirs = (theirs @ self.teacher.t()).log_softmax(-1)
+                ours = (ours @ student.output.t()).log_softmax(-1)
+                kl += (theirs.exp() * (theirs - ours)).double().sum().item()
+                same += (theirs.argmax(-1) == ours.argmax(-1)).sum().item()
+                tokens += len(theirs)
         return kl / tokens, same / tokens, tokens
 
 
