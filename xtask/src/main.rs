@@ -216,7 +216,7 @@ fn execute(command: Command, counts: &mut Counts) -> Result<()> {
         return args.measure(&shell, &cache, &installed);
     }
     if let Run::Figures(args) = &run {
-        return args.run(&shell, &root, &installed);
+        return args.run(&shell, &root, &cache, &installed);
     }
     let terminal = &mut io::stdout();
     report::run(&shell, &steps, run.title(), &left_out, terminal, counts)

@@ -6,6 +6,9 @@
 //! | `results` | what its runs came to: `docs/results` |
 //! | `table` | the table in the documents, between its markers |
 //!
+//! A part may have rows of rivals, students by other methods: `benches/peers/rivals.py` makes them of the same
+//! recipe and leaves what a run of the command leaves.
+//!
 //! A run that has a result is not carried out again, and one that was stopped goes on, so a part may be made
 //! in several goes. A test has every table be the one that its results make.
 
@@ -21,14 +24,18 @@ use clap::Args;
 use xshell::{Shell, cmd};
 
 use crate::backend::{self, Backend, feature_args_of};
+use crate::cache::Cache;
 use crate::programs::cargo;
 use crate::setup::Installed;
+use crate::setup::peers::PEERS;
 
 use part::{Part, Run};
 use results::{Outcome, Results};
 
 /// The documents that have tables.
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/figures.md"];
+/// The program of the rivals.
+const RIVALS: &str = "benches/peers/rivals.py";
 /// The package of the command.
 const PACKAGE: &str = "burn-lti-llama";
 
@@ -52,7 +59,13 @@ pub(crate) struct FiguresArgs {
 
 impl FiguresArgs {
     /// `shell` is in the repository and has the environment of what is started.
-    pub(crate) fn run(&self, shell: &Shell, root: &Path, installed: &Installed) -> Result<()> {
+    pub(crate) fn run(
+        &self,
+        shell: &Shell,
+        root: &Path,
+        cache: &Cache,
+        installed: &Installed,
+    ) -> Result<()> {
         let parts = Part::all(root)?;
         for name in &self.parts {
             let known = parts.iter().any(|part| part.name == *name);
@@ -60,7 +73,7 @@ impl FiguresArgs {
         }
         if !self.write {
             let asked = |part: &&Part| self.parts.is_empty() || self.parts.contains(&part.name);
-            self.carry_out(shell, root, installed, parts.iter().filter(asked))?;
+            self.carry_out(shell, root, cache, installed, parts.iter().filter(asked))?;
         }
         write(root, &parts)
     }
@@ -69,6 +82,7 @@ impl FiguresArgs {
         &self,
         shell: &Shell,
         root: &Path,
+        cache: &Cache,
         installed: &Installed,
         parts: impl Iterator<Item = &'a Part>,
     ) -> Result<()> {
@@ -78,21 +92,38 @@ impl FiguresArgs {
             None => build(shell, self.backend)?,
         };
         let commit = cmd!(shell, "git rev-parse --short HEAD").quiet().read()?;
+        let mut checked = None;
         for part in parts {
             let path = Results::path(root, &part.name);
             let runs = part.runs();
             let mut results = Results::read(&path)?;
             results.keep(&runs);
+            let folder = root.join("target/figures").join(&part.name);
+            // What rivals have learned of their rates.
+            let lines = folder.with_extension("jsonl");
+            if self.again && lines.exists() {
+                fs::remove_file(&lines)?;
+            }
             for (index, run) in runs.iter().enumerate() {
                 if results.of(run).is_some() && !self.again {
                     continue;
                 }
                 println!("{}, run {} of {}", part.name, index + 1, runs.len());
-                let out = root
-                    .join("target/figures")
-                    .join(&part.name)
-                    .join(index.to_string());
-                self.distill(shell, &program, run, &out)?;
+                let out = folder.join(index.to_string());
+                match &run.by {
+                    None => self.distill(shell, &program, run, &out)?,
+                    Some(_) => {
+                        let python = match &checked {
+                            Some(python) => python,
+                            None => checked.insert(check_rivals(shell, cache, run)?),
+                        };
+                        let args = run.args();
+                        let rival = cmd!(shell, "{python} {RIVALS} {args...} --program {program}");
+                        rival
+                            .args([Path::new("--out"), &out, Path::new("--results"), &lines])
+                            .run()?;
+                    }
+                }
                 results.push(Outcome::read(run, &commit, &out)?);
                 results.write(&path)?;
                 // What was measured is kept; a student is not.
@@ -123,6 +154,14 @@ impl FiguresArgs {
         fs::remove_file(&told)?;
         Ok(())
     }
+}
+
+/// The Python that carries rivals out, once they are what they say: on the teacher of `run`'s recipe.
+fn check_rivals(shell: &Shell, cache: &Cache, run: &Run) -> Result<PathBuf> {
+    let python = PEERS.find(shell, cache)?.interpreter;
+    let recipe = &run.recipe;
+    cmd!(shell, "{python} {RIVALS} {recipe} --self-check").run()?;
+    Ok(python)
 }
 
 /// The command as it is released.
@@ -173,6 +212,27 @@ fn table_of(root: &Path, parts: &[Part], name: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rivals_know_the_methods_of_every_part() {
+        let root = crate::repository().unwrap();
+        let rivals = fs::read_to_string(root.join(RIVALS)).unwrap();
+        let parts = Part::all(&root).unwrap();
+        let rows = parts.iter().flat_map(|part| &part.rows);
+        let mut methods: Vec<_> = rows.filter_map(|row| row.by.as_ref()).collect();
+        methods.dedup();
+        assert!(methods.len() > 3);
+        for method in methods {
+            let known = rivals
+                .lines()
+                .filter(|line| line.starts_with("FOR_") || line.starts_with("METHODS"));
+            let name = format!("\"{method}\"");
+            assert!(
+                known.into_iter().any(|line| line.contains(&name)),
+                "{RIVALS} knows no method {method}"
+            );
+        }
+    }
 
     /// What is published has results, and is what they say.
     #[test]

@@ -53,6 +53,9 @@ pub(crate) struct Row {
     pub(crate) name: String,
     /// Another recipe than that of the part.
     recipe: Option<PathBuf>,
+    /// The method of a rival, which takes recipe and overrides in the command's place: one that
+    /// `benches/peers/rivals.py` knows.
+    pub(crate) by: Option<String>,
     /// Overrides of its runs.
     #[serde(default)]
     set: Vec<String>,
@@ -60,10 +63,13 @@ pub(crate) struct Row {
     columns: Option<BTreeSet<String>>,
 }
 
-/// A run of the command: two with the same are one.
+/// A run of the command, or of a rival: two with the same are one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) recipe: PathBuf,
+    /// The rival's method, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<String>,
     pub(crate) set: Vec<String>,
     pub(crate) seed: u64,
 }
@@ -115,6 +121,7 @@ impl Part {
                 .collect();
             let run = |&seed: &u64| Run {
                 recipe: row.recipe.as_ref().unwrap_or(&self.recipe).clone(),
+                by: row.by.clone(),
                 set: set.clone(),
                 seed,
             };
@@ -141,12 +148,15 @@ impl Part {
 }
 
 impl Run {
-    /// What `burn-lti distill` is called with, but for where its results go.
+    /// What `burn-lti distill` is called with, or `rivals.py`, but for where its results go.
     pub(crate) fn args(&self) -> Vec<String> {
         let mut args = vec![self.recipe.display().to_string()];
         let seed = format!("train.seed={}", self.seed);
         for set in self.set.iter().chain([&seed]) {
             args.extend(["--set".to_owned(), set.clone()]);
+        }
+        if let Some(method) = &self.by {
+            args.extend(["--method".to_owned(), method.clone()]);
         }
         args
     }
@@ -175,6 +185,11 @@ mod tests {
         set = ["lti.train=maps"]
         recipe = "recipes/b.toml"
         columns = ["10 steps"]
+        [[rows]]
+        name = "the mean of heads"
+        set = ["student.heads=4"]
+        by = "mean"
+        columns = ["10 steps"]
     "#;
 
     #[test]
@@ -187,11 +202,31 @@ mod tests {
             [
                 "recipes/a.toml --set x=1 --set train.steps=10 --set train.seed=0",
                 "recipes/b.toml --set x=1 --set lti.train=maps --set train.steps=10 --set train.seed=0",
+                "recipes/a.toml --set x=1 --set student.heads=4 --set train.steps=10 --set train.seed=0 --method mean",
                 "recipes/a.toml --set x=1 --set train.steps=10 --set train.seed=1",
                 "recipes/b.toml --set x=1 --set lti.train=maps --set train.steps=10 --set train.seed=1",
+                "recipes/a.toml --set x=1 --set student.heads=4 --set train.steps=10 --set train.seed=1 --method mean",
             ]
         );
         assert_eq!(part.runs_of(&part.rows[1], &part.columns[1]), None);
+    }
+
+    /// What was committed before there were rivals is read as it was.
+    #[test]
+    fn a_run_of_the_command_says_nothing_of_rivals() {
+        let runs = Part::parse("p", TEXT).unwrap().runs();
+        let written = |run: &Run| serde_json::to_value(run).unwrap();
+        assert!(written(&runs[0]).get("by").is_none());
+        assert_eq!(written(&runs[2])["by"], "mean");
+        for run in &runs {
+            assert_eq!(&serde_json::from_value::<Run>(written(run)).unwrap(), run);
+        }
+        let rival = &runs[2];
+        let ours = Run {
+            by: None,
+            ..rival.clone()
+        };
+        assert_ne!(&ours, rival);
     }
 
     #[test]

@@ -131,6 +131,7 @@ mod tests {
         let mut results = Results::read(&path).unwrap();
         let run = Run {
             recipe: "recipes/a.toml".into(),
+            by: None,
             set: vec!["train.steps=10".to_owned()],
             seed: 1,
         };
@@ -158,6 +159,7 @@ mod tests {
         write("metrics.jsonl", &lines.join("\n"));
         let run = Run {
             recipe: "a".into(),
+            by: None,
             set: Vec::new(),
             seed: 0,
         };

@@ -101,7 +101,8 @@ pub(crate) fn find(shell: &Shell, cache: &Cache) -> Result<Found> {
 }
 
 impl Venv {
-    fn find(&self, shell: &Shell, cache: &Cache) -> Result<Peers> {
+    /// The environment, if it is set up.
+    pub(crate) fn find(&self, shell: &Shell, cache: &Cache) -> Result<Peers> {
         let name = self.component.name();
         ensure!(
             self.is_complete(cache),
