@@ -66,29 +66,20 @@ mod tests {
             let grid = |features| HeadGrid::new(features, 1);
             AxisSpec::mapped(MapKind::General, grid(teacher), grid(student))
         };
-        // Left first: 8 * 2 * 9 and 9 * 6 * 2; right first: 9 * 6 * 8 and 8 * 2 * 6.
-        let [first, second] = AppliedMap::of_sides(&axis(8, 2), &axis(9, 6))[..] else {
-            panic!("two maps");
-        };
-        assert_eq!(
-            (first.rows, first.is_on_teacher, first.cost.first),
-            (9, true, 16)
-        );
-        assert_eq!(
-            (second.rows, second.is_on_teacher, second.cost.first),
-            (2, false, 54)
-        );
-        let [first, second] = AppliedMap::of_sides(&axis(9, 6), &axis(8, 2))[..] else {
-            panic!("two maps");
-        };
-        assert_eq!(
-            (first.rows, first.is_on_teacher, first.cost.first),
-            (9, true, 16)
-        );
-        assert_eq!(
-            (second.rows, second.is_on_teacher, second.cost.first),
-            (2, false, 54)
-        );
+        // The axis of 8 first: 8 * 2 * 9 and 9 * 6 * 2; that of 9 first: 9 * 6 * 8 and 8 * 2 * 6. On either side.
+        for sides in [[axis(8, 2), axis(9, 6)], [axis(9, 6), axis(8, 2)]] {
+            let [first, second] = AppliedMap::of_sides(&sides[0], &sides[1])[..] else {
+                panic!("two maps");
+            };
+            assert_eq!(
+                (first.rows, first.is_on_teacher, first.cost.first),
+                (9, true, 16)
+            );
+            assert_eq!(
+                (second.rows, second.is_on_teacher, second.cost.first),
+                (2, false, 54)
+            );
+        }
         let kept = AxisSpec::kept(HeadGrid::new(5, 1));
         let [only] = AppliedMap::of_sides(&kept, &axis(8, 2))[..] else {
             panic!("one map");
