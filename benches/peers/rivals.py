@@ -371,7 +371,7 @@ def main():
     if arguments.self_check:
         import self_check
 
-        sys.exit(self_check.run(contest()))
+        sys.exit(self_check.run(contest(), FOR_HEADS, FOR_SHAPES))
     with tempfile.TemporaryDirectory() as arguments.scratch:
         for method in arguments.method:
             Run(lines, contest, recipe, arguments, config, method).run()

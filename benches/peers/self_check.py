@@ -45,7 +45,7 @@ def unchanged(contest, batch):
         assert difference(teacher, other, batch) > TOLERANCE, f"{name}: a weight that differs is not seen"
 
 
-def smaller(contest, batch):
+def smaller(contest, batch, for_heads, for_shapes):
     """Turned keys and values give the same scores and sums as before they are averaged; every smaller student
     has the shape that it was asked for."""
     import heads
@@ -72,13 +72,11 @@ def smaller(contest, batch):
     assert groups == [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]]], groups
     shape = dict(heads=teacher.heads, kv_heads=teacher.kv_heads, units=teacher.units, width=teacher.width)
     shape["layers"] = len(teacher.layers)
-    from rivals import FOR_HEADS, FOR_SHAPES
-
-    for method in FOR_HEADS:
+    for method in for_heads:
         student = contest.student(method, shape | {"heads": teacher.heads // 2, "kv_heads": teacher.kv_heads // 2}, 0)
         assert difference(teacher, student, batch) > TOLERANCE, method
         assert student.cache_bytes * 2 == teacher.cache_bytes, method
-    for method in FOR_SHAPES:
+    for method in for_shapes:
         for change in ({"units": teacher.units // 2}, {"layers": 3}, {"width": teacher.width // 2}):
             student = contest.student(method, shape | change, 0)
             found = {"units": student.units, "layers": len(student.layers), "width": student.width}
@@ -133,12 +131,12 @@ def files(contest):
         assert abs(theirs - ours) < 1e-4 * ours, f"{method}: transformers has {theirs}, this program {ours}"
 
 
-def run(contest):
-    """0 if all is right."""
+def run(contest, for_heads, for_shapes):
+    """0 if all is right. The methods are those of `rivals.py`, for other heads and for other shapes."""
     batch = contest.windows.batch(torch.arange(4))
     checks = {
         "a student that is not smaller is its teacher": lambda: unchanged(contest, batch),
-        "a smaller one has its shape": lambda: smaller(contest, batch),
+        "a smaller one has its shape": lambda: smaller(contest, batch, for_heads, for_shapes),
         "text": text,
         "loss": loss,
         "files": lambda: files(contest),

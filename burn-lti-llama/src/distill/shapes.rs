@@ -1,8 +1,9 @@
 //! The search for a student's shape: of those that are small enough, the one that begins nearest to its teacher.
 //!
-//! Layers, heads and units are what is searched here, at the width that the recipe gives. For some numbers of layers and heads, as many units are
-//! kept as the target allows. The start of each such shape is calculated, on less text than a run's, and judged on
-//! held-out text; shapes that keep about the same part of every axis come first, until the time is up.
+//! Layers, heads and units are what is searched here, at the width that the recipe gives. For some numbers of layers
+//! and heads, as many units are kept as the target allows. The start of each such shape is calculated, on less text
+//! than a run's, and judged on held-out text; shapes that keep about the same part of every axis come first, until
+//! the time is up.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -32,8 +32,8 @@ impl From<WeightType> for ExportForm {
     }
 }
 
-/// Writes `model` to `dir`: `config.json`, `model.safetensors` or several files of weights, and the
-/// tokenizer's files as they are in the folder or file `tokenizer`, cut if it says so. The weights come last, so that a folder with
+/// Writes `model` to `dir`: `config.json`, `model.safetensors` or several files of weights, and the tokenizer's files
+/// as they are in the folder or file `tokenizer`, cut if it says so. The weights come last, so that a folder with
 /// weights is whole.
 ///
 /// # Errors

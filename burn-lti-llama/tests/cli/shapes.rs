@@ -12,6 +12,26 @@ fn config(workshop: &Workshop, folder: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// A run that is killed after 250 ms and, resumed, after `second` more ends as the `whole` one did.
+fn killed_is_the_same(
+    workshop: &Workshop,
+    [whole, killed]: [&str; 2],
+    settings: &[&str],
+    second: u64,
+) {
+    kill_after(workshop, &distill(killed, settings), 250);
+    let resume = [settings, &["--resume"]].concat();
+    kill_after(workshop, &distill(killed, &resume), second);
+    if !workshop.path(killed).join("summary.json").exists() {
+        workshop.succeed(&distill(killed, &resume));
+    }
+    assert!(
+        student(workshop, whole) == student(workshop, killed),
+        "{killed}"
+    );
+    assert_eq!(metrics(workshop, killed), metrics(workshop, whole));
+}
+
 #[test]
 fn a_smaller_student_is_made_resumed_collapsed_and_read() {
     let workshop = Workshop::new();
@@ -43,17 +63,7 @@ fn a_smaller_student_is_made_resumed_collapsed_and_read() {
         assert_eq!(made["tie_word_embeddings"], false);
         assert_eq!(made["head_dim"], teacher["head_dim"]);
         // The layer that was chosen is not chosen again, and the same is kept.
-        kill_after(&workshop, &distill(&killed, &shape), 250);
-        let resume = [&shape[..], &["--resume"]].concat();
-        kill_after(&workshop, &distill(&killed, &resume), 200);
-        if !workshop.path(&killed).join("summary.json").exists() {
-            workshop.succeed(&distill(&killed, &resume));
-        }
-        assert!(
-            student(&workshop, &whole) == student(&workshop, &killed),
-            "{start}"
-        );
-        assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
+        killed_is_the_same(&workshop, [&whole, &killed], &shape, 200);
         let collapsed = format!("collapsed-{whole}");
         workshop.succeed(&["collapse", &whole, "--out", &collapsed]);
         assert_eq!(config(&workshop, &collapsed)["num_hidden_layers"], 1);
@@ -95,17 +105,7 @@ fn maps_of_units_are_made_trained_folded_and_resumed() {
         workshop.succeed(&distill(&whole, &set));
         let made = config(&workshop, &format!("{whole}/student"));
         assert!(units.ends_with(&made["intermediate_size"].to_string()));
-        kill_after(&workshop, &distill(&killed, &set), 250);
-        let resume = [&set[..], &["--resume"]].concat();
-        kill_after(&workshop, &distill(&killed, &resume), 300);
-        if !workshop.path(&killed).join("summary.json").exists() {
-            workshop.succeed(&distill(&killed, &resume));
-        }
-        assert!(
-            student(&workshop, &whole) == student(&workshop, &killed),
-            "{name}"
-        );
-        assert_eq!(metrics(&workshop, &killed), metrics(&workshop, &whole));
+        killed_is_the_same(&workshop, [&whole, &killed], &set, 300);
     }
     let errors = workshop.fail(&["plan", "recipe.toml", "--set", "lti.map={ width = 'wide' }"]);
     assert!(errors.contains("lti.map.width"), "{errors}");

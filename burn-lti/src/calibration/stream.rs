@@ -83,9 +83,12 @@ impl StreamGram {
         // The largest eigenvalue is the last. States that lie in these directions keep their mean square.
         let scale = (count as f64 / width as f64).sqrt();
         let leading = Mat::from_fn(width, count, |i, j| scale * vectors[(i, width - 1 - j)]);
-        let into = tensor(&leading, device);
-        let back = into.clone().transpose().div_scalar(scale * scale);
-        Ok(Basis { into, back })
+        // Each out of its own numbers: on libtorch a transposed tensor that is divided takes the other with it.
+        let back = faer::Scale(1.0 / (scale * scale)) * leading.transpose();
+        Ok(Basis {
+            into: tensor(&leading, device),
+            back: tensor(&back, device),
+        })
     }
 }
 

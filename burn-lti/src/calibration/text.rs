@@ -211,9 +211,9 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         };
         let head = self.teacher.head().weight;
         let (width, dtype) = (head.dims()[0], head.dtype());
-        // Of a state of ones the norm leaves its gains.
-        let ones = Tensor::ones([1, 1, width], (&self.device, dtype));
-        Some(flat(self.teacher.normed(reader, ones)?).cast(DType::F32))
+        // Of a state of equal numbers the norm leaves its gains, if they are so large that what it adds is nothing.
+        let equal = Tensor::full([1, 1, width], 1024.0, (&self.device, dtype));
+        Some(flat(self.teacher.normed(reader, equal)?).cast(DType::F32))
     }
 
     /// What the student's stream has come to before the head, `[batch, tokens, d_model]`.

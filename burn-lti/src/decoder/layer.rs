@@ -29,8 +29,8 @@ pub trait LearnToInitDecoderLayer<B: Backend>: Module<B> {
     ) -> Result<Self::Learning, E>;
 }
 
-/// The form of the map in each role that has one, along the axis that is the role's own, at some sites another, and along the width of the
-/// residual stream, on which one side of every weight lies.
+/// The form of the map in each role that has one, along the axis that is the role's own, at some sites another, and
+/// along the width of the residual stream, on which one side of every weight lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleMaps {
     of_roles: BTreeMap<Role, MapKind>,

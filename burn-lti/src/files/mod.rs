@@ -1,5 +1,5 @@
-//! Files and folders that are whole: written in one stroke, hashed, and read no further than they reach; the one codec of
-//! safetensors; and a guard around libraries that panic over a file.
+//! Files and folders that are whole: written in one stroke, hashed, and read no further than they reach; the one
+//! codec of safetensors; and a guard around libraries that panic over a file.
 
 mod atomic;
 mod bounded;

@@ -93,9 +93,9 @@ pub fn fill<B: Backend, M: Module<B>>(
 /// `student`, which was injected, with the values that `changed` has for some of its tensors, by their
 /// names in it. The `weight` of a projection that is a map is its `C`.
 ///
-/// The bias beside a changed map of outputs is again the one that `teacher` has under its name, sent
-/// through the map, and of those `gains` (pairs of a tensor and its projection) that lie along one the means. Ids, and whether a parameter trains, stay. A tensor that is one variable with others
-/// must be changed with all of them.
+/// The bias beside a changed map of outputs is again the one that `teacher` has under its name, sent through the map,
+/// and of those `gains` (pairs of a tensor and its projection) that lie along one the means. Ids, and whether a
+/// parameter trains, stay. A tensor that is one variable with others must be changed with all of them.
 ///
 /// # Errors
 ///

@@ -15,7 +15,7 @@ use burn_lti::tensors::TensorSet;
 use burn_lti::train::{Adam, AdamConfig};
 use burn_lti_llama::config::LlamaConfig;
 use burn_lti_llama::hf;
-use burn_lti_llama::model::PlainLlama;
+use burn_lti_llama::model::{LearningLlama, PlainLlama};
 use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::dense::{dense_config, leaf_of, side_of};
 use burn_lti_tests::llama::{batch_of, family_dir, load};
@@ -391,6 +391,23 @@ fn family<B: Backend>(name: &str, device: &B::Device) -> PlainLlama<B> {
     hf::load(&family_dir(name), device).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+/// A student of `config` whose maps of query and key keep rotations, all of it random.
+fn random_student<B: Backend>(
+    teacher: &PlainLlama<B>,
+    config: &LlamaConfig,
+    device: &B::Device,
+) -> LearningLlama<B> {
+    let of = teacher.config();
+    let spec = LtiSpec {
+        maps: rotary_maps(of, config),
+        start: Start::Lecun,
+        ..LtiSpec::new(of.axes())
+    };
+    let tensors = TensorSet::collect(teacher);
+    let student = llama_student(config, &spec, &tensors, device).expect("a student");
+    fill_random(student, 4)
+}
+
 /// Of a random student: the same tokens further on in a text, and one of them moved against the others.
 fn scores_depend_on_relative_positions_alone<A: AutodiffBackend>(device: A::Device) {
     for teacher in [
@@ -399,14 +416,7 @@ fn scores_depend_on_relative_positions_alone<A: AutodiffBackend>(device: A::Devi
     ] {
         let of = teacher.config();
         let config = with_heads(of, 2, 1, of.head_dim);
-        let spec = LtiSpec {
-            maps: rotary_maps(of, &config),
-            start: Start::Lecun,
-            ..LtiSpec::new(of.axes())
-        };
-        let tensors = TensorSet::collect(&teacher);
-        let student = llama_student(&config, &spec, &tensors, &device).expect("a student");
-        let student = fill_random(student, 4);
+        let student = random_student(&teacher, &config, &device);
         let tokens = Numbers::new(6).ids(6, config.vocab_size);
         let weights = |positions: [i64; 6]| {
             let batch = batch_of([1, 6], &tokens, &positions, &[1; 6], &device);
@@ -497,14 +507,7 @@ fn folded_it_is_the_same_model<A: AutodiffBackend>(device: A::Device) {
     ] {
         let of = teacher.config();
         let config = with_heads(of, 2, 1, head_dim);
-        let spec = LtiSpec {
-            maps: rotary_maps(of, &config),
-            start: Start::Lecun,
-            ..LtiSpec::new(of.axes())
-        };
-        let tensors = TensorSet::collect(&teacher);
-        let student = llama_student(&config, &spec, &tensors, &device).expect("a student");
-        let student = fill_random(student, 4);
+        let student = random_student(&teacher, &config, &device);
         let batch = packed_batch(config.vocab_size, 3, &device);
         let folded = collapse(&student, KernelPrecision::Default).expect("a collapse");
         let skeleton = PlainLlama::init(&config, &device);
