@@ -30,6 +30,7 @@
 //! | `form` | which form an operation has on a device, in a float type |
 //! | `graph` | how an operation gets onto an autodiff graph |
 //! | `cpu` | buffers, threads, vectors and small products of a CPU's loops |
+//! | `precision` | in which float type projections are multiplied |
 //! | `cast` | a generic type by the name of the type that it is |
 //!
 //! A form for GPUs would be a file `cube.rs` beside `cpu.rs`, written in CubeCL for all of them. `Form` would
@@ -54,6 +55,7 @@ mod graph;
 mod linear;
 pub(crate) mod loss_rows;
 mod norm;
+mod precision;
 mod rotary;
 mod soft_cap;
 mod softmax;
@@ -64,6 +66,7 @@ pub use gated_silu::gated_silu;
 pub use linear::linear;
 pub(crate) use linear::{PackedWeight, head_product, product_through_head, projected};
 pub use norm::rms_norm;
+pub use precision::ProductPrecision;
 pub use rotary::{RotaryTable, apply_rotary};
 pub(crate) use soft_cap::slope_of_cap;
 pub use soft_cap::soft_cap;

@@ -27,17 +27,17 @@ pub(crate) enum Memory {
 
 /// Where the numbers of a matrix are.
 #[derive(Clone, Copy)]
-pub(crate) struct Numbers {
-    pub(crate) first: *const f32,
+pub(crate) struct Numbers<N = f32> {
+    pub(crate) first: *const N,
     /// From a row to the next, and from a column.
     pub(crate) steps: [isize; 2],
 }
 
 // SAFETY: it reads only, and from memory that no thread writes to while there are readers.
-unsafe impl Send for Numbers {}
-unsafe impl Sync for Numbers {}
+unsafe impl<N: Sync> Send for Numbers<N> {}
+unsafe impl<N: Sync> Sync for Numbers<N> {}
 
-impl Numbers {
+impl<N: Copy> Numbers<N> {
     /// Those from this place on.
     ///
     /// # Safety
@@ -49,6 +49,15 @@ impl Numbers {
         Self {
             // SAFETY: the caller's promise.
             first: unsafe { self.first.offset(offset) },
+            ..self
+        }
+    }
+
+    /// Rows as columns.
+    pub(crate) fn turned(self) -> Self {
+        let [of_row, of_column] = self.steps;
+        Self {
+            steps: [of_column, of_row],
             ..self
         }
     }

@@ -5,12 +5,14 @@
 //! | `buffer` | the numbers of a tensor, to be read or written over |
 //! | `matrix` | a matrix where any backend has it, to be read |
 //! | `threads` | the threads that a loop runs on, and how much each takes at a time |
+//! | `pairs` | products in bfloat16: how factors are laid out for them, and a tile of one |
 //! | `simd` | exponentials, hyperbolic tangents and sums on the lanes of a vector |
 //! | `small_product` | products of matrices too small to be packed first |
 //! | `tile` | products of a few rows with a matrix as wide as two vectors |
 
 mod buffer;
 mod matrix;
+pub(super) mod pairs;
 mod simd;
 mod small_product;
 mod threads;

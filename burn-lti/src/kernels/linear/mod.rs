@@ -1,5 +1,6 @@
 //! `input weight`
 
+mod bfloat16;
 mod cpu;
 mod packed;
 #[cfg(test)]
@@ -7,9 +8,11 @@ mod tests;
 
 use burn::nn::Linear;
 use burn::prelude::*;
+use burn::tensor::DType;
 
 pub(crate) use packed::PackedWeight;
 
+use super::ProductPrecision;
 use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
 
@@ -53,7 +56,7 @@ fn plus<B: Backend>(output: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<
 
 /// Logits: `states [n, d]` times `head [d, vocab]`.
 pub(crate) fn head_product<B: Backend>(states: Tensor<B, 2>, head: Tensor<B, 2>) -> Tensor<B, 2> {
-    product(states, head, cpu::wide)
+    product(ProductPrecision::current(), states, head, cpu::wide)
 }
 
 /// What a gradient of logits makes of the states: `gradient [n, vocab]` times `head [vocab, d]`.
@@ -61,25 +64,50 @@ pub(crate) fn product_through_head<B: Backend>(
     gradient: Tensor<B, 2>,
     head: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
-    product(gradient, head, cpu::deep)
+    product(ProductPrecision::current(), gradient, head, cpu::deep)
 }
 
-/// On a CPU, on no graph, in the pieces of `write`; else by the backend.
-fn product<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>, write: cpu::Write) -> Tensor<B, 2> {
-    cpu::product(&left, &right, write).unwrap_or_else(|| left.matmul(right))
+/// On a CPU, on no graph, in float32 in the pieces of `write`; else by the backend.
+fn product<B: Backend>(
+    precision: ProductPrecision,
+    left: Tensor<B, 2>,
+    right: Tensor<B, 2>,
+    write: cpu::Write,
+) -> Tensor<B, 2> {
+    let product = match precision {
+        ProductPrecision::Float32 => cpu::product(&left, &right, write),
+        ProductPrecision::BFloat16 => bfloat16::product(&left, &right),
+    };
+    product.unwrap_or_else(|| of_tensors(precision, left, right))
 }
 
 /// `[m, k]` times `[k, n]`.
 fn multiplied<B: Backend>(left: Tensor<B, 2>, right: Tensor<B, 2>) -> Tensor<B, 2> {
+    let precision = ProductPrecision::current();
     match Form::of(is_cpu, [&left, &right]) {
-        Form::Tensors => left.matmul(right),
-        form @ Form::Cpu => apply(Product, form, [left, right]),
+        Form::Tensors => of_tensors(precision, left, right),
+        form @ Form::Cpu => apply(Product(precision), form, [left, right]),
     }
 }
 
-/// With `g` the gradient of the product, `d left = g right^T`, `d right = left^T g`.
+/// By the backend, on a graph too.
+fn of_tensors<B: Backend>(
+    precision: ProductPrecision,
+    left: Tensor<B, 2>,
+    right: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    match precision {
+        ProductPrecision::BFloat16 if left.dtype() == DType::F32 => {
+            let [left, right] = [left, right].map(|factor| factor.cast(DType::BF16));
+            left.matmul(right).cast(DType::F32)
+        }
+        _ => left.matmul(right),
+    }
+}
+
+/// With `g` the gradient of the product, `d left = g right^T`, `d right = left^T g`, in the same precision.
 #[derive(Clone, Copy, Debug)]
-struct Product;
+struct Product(ProductPrecision);
 
 impl Operation<2, 2> for Product {
     /// Of either factor, what the gradient of the other needs.
@@ -95,7 +123,7 @@ impl Operation<2, 2> for Product {
             of_right.then(|| left.clone()),
             of_left.then(|| right.clone()),
         ];
-        (product(left, right, cpu::balanced), Some(saved))
+        (product(self.0, left, right, cpu::balanced), Some(saved))
     }
 
     fn backward<B: Backend>(
@@ -109,8 +137,8 @@ impl Operation<2, 2> for Product {
         let right = right.filter(|_| of_left);
         let left = left.filter(|_| of_right);
         [
-            right.map(|right| product(gradient.clone(), right, cpu::balanced)),
-            left.map(|left| product(left, gradient, cpu::balanced)),
+            right.map(|right| product(self.0, gradient.clone(), right, cpu::balanced)),
+            left.map(|left| product(self.0, left, gradient, cpu::balanced)),
         ]
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A library packs the weight anew for each product, which for the few dozen rows of a step of generation costs
 //! as much as a third of the product. It also chooses its kernels, and so the order of sums, by how many rows
-//! there are. Here, on a CPU and in float32, a weight lies in panels as wide as two vectors, which are read from
-//! end to end, and the result of a row does not depend on the rows beside it: each number is one chain of
-//! multiply-adds in the order of the inputs.
+//! there are. Here, on a CPU, a weight lies in panels as wide as two vectors, which are read from end to end, and
+//! the result of a row does not depend on the rows beside it: each number is one chain of multiply-adds in the
+//! order of the inputs. In bfloat16 the panels are half as large, and a step of generation, which reads all
+//! weights for few rows, takes half as long.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,11 +15,12 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use pulp::{Arch, Simd, WithSimd};
 
+use super::bfloat16::{self, Right};
 use super::cpu::{Output, written};
-use super::{multiplied, plus};
+use super::{ProductPrecision, multiplied, plus};
 use crate::kernels::cpu::{
-    LeftRows, Matrix, Panel, ThreadPool, Tile, in_tiles, load, multiply, panel_width, store,
-    whole_tiles,
+    LeftRows, Matrix, Numbers, Panel, ThreadPool, Tile, in_tiles, load, multiply, pairs::Pairs,
+    panel_width, store, whole_tiles,
 };
 
 /// Numbers of a panel that are multiplied with many rows before the next are, at most. They are in the second
@@ -35,20 +37,54 @@ const WORTH_SHARING: usize = 1 << 18;
 const WORTH_A_PIECE: usize = 1 << 21;
 
 /// A weight, `[d_input, d_output]`, laid out for products with any number of rows. Clones share it.
-#[derive(Clone, Debug)]
-pub(crate) struct PackedWeight(Arc<Panels>);
+#[derive(Clone)]
+pub(crate) struct PackedWeight {
+    layout: Layout,
+    /// `[d_input, d_output]`
+    shape: [usize; 2],
+}
+
+#[derive(Clone)]
+enum Layout {
+    Float32(Arc<Panels>),
+    BFloat16(Arc<Pairs>),
+}
+
+impl fmt::Debug for PackedWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [d_input, d_output] = self.shape;
+        write!(f, "PackedWeight [{d_input}, {d_output}]")
+    }
+}
 
 impl PackedWeight {
-    /// A copy of `weight [d_input, d_output]`. `None` if it is not float32 in a CPU's memory, or empty, or on
-    /// a graph.
+    /// A copy of `weight [d_input, d_output]`, in the precision of the scope that this thread is in. `None` if
+    /// it is not float32 in a CPU's memory, or empty, or on a graph.
     pub(crate) fn of<B: Backend>(weight: &Tensor<B, 2>) -> Option<Self> {
-        Panels::of(weight).map(|panels| Self(Arc::new(panels)))
+        let matrix = Matrix::of(weight)?;
+        let shape = matrix.shape;
+        if shape.contains(&0) {
+            return None;
+        }
+        let pool = ThreadPool::of(&weight.device());
+        let layout = match ProductPrecision::current() {
+            ProductPrecision::Float32 => Layout::Float32(Arc::new(Panels::of(pool, &matrix))),
+            ProductPrecision::BFloat16 => {
+                // SAFETY: the numbers are of this shape, and kept until here.
+                let panels = unsafe { bfloat16::panels_of(pool, matrix.numbers, shape) };
+                Layout::BFloat16(Arc::new(panels))
+            }
+        };
+        Some(Self { layout, shape })
     }
 
-    /// The weight as it was, `[d_input, d_output]`.
+    /// The weight as it was, or as it was rounded, `[d_input, d_output]`.
     pub(crate) fn weight<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
-        let data = TensorData::new(self.0.weight(), self.0.shape);
-        Tensor::from_data(data, device)
+        let weight = match &self.layout {
+            Layout::Float32(panels) => panels.weight(),
+            Layout::BFloat16(panels) => bfloat16::numbers_of(panels, self.shape),
+        };
+        Tensor::from_data(TensorData::new(weight, self.shape), device)
     }
 
     /// `input [..., d_input]` times the weight, and `bias [d_output]` added: `[..., d_output]`.
@@ -61,7 +97,7 @@ impl PackedWeight {
         input: Tensor<B, D>,
         bias: Option<Tensor<B, 1>>,
     ) -> Tensor<B, D> {
-        let [d_input, d_output] = self.0.shape;
+        let [d_input, d_output] = self.shape;
         let mut shape = input.dims();
         assert_eq!(
             shape[D - 1],
@@ -71,7 +107,7 @@ impl PackedWeight {
         let rows = shape[..D - 1].iter().product::<usize>();
         shape[D - 1] = d_output;
         let input = input.reshape([rows, d_input]);
-        let output = match self.0.product(&input) {
+        let output = match self.product(&input) {
             Some(output) => output,
             // Of another float type, or on a graph.
             None => multiplied(
@@ -80,6 +116,32 @@ impl PackedWeight {
             ),
         };
         plus(output, bias).reshape(shape)
+    }
+
+    /// None if `input` is not float32 in a CPU's memory.
+    fn product<B: Backend>(&self, input: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let [k, n] = self.shape;
+        let device = input.device();
+        let mut matrix = Matrix::of(input)?;
+        if matrix.numbers.steps[1] != 1 || matrix.numbers.steps[0] < 0 {
+            // Rows are read from end to end.
+            matrix = Matrix::of(&Tensor::<B, 2>::from_data(input.to_data(), &device))?;
+        }
+        let m = matrix.shape[0];
+        if m == 0 {
+            return Some(Tensor::zeros([0, n], &device));
+        }
+        let pool = ThreadPool::of(&device);
+        written(&matrix.memory, &device, [m, n], |output| {
+            match &self.layout {
+                Layout::Float32(panels) => panels.multiply(pool, matrix.numbers, m, output),
+                Layout::BFloat16(panels) => {
+                    let right = Right::LaidOut(panels);
+                    // SAFETY: factors and output are of these shapes.
+                    unsafe { bfloat16::multiply(pool, matrix.numbers, right, [m, k, n], output) }
+                }
+            }
+        })
     }
 }
 
@@ -97,21 +159,9 @@ struct Panels {
     width: usize,
 }
 
-impl fmt::Debug for Panels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [d_input, d_output] = self.shape;
-        write!(f, "Panels [{d_input}, {d_output}]")
-    }
-}
-
 impl Panels {
-    /// None if the weight is not float32 in a CPU's memory, or empty.
-    fn of<B: Backend>(weight: &Tensor<B, 2>) -> Option<Self> {
-        let matrix = Matrix::of(weight)?;
+    fn of(pool: ThreadPool, matrix: &Matrix) -> Self {
         let [k, n] = matrix.shape;
-        if k * n == 0 {
-            return None;
-        }
         let width = panel_width();
         let panel = k * width;
         let lines = (n.div_ceil(width) * panel).div_ceil(LINE);
@@ -122,7 +172,7 @@ impl Panels {
         };
         let numbers = matrix.numbers;
         let pieces = panels.numbers_mut().chunks_mut(panel).enumerate();
-        ThreadPool::of(&weight.device()).for_each(
+        pool.for_each(
             pieces.collect(),
             || (),
             |(), (index, places)| {
@@ -135,7 +185,7 @@ impl Panels {
                 }
             },
         );
-        Some(panels)
+        panels
     }
 
     fn numbers(&self) -> &[f32] {
@@ -166,40 +216,26 @@ impl Panels {
         weight
     }
 
-    /// None if `input` is not float32 in a CPU's memory.
-    fn product<B: Backend>(&self, input: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-        let [_, n] = self.shape;
-        let device = input.device();
-        let mut matrix = Matrix::of(input)?;
-        if matrix.numbers.steps[1] != 1 || matrix.numbers.steps[0] < 0 {
-            // Rows are read from end to end.
-            matrix = Matrix::of(&Tensor::<B, 2>::from_data(input.to_data(), &device))?;
-        }
-        let m = matrix.shape[0];
+    /// Writes the product of `m` rows, which lie from end to end.
+    fn multiply(&self, pool: ThreadPool, rows: Numbers, m: usize, output: Output) {
         let rows = LeftRows {
-            first: matrix.numbers.first,
-            step: matrix.numbers.steps[0].unsigned_abs(),
+            first: rows.first,
+            step: rows.steps[0].unsigned_abs(),
         };
-        if m == 0 {
-            return Some(Tensor::zeros([0, n], &device));
+        let pieces = self.pieces(pool.threads(), m);
+        let work = |panels: Range<usize>| {
+            Arch::new().dispatch(Product {
+                rows,
+                m,
+                weight: self,
+                panels,
+                output,
+            });
+        };
+        match <[_; 1]>::try_from(pieces) {
+            Ok([all]) => work(all), // no need to wake other threads
+            Err(pieces) => pool.for_each(pieces, || (), |(), panels| work(panels)),
         }
-        let pool = ThreadPool::of(&device);
-        written(&matrix.memory, &device, [m, n], |output| {
-            let pieces = self.pieces(pool.threads(), m);
-            let work = |panels: Range<usize>| {
-                Arch::new().dispatch(Product {
-                    rows,
-                    m,
-                    weight: self,
-                    panels,
-                    output,
-                });
-            };
-            match <[_; 1]>::try_from(pieces) {
-                Ok([all]) => work(all), // no need to wake other threads
-                Err(pieces) => pool.for_each(pieces, || (), |(), panels| work(panels)),
-            }
-        })
     }
 
     /// Some for each thread, so that one that is held up leaves work to others.

@@ -2,9 +2,12 @@
 
 use burn::backend::Autodiff;
 use burn::prelude::*;
+use half::bf16;
 
 use super::cpu::{self, DEPTH, balanced, piece_for, wide};
-use super::{PackedWeight, head_product, multiplied, product, product_through_head};
+use super::{
+    PackedWeight, ProductPrecision, head_product, multiplied, product, product_through_head,
+};
 
 /// Small whole numbers, whose sums of products are exact.
 fn numbers<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
@@ -52,8 +55,10 @@ fn pieces_make_the_whole_product<B: Backend>() {
             assert_eq!(values(found), expected, "{m} {k} {n}");
             let found = product_through_head(left.clone(), right.clone());
             assert_eq!(values(found), expected, "{m} {k} {n}");
-            let found = product(left, right, balanced);
-            assert_eq!(values(found), expected, "{m} {k} {n}");
+            for precision in ProductPrecision::ALL {
+                let found = product(precision, left.clone(), right.clone(), balanced);
+                assert_eq!(values(found), expected, "{m} {k} {n} {precision}");
+            }
         }
     }
 }
@@ -66,9 +71,11 @@ fn a_packed_weight_has_the_same_product<B: Backend>() {
             numbers::<B>([n, k]).transpose(),
             numbers::<B>([k + 1, n + 2]).slice([1..k + 1, 2..n + 2]),
         ] {
-            let packed = PackedWeight::of(&weight).expect("it is of a CPU");
-            let back = packed.weight::<B>(&weight.device());
-            assert_eq!(values(back), values(weight.clone()));
+            let packed = ProductPrecision::ALL.map(|precision| packed(precision, &weight));
+            for packed in &packed {
+                let back = packed.weight::<B>(&weight.device());
+                assert_eq!(values(back), values(weight.clone()));
+            }
             for m in [1, 2, 5, 6, 7, 13, 64] {
                 for input in [
                     numbers::<B>([m, k]),
@@ -77,27 +84,100 @@ fn a_packed_weight_has_the_same_product<B: Backend>() {
                 ] {
                     let expected = values(input.clone().matmul(weight.clone()) + 1.0);
                     let bias = Tensor::ones([n], &weight.device());
-                    let found = packed.project(input, Some(bias));
-                    assert_eq!(values(found), expected, "{m} {k} {n}");
+                    for packed in &packed {
+                        let found = packed.project(input.clone(), Some(bias.clone()));
+                        assert_eq!(values(found), expected, "{m} {k} {n}");
+                    }
                 }
             }
         }
     }
 }
 
+fn packed<B: Backend>(precision: ProductPrecision, weight: &Tensor<B, 2>) -> PackedWeight {
+    let packed = precision.scope(|| PackedWeight::of(weight));
+    packed.expect("it is of a CPU")
+}
+
+/// Numbers whose products are rounded.
+fn roots<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
+    (numbers::<B>(shape) + 6.0).sqrt() - 1.7
+}
+
 /// Of numbers whose sums are rounded, bit for bit.
 fn a_row_of_a_packed_product_is_its_own<B: Backend>() {
-    let roots = |shape| (numbers::<B>(shape) + 6.0).sqrt();
-    let packed = PackedWeight::of(&roots([700, 530])).expect("it is of a CPU");
-    let input = roots([300, 700]);
+    let input = roots::<B>([300, 700]);
     let bits = |product: Tensor<B, 2>| -> Vec<u32> {
         values(product).into_iter().map(f32::to_bits).collect()
     };
-    let all = bits(packed.project(input.clone(), None));
-    for rows in [0..1, 7..9, 100..113, 299..300, 20..260] {
-        let alone = packed.project(input.clone().slice([rows.clone(), 0..700]), None);
-        assert_eq!(bits(alone), all[rows.start * 530..rows.end * 530]);
+    for precision in ProductPrecision::ALL {
+        let packed = packed(precision, &roots::<B>([700, 530]));
+        let all = bits(packed.project(input.clone(), None));
+        for rows in [0..1, 7..9, 100..113, 299..300, 20..260] {
+            let alone = packed.project(input.clone().slice([rows.clone(), 0..700]), None);
+            assert_eq!(bits(alone), all[rows.start * 530..rows.end * 530]);
+        }
     }
+}
+
+/// As `half` rounds, and summed in float64.
+fn a_product_in_bfloat16_is_that_of_rounded_factors<B: Backend>() {
+    let rounded = |tensor: Tensor<B, 2>| -> Vec<f64> {
+        let rounded = |number: f32| bf16::from_f32(number).to_f64();
+        values(tensor).into_iter().map(rounded).collect()
+    };
+    for [m, k, n] in [[1, 1, 1], [15, 333, 37], [64, 2000, 33], [131, 64, 200]] {
+        let (left, right) = (roots::<B>([m, k]), roots::<B>([k, n]));
+        let precision = ProductPrecision::BFloat16;
+        let found = values(product(precision, left.clone(), right.clone(), balanced));
+        let of_packed = packed(precision, &right).project(left.clone(), None);
+        let (left, right) = (rounded(left), rounded(right));
+        for (at, (found, of_packed)) in found.into_iter().zip(values(of_packed)).enumerate() {
+            let terms = (0..k).map(|i| left[at / n * k + i] * right[i * n + at % n]);
+            let size: f64 = terms.clone().map(f64::abs).sum();
+            let expected: f64 = terms.sum();
+            let bound = f64::from(f32::EPSILON) * k as f64 * size;
+            assert!(
+                (f64::from(found) - expected).abs() <= bound,
+                "{m} {k} {n}, at {at}: {found} is not {expected}"
+            );
+            assert_eq!(found.to_bits(), of_packed.to_bits(), "packed or not");
+        }
+    }
+}
+
+/// Beyond float32's numbers and at their end: what is no number must not become one.
+fn what_is_no_number_stays_none_in_bfloat16<B: Backend>() {
+    for odd in [
+        f32::NAN,
+        -f32::NAN,
+        f32::from_bits(0x7fff_ffff),
+        f32::from_bits(0x7f80_0001),
+    ] {
+        let left = Tensor::<B, 2>::from_floats([[1.0, odd, 2.0]], &Default::default());
+        let right = numbers::<B>([3, 40]);
+        let found = values(product(ProductPrecision::BFloat16, left, right, balanced));
+        assert!(found.into_iter().all(f32::is_nan));
+    }
+    let left = Tensor::<B, 2>::from_floats([[1.0, f32::INFINITY]], &Default::default());
+    let right = Tensor::<B, 2>::from_floats([[1.0], [-2.0]], &Default::default());
+    let found = values(product(ProductPrecision::BFloat16, left, right, balanced));
+    assert_eq!(found, [f32::NEG_INFINITY]);
+}
+
+#[test]
+fn a_precision_ends_with_its_scope() {
+    let current = ProductPrecision::current;
+    assert_eq!(current(), ProductPrecision::Float32);
+    let inside = ProductPrecision::BFloat16.scope(|| {
+        let inner = ProductPrecision::Float32.scope(current);
+        assert_eq!(inner, ProductPrecision::Float32);
+        current()
+    });
+    assert_eq!(inside, ProductPrecision::BFloat16);
+    let panicked = std::panic::catch_unwind(|| ProductPrecision::BFloat16.scope(|| panic!("out")));
+    assert!(panicked.is_err());
+    assert_eq!(current(), ProductPrecision::Float32);
 }
 
 fn what_cannot_be_packed_is_left<B: Backend>() {
@@ -157,7 +237,7 @@ fn what_is_no_number_is_passed_on<B: Backend>() {
     assert!(product[600..].iter().all(|number| number.is_finite()));
 }
 
-/// The product, and the gradients of both factors where the product's is itself.
+/// The product, and the gradients of both factors, all of whole numbers.
 fn found<I: Backend>(
     wanted: [bool; 2],
     product: impl Fn(Tensor<Autodiff<I>, 2>, Tensor<Autodiff<I>, 2>) -> Tensor<Autodiff<I>, 2>,
@@ -165,7 +245,7 @@ fn found<I: Backend>(
     let leaf = |shape, wanted| Tensor::from_inner(numbers::<I>(shape)).set_require_grad(wanted);
     let (left, right) = (leaf([70, 33], wanted[0]), leaf([40, 33], wanted[1]));
     let output = product(left.clone(), right.clone().transpose());
-    let weight = output.clone().detach();
+    let weight = Tensor::from_inner(numbers::<I>([70, 40]));
     let gradients = (output.clone() * weight).sum().backward();
     let values = |tensor: Tensor<I, 2>| tensor.into_data().iter().collect();
     [
@@ -177,11 +257,27 @@ fn found<I: Backend>(
 
 fn gradients_are_those_of_burns_product<I: Backend>() {
     for wanted in [[true, true], [true, false], [false, true]] {
-        let found_here = found::<I>(wanted, multiplied);
-        let gradients = [&found_here[1], &found_here[2]].map(Option::is_some);
-        assert_eq!(gradients, wanted);
-        assert_eq!(found_here, found::<I>(wanted, Tensor::matmul));
+        for precision in ProductPrecision::ALL {
+            let found_here = precision.scope(|| found::<I>(wanted, multiplied));
+            let gradients = [&found_here[1], &found_here[2]].map(Option::is_some);
+            assert_eq!(gradients, wanted);
+            assert_eq!(found_here, found::<I>(wanted, Tensor::matmul));
+        }
     }
+}
+
+/// Which is where a learner goes backwards.
+fn a_gradient_has_its_products_precision_outside_the_scope<I: Backend>() {
+    let leaf = |number: f32| {
+        let data = TensorData::from([[number]]);
+        Tensor::<Autodiff<I>, 2>::from_data(data, &Default::default()).require_grad()
+    };
+    let (left, right) = (leaf(1.001), leaf(3.001));
+    let output = ProductPrecision::BFloat16.scope(|| multiplied(left.clone(), right.clone()));
+    assert_eq!(values(output.clone().inner()), [3.0], "rounded");
+    let gradients = (output * 1.001).sum().backward();
+    assert_eq!(left.grad(&gradients).map(values), Some(vec![3.0]));
+    assert_eq!(right.grad(&gradients).map(values), Some(vec![1.0]));
 }
 
 macro_rules! on {
@@ -198,6 +294,21 @@ macro_rules! on {
             #[test]
             fn gradients_are_those_of_burns_product() {
                 super::gradients_are_those_of_burns_product::<$backend>();
+            }
+
+            #[test]
+            fn a_gradient_has_its_products_precision_outside_the_scope() {
+                super::a_gradient_has_its_products_precision_outside_the_scope::<$backend>();
+            }
+
+            #[test]
+            fn a_product_in_bfloat16_is_that_of_rounded_factors() {
+                super::a_product_in_bfloat16_is_that_of_rounded_factors::<$backend>();
+            }
+
+            #[test]
+            fn what_is_no_number_stays_none_in_bfloat16() {
+                super::what_is_no_number_stays_none_in_bfloat16::<$backend>();
             }
 
             #[test]
