@@ -49,6 +49,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
         listener: &Listener,
     ) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
+        check_precision::<A::InnerBackend>(recipe, device)?;
         let (files, vocabulary) = vocabulary::teacher_files(recipe)?;
         let config = files.config();
         let mut plan = Plan::with_layers(recipe, config, kept)?;
@@ -129,6 +130,19 @@ fn for_student<B: Backend>(plan: &Plan, seed: u64, tensors: TensorSet<B>) -> Ten
         None => tensors,
     };
     width::at_width(plan, seed, tensors)
+}
+
+/// Refuses a precision that the device lacks.
+fn check_precision<B: Backend>(recipe: &Recipe, device: &B::Device) -> Result<(), DistillError> {
+    let precision = recipe.train.precision;
+    match precision.is_supported::<B>(device) {
+        true => Ok(()),
+        false => Err(DistillError::Refused(format!(
+            "train.precision is \"{precision}\", in which {} does not multiply on this device: set it to \
+             \"float32\", or choose another backend or device (`burn-lti devices` lists them)",
+            B::name(device)
+        ))),
+    }
 }
 
 /// Tokens of each of the two texts on which layers are chosen.

@@ -52,7 +52,8 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
     ) -> Result<Self, DistillError> {
         let clock = StepClock::new();
         let loss = loss(recipe, schedule.steps)?;
-        let mut module = Distiller::new(student, inputs.training_teacher.clone(), loss)?;
+        let module = Distiller::new(student, inputs.training_teacher.clone(), loss)?;
+        let mut module = module.with_precision(recipe.train.precision);
         if let Some(feature) = &inputs.plan.loss.feature {
             module = module.with_pairs(feature.pairs.iter().copied())?;
             if feature.projector {

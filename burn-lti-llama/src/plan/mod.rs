@@ -17,6 +17,7 @@ mod vocabulary;
 
 use burn_lti::blueprint::Blueprint;
 use burn_lti::decoder::LtiSpec;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule};
 use burn_lti::map::Start;
 use burn_lti::train::LayerPair;
@@ -148,6 +149,8 @@ pub struct TrainingPlan {
     pub batch_size: usize,
     /// Tokens in a sequence, a number or the lengths that take turns.
     pub seq_len: SeqLens,
+    /// In which projections are multiplied.
+    pub precision: ProductPrecision,
     /// Micro-batches in which a step's sequences are read.
     pub accumulate: usize,
     /// Steps from one evaluation on held-out text to the next.
@@ -432,6 +435,7 @@ fn plan_training(train: &TrainSection) -> TrainingPlan {
         steps: train.steps,
         batch_size: train.batch_size,
         seq_len: train.seq_len.clone(),
+        precision: train.precision,
         accumulate: train.accumulate,
         eval_every: train.eval_every(train.steps),
         patience: train.patience,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use burn_lti::calibration::Budget;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::Divergence;
 use burn_lti::map::Start;
 
@@ -188,6 +189,7 @@ impl Plan {
             steps,
             batch_size,
             ref seq_len,
+            precision,
             accumulate,
             eval_every,
             patience,
@@ -206,6 +208,9 @@ impl Plan {
                 let sizes = each(&|len| seq_len.sequences_of(len, sequences).to_string());
                 writeln!(f, ", in {accumulate} micro-batches of {sizes}")?;
             }
+        }
+        if precision != ProductPrecision::Float32 {
+            writeln!(f, "products in {precision}, sums and all else in float32")?;
         }
         let every = |steps| count(steps, "step", "steps");
         write!(f, "watches  held-out KL every {}", every(eval_every))?;

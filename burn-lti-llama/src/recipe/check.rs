@@ -306,6 +306,7 @@ impl Checks<'_> {
             batch_size,
             accumulate,
             seq_len,
+            precision: _,
             learning_rate,
             rate,
             optimizer: _,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, Start};
 use burn_lti::train::Decay;
@@ -323,6 +324,10 @@ pub struct TrainSection {
     /// Default: 128.
     #[serde(default = "defaults::seq_len")]
     pub seq_len: SeqLens,
+    /// In which type projections are multiplied in training, teacher's and student's, forwards and backwards:
+    /// `float32`, or `bfloat16`, with sums, weights, gradients and all else in float32. Default: `float32`.
+    #[serde(default)]
+    pub precision: ProductPrecision,
     /// `auto`, a measured rate for each tensor, or the highest rate of all. Default: `auto`.
     #[serde(default)]
     pub learning_rate: LearningRate,

@@ -13,6 +13,7 @@ use super::gradients::{collect_gradients, scale};
 use super::{StepClock, Teacher};
 use crate::compat;
 use crate::decoder::{CausalLm, FeatureTap, Head, TokenBatch};
+use crate::kernels::ProductPrecision;
 use crate::loss::{FeaturePair, LossError, LossInput, LossSchedule, LossSums, LossSumsTensor};
 
 /// A layer of the student and the layer of the teacher that it is compared with, counted from 0;
@@ -57,6 +58,8 @@ pub struct Distiller<B: Backend, M: Module<B>, T> {
     pairs: Vec<LayerPair>,
     #[module(skip)]
     clock: StepClock,
+    #[module(skip)]
+    precision: ProductPrecision,
 }
 
 impl<B, M, T> Distiller<B, M, Arc<T>>
@@ -93,6 +96,7 @@ where
             loss: loss.into(),
             pairs: Vec::new(),
             clock: StepClock::new(),
+            precision: ProductPrecision::default(),
         };
         match distiller.loss.at(0).feature() {
             None => Ok(distiller),
@@ -160,6 +164,13 @@ where
     /// [`StudentOptimizer::with_clock`](super::StudentOptimizer::with_clock).
     pub fn with_clock(mut self, clock: StepClock) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// Multiplies in this precision in training, teacher and student, forwards and backwards; never where
+    /// the student is measured. Default: float32.
+    pub const fn with_precision(mut self, precision: ProductPrecision) -> Self {
+        self.precision = precision;
         self
     }
 }
@@ -280,6 +291,17 @@ where
     /// the features) are worked out on the inner backend; `sum(hidden * gradient)` has exactly that
     /// gradient, and its `backward` carries it on into the student.
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
+        self.precision.scope(|| self.step_in_scope(batch))
+    }
+}
+
+impl<B, M, T> Distiller<B, M, Arc<T>>
+where
+    B: AutodiffBackend,
+    M: CausalLm<B> + AutodiffModule<B, InnerModule: ModuleDisplay>,
+    T: Teacher<B::InnerBackend>,
+{
+    fn step_in_scope(&self, batch: TokenBatch<B>) -> TrainOutput<LossSumsTensor<B::InnerBackend>> {
         let student = self.run_student(&batch);
         let input = self.loss_input(&student, &batch.inner());
         let gradient = self.loss.at(self.clock.taken()).gradient(input);

@@ -3,6 +3,9 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
+use burn::prelude::*;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti_llama::config::model_folder;
 use burn_lti_llama::corpus::CorpusOrder;
 use burn_lti_llama::data::{Documents, LossOn};
@@ -199,6 +202,32 @@ pub(crate) struct DtypeArg {
     pub(crate) dtype: WeightType,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct PrecisionArg {
+    /// The float type in which projections are multiplied, weights and input rounded to it; sums and all else are in
+    /// that of the weights.
+    #[arg(long, default_value_t, value_name = "TYPE", value_parser = precision())]
+    pub(crate) precision: ProductPrecision,
+}
+
+impl PrecisionArg {
+    /// Does `work` in it, if the device can.
+    pub(crate) fn scope<B: Backend, T>(
+        &self,
+        device: &B::Device,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let precision = self.precision;
+        ensure!(
+            precision.is_supported::<B>(device),
+            "{} does not multiply in {precision} on this device: leave --precision out, or choose another \
+             --backend or --device (`burn-lti devices` lists them)",
+            B::name(device)
+        );
+        precision.scope(work)
+    }
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().map_err(|error| error.to_string())?;
     match number.is_finite() && number > 0.0 {
@@ -239,6 +268,16 @@ fn weight_type() -> impl TypedValueParser<Value = WeightType> {
         dtype.ok_or("no float type of weights")
     };
     PossibleValuesParser::new(WeightType::ALL.map(WeightType::name)).try_map(named)
+}
+
+/// A precision of products by its name in recipes.
+fn precision() -> impl TypedValueParser<Value = ProductPrecision> {
+    let named = |name: String| {
+        let mut all = ProductPrecision::ALL.into_iter();
+        all.find(|precision| precision.name() == name)
+            .ok_or("no precision of products")
+    };
+    PossibleValuesParser::new(ProductPrecision::ALL.map(ProductPrecision::name)).try_map(named)
 }
 
 fn documents() -> impl TypedValueParser<Value = Documents> {
@@ -500,6 +539,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
     #[command(flatten)]
+    pub(crate) precision: PrecisionArg,
+    #[command(flatten)]
     pub(crate) json: JsonArg,
 }
 
@@ -548,6 +589,8 @@ pub(crate) struct SampleCorpusArgs {
     pub(crate) accept: AcceptArg,
     #[command(flatten)]
     pub(crate) dtype: DtypeArg,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

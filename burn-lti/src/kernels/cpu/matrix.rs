@@ -27,17 +27,17 @@ pub(crate) enum Memory {
 
 /// Where the numbers of a matrix are.
 #[derive(Clone, Copy)]
-pub(crate) struct Numbers<N = f32> {
-    pub(crate) first: *const N,
+pub(crate) struct Numbers {
+    pub(crate) first: *const f32,
     /// From a row to the next, and from a column.
     pub(crate) steps: [isize; 2],
 }
 
 // SAFETY: it reads only, and from memory that no thread writes to while there are readers.
-unsafe impl<N: Sync> Send for Numbers<N> {}
-unsafe impl<N: Sync> Sync for Numbers<N> {}
+unsafe impl Send for Numbers {}
+unsafe impl Sync for Numbers {}
 
-impl<N: Copy> Numbers<N> {
+impl Numbers {
     /// Those from this place on.
     ///
     /// # Safety

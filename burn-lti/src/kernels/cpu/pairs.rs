@@ -9,7 +9,6 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::matrix::Numbers;
@@ -17,33 +16,16 @@ use super::tile::{load, panel_width, store, width};
 
 /// Lanes of a line of memory.
 const LINE: usize = 16;
-/// Numbers that are laid out beside one another before they are turned.
-const BLOCK: usize = 16;
 /// Rows that are multiplied together, at most, where there are 32 registers of 16 lanes, and where there are 16.
 const HEIGHTS: [usize; 2] = [14, 6];
 
-/// A number of 32 or of 16 bits, as the upper half of one of 32.
-pub(crate) trait Number: Copy + Send + Sync + 'static {
-    /// The nearest number of bfloat16, of two the even one; none that is finite becomes none, but for the
-    /// greatest.
-    fn bits(self) -> u32;
-}
-
-impl Number for f32 {
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        let bits = self.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let quiet = bits | 0x0040_0000; // what is no number stays none
-        (if self.is_nan() { quiet } else { rounded }) >> 16
-    }
-}
-
-impl Number for bf16 {
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
+/// The nearest number of bfloat16, of two the even one, as the upper half of one of float32.
+#[inline(always)]
+fn bits(number: f32) -> u32 {
+    let bits = number.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000; // what is no number stays none
+    (if number.is_nan() { quiet } else { rounded }) >> 16
 }
 
 /// A line of memory, so that no vector lies in two.
@@ -52,6 +34,7 @@ impl Number for bf16 {
 struct Line([u32; LINE]);
 
 /// A factor in pairs: `[others / width][depth / 2][width]`, where `depth` is summed over. Zeros beyond the last.
+#[derive(Default)]
 pub(crate) struct Pairs {
     lines: Vec<Line>,
     /// Lanes in use.
@@ -96,108 +79,47 @@ pub(crate) const fn pairs_of(numbers: usize) -> usize {
 /// # Safety
 ///
 /// `numbers` must have so many rows and columns.
-pub(crate) unsafe fn lay_out<N: Number>(
-    numbers: Numbers<N>,
+pub(crate) unsafe fn lay_out(
+    numbers: Numbers,
     [depth, others]: [usize; 2],
     width: usize,
     panel: &mut [u32],
 ) {
-    struct LayOut<'a, N>(Numbers<N>, [usize; 2], usize, &'a mut [u32]);
-
-    impl<N: Number> WithSimd for LayOut<'_, N> {
-        type Output = ();
-
-        /// Plain loops, compiled for this processor.
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) {
-            let Self(numbers, shape, width, panel) = self;
-            // SAFETY: the caller's promise.
-            unsafe {
-                match numbers.steps {
-                    [_, 1] => side_by_side(numbers, shape, width, panel),
-                    [1, _] => turned(numbers, shape, width, panel),
-                    _ => one_by_one(numbers, shape, width, 0, panel),
-                }
-            }
-        }
-    }
-    Arch::new().dispatch(LayOut(numbers, [depth, others], width, panel));
-}
-
-/// Of numbers whose columns lie side by side.
-#[inline(always)]
-unsafe fn side_by_side<N: Number>(
-    numbers: Numbers<N>,
-    [depth, others]: [usize; 2],
-    width: usize,
-    panel: &mut [u32],
-) {
-    // SAFETY: the caller's promise: there is such a row.
-    let row = |index: usize| unsafe {
-        std::slice::from_raw_parts(numbers.from([index, 0]).first, others)
-    };
-    for (pair, lanes) in panel.chunks_exact_mut(width).enumerate() {
-        let (lanes, rest) = lanes.split_at_mut(others);
-        rest.fill(0);
-        let lower = row(2 * pair);
-        if 2 * pair + 1 == depth {
-            for (lane, lower) in lanes.iter_mut().zip(lower) {
-                *lane = lower.bits();
-            }
-            continue;
-        }
-        for ((lane, lower), upper) in lanes.iter_mut().zip(lower).zip(row(2 * pair + 1)) {
-            *lane = lower.bits() | upper.bits() << 16;
-        }
-    }
-}
-
-/// Of numbers whose rows lie side by side.
-#[inline(always)]
-unsafe fn turned<N: Number>(
-    numbers: Numbers<N>,
-    [depth, others]: [usize; 2],
-    width: usize,
-    panel: &mut [u32],
-) {
-    let whole = depth / (2 * BLOCK);
-    for block in 0..whole {
-        let lanes = &mut panel[block * BLOCK * width..][..BLOCK * width];
-        for column in 0..width {
-            let mut pairs = [0; BLOCK];
-            if column < others {
-                // SAFETY: the caller's promise: the column has these rows.
-                let column = unsafe {
-                    let first = numbers.from([block * 2 * BLOCK, column]).first;
-                    std::slice::from_raw_parts(first, 2 * BLOCK)
+    #[cfg(target_arch = "x86_64")]
+    if has_pairs() {
+        let step = |step: isize| usize::try_from(step).ok();
+        match numbers.steps.map(step) {
+            [Some(step), Some(1)] => {
+                // SAFETY: the caller's promise; this processor has the instructions.
+                return unsafe {
+                    avx512::side_by_side(numbers.first, step, [depth, others], width, panel)
                 };
-                for (pair, numbers) in pairs.iter_mut().zip(column.chunks_exact(2)) {
-                    *pair = numbers[0].bits() | numbers[1].bits() << 16;
-                }
             }
-            for (lanes, pair) in lanes.chunks_exact_mut(width).zip(pairs) {
-                lanes[column] = pair;
+            [Some(1), Some(step)] => {
+                // SAFETY: as above.
+                return unsafe {
+                    avx512::turned(numbers.first, step, [depth, others], width, panel)
+                };
             }
+            _ => {}
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { one_by_one(numbers, [depth, others], width, whole * BLOCK, panel) }
+    unsafe { one_by_one(numbers, [depth, others], width, panel) }
 }
 
-/// From a pair on, wherever the numbers lie.
-#[inline(always)]
-unsafe fn one_by_one<N: Number>(
-    numbers: Numbers<N>,
+/// On any processor, wherever the numbers lie.
+unsafe fn one_by_one(
+    numbers: Numbers,
     [depth, others]: [usize; 2],
     width: usize,
-    from: usize,
     panel: &mut [u32],
 ) {
-    for (pair, lanes) in panel.chunks_exact_mut(width).enumerate().skip(from) {
+    for (pair, lanes) in panel.chunks_exact_mut(width).enumerate() {
         for (column, lane) in lanes.iter_mut().enumerate() {
             let bits = |row: usize| match row < depth && column < others {
                 // SAFETY: the caller's promise, and there is this place.
-                true => unsafe { (*numbers.from([row, column]).first).bits() },
+                true => unsafe { bits(*numbers.from([row, column]).first) },
                 false => 0,
             };
             *lane = bits(2 * pair) | bits(2 * pair + 1) << 16;
@@ -254,9 +176,15 @@ pub(crate) unsafe fn multiply(tile: &[u32], height: usize, panel: &[u32], place:
     of_height!(1 2 4 6 8 10 12 14);
 }
 
+/// Whether this processor multiplies pairs.
+#[cfg(target_arch = "x86_64")]
+fn has_pairs() -> bool {
+    panel_width() == 2 * LINE && std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
 unsafe fn of_tile<const ROWS: usize>(tile: &[u32], panel: &[u32], place: &Place) {
     #[cfg(target_arch = "x86_64")]
-    if panel_width() == 2 * LINE && std::arch::is_x86_feature_detected!("avx512bf16") {
+    if has_pairs() {
         // SAFETY: the caller's promise; this processor has the instructions.
         return unsafe { avx512::of_tile::<ROWS>(tile, panel, place) };
     }
@@ -317,31 +245,133 @@ unsafe fn widened<const ROWS: usize>(tile: &[u32], panel: &[u32], place: &Place)
     Arch::new().dispatch(OfTile::<ROWS>(tile, panel, place));
 }
 
+/// The same by the instructions for pairs.
+///
+/// In plain loops by index: numbers have to be in registers, and no closure has these functions' instructions.
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop)]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_ps,
-        _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+        __m512bh, __m512i, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
+        _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps,
+        _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps,
+        _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_unpackhi_epi32,
+        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     };
     use std::mem::transmute;
 
-    use super::{LINE, Place};
+    use super::{LINE, Place, pairs_of};
+
+    /// Lays out numbers whose columns lie side by side, rows `step` apart.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn side_by_side(
+        first: *const f32,
+        step: usize,
+        [depth, others]: [usize; 2],
+        width: usize,
+        panel: &mut [u32],
+    ) {
+        for pair in 0..pairs_of(depth) {
+            for from in (0..width).step_by(LINE) {
+                let [there, wanted] = [others, width].map(|end| mask(end.saturating_sub(from)));
+                let behind = if 2 * pair + 1 < depth { there } else { 0 };
+                // SAFETY: masks have what there is alone, and the panel has this pair.
+                unsafe {
+                    let at = first.wrapping_add(2 * pair * step + from);
+                    let lower = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, at));
+                    let upper = _mm512_maskz_loadu_ps(behind, at.wrapping_add(step));
+                    let [lower, upper] = [lower, _mm512_cvtneps_pbh(upper)];
+                    let lower = _mm512_cvtepu16_epi32(transmute(lower));
+                    let upper = _mm512_cvtepu16_epi32(transmute(upper));
+                    let lanes = _mm512_or_si512(lower, _mm512_slli_epi32::<16>(upper));
+                    let place = panel.as_mut_ptr().add(pair * width + from);
+                    _mm512_mask_storeu_epi32(place.cast(), wanted, lanes);
+                }
+            }
+        }
+    }
+
+    /// Lays out numbers whose rows lie side by side, columns `step` apart: blocks of 16 columns and 16 pairs, of
+    /// which rows and columns change places.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn turned(
+        first: *const f32,
+        step: usize,
+        [depth, others]: [usize; 2],
+        width: usize,
+        panel: &mut [u32],
+    ) {
+        let pairs = pairs_of(depth);
+        for column in (0..width).step_by(LINE) {
+            let wanted = mask(width - column);
+            for pair in (0..pairs).step_by(LINE) {
+                let left = depth - 2 * pair;
+                let masks = [mask(left), mask(left.saturating_sub(LINE))];
+                let mut block = [_mm512_setzero_si512(); LINE];
+                for index in 0..LINE.min(others.saturating_sub(column)) {
+                    // SAFETY: there is this column, and masks have its rows alone.
+                    unsafe {
+                        let at = first.add((column + index) * step + 2 * pair);
+                        let before = _mm512_maskz_loadu_ps(masks[0], at);
+                        let behind = _mm512_maskz_loadu_ps(masks[1], at.wrapping_add(LINE));
+                        block[index] = transmute(_mm512_cvtne2ps_pbh(behind, before));
+                    }
+                }
+                let block = transposed(block);
+                for index in 0..LINE.min(pairs - pair) {
+                    // SAFETY: the panel has this pair, and a mask its lanes alone.
+                    unsafe {
+                        let place = panel.as_mut_ptr().add((pair + index) * width + column);
+                        _mm512_mask_storeu_epi32(place.cast(), wanted, block[index]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows as columns: of 4 x 4 lanes first, then of 4 x 4 such blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn transposed(rows: [__m512i; LINE]) -> [__m512i; LINE] {
+        let mut blocks = rows;
+        for of in (0..LINE).step_by(4) {
+            let [a, b, c, d] = [rows[of], rows[of + 1], rows[of + 2], rows[of + 3]];
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            blocks[of] = _mm512_unpacklo_epi64(ab, cd);
+            blocks[of + 1] = _mm512_unpackhi_epi64(ab, cd);
+            let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            blocks[of + 2] = _mm512_unpacklo_epi64(ab, cd);
+            blocks[of + 3] = _mm512_unpackhi_epi64(ab, cd);
+        }
+        let mut columns = blocks;
+        for of in 0..4 {
+            let [a, b, c, d] = [blocks[of], blocks[of + 4], blocks[of + 8], blocks[of + 12]];
+            let even = _mm512_shuffle_i32x4::<0x88>(a, b);
+            let even_below = _mm512_shuffle_i32x4::<0x88>(c, d);
+            let odd = _mm512_shuffle_i32x4::<0xdd>(a, b);
+            let odd_below = _mm512_shuffle_i32x4::<0xdd>(c, d);
+            columns[of] = _mm512_shuffle_i32x4::<0x88>(even, even_below);
+            columns[of + 4] = _mm512_shuffle_i32x4::<0x88>(odd, odd_below);
+            columns[of + 8] = _mm512_shuffle_i32x4::<0xdd>(even, even_below);
+            columns[of + 12] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_below);
+        }
+        columns
+    }
 
     /// As the other, by the instruction that multiplies pairs.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub(super) unsafe fn of_tile<const ROWS: usize>(tile: &[u32], panel: &[u32], place: &Place) {
-        let mask = |from: usize| ((1u32 << (place.columns.max(from) - from).min(LINE)) - 1) as u16;
-        let masks = [mask(0), mask(LINE)];
-        // SAFETY: the caller's promise: there is such a row, and a mask has its columns alone.
-        let at = |row: usize, half: usize| unsafe {
-            place.first.add(row * place.step).wrapping_add(half * LINE)
-        };
+        let columns = place.columns;
+        let masks = [mask(columns), mask(columns.saturating_sub(LINE))];
+        let rows = place.rows.min(ROWS);
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         if place.goes_on {
-            for (row, sums) in sums.iter_mut().enumerate().take(place.rows) {
-                for (half, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: as above.
-                    *sum = unsafe { _mm512_maskz_loadu_ps(masks[half], at(row, half)) };
+            for row in 0..rows {
+                // SAFETY: the caller's promise: there is such a row, and a mask has its columns alone.
+                unsafe {
+                    let at = place.first.add(row * place.step);
+                    sums[row][0] = _mm512_maskz_loadu_ps(masks[0], at);
+                    sums[row][1] = _mm512_maskz_loadu_ps(masks[1], at.wrapping_add(LINE));
                 }
             }
         }
@@ -350,11 +380,9 @@ mod avx512 {
         for _ in 0..pairs {
             // SAFETY: both have as many pairs; lines lie where vectors may, and vectors are of the same bits.
             unsafe {
-                let [first, second] = [0, LINE].map(|from| {
-                    transmute::<__m512i, __m512bh>(_mm512_load_si512(panel.add(from).cast()))
-                });
-                // By index: the sums have to be in registers, which no iterator promises.
-                #[allow(clippy::needless_range_loop)]
+                let first = transmute::<__m512i, __m512bh>(_mm512_load_si512(panel.cast()));
+                let second = _mm512_load_si512(panel.add(LINE).cast());
+                let second = transmute::<__m512i, __m512bh>(second);
                 for row in 0..ROWS {
                     let pair = _mm512_set1_epi32((*tile.add(row)).cast_signed());
                     let pair = transmute::<__m512i, __m512bh>(pair);
@@ -365,12 +393,19 @@ mod avx512 {
                 panel = panel.add(2 * LINE);
             }
         }
-        for (row, sums) in sums.into_iter().enumerate().take(place.rows) {
-            for (half, sum) in sums.into_iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { _mm512_mask_storeu_ps(at(row, half), masks[half], sum) };
+        for row in 0..rows {
+            // SAFETY: as above.
+            unsafe {
+                let at = place.first.add(row * place.step);
+                _mm512_mask_storeu_ps(at, masks[0], sums[row][0]);
+                _mm512_mask_storeu_ps(at.wrapping_add(LINE), masks[1], sums[row][1]);
             }
         }
+    }
+
+    /// So many lanes of a vector, or all of them.
+    fn mask(lanes: usize) -> u16 {
+        ((1u32 << lanes.min(LINE)) - 1) as u16
     }
 }
 
@@ -385,16 +420,52 @@ pub(crate) fn panels(others: usize, width: usize) -> impl Iterator<Item = Range<
 mod tests {
     use super::*;
 
-    /// Only processors that have the instruction can tell.
+    /// Numbers that are rounded, of both signs.
+    fn number(at: usize) -> f32 {
+        (at * 7 % 11) as f32 * 1.01 - 5.0
+    }
+
+    /// Only processors that have the instructions can tell.
+    #[test]
+    fn both_forms_lay_out_the_same() {
+        if !has_pairs() {
+            return;
+        }
+        let numbers: Vec<f32> = (0..100 * 70).map(number).collect();
+        for (depth, others, width) in [
+            (1, 1, 1),
+            (64, 32, 32),
+            (67, 31, 32),
+            (33, 14, 14),
+            (70, 3, 6),
+        ] {
+            for steps in [[70, 1], [1, 100]] {
+                let numbers = Numbers {
+                    first: numbers.as_ptr(),
+                    steps,
+                };
+                let forms = [lay_out, one_by_one].map(|form: unsafe fn(_, _, _, &mut _)| {
+                    let mut panel = vec![7; pairs_of(depth) * width + 1];
+                    let (lanes, beyond) = panel.split_at_mut(pairs_of(depth) * width);
+                    // SAFETY: there are so many rows and columns.
+                    unsafe { form(numbers, [depth, others], width, lanes) };
+                    assert_eq!(beyond, [7]);
+                    panel
+                });
+                assert_eq!(forms[0], forms[1], "{depth} {others} {width} {steps:?}");
+            }
+        }
+    }
+
     #[test]
     fn both_forms_have_the_same_sums() {
-        if panel_width() != 2 * LINE || !std::arch::is_x86_feature_detected!("avx512bf16") {
+        if !has_pairs() {
             return;
         }
         const ROWS: usize = 6;
         // Whole numbers, whose sums are exact.
         let lane = |at: usize| {
-            let number = |at: usize| ((at * 7 % 11) as f32 - 5.0).bits();
+            let number = |at: usize| bits(number(at).trunc());
             number(2 * at) | number(2 * at + 1) << 16
         };
         let mut panel = Pairs::new();
@@ -404,21 +475,20 @@ mod tests {
         let tile: Vec<u32> = (0..50 * ROWS).map(|at| lane(at + 3)).collect();
         for (rows, columns) in [(ROWS, 32), (5, 17), (1, 16), (2, 3)] {
             for goes_on in [false, true] {
-                let sums = [avx512::of_tile::<ROWS>, widened::<ROWS>].map(
-                    |form: unsafe fn(&_, &_, &_)| {
-                        let mut sums = vec![2.0; ROWS * 40];
-                        let place = Place {
-                            first: sums.as_mut_ptr(),
-                            step: 40,
-                            rows,
-                            columns,
-                            goes_on,
-                        };
-                        // SAFETY: there is this place, and this processor has the instructions.
-                        unsafe { form(&tile, panel.lanes(), &place) };
-                        sums
-                    },
-                );
+                let forms = [avx512::of_tile::<ROWS>, widened::<ROWS>];
+                let sums = forms.map(|form: unsafe fn(&_, &_, &_)| {
+                    let mut sums = vec![2.0; ROWS * 40];
+                    let place = Place {
+                        first: sums.as_mut_ptr(),
+                        step: 40,
+                        rows,
+                        columns,
+                        goes_on,
+                    };
+                    // SAFETY: there is this place, and this processor has the instructions.
+                    unsafe { form(&tile, panel.lanes(), &place) };
+                    sums
+                });
                 assert_eq!(sums[0], sums[1], "{rows} {columns} {goes_on}");
                 assert_eq!(sums[0][columns], 2.0, "beyond the place");
             }

@@ -4,6 +4,7 @@
 //! read again and again out of a core's second cache. Of the right one, a weight as a rule, each panel is laid out
 //! by the thread that multiplies it with all rows, and stays in that core's caches meanwhile.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use burn::prelude::*;
@@ -11,7 +12,7 @@ use burn::tensor::DType;
 
 use super::cpu::{Output, even, written};
 use crate::kernels::cpu::pairs::{
-    self, Number, Pairs, Place, laid_out, lay_out, pairs_of, panels, tile_height,
+    self, Pairs, Place, laid_out, lay_out, pairs_of, panels, tile_height,
 };
 use crate::kernels::cpu::{Matrix, Numbers, ThreadPool, panel_width};
 
@@ -23,6 +24,19 @@ const LEAST_DEPTH: usize = 256;
 const WORTH_SHARING: usize = 1 << 18;
 /// Multiply-adds beside which it costs little to hand a piece to a thread.
 const WORTH_A_PIECE: usize = 1 << 22;
+
+thread_local! {
+    /// Where this thread lays out the left factors that it multiplies, and panels of right ones.
+    static SCRATCH: [Cell<Pairs>; 2] = const { [Cell::new(Pairs::new()), Cell::new(Pairs::new())] };
+}
+
+/// Does `work` with this thread's scratch, which keeps its memory from one product to the next.
+fn with_scratch<T>(which: usize, work: impl FnOnce(&mut Pairs) -> T) -> T {
+    let mut scratch = SCRATCH.with(|scratch| scratch[which].take());
+    let result = work(&mut scratch);
+    SCRATCH.with(|all| all[which].set(scratch));
+    result
+}
 
 /// A right factor.
 #[derive(Clone, Copy)]
@@ -70,58 +84,98 @@ pub(super) unsafe fn multiply(
     [m, k, n]: [usize; 3],
     output: Output,
 ) {
-    let (height, width) = (tile_height(m), panel_width());
+    let height = tile_height(m);
     // Pieces are of whole pairs.
     let depth = even(k, (OF_LEFT / m).max(LEAST_DEPTH)).next_multiple_of(2);
-    let mut tiles = Pairs::new();
-    for from in (0..k).step_by(depth) {
-        let depth = depth.min(k - from);
-        let pairs = pairs_of(depth);
-        // SAFETY: the caller's promise: there is such a column.
-        let left = unsafe { left.from([0, from]) }.turned();
-        let tiles = lay_out_all(pool, left, [depth, m], height, &mut tiles);
-        let work = |scratch: &mut Pairs, columns: &[Range<usize>]| {
-            for columns in columns {
-                let panel = match right {
-                    Right::LaidOut(all) => {
-                        let first = (columns.start / width * pairs_of(k) + from / 2) * width;
-                        &all.lanes()[first..][..pairs * width]
-                    }
-                    Right::Numbers(right) => {
-                        let lanes = scratch.room(pairs * width);
-                        // SAFETY: the caller's promise: there are these rows and columns.
-                        unsafe {
-                            let right = right.from([from, columns.start]);
-                            lay_out(right, [depth, columns.len()], width, lanes);
-                        }
-                        &*lanes
-                    }
-                };
-                for (tile, row) in tiles
-                    .chunks_exact(pairs * height)
-                    .zip((0..m).step_by(height))
-                {
-                    // SAFETY: the output has these rows and columns, and no other piece the same.
-                    unsafe {
-                        let place = Place {
-                            first: output.at(row * n + columns.start),
-                            step: n,
-                            rows: height.min(m - row),
-                            columns: columns.len(),
-                            goes_on: from > 0,
-                        };
-                        pairs::multiply(tile, height, panel, &place);
-                    }
+    with_scratch(0, |tiles| {
+        for from in (0..k).step_by(depth) {
+            let depth = depth.min(k - from);
+            // SAFETY: the caller's promise: there is such a column.
+            let left = unsafe { left.from([0, from]) }.turned();
+            let piece = Piece {
+                tiles: lay_out_all(pool, left, [depth, m], height, tiles),
+                height,
+                right,
+                shape: [m, k, n],
+                rows: from..from + depth,
+                output,
+            };
+            let columns: Vec<Range<usize>> = panels(n, panel_width()).collect();
+            match pieces(pool, m * depth * n, columns.len()) {
+                // No need to wake other threads.
+                1 => with_scratch(1, |scratch| piece.multiply(scratch, &columns)),
+                pieces => {
+                    let of_each = columns.len().div_ceil(pieces);
+                    let all = columns.chunks(of_each).collect();
+                    pool.for_each(
+                        all,
+                        || (),
+                        |(), columns| {
+                            with_scratch(1, |scratch| piece.multiply(scratch, columns));
+                        },
+                    );
                 }
             }
-        };
-        let columns: Vec<Range<usize>> = panels(n, width).collect();
-        let pieces = pieces(pool, m * depth * n, columns.len());
-        if pieces == 1 {
-            work(&mut Pairs::new(), &columns); // no need to wake other threads
-        } else {
-            let of_piece = columns.len().div_ceil(pieces);
-            pool.for_each(columns.chunks(of_piece).collect(), Pairs::new, work);
+        }
+    });
+}
+
+/// Of the numbers that are summed over, those of one go.
+struct Piece<'a> {
+    /// All of the left factor's.
+    tiles: &'a [u32],
+    height: usize,
+    right: Right<'a>,
+    /// Of the whole product.
+    shape: [usize; 3],
+    /// Of the right factor.
+    rows: Range<usize>,
+    output: Output,
+}
+
+impl Piece<'_> {
+    /// Some columns of it, a panel at a time.
+    fn multiply(&self, scratch: &mut Pairs, panels: &[Range<usize>]) {
+        let Self {
+            tiles,
+            height,
+            right,
+            shape: [m, k, n],
+            rows: Range { start: from, .. },
+            output,
+        } = *self;
+        let width = panel_width();
+        let lanes = pairs_of(self.rows.len()) * width;
+        for columns in panels {
+            let panel = match right {
+                Right::LaidOut(all) => {
+                    let first = (columns.start / width * pairs_of(k) + from / 2) * width;
+                    &all.lanes()[first..][..lanes]
+                }
+                Right::Numbers(right) => {
+                    let panel = scratch.room(lanes);
+                    // SAFETY: there are these rows and columns.
+                    unsafe {
+                        let right = right.from([from, columns.start]);
+                        lay_out(right, [self.rows.len(), columns.len()], width, panel);
+                    }
+                    &*panel
+                }
+            };
+            let tiles = tiles.chunks_exact(pairs_of(self.rows.len()) * height);
+            for (tile, row) in tiles.zip((0..m).step_by(height)) {
+                // SAFETY: the output has these rows and columns, and no other piece the same.
+                unsafe {
+                    let place = Place {
+                        first: output.at(row * n + columns.start),
+                        step: n,
+                        rows: height.min(m - row),
+                        columns: columns.len(),
+                        goes_on: from > 0,
+                    };
+                    pairs::multiply(tile, height, panel, &place);
+                }
+            }
         }
     }
 }
@@ -146,9 +200,9 @@ pub(super) fn numbers_of(pairs: &Pairs, [k, n]: [usize; 2]) -> Vec<f32> {
 }
 
 /// All columns of `numbers [depth, others]`, `width` of them at a time.
-fn lay_out_all<'a, N: Number>(
+fn lay_out_all<'a>(
     pool: ThreadPool,
-    numbers: Numbers<N>,
+    numbers: Numbers,
     [depth, others]: [usize; 2],
     width: usize,
     pairs: &'a mut Pairs,

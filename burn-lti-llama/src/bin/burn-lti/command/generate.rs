@@ -38,23 +38,26 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &GenerateArgs) -> Result<()>
     if let Some(prompt) = &first {
         room(&config, prompt)?;
     }
-    let model =
-        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
-            .packed();
-    let writer = Writer {
-        args,
-        sampling,
-        config,
-        tokenizer,
-        model,
-    };
-    match (first, args.chat) {
-        (Some(prompt), chat) => writer.write(&prompt, !chat).map(drop),
-        (None, true) => writer.converse(),
-        (None, false) => {
-            bail!("there is nothing to go on with: give --prompt TEXT, or --prompt - to read it")
+    args.precision.scope::<A, _>(device, || {
+        let dtype = args.dtype.dtype;
+        let model = hf::load_of_config::<A::InnerBackend>(&args.model, &config, dtype, device)?;
+        let writer = Writer {
+            args,
+            sampling,
+            config,
+            tokenizer,
+            model: model.packed(),
+        };
+        match (first, args.chat) {
+            (Some(prompt), chat) => writer.write(&prompt, !chat).map(drop),
+            (None, true) => writer.converse(),
+            (None, false) => {
+                bail!(
+                    "there is nothing to go on with: give --prompt TEXT, or --prompt - to read it"
+                )
+            }
         }
-    }
+    })
 }
 
 /// The text of `--prompt`, or of the standard input for `-`.

@@ -75,11 +75,13 @@ fn on<A: AutodiffBackend>(device: &A::Device, args: &SampleCorpusArgs) -> Result
         ..CorpusOrder::new(tokens)
     };
     order.check(&config, &tokenizer)?; // every mistake before the weights are read
-    let model =
-        hf::load_of_config::<A::InnerBackend>(&args.model, &config, args.dtype.dtype, device)?
-            .packed();
-    let listener = progress::listener();
-    listener(Event::Stage("writing"));
-    let done = |done, all| listener(Event::Advanced(done, all));
-    sample_corpus(&model, &tokenizer, &order, done).with_context(|| of_model(&args.model))
+    args.precision.scope::<A, _>(device, || {
+        let dtype = args.dtype.dtype;
+        let model = hf::load_of_config::<A::InnerBackend>(&args.model, &config, dtype, device)?;
+        let model = model.packed();
+        let listener = progress::listener();
+        listener(Event::Stage("writing"));
+        let done = |done, all| listener(Event::Advanced(done, all));
+        sample_corpus(&model, &tokenizer, &order, done).with_context(|| of_model(&args.model))
+    })
 }
