@@ -64,7 +64,9 @@ pub use attention::{AttentionMask, KvCache, Place, Step, attention_weights, grou
 pub(crate) use form::is_cpu;
 pub use gated_silu::gated_silu;
 pub use linear::linear;
-pub(crate) use linear::{PackedWeight, head_product, product_through_head, projected};
+pub(crate) use linear::{
+    PackedWeight, head_gradient, head_product, product_through_head, projected,
+};
 pub use norm::rms_norm;
 pub use precision::ProductPrecision;
 pub use rotary::{RotaryTable, apply_rotary};

@@ -11,7 +11,7 @@ use super::{DistillationLoss, FeaturePair, LossSumsTensor, TeacherTokens};
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::kernels::loss_rows::RowsOutput;
-use crate::kernels::{head_product, is_cpu, product_through_head};
+use crate::kernels::{head_gradient, head_product, is_cpu, product_through_head};
 
 /// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
 /// twice as many, the products with the head are at most a tenth faster.
@@ -137,7 +137,7 @@ impl DistillationLoss {
             let logits_grad = logits_grad.cast(head.dtype());
             hidden.push(product_through_head(logits_grad.clone(), head.clone()));
             if input.student_head.trains {
-                let grad = states.transpose().matmul(logits_grad);
+                let grad = head_gradient(states, logits_grad);
                 head_grad = Some(match head_grad {
                     Some(sum) => sum + grad,
                     None => grad,

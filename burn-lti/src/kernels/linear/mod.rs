@@ -67,6 +67,15 @@ pub(crate) fn product_through_head<B: Backend>(
     product(ProductPrecision::current(), gradient, head, cpu::deep)
 }
 
+/// What a gradient of logits makes of the head: `states [n, d]`, turned, times `gradient [n, vocab]`.
+pub(crate) fn head_gradient<B: Backend>(
+    states: Tensor<B, 2>,
+    gradient: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let states = states.transpose();
+    product(ProductPrecision::current(), states, gradient, cpu::balanced)
+}
+
 /// On a CPU, on no graph, in float32 in the pieces of `write`; else by the backend.
 fn product<B: Backend>(
     precision: ProductPrecision,
