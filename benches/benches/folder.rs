@@ -9,6 +9,7 @@ use anyhow::Result;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::collapse::collapse;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::map::{KernelPrecision, MapKind};
 use burn_lti_benches::distillation::{Lesson, Shape};
 use burn_lti_benches::random_teacher::{self, SMOLLM2_135M};
@@ -23,6 +24,7 @@ const SHAPE: Shape = Shape {
     map: MapKind::Factored,
     batch_size: 1,
     seq_len: 1,
+    precision: ProductPrecision::Float32,
 };
 
 fn folder<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Result<()> {

@@ -6,6 +6,7 @@
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::decoder::CausalLm;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::map::MapKind;
 use burn_lti_benches::distillation::{Lesson, Shape};
 use burn_lti_benches::random_teacher::{self, SMOLLM2_135M, STORIES_260K};
@@ -18,6 +19,7 @@ const STORIES: Shape = Shape {
     map: MapKind::Factored,
     batch_size: 16,
     seq_len: 128,
+    precision: ProductPrecision::Float32,
 };
 const SMOLLM2: Shape = Shape {
     heads: 3,
@@ -25,6 +27,7 @@ const SMOLLM2: Shape = Shape {
     map: MapKind::Factored,
     batch_size: 2,
     seq_len: 256,
+    precision: ProductPrecision::Float32,
 };
 
 fn step<A: AutodiffBackend>(criterion: &mut Criterion, backend: &str) -> Result<()> {

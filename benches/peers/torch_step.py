@@ -24,6 +24,7 @@ parser.add_argument("--batch-size", type=int, default=2)
 parser.add_argument("--seq-len", type=int, default=256)
 parser.add_argument("--steps", type=int, default=6)
 parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda")
+parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products, by autocast")
 parser.add_argument("--compile", action="store_true", help="let torch.compile fuse it")
 arguments = parser.parse_args()
 torch.set_num_threads(threads())
@@ -117,7 +118,8 @@ if arguments.compile:
 
 
 def step():
-    loss = loss_against(teacher_logits())
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+        loss = loss_against(teacher_logits())
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
     optimizer.step()

@@ -10,6 +10,7 @@ use burn::optim::{AdamW, AdamWConfig};
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{ItemLazy, Learner, LearningComponentsMarker};
 use burn_lti::decoder::TokenBatch;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::MapKind;
 use burn_lti::tensors::TensorSet;
@@ -45,6 +46,8 @@ pub struct Shape {
     pub batch_size: usize,
     /// Tokens of a sequence.
     pub seq_len: usize,
+    /// In which projections are multiplied.
+    pub precision: ProductPrecision,
 }
 
 type Pupil<A> =
@@ -111,7 +114,8 @@ impl<A: AutodiffBackend> Lesson<A> {
     pub fn training(&self) -> Result<Training<A>> {
         let chunk_tokens = self.recipe.loss.chunk_tokens;
         let loss = DistillationLoss::new(ALPHA, TEMPERATURE, chunk_tokens)?;
-        let pupil = Distiller::new(self.student()?, self.teacher.clone(), loss)?;
+        let pupil = Distiller::new(self.student()?, self.teacher.clone(), loss)?
+            .with_precision(self.recipe.train.precision);
         // The peers' defaults, which are PyTorch's.
         let adamw = AdamWConfig::new()
             .with_epsilon(1e-8)
@@ -164,12 +168,14 @@ fn recipe(teacher: &Path, shape: &Shape) -> Result<Recipe> {
         map,
         batch_size,
         seq_len,
+        precision,
     } = shape;
     let text = format!(
         "teacher.path = 'teacher'\n\
          student = {{ heads = {heads}, kv_heads = {kv_heads} }}\n\
          lti = {{ map = '{map}', start = 'grouped', train = 'maps' }}\n\
-         train = {{ steps = 1, batch_size = {batch_size}, seq_len = {seq_len} }}\n\
+         train = {{ steps = 1, batch_size = {batch_size}, seq_len = {seq_len}, \
+         precision = '{precision}' }}\n\
          data = {{ train = ['made-up'], valid = ['made-up'] }}"
     );
     let mut recipe = Recipe::parse(&text, Path::new("bench.toml"), &[])?;

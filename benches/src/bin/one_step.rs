@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::map::MapKind;
 use burn_lti_benches::backend::BackendName;
 use burn_lti_benches::distillation::{Lesson, Shape};
@@ -38,6 +39,9 @@ struct Arguments {
     /// How many steps.
     #[arg(long, default_value_t = 6)]
     steps: usize,
+    /// In which type projections are multiplied.
+    #[arg(long, value_enum, default_value = "float32")]
+    precision: Precision,
     /// The backend to compute on.
     #[arg(long, value_enum)]
     backend: BackendName,
@@ -47,6 +51,13 @@ struct Arguments {
 enum Map {
     Factored,
     General,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    Float32,
+    #[value(name = "bfloat16")]
+    BFloat16,
 }
 
 fn main() -> Result<()> {
@@ -68,6 +79,10 @@ fn measure<A: AutodiffBackend>(arguments: &Arguments) -> Result<Measurement> {
         },
         batch_size: arguments.batch_size,
         seq_len: arguments.seq_len,
+        precision: match arguments.precision {
+            Precision::Float32 => ProductPrecision::Float32,
+            Precision::BFloat16 => ProductPrecision::BFloat16,
+        },
     };
     let lesson = Lesson::<A>::load(&arguments.teacher, &shape, &device)?;
     let mut training = lesson.training()?;

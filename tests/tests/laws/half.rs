@@ -1,14 +1,16 @@
 //! Half precision: what a device computes in, and what it refuses.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::module::Param;
+use burn::module::{AutodiffModule, Param};
 use burn::nn::Linear;
 use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::prelude::Tensor;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::train::TrainStep;
+use burn::train::{InferenceStep, TrainStep};
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::DistillationLoss;
 use burn_lti::map::{AttnMap, KernelPrecision, ProjectionKind, calculate_attn_weight};
 use burn_lti::tensors::TensorSet;
@@ -36,6 +38,8 @@ on_every_backend![
     a_half_precision_model_comes_back_from_its_file,
     maps_of_a_half_precision_teacher_have_the_gradients_of_float32,
     maps_of_a_half_precision_teacher_learn,
+    products_in_bfloat16_have_the_gradients_of_float32,
+    a_precision_of_training_is_none_of_measuring,
     a_small_half_precision_gradient_has_its_norm,
 ];
 
@@ -230,22 +234,68 @@ fn maps_of_a_half_precision_teacher_have_the_gradients_of_float32<A: AutodiffBac
     };
     let expected = of(WeightType::F32);
     for (dtype, unit) in half_types::<A::InnerBackend>(&device) {
-        let found = of(dtype);
-        assert!(found.keys().eq(expected.keys()));
-        // Three times the roundings of a forward pass of two layers lead there and back.
-        let share = rounding(3 * (20 * 2 + 3)) * unit / burn_lti_tests::close::UNIT_ROUNDOFF;
-        for (name, gradient) in &found {
-            let norm = |values: &[f64]| values.iter().map(|one| one * one).sum::<f64>().sqrt();
-            let exact = &expected[name];
-            let difference: Vec<f64> = gradient.iter().zip(exact).map(|(a, b)| a - b).collect();
-            let (difference, size) = (norm(&difference), norm(exact));
-            assert!(gradient.iter().all(|one| one.is_finite()), "{name}");
-            assert!(
-                difference <= share * size,
-                "{dtype}, {name}: {difference} of {size}, {share} allowed"
-            );
-        }
+        assert_near(&of(dtype), &expected, unit);
     }
+}
+
+type Gradients = BTreeMap<String, Vec<f64>>;
+
+/// Gradients of two layers in which numbers are rounded to `unit`, beside those of float32.
+fn assert_near(found: &Gradients, expected: &Gradients, unit: f64) {
+    assert!(found.keys().eq(expected.keys()));
+    // Three times the roundings of a forward pass of two layers lead there and back.
+    let share = rounding(3 * (20 * 2 + 3)) * unit / burn_lti_tests::close::UNIT_ROUNDOFF;
+    for (name, gradient) in found {
+        let norm = |values: &[f64]| values.iter().map(|one| one * one).sum::<f64>().sqrt();
+        let exact = &expected[name];
+        let difference: Vec<f64> = gradient.iter().zip(exact).map(|(a, b)| a - b).collect();
+        let (difference, size) = (norm(&difference), norm(exact));
+        assert!(gradient.iter().all(|one| one.is_finite()), "{name}");
+        assert!(
+            difference <= share * size,
+            "{name}: {difference} of {size}, {share} allowed"
+        );
+    }
+}
+
+/// The devices that have it.
+fn has_bfloat16<A: AutodiffBackend>(device: &A::Device) -> bool {
+    ProductPrecision::BFloat16.is_supported::<A::InnerBackend>(device)
+}
+
+fn products_in_bfloat16_have_the_gradients_of_float32<A: AutodiffBackend>(device: A::Device) {
+    if !has_bfloat16::<A>(&device) {
+        return;
+    }
+    let batch = packed_batch(61, 5, &device);
+    let of = |precision| {
+        let pupil = pupil::<A>(WeightType::F32, &device).with_precision(precision);
+        let output = TrainStep::step(&pupil, batch.clone());
+        gradients(&pupil, &output.grads)
+    };
+    let expected = of(ProductPrecision::Float32);
+    let found = of(ProductPrecision::BFloat16);
+    assert_near(&found, &expected, 2f64.powi(-8));
+    for (name, gradient) in &found {
+        assert_ne!(gradient, &expected[name], "{name} is that of float32");
+    }
+    assert_eq!(found, of(ProductPrecision::BFloat16), "twice the same");
+}
+
+fn a_precision_of_training_is_none_of_measuring<A: AutodiffBackend>(device: A::Device) {
+    if !has_bfloat16::<A>(&device) {
+        return;
+    }
+    let batch = packed_batch::<A>(61, 5, &device).inner();
+    let of = |precision| {
+        let pupil = pupil::<A>(WeightType::F32, &device).with_precision(precision);
+        let sums = InferenceStep::step(&pupil.valid(), batch.clone());
+        format!("{:?}", sums.read())
+    };
+    assert_eq!(
+        of(ProductPrecision::Float32),
+        of(ProductPrecision::BFloat16)
+    );
 }
 
 fn maps_of_a_half_precision_teacher_learn<A: AutodiffBackend>(device: A::Device) {

@@ -4,14 +4,32 @@ use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::program::{Measurement, Program, Programs, Task};
 use super::statistics::{Spread, digits};
 
-/// The first losses of two programs that compute the same may differ by this part of themselves: sums of
-/// some ten thousand float32 terms, in other orders.
-const SAME_LOSS: f64 = 1e-3;
+/// In which type projections are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    Float32,
+    /// Ours by `train.precision`, PyTorch by `autocast`.
+    #[value(name = "bfloat16")]
+    BFloat16,
+}
+
+impl Precision {
+    /// The first losses of two programs that compute the same may differ by this part of themselves: sums of
+    /// some ten thousand float32 terms, in other orders; in bfloat16 of products that are rounded at other
+    /// places.
+    const fn same_loss(self) -> f64 {
+        match self {
+            Self::Float32 => 1e-3,
+            Self::BFloat16 => 2e-2,
+        }
+    }
+}
 
 /// A task, and the programs that take it.
 #[derive(Clone, Debug)]
@@ -19,6 +37,7 @@ pub(crate) struct Contest<'a> {
     /// What is done, in a line.
     pub(crate) title: String,
     pub(crate) task: Task,
+    pub(crate) precision: Precision,
     /// The folder of the teacher, if there is one. Results do not hold it: it is this machine's.
     pub(crate) teacher: Option<PathBuf>,
     /// What else every program is called with.
@@ -85,7 +104,7 @@ impl<'a> Outcome<'a> {
         for (program, loss) in firsts {
             let (first, program) = (first.name(), program.name());
             ensure!(
-                (loss - expected).abs() <= SAME_LOSS * expected.abs(),
+                (loss - expected).abs() <= self.contest.precision.same_loss() * expected.abs(),
                 "{}: they do not compute the same: the first loss of {first} is {expected}, that of \
                  {program} {loss}",
                 self.contest.title
@@ -183,6 +202,7 @@ mod tests {
             contest: Contest {
                 title: "a task".to_owned(),
                 task: Task::Step,
+                precision: Precision::Float32,
                 teacher: Some("somewhere".into()),
                 args: vec!["--heads".to_owned(), "3".to_owned()],
                 programs: vec![Program::Ours(Backend::Flex), Program::Torch(peers)],

@@ -25,7 +25,7 @@ use crate::setup::peers::{self, Found};
 use crate::setup::{Installed, teachers};
 use crate::step::{Step, cargo};
 
-use contest::Contest;
+use contest::{Contest, Precision};
 pub(crate) use program::executables;
 use program::{Device, Program, Programs, Task, WARM_UP};
 
@@ -55,6 +55,16 @@ pub(crate) struct BenchArgs {
         conflicts_with = "growth"
     )]
     contests: Vec<Name>,
+    /// In which type a step's projections are multiplied; of several, contests in each.
+    #[arg(
+        long = "precision",
+        value_name = "TYPE",
+        value_enum,
+        default_value = "float32",
+        requires = "measurement",
+        conflicts_with = "growth"
+    )]
+    precisions: Vec<Precision>,
     /// Our backends, which must be set up. If absent: flex, and tch if it is set up.
     #[arg(
         long = "backend",
@@ -207,6 +217,7 @@ impl BenchArgs {
                 Contest {
                     title: format!("One projection of 512 tokens: {what}"),
                     task: Task::Projection,
+                    precision: Precision::Float32,
                     teacher: None,
                     args: ["--case", case, "--steps", &self.steps.to_string()]
                         .map(str::to_owned)
@@ -216,13 +227,22 @@ impl BenchArgs {
             }));
         }
         let mut step = |title: &str, teacher: &Path, heads, tokens| {
-            contests.push(Contest {
-                title: title.to_owned(),
-                task: Task::Step,
-                teacher: Some(teacher.to_owned()),
-                args: step_args(heads, tokens, self.steps),
-                programs: all_of(Task::Step),
-            });
+            for precision in &self.precisions {
+                let (precision, named) = (*precision, named("--precision", *precision));
+                let mut args = step_args(heads, tokens, self.steps);
+                args.extend(named.split_whitespace().map(str::to_owned));
+                contests.push(Contest {
+                    title: match precision {
+                        Precision::Float32 => title.to_owned(),
+                        Precision::BFloat16 => format!("{title}, products in bfloat16"),
+                    },
+                    task: Task::Step,
+                    precision,
+                    teacher: Some(teacher.to_owned()),
+                    args,
+                    programs: all_of(Task::Step),
+                });
+            }
         };
         if self.holds(Name::Stories) {
             let teacher = dir.path().display().to_string();
@@ -294,11 +314,17 @@ impl BenchArgs {
         let device = self.write.as_deref().unwrap_or("this device");
         let contests = self.contests.iter().map(|one| named("--contest", *one));
         let backends = self.backends.iter().map(|one| named("--backend", *one));
+        let precisions = match self.precisions.as_slice() {
+            [Precision::Float32] => &[],
+            some => some,
+        };
+        let precisions = precisions.iter().map(|one| named("--precision", *one));
         let peers_on = (self.device != Device::Cpu).then(|| named("--device", self.device));
         let values = self.values.map(|values| format!(" --values {values}"));
         let steps = (self.steps != STEPS).then(|| format!(" --steps {}", self.steps));
         let chosen = contests
             .chain(backends)
+            .chain(precisions)
             .chain(peers_on)
             .chain(values)
             .chain(steps);
