@@ -39,7 +39,9 @@ impl ProductPrecision {
         }
     }
 
-    /// Does `work` with products in this precision.
+    /// Does `work` with products in this precision, which the device must have
+    /// ([`is_supported`](Self::is_supported)): one that lacks it does as Burn does when it is asked to compute in
+    /// that type.
     pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
         /// Also if `work` panics.
         struct Back(ProductPrecision);
