@@ -16,8 +16,8 @@ use super::{DistillError, Event, Listener, Manifest, teacher_cache, vocabulary, 
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, ModelFiles, kept_name};
 use crate::model::PlainLlama;
-use crate::plan::{Plan, VocabularyPlan};
 use crate::plan::report::runs;
+use crate::plan::{Plan, VocabularyPlan};
 use crate::recipe::Recipe;
 use crate::tokenizer::Tokenizer;
 

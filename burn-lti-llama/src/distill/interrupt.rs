@@ -76,7 +76,10 @@ impl Interrupt {
     }
 
     fn scratch(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        self.0.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .scratch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

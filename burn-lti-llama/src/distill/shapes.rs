@@ -394,7 +394,11 @@ mod tests {
             kl_trained,
             seconds_trained: kl_trained.map(|_| 30.0),
         };
-        let shapes = [shape(Some(1.25), Some(0.5)), shape(Some(1.0), None), shape(None, None)];
+        let shapes = [
+            shape(Some(1.25), Some(0.5)),
+            shape(Some(1.0), None),
+            shape(None, None),
+        ];
         let text = ShapeTable(&shapes).to_string();
         let ends: Vec<Vec<&str>> = text
             .lines()

@@ -26,11 +26,7 @@ const HEAD: &str = "lm_head.weight";
 /// With `lecun`, the control, features of the stream are chosen by the seed; with the others they are those with the
 /// largest product of two sums: of the squares of what writes to the feature, and of the squares of what reads it,
 /// through the gains of the norms before. A calibrated start puts its own in the place of these.
-pub(super) fn at_width<B: Backend>(
-    plan: &Plan,
-    seed: u64,
-    teacher: TensorSet<B>,
-) -> TensorSet<B> {
+pub(super) fn at_width<B: Backend>(plan: &Plan, seed: u64, teacher: TensorSet<B>) -> TensorSet<B> {
     let (student, of_teacher) = (&plan.student, &plan.teacher);
     let mut teacher = with_head(plan, teacher);
     if plan.map.width != AxisMaps::Weights {

@@ -133,7 +133,8 @@ impl Blueprints {
         let last = file_name("model.norm.gamma");
         let has_last = has_width && student.tie_word_embeddings;
         let is_fitted = recipe.lti.start == Start::Calibrated && student.narrows(teacher);
-        let of_stream = (has_last && !is_fitted).then(|| (last.clone(), site_name(Site::EMBEDDING)));
+        let of_stream =
+            (has_last && !is_fitted).then(|| (last.clone(), site_name(Site::EMBEDDING)));
         let gains = gains.chain(of_stream);
         let folded = foldable_gains(student).into_iter().filter(|_| has_width);
         let folded = folded.map(|(gain, _)| file_name(&gain));

@@ -157,11 +157,7 @@ pub(super) fn one_hot(all: usize, kept: &[usize]) -> Mat<f64> {
 
 /// The map nearest to `first [t_features, s_features]` with which `c [rows, t_features]` makes `k [rows, s_features]`,
 /// and what is left of `k`.
-pub(super) fn nearest(
-    c: &Mat<f64>,
-    k: &Mat<f64>,
-    first: Mat<f64>,
-) -> Result<(Mat<f64>, Residual)> {
+pub(super) fn nearest(c: &Mat<f64>, k: &Mat<f64>, first: Mat<f64>) -> Result<(Mat<f64>, Residual)> {
     let mut map = first;
     let mut left = k - c * &map;
     let size = k.norm_l2();

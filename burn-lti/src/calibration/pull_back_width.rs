@@ -30,6 +30,10 @@ use crate::geometry::{Axis, Role, Site};
 use crate::map::Side;
 use crate::tensors::{TensorSet, join_name};
 
+/// How much more than a row of a weight the bias beside it counts: what the map of the width misses of it, no other map
+/// makes up for.
+const OF_BIAS: f64 = 1e3;
+
 /// How many maps the residual stream of a student has that is narrower than its teacher's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WidthMaps {
@@ -111,11 +115,7 @@ pub fn with_maps_of_width<B: Backend>(
         let weight = reader.weight(site, name)?;
         let (of_width, mut residual) = match &one {
             Some(one) => (one.clone(), weight.left_by(one)),
-            None => nearest(
-                &weight.picked,
-                &weight.wanted,
-                Mat::zeros(t_width, width),
-            )?,
+            None => nearest(&weight.picked, &weight.wanted, Mat::zeros(t_width, width))?,
         };
         let side = weight.side;
         let is_block = Role::FEED_FORWARD.contains(&site.role);
@@ -185,8 +185,8 @@ struct Weight {
     side: Side,
     /// The teacher's, `[t_others, t_width]`.
     c: Mat<f64>,
-    /// What of it the start has at the student's width, `[rows, t_width]`, and that, `[rows, s_width]`; what is added
-    /// to the stream is one more row.
+    /// What of it the start has at the student's width, `[rows, t_width]`, and that, `[rows, s_width]`; a bias that is
+    /// added to the stream is one more row, a heavy one.
     picked: Mat<f64>,
     wanted: Mat<f64>,
     other: Option<Other>,
@@ -300,7 +300,10 @@ impl<B: Backend> Reader<'_, B> {
         });
         let (picked, wanted) = match (of_teacher, of_start) {
             (Some(teacher), Some(start)) if side == Side::Right => {
-                let start = faer::Scale(longer) * start;
+                let row = picked.norm_l2() / (picked.nrows().max(1) as f64).sqrt();
+                let heavy = OF_BIAS * row / teacher.norm_l2().max(f64::MIN_POSITIVE);
+                let [teacher, start] = [(teacher, 1.0), (start, longer)]
+                    .map(|(bias, longer)| faer::Scale(heavy * longer) * bias);
                 (below(picked, &teacher), below(own, &start))
             }
             _ => (picked, own),

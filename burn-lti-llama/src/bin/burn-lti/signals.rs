@@ -22,7 +22,9 @@ pub(crate) fn interrupted_by_signals(way_on: &'static str) -> Result<Interrupt> 
     let hangup = Hangup::as_found();
     ctrlc::set_handler(move || {
         if asked.remove_scratch() {
-            tell!("interrupted in the search for a shape, of which nothing is kept: the same command searches again");
+            tell!(
+                "interrupted in the search for a shape, of which nothing is kept: the same command searches again"
+            );
             process::exit(INTERRUPTED);
         }
         if !asked.has_work() {
