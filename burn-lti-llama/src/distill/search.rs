@@ -1,9 +1,10 @@
 //! The search for a student's shape: of those that are small enough, the one that is nearest to its teacher after a
 //! short training.
 //!
-//! The start of each shape is calculated, on less text than a run's, and judged on held-out text, shapes that keep about
-//! the same part of every axis first. What is nearest before training need not be after it: the nearest few are trained
-//! for some steps, as runs of the recipe that are cut short, and judged again. The teacher is read once.
+//! The start of a shape is calculated, on less text than a run's, and judged on held-out text: first of each width the
+//! shape that keeps about the same part of every axis, then always the one that is most like the nearest so far. What is
+//! nearest before training need not be after it: the nearest few are trained for some steps, as runs of the recipe that
+//! are cut short, and judged again. The teacher is read once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -107,8 +108,12 @@ impl<A: AutodiffBackend> Search<'_, A> {
         };
         let mut chosen: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         let (count, mut failed) = (shapes.len(), None);
-        for (index, shape) in shapes.iter_mut().enumerate() {
+        for index in 0..count {
             self.check_wanted()?;
+            let Some(next) = next(shapes) else {
+                break;
+            };
+            let shape = &mut shapes[next];
             // One at least.
             if index > 0 && self.began.elapsed().as_secs_f64() > limit {
                 self.note(&format!(
@@ -305,6 +310,26 @@ impl<A: AutodiffBackend> Search<'_, A> {
     }
 }
 
+/// The next of `shapes` to be tried, if one is left: the first of a width of which none was, else the one that is most
+/// like the nearest so far.
+fn next(shapes: &[Shape]) -> Option<usize> {
+    let is_tried = |shape: &Shape| shape.seconds.is_some();
+    let is_new = |shape: &Shape| {
+        let mut tried = shapes.iter().filter(|it| is_tried(it));
+        tried.all(|it| it.student.hidden_size != shape.student.hidden_size)
+    };
+    let tried = shapes.iter().filter(|shape| shape.kl.is_some());
+    let nearest = tried.min_by(|a, b| {
+        a.kl.unwrap_or(f64::NAN)
+            .total_cmp(&b.kl.unwrap_or(f64::NAN))
+    });
+    let parts = nearest.map_or([1.0; 4], |nearest| nearest.parts);
+    let left = || shapes.iter().enumerate().filter(|(_, it)| !is_tried(it));
+    let of_new = left().find(|(_, shape)| is_new(shape));
+    let alike = left().min_by(|(_, a), (_, b)| a.distance(&parts).total_cmp(&b.distance(&parts)));
+    of_new.or(alike).map(|(index, _)| index)
+}
+
 /// Those that were trained come first, then those that were made, those that could not be, and those for which there was
 /// no time.
 fn sort(shapes: &mut [Shape]) {
@@ -318,4 +343,57 @@ fn sort(shapes: &mut [Shape]) {
         let (a, b) = (rank(a), rank(b));
         a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distill::Sizes;
+
+    fn shape(width: Option<usize>, parts: [f64; 4]) -> Shape {
+        Shape {
+            student: StudentSection {
+                hidden_size: width,
+                ..StudentSection::default()
+            },
+            parts,
+            sizes: Sizes {
+                parameters: 1.0,
+                file_bytes: 4.0,
+                kv_bytes_per_token: 4.0,
+                flops_per_token: 2.0,
+            },
+            kl: None,
+            seconds: None,
+            kl_trained: None,
+            seconds_trained: None,
+        }
+    }
+
+    #[test]
+    fn each_width_is_tried_once_and_then_what_is_like_the_nearest() {
+        let mut shapes = [
+            shape(Some(48), [0.75, 0.8, 1.0, 0.7]),
+            shape(Some(48), [0.75, 0.8, 0.5, 0.9]),
+            shape(None, [1.0, 0.6, 0.75, 0.7]),
+            shape(None, [1.0, 0.8, 0.5, 0.5]),
+            shape(None, [1.0, 0.6, 0.5, 0.8]),
+        ];
+        let kls = [Some(2.0), None, Some(1.0), Some(0.9), Some(1.1)];
+        let mut order = Vec::new();
+        while let Some(index) = next(&shapes) {
+            order.push(index);
+            // The second of them cannot be made.
+            (shapes[index].kl, shapes[index].seconds) = (kls[index], Some(1.0));
+        }
+        assert_eq!(order, [0, 2, 4, 3, 1]);
+        sort(&mut shapes);
+        let found: Vec<_> = shapes.iter().map(|shape| shape.kl).collect();
+        assert_eq!(found, [Some(0.9), Some(1.0), Some(1.1), Some(2.0), None]);
+        shapes[2].kl_trained = Some(0.5);
+        shapes[1].kl_trained = Some(0.6);
+        sort(&mut shapes);
+        assert_eq!(shapes[0].kl, Some(1.1));
+        assert_eq!(shapes[1].kl, Some(1.0));
+    }
 }

@@ -32,6 +32,9 @@ const LEAST_UNITS: f64 = 0.25;
 pub struct Shape {
     /// As a recipe has it.
     pub student: StudentSection,
+    /// Of width, layers, heads and units the parts that it keeps.
+    #[serde(skip)]
+    pub(super) parts: [f64; 4],
     /// What a student of it has.
     #[serde(flatten)]
     pub sizes: Sizes,
@@ -47,6 +50,20 @@ pub struct Shape {
     /// How long that took, with a start for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_trained: Option<f64>,
+}
+
+impl Shape {
+    /// How far the parts that it keeps are from these, in every direction alike.
+    pub(super) fn distance(&self, parts: &[f64; 4]) -> f64 {
+        let both = self.parts.iter().zip(parts);
+        both.map(|(own, other)| (own / other).ln().powi(2)).sum()
+    }
+
+    /// Whether `other` keeps as much along every axis, and more along one.
+    fn is_part_of(&self, other: &Self) -> bool {
+        let mut both = self.parts.iter().zip(&other.parts);
+        self.parts != other.parts && both.all(|(own, other)| own <= other)
+    }
 }
 
 /// What a model has, in the units of [`Target`].
@@ -99,7 +116,7 @@ impl Sizes {
 }
 
 /// The shapes that are small enough for the recipe's target, those first that keep about the same part of every
-/// axis. None is tried.
+/// axis, without those of which another has all and more. None is tried.
 ///
 /// # Errors
 ///
@@ -119,7 +136,7 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
     let seq_len = recipe.train.seq_len.longest();
     let sizes = |config: &LlamaConfig| Sizes::of(config, bytes, seq_len);
     let of_teacher = sizes(&teacher.whole());
-    let mut found: Vec<(f64, Shape)> = Vec::new();
+    let mut found: Vec<Shape> = Vec::new();
     let mut smallest: Option<Sizes> = None;
     let given = &recipe.student;
     let of_width = widths(given, teacher);
@@ -164,8 +181,8 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
             (heads, teacher.num_attention_heads),
             (units, teacher.intermediate_size),
         ];
-        let square = |(own, all): (usize, usize)| (own as f64 / all as f64).ln().powi(2);
         let shape = Shape {
+            parts: parts.map(|(own, all)| own as f64 / all as f64),
             student: StudentSection {
                 heads: Some(heads),
                 kv_heads: Some(kv_heads),
@@ -185,7 +202,7 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
             kl_trained: None,
             seconds_trained: None,
         };
-        found.push((parts.map(square).iter().sum(), shape));
+        found.push(shape);
     }
     if found.is_empty() {
         let of_smallest = smallest.map_or(String::new(), |least| {
@@ -200,10 +217,10 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
              layers and heads and a quarter of the units{of_smallest}: raise it, or give the shape itself"
         )));
     }
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.sort_by(|a, b| a.distance(&[1.0; 4]).total_cmp(&b.distance(&[1.0; 4])));
     // What else a recipe says may leave no room for a shape.
     let mut refused = None;
-    found.retain(|(_, shape)| {
+    found.retain(|shape| {
         let recipe = Recipe {
             student: shape.student.clone(),
             ..recipe.clone()
@@ -215,7 +232,11 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
     });
     match refused {
         Some(error) if found.is_empty() => Err(error.into()),
-        _ => Ok(found.into_iter().map(|(_, shape)| shape).collect()),
+        _ => {
+            let all = found.clone();
+            found.retain(|shape| !all.iter().any(|other| shape.is_part_of(other)));
+            Ok(found)
+        }
     }
 }
 
@@ -376,6 +397,30 @@ mod tests {
     }
 
     #[test]
+    fn a_shape_of_which_another_has_all_and_more_is_part_of_it() {
+        let of = |parts| Shape {
+            student: StudentSection::default(),
+            parts,
+            sizes: Sizes {
+                parameters: 1.0,
+                file_bytes: 4.0,
+                kv_bytes_per_token: 4.0,
+                flops_per_token: 2.0,
+            },
+            kl: None,
+            seconds: None,
+            kl_trained: None,
+            seconds_trained: None,
+        };
+        let wide = of([1.0, 0.5, 1.0, 0.5]);
+        assert!(of([0.75, 0.5, 1.0, 0.5]).is_part_of(&wide));
+        assert!(!of([0.75, 0.5, 1.0, 0.75]).is_part_of(&wide));
+        assert!(!wide.is_part_of(&wide));
+        let found = of([0.5, 1.0, 1.0, 1.0]).distance(&[1.0; 4]);
+        assert!((found - 2.0_f64.ln().powi(2)).abs() < 1e-12);
+    }
+
+    #[test]
     fn what_was_not_tried_or_trained_is_no_zero() {
         let sizes = Sizes {
             parameters: 129_344.0,
@@ -384,6 +429,7 @@ mod tests {
             flops_per_token: 258_688.0,
         };
         let shape = |kl, kl_trained| Shape {
+            parts: [0.75, 1.0, 1.0, 1.0],
             student: StudentSection {
                 hidden_size: Some(48),
                 ..StudentSection::default()
