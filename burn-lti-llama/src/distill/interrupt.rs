@@ -40,12 +40,14 @@ impl Interrupt {
         self.0.has_work.load(Ordering::Relaxed)
     }
 
-    /// Removes what a search for a shape has written so far, in the system's folder for temporary files, and says
-    /// whether there is such a search: to be called before its program ends in the middle of it.
-    pub fn remove_scratch(&self) -> bool {
-        let Some(folder) = self.scratch().take() else {
-            return false;
+    /// Ends a search for a shape, if there is one: removes what it has written so far, in the system's folder for
+    /// temporary files, and calls `end`, which may end the program. The search does not go on meanwhile, and ends after it.
+    pub fn end_search(&self, end: impl FnOnce()) {
+        let mut scratch = self.scratch();
+        let Some(folder) = scratch.take() else {
+            return;
         };
+        self.ask();
         // Whoever writes there at this moment may be faster, but not for long.
         for _ in 0..100 {
             match fs::remove_dir_all(&folder) {
@@ -53,7 +55,13 @@ impl Interrupt {
                 _ => sleep(Duration::from_millis(2)),
             }
         }
-        true
+        end();
+    }
+
+    /// Whether the search is to go on; if it is [being ended](Self::end_search), that is waited for.
+    pub(super) fn is_search_wanted(&self) -> bool {
+        let scratch = self.scratch();
+        scratch.is_some() && !self.is_asked()
     }
 
     pub(super) fn set_work(&self, has_work: bool) {
@@ -61,7 +69,7 @@ impl Interrupt {
     }
 
     /// A folder for what a search writes, which is removed with what is returned, or by
-    /// [`remove_scratch`](Self::remove_scratch).
+    /// [`end_search`](Self::end_search).
     pub(super) fn make_scratch(&self) -> io::Result<Scratch> {
         // Whoever is to remove it waits until there is one.
         let mut scratch = self.scratch();
@@ -112,20 +120,24 @@ mod tests {
     #[test]
     fn a_search_leaves_no_folder_however_it_ends() {
         let interrupt = Interrupt::default();
-        assert!(!interrupt.remove_scratch());
+        interrupt.end_search(|| panic!("there is none"));
+        assert!(!interrupt.is_asked());
         let scratch = interrupt.make_scratch().unwrap();
         let folder = scratch.path().to_owned();
         fs::create_dir(folder.join("shape")).unwrap();
+        assert!(interrupt.is_search_wanted());
         drop(scratch);
-        assert!(!folder.exists() && !interrupt.remove_scratch());
+        assert!(!folder.exists() && !interrupt.is_search_wanted());
+        interrupt.end_search(|| panic!("it is over"));
 
         let scratch = interrupt.make_scratch().unwrap();
         let folder = scratch.path().to_owned();
         fs::create_dir(folder.join("shape")).unwrap();
         // By the handler of a signal, which has a clone.
-        assert!(interrupt.clone().remove_scratch());
-        assert!(!folder.exists());
+        let mut is_ended = false;
+        interrupt.clone().end_search(|| is_ended = !folder.exists());
+        assert!(is_ended && interrupt.is_asked() && !interrupt.is_search_wanted());
         drop(scratch);
-        assert!(!interrupt.remove_scratch());
+        interrupt.end_search(|| panic!("it is over"));
     }
 }

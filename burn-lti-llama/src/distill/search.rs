@@ -37,7 +37,7 @@ const TRAINED: usize = 3;
 /// time.
 ///
 /// What is written on the way is removed at the end, or where the program is to end before by
-/// [`Interrupt::remove_scratch`]. Whoever asks `interrupt` to stop ends the search before its next shape.
+/// [`Interrupt::end_search`]. Whoever asks `interrupt` to stop ends the search before its next shape.
 ///
 /// # Errors
 ///
@@ -130,6 +130,7 @@ impl<A: AutodiffBackend> Search<'_, A> {
             self.stage(&format!("trying a shape: {}", shape.student));
             let tried = Instant::now();
             let started = self.started(&shape.student);
+            self.check_wanted()?;
             shape.seconds = Some(tried.elapsed().as_secs_f64());
             let (kl, kept) = match started {
                 Ok(found) => found,
@@ -276,9 +277,9 @@ impl<A: AutodiffBackend> Search<'_, A> {
     }
 
     fn check_wanted(&self) -> Result<(), DistillError> {
-        match self.interrupt.is_asked() {
-            false => Ok(()),
-            true => Err(DistillError::Refused(
+        match self.interrupt.is_search_wanted() {
+            true => Ok(()),
+            false => Err(DistillError::Refused(
                 "the search for a shape was interrupted, and nothing of it is kept: search again, or give the shape \
                  itself"
                     .to_owned(),
