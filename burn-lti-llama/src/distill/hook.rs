@@ -3,7 +3,6 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::AutodiffBackend;
@@ -11,6 +10,7 @@ use burn_lti::decoder::TokenBatch;
 use burn_lti::files::FolderLock;
 use burn_lti::train::{CheckpointDir, Ending, RunState, StepHook, StepReport, TrainError};
 
+use super::interrupt::Interrupt;
 use super::metrics::MetricsLog;
 use super::module::{DistillationModule, ModuleOptimizer, Student, Writer};
 use super::on_policy::OnPolicy;
@@ -20,39 +20,6 @@ use super::{DistillError, Event, Listener, OutputDir};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::PlainLlama;
 use crate::recipe::{Plateau, Recipe};
-
-/// Asks a run to stop after the step under way. Clones ask the same run.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<Asked>);
-
-#[derive(Debug, Default)]
-struct Asked {
-    is_asked: AtomicBool,
-    /// Whether the run has taken steps that are not saved.
-    has_work: AtomicBool,
-}
-
-impl Interrupt {
-    /// Asks.
-    pub fn ask(&self) {
-        self.0.is_asked.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether someone has asked.
-    pub fn is_asked(&self) -> bool {
-        self.0.is_asked.load(Ordering::Relaxed)
-    }
-
-    /// Whether the run would lose something if its program ended now. While it reads and calculates its start, and
-    /// when it is over, it would not.
-    pub fn has_work(&self) -> bool {
-        self.0.has_work.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_work(&self, has_work: bool) {
-        self.0.has_work.store(has_work, Ordering::Relaxed);
-    }
-}
 
 /// When to evaluate, to save and to stop.
 #[derive(Clone, Copy, Debug)]

@@ -16,10 +16,76 @@ use super::{DistillError, Event, Listener, Manifest, teacher_cache, vocabulary, 
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, ModelFiles, kept_name};
 use crate::model::PlainLlama;
-use crate::plan::Plan;
 use crate::plan::report::runs;
+use crate::plan::{Plan, VocabularyPlan};
 use crate::recipe::Recipe;
 use crate::tokenizer::Tokenizer;
+
+/// What runs of one teacher and one text read, whatever the shapes of their students.
+pub(super) struct Loaded<A: AutodiffBackend> {
+    /// Where the teacher is read, and which of its tokens are kept.
+    files: ModelFiles,
+    vocabulary: Option<VocabularyPlan>,
+    tokenizer: Arc<Tokenizer>,
+    train: Arc<[PackedSequence]>,
+    /// All that counts.
+    valid: Vec<PackedSequence>,
+    export_form: ExportForm,
+    tensors: TensorSet<A::InnerBackend>,
+    teacher: Arc<PlainLlama<A::InnerBackend>>,
+    training_teacher: Arc<TrainingTeacher<A::InnerBackend>>,
+}
+
+impl<A: AutodiffBackend> Loaded<A> {
+    /// What `recipe` names.
+    pub(super) fn read(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
+        let (files, vocabulary) = vocabulary::teacher_files(recipe)?;
+        Self::read_of(recipe, files, vocabulary, device)
+    }
+
+    fn read_of(
+        recipe: &Recipe,
+        files: ModelFiles,
+        vocabulary: Option<VocabularyPlan>,
+        device: &A::Device,
+    ) -> Result<Self, DistillError> {
+        let tokenizer = files.tokenizer()?;
+        let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
+        let field = recipe.data.field.as_deref();
+        let loss_on = recipe.data.loss_on;
+        let load =
+            |paths, lens| data::load_sequences(paths, field, loss_on, &tokenizer, lens, layout);
+        let train = load(&recipe.data.train, seq_len.all())?;
+        // At the longest, a student is measured at all positions that it was trained at.
+        let mut valid = load(&recipe.data.valid, &[seq_len.longest()])?;
+        // What counts nothing says nothing.
+        valid.retain(|sequence| sequence.num_targets() > 0);
+        let cache = recipe
+            .teacher
+            .cache
+            .as_ref()
+            .map(|dir| teacher_cache::open_for(dir, &train, &files))
+            .transpose()?;
+        let export_form = export_form(recipe)?;
+        let tensors = files.tensors(recipe.teacher.dtype, device)?;
+        let teacher = Arc::new(hf::plain_from_tensors(files.config(), &tensors, device)?);
+        let training_teacher = Arc::new(match cache {
+            Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
+            None => TrainingTeacher::Live(teacher.clone()),
+        });
+        Ok(Self {
+            vocabulary,
+            tokenizer: Arc::new(tokenizer),
+            train: train.into(),
+            valid,
+            export_form,
+            tensors,
+            teacher,
+            training_teacher,
+            files,
+        })
+    }
+}
 
 /// Everything that a run reads.
 pub(super) struct RunInputs<A: AutodiffBackend> {
@@ -51,39 +117,30 @@ impl<A: AutodiffBackend> RunInputs<A> {
         // What is read fast and may be wrong comes before what takes its time.
         check_precision::<A::InnerBackend>(recipe, device)?;
         let (files, vocabulary) = vocabulary::teacher_files(recipe)?;
-        let config = files.config();
-        let mut plan = Plan::with_layers(recipe, config, kept)?;
-        let tokenizer = files.tokenizer()?;
-        let (seq_len, layout) = (&recipe.train.seq_len, recipe.data.documents);
-        let field = recipe.data.field.as_deref();
-        let loss_on = recipe.data.loss_on;
-        let load =
-            |paths, lens| data::load_sequences(paths, field, loss_on, &tokenizer, lens, layout);
-        let train = load(&recipe.data.train, seq_len.all())?;
-        // At the longest, a student is measured at all positions that it was trained at.
-        let longest = seq_len.longest();
-        let mut valid = load(&recipe.data.valid, &[longest])?;
-        // What counts nothing says nothing.
-        valid.retain(|sequence| sequence.num_targets() > 0);
-        valid.truncate(seq_len.sequences_of(longest, recipe.train.eval_sequences));
-        let cache = recipe
-            .teacher
-            .cache
-            .as_ref()
-            .map(|dir| teacher_cache::open_for(dir, &train, &files))
-            .transpose()?;
+        Plan::with_layers(recipe, files.config(), kept)?;
+        let loaded = Loaded::read_of(recipe, files, vocabulary, device)?;
+        Self::of(&loaded, recipe, kept, device, listener)
+    }
 
-        let export_form = export_form(recipe)?;
-        let tensors = files.tensors(recipe.teacher.dtype, device)?;
-        let teacher = Arc::new(hf::plain_from_tensors(config, &tensors, device)?);
+    /// The same of what is `loaded` already, by a recipe that names the same teacher, texts and lengths.
+    pub(super) fn of(
+        loaded: &Loaded<A>,
+        recipe: &Recipe,
+        kept: Option<&[usize]>,
+        device: &A::Device,
+        listener: &Listener,
+    ) -> Result<Self, DistillError> {
+        let config = loaded.files.config();
+        let mut plan = Plan::with_layers(recipe, config, kept)?;
         if plan.chooses_layers {
             listener(Event::Stage("choosing layers"));
             let count = plan.student.num_hidden_layers;
-            let chosen = chosen_layers(&teacher, &train, count, device, listener)?;
+            let (teacher, train) = (&loaded.teacher, &loaded.train);
+            let chosen = chosen_layers(teacher.as_ref(), train, count, device, listener)?;
             plan = Plan::with_layers(recipe, config, Some(&chosen))?;
         }
-        plan.vocabulary = vocabulary;
-        if let Some(vocabulary) = &vocabulary {
+        plan.vocabulary = loaded.vocabulary;
+        if let Some(vocabulary) = &plan.vocabulary {
             listener(Event::Note(&format!(
                 "the student's vocabulary: {vocabulary}"
             )));
@@ -94,26 +151,27 @@ impl<A: AutodiffBackend> RunInputs<A> {
                 "the student keeps layers {layers} of the teacher's"
             )));
         }
-        let training_teacher = match cache {
-            Some(cache) => TrainingTeacher::Cached(CachedTeacher::new(cache)),
-            None => TrainingTeacher::Live(teacher.clone()),
+        let (seq_len, train) = (&recipe.train.seq_len, &recipe.train);
+        let longest = seq_len.longest();
+        let first = |sequences: usize| {
+            let count = seq_len.sequences_of(longest, sequences);
+            loaded.valid.iter().take(count).cloned().collect()
         };
-        let watched = seq_len.sequences_of(longest, recipe.train.watched_sequences());
-        let watched = valid.iter().take(watched).cloned().collect();
-        let batch_size = seq_len.sequences_of(longest, recipe.train.batch_size);
+        let batch_size = seq_len.sequences_of(longest, train.batch_size);
         let held_out = |sequences| data::loader(sequences, batch_size, None, device);
-        let tensors = for_student(&plan, recipe.train.seed, tensors);
+        let tensors = for_student(&plan, train.seed, loaded.tensors.clone());
+        let watched = train.watched_sequences().min(train.eval_sequences);
         Ok(Self {
             plan,
-            files,
+            files: loaded.files.clone(),
             tensors,
-            teacher,
-            training_teacher: Arc::new(training_teacher),
-            train: train.into(),
-            tokenizer: Arc::new(tokenizer),
-            export_form,
-            valid: held_out(valid),
-            watched: held_out(watched),
+            teacher: loaded.teacher.clone(),
+            training_teacher: loaded.training_teacher.clone(),
+            train: loaded.train.clone(),
+            tokenizer: loaded.tokenizer.clone(),
+            export_form: loaded.export_form,
+            valid: held_out(first(train.eval_sequences)),
+            watched: held_out(first(watched)),
         })
     }
 
@@ -121,15 +179,25 @@ impl<A: AutodiffBackend> RunInputs<A> {
     pub(super) fn teacher_tensors(&self, plan: &Plan, seed: u64) -> TensorSet<A::InnerBackend> {
         for_student(plan, seed, TensorSet::collect(self.teacher.as_ref()))
     }
+
+    /// The teacher's tensors at its own width, as maps of the width take them, by the student's numbers.
+    pub(super) fn folded_teacher(&self) -> TensorSet<A::InnerBackend> {
+        let tensors = of_layers(&self.plan, TensorSet::collect(self.teacher.as_ref()));
+        width::folded(&self.plan, tensors)
+    }
 }
 
 /// The teacher's `tensors` as the student of `plan` takes them.
 fn for_student<B: Backend>(plan: &Plan, seed: u64, tensors: TensorSet<B>) -> TensorSet<B> {
-    let tensors = match &plan.kept_layers {
+    width::at_width(plan, seed, of_layers(plan, tensors))
+}
+
+/// Those of the teacher's `tensors` that the student keeps, by its numbers.
+fn of_layers<B: Backend>(plan: &Plan, tensors: TensorSet<B>) -> TensorSet<B> {
+    match &plan.kept_layers {
         Some(kept) => tensors.renamed(|name| kept_name(name, kept)),
         None => tensors,
-    };
-    width::at_width(plan, seed, tensors)
+    }
 }
 
 /// Refuses a precision that the device lacks.

@@ -23,7 +23,7 @@ pub use error::ManifestError;
 use crate::data::text_files;
 use crate::gguf::is_gguf;
 use crate::hashes::{HashError, hash_file, hash_teacher};
-use crate::recipe::{Recipe, RecipeError};
+use crate::recipe::{Recipe, RecipeError, StudentSection};
 use crate::tokenizer::{self, KeptTokens};
 
 /// The version of the format that is written, and the only one that is read.
@@ -68,7 +68,7 @@ const VALID: &str = "data.valid";
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     schema: u32,
@@ -89,6 +89,9 @@ pub struct Manifest {
     /// Which of the teacher's tokens the student has, if it has fewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_tokens: Option<TokensHash>,
+    /// What of the student's shape the recipe gave, where the rest was searched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub searched: Option<StudentSection>,
 }
 
 /// Which tokens of the teacher a student has.
@@ -246,6 +249,7 @@ impl Manifest {
             },
             kept_layers: None,
             kept_tokens: None,
+            searched: None,
         })
     }
 
@@ -326,8 +330,30 @@ impl Manifest {
             }
             None => {
                 self.check_tokens(now.kept_tokens.as_ref())?;
+                self.check_searched(now.searched.as_ref())?;
                 Ok(self.notes(now))
             }
+        }
+    }
+
+    /// Checks that a shape was searched by what it is asked for now. A recipe that gives the shape which was found asks
+    /// for nothing.
+    fn check_searched(&self, now: Option<&StudentSection>) -> Result<(), ManifestError> {
+        let Some(now) = now else {
+            return Ok(());
+        };
+        let of = |section: &StudentSection| {
+            let table = Table::try_from(section);
+            table.map_err(|source| ManifestError::from(RecipeError::Write { source }))
+        };
+        let then = self.searched.as_ref().map_or(Ok(Table::new()), of)?;
+        match first_changed_key("student", &then, &of(now)?) {
+            None => Ok(()),
+            Some((key, then, now)) => Err(ManifestError::Changed {
+                what: format!("`{key}`, by which the student's shape was searched,"),
+                change: format!("was {} and is now {}", or_absent(then), or_absent(now)),
+                own: "recipe, or with the shape that its recipe.toml has in [student]",
+            }),
         }
     }
 

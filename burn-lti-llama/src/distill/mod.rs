@@ -32,6 +32,8 @@
 //! | `export` | collapse, write, read back, compare |
 //! | `output`, `file_list` | the output folder, and what in it a run wrote |
 //! | `inputs` | what a run reads |
+//! | `interrupt` | how a run is asked to stop |
+//! | `shapes`, `search` | which shapes are small enough, and the one of them that is nearest |
 //! | `vocabulary` | which of the teacher's tokens are kept |
 //! | `teacher_cache` | a teacher's top tokens, written once |
 
@@ -41,6 +43,7 @@ mod export;
 mod file_list;
 mod hook;
 mod inputs;
+mod interrupt;
 mod manifest;
 mod metrics;
 mod module;
@@ -50,6 +53,7 @@ mod output;
 mod progress;
 mod run;
 mod schedule;
+mod search;
 mod shapes;
 mod start;
 mod start_summary;
@@ -71,7 +75,7 @@ use burn_lti::calibration::LayerReport;
 use burn_lti::train::StepReport;
 
 pub use error::DistillError;
-pub use hook::Interrupt;
+pub use interrupt::Interrupt;
 pub use manifest::{
     Compute, DataHashes, MAY_CHANGE, Manifest, ManifestError, Note, Program, Source, TeacherHashes,
     TextHash, TokensHash,
@@ -80,7 +84,8 @@ pub use metrics::{LoggedEvaluation, MetricsError};
 pub use output::OutputDir;
 pub use progress::PhaseEnd;
 pub use run::{Job, Which, collapse_run};
-pub use shapes::{Shape, ShapeTable, Sizes, search_shape, shapes};
+pub use search::search_shape;
+pub use shapes::{Shape, ShapeTable, Sizes, shapes};
 pub use start_summary::StartSummary;
 pub use student::{free_student, learning_student};
 pub use summary::{Kept, Summary};

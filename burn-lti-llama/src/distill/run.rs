@@ -15,8 +15,9 @@ use burn_lti::files::{FolderLock, sha256};
 use burn_lti::train::{Checkpoint, CheckpointDir};
 
 use super::export::Export;
-use super::hook::{Hook, Interrupt, Rules};
-use super::inputs::RunInputs;
+use super::hook::{Hook, Rules};
+use super::inputs::{Loaded, RunInputs};
+use super::interrupt::Interrupt;
 use super::manifest::{Compute, Manifest, Note, TokensHash};
 use super::metrics::MetricsLog;
 use super::module::Student;
@@ -33,7 +34,7 @@ use super::training::{Attempt, Trainer, whitening};
 use super::{DistillError, Event, Kept, Listener, OutputDir, Summary, card};
 use crate::eval::{Evaluation, evaluate};
 use crate::model::{LearningLlama, NotFinite, Place, PlainLlama, first_not_finite};
-use crate::recipe::{Recipe, Trained};
+use crate::recipe::{Recipe, StudentSection, Trained};
 
 /// A run to be: a recipe, the folder for its results, and who is told of it.
 ///
@@ -59,6 +60,7 @@ pub struct Job<'a> {
     interrupt: Interrupt,
     keep_last: bool,
     command: Vec<String>,
+    searched: Option<StudentSection>,
 }
 
 impl<'a> Job<'a> {
@@ -71,6 +73,7 @@ impl<'a> Job<'a> {
             interrupt: Interrupt::default(),
             keep_last: false,
             command: Vec::new(),
+            searched: None,
         }
     }
 
@@ -99,6 +102,13 @@ impl<'a> Job<'a> {
         self
     }
 
+    /// Says what of the shape was given where the recipe's was [searched](super::search_shape): a run that goes on has
+    /// to be given the same.
+    pub fn with_searched(mut self, given: Option<StudentSection>) -> Self {
+        self.searched = given;
+        self
+    }
+
     /// Carries the recipe out, from the start or from the newest checkpoint, as `out` was asked for.
     ///
     /// # Errors
@@ -107,6 +117,15 @@ impl<'a> Job<'a> {
     /// be replaced stays until this one is finished; a run that fails leaves its checkpoints, and no `summary.json`
     /// and no `student` but what were there.
     pub fn run<A: AutodiffBackend>(&self, device: &A::Device) -> Result<Summary, DistillError> {
+        self.run_with::<A>(None, device)
+    }
+
+    /// The same, of what is read already, if it is.
+    pub(super) fn run_with<A: AutodiffBackend>(
+        &self,
+        read: Option<&Read<A>>,
+        device: &A::Device,
+    ) -> Result<Summary, DistillError> {
         let began = Instant::now();
         self.interrupt.set_work(false);
         let lock = self.take_folder()?;
@@ -114,7 +133,7 @@ impl<'a> Job<'a> {
             return Ok(summary);
         }
         self.out.make_inside()?;
-        let loaded = self.load::<A>(device);
+        let loaded = self.load::<A>(read, device);
         let (inputs, manifest) = loaded.inspect_err(|_| self.out.forget_inside())?;
         let lock = self.made_folder(lock)?;
         let resumed = match self.out.existing() {
@@ -211,14 +230,26 @@ impl<'a> Job<'a> {
     /// What the run reads, and what it is made of.
     fn load<A: AutodiffBackend>(
         &self,
+        read: Option<&Read<A>>,
         device: &A::Device,
     ) -> Result<(RunInputs<A>, Manifest), DistillError> {
         A::seed(device, self.recipe.train.seed);
-        (self.listener)(Event::Stage("loading the teacher"));
         let kept = self.kept_layers();
-        let inputs = RunInputs::<A>::load(self.recipe, kept.as_deref(), device, &self.listener)?;
-        let compute = Compute::of::<A::InnerBackend>(device);
-        let mut manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+        let (kept, listener) = (kept.as_deref(), &self.listener);
+        let (inputs, mut manifest) = match read {
+            Some(Read { loaded, manifest }) => {
+                let inputs = RunInputs::of(loaded, self.recipe, kept, device, listener)?;
+                (inputs, manifest.clone())
+            }
+            None => {
+                listener(Event::Stage("loading the teacher"));
+                let inputs = RunInputs::<A>::load(self.recipe, kept, device, listener)?;
+                let compute = Compute::of::<A::InnerBackend>(device);
+                let manifest = Manifest::new(self.recipe, self.command.clone(), compute)?;
+                (inputs, manifest)
+            }
+        };
+        manifest.searched = self.searched.clone();
         manifest.kept_layers = inputs.plan.kept_layers.clone();
         manifest.kept_tokens = inputs.files.kept().map(TokensHash::from);
         inputs.check_cache(&manifest)?;
@@ -244,10 +275,19 @@ impl<'a> Job<'a> {
         &self,
         device: &A::Device,
     ) -> Result<StartSummary, DistillError> {
+        self.start_with::<A>(None, device)
+    }
+
+    /// The same, of what is read already, if it is.
+    pub(super) fn start_with<A: AutodiffBackend>(
+        &self,
+        read: Option<&Read<A>>,
+        device: &A::Device,
+    ) -> Result<StartSummary, DistillError> {
         let began = Instant::now();
         self.interrupt.set_work(false);
         let lock = self.take_folder()?;
-        let (inputs, manifest) = self.load::<A>(device)?;
+        let (inputs, manifest) = self.load::<A>(read, device)?;
         let lock = self.made_folder(lock)?;
         self.out.begin(self.recipe, &manifest)?;
         // Nothing follows, unless the recipe says so.
@@ -525,6 +565,23 @@ impl<'a> Job<'a> {
         let keep = NonZeroUsize::new(self.recipe.train.keep_checkpoints);
         let keep = keep.unwrap_or(NonZeroUsize::MIN);
         Ok(CheckpointDir::open(self.out.checkpoints_path(), keep)?)
+    }
+}
+
+/// What several runs of a teacher and a text read once, and its hashes.
+pub(super) struct Read<A: AutodiffBackend> {
+    loaded: Loaded<A>,
+    manifest: Manifest,
+}
+
+impl<A: AutodiffBackend> Read<A> {
+    /// What `recipe` names.
+    pub(super) fn of(recipe: &Recipe, device: &A::Device) -> Result<Self, DistillError> {
+        let compute = Compute::of::<A::InnerBackend>(device);
+        Ok(Self {
+            loaded: Loaded::read(recipe, device)?,
+            manifest: Manifest::new(recipe, Vec::new(), compute)?,
+        })
     }
 }
 

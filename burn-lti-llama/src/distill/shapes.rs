@@ -1,40 +1,40 @@
-//! The search for a student's shape: of those that are small enough, the one that begins nearest to its teacher.
+//! The shapes of a student that are small enough for a recipe's target, and what they have.
 //!
-//! Layers, heads and units are what is searched here, at the width that the recipe gives. For some numbers of layers
-//! and heads, as many units are kept as the target allows. The start of each such shape is calculated, on less text
-//! than a run's, and judged on held-out text; shapes that keep about the same part of every axis come first, until
-//! the time is up.
+//! Width, layers, heads and units are what there is to choose. For some widths and numbers of layers and heads, as many
+//! units are kept as the target allows; a width is one that a reader of the family loads, and a multiple of what
+//! quantizers have in a block, as far as the teacher's is.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
 
-use burn::tensor::backend::AutodiffBackend;
 use serde::Serialize;
 
 use super::export::export_form;
-use super::{DistillError, Event, Job, Listener, Manifest, OutputDir, vocabulary};
+use super::{DistillError, vocabulary};
 use crate::config::LlamaConfig;
 use crate::plan::Plan;
 use crate::plan::report::{thousands, write_table};
 use crate::recipe::{KeptLayers, Recipe, StudentSection, Target};
 
-/// Parts of the teacher's layers that are tried.
+/// Parts of the teacher's width that are tried.
+const WIDTHS: [f64; 5] = [1.0, 0.875, 0.75, 0.625, 0.5];
+/// What a width is a multiple of, the first of which the teacher's is a multiple at least so often.
+const WIDTH_STEPS: [usize; 8] = [256, 128, 64, 32, 16, 8, 4, 2];
+const LEAST_STEPS: usize = 8;
+/// Parts of its layers.
 const DEPTHS: [f64; 6] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5];
 /// Parts of its key/value heads.
 const HEADS: [f64; 3] = [1.0, 2.0 / 3.0, 0.5];
 /// The least part of its units.
 const LEAST_UNITS: f64 = 0.25;
-/// Sequences to calibrate a shape on, at most, and to judge it by.
-const SEQUENCES: usize = 64;
-/// Seconds of a search, unless the recipe says so.
-const SECONDS: f64 = 600.0;
 
 /// A shape that is small enough.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shape {
     /// As a recipe has it.
     pub student: StudentSection,
+    /// Of width, layers, heads and units the parts that it keeps.
+    #[serde(skip)]
+    pub(super) parts: [f64; 4],
     /// What a student of it has.
     #[serde(flatten)]
     pub sizes: Sizes,
@@ -44,6 +44,26 @@ pub struct Shape {
     /// How long that took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
+    /// KL on the same text after a short training, if it was trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_trained: Option<f64>,
+    /// How long that took, with a start for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_trained: Option<f64>,
+}
+
+impl Shape {
+    /// How far the parts that it keeps are from these, in every direction alike.
+    pub(super) fn distance(&self, parts: &[f64; 4]) -> f64 {
+        let both = self.parts.iter().zip(parts);
+        both.map(|(own, other)| (own / other).ln().powi(2)).sum()
+    }
+
+    /// Whether `other` keeps as much along every axis, and more along one.
+    fn is_part_of(&self, other: &Self) -> bool {
+        let mut both = self.parts.iter().zip(&other.parts);
+        self.parts != other.parts && both.all(|(own, other)| own <= other)
+    }
 }
 
 /// What a model has, in the units of [`Target`].
@@ -96,7 +116,7 @@ impl Sizes {
 }
 
 /// The shapes that are small enough for the recipe's target, those first that keep about the same part of every
-/// axis. None is tried.
+/// axis, without those of which another has all and more. None is tried.
 ///
 /// # Errors
 ///
@@ -116,58 +136,73 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
     let seq_len = recipe.train.seq_len.longest();
     let sizes = |config: &LlamaConfig| Sizes::of(config, bytes, seq_len);
     let of_teacher = sizes(&teacher.whole());
-    let mut found: Vec<(f64, Shape)> = Vec::new();
+    let mut found: Vec<Shape> = Vec::new();
     let mut smallest: Option<Sizes> = None;
-    for depth in depths(&recipe.student, teacher) {
+    let given = &recipe.student;
+    let of_width = widths(given, teacher);
+    let of_all = of_width.into_iter().flat_map(|width| {
+        let of_depth = depths(given, teacher).into_iter();
+        of_depth.flat_map(move |depth| {
+            let of_heads = heads(given, teacher).into_iter();
+            of_heads.map(move |heads| (width, depth, heads))
+        })
+    });
+    for (width, depth, [heads, kv_heads]) in of_all {
         let layers: Vec<usize> = (0..depth).collect();
-        let given = &recipe.student;
-        let shorter = teacher.with_layers(&layers).at_width(
-            given.hidden_size.unwrap_or(teacher.hidden_size),
-            given.tie_embeddings.unwrap_or(teacher.tie_word_embeddings),
-        );
-        for [heads, kv_heads] in heads(&recipe.student, teacher) {
-            let of_units = |units: usize| {
-                sizes(&LlamaConfig {
-                    num_attention_heads: heads,
-                    num_key_value_heads: kv_heads,
-                    head_dim: recipe.student.head_dim.unwrap_or(teacher.head_dim),
-                    intermediate_size: units,
-                    ..shorter.clone()
-                })
-            };
-            let all = units(&recipe.student, teacher);
-            if let Some(least) = all.last().map(|units| of_units(*units))
-                && smallest.is_none_or(|known| least.parameters < known.parameters)
-            {
-                smallest = Some(least);
-            }
-            let fits = |units: &usize| of_units(*units).within(target, &of_teacher);
-            let Some(units) = all.into_iter().find(fits) else {
-                continue;
-            };
-            let parts = [
-                (depth, teacher.num_hidden_layers),
-                (heads, teacher.num_attention_heads),
-                (units, teacher.intermediate_size),
-            ];
-            let square = |(own, all): (usize, usize)| (own as f64 / all as f64).ln().powi(2);
-            let shape = Shape {
-                student: StudentSection {
-                    heads: Some(heads),
-                    kv_heads: Some(kv_heads),
-                    intermediate_size: Some(units),
-                    layers: match &recipe.student.layers {
-                        Some(given) => Some(given.clone()),
-                        None => Some(KeptLayers::Count(depth)),
-                    },
-                    ..recipe.student.shape()
-                },
-                sizes: of_units(units),
-                kl: None,
-                seconds: None,
-            };
-            found.push((parts.map(square).iter().sum(), shape));
+        let is_tied = given.tie_embeddings.unwrap_or(teacher.tie_word_embeddings);
+        let narrower = LlamaConfig {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: given.head_dim.unwrap_or(teacher.head_dim),
+            ..teacher.with_layers(&layers).at_width(width, is_tied)
+        };
+        if given.hidden_size.is_none() && !is_loaded(&narrower, teacher) {
+            continue;
         }
+        let of_units = |units: usize| {
+            sizes(&LlamaConfig {
+                intermediate_size: units,
+                ..narrower.clone()
+            })
+        };
+        let all = units(given, teacher);
+        if let Some(least) = all.last().map(|units| of_units(*units))
+            && smallest.is_none_or(|known| least.parameters < known.parameters)
+        {
+            smallest = Some(least);
+        }
+        let fits = |units: &usize| of_units(*units).within(target, &of_teacher);
+        let Some(units) = all.into_iter().find(fits) else {
+            continue;
+        };
+        let parts = [
+            (width, teacher.hidden_size),
+            (depth, teacher.num_hidden_layers),
+            (heads, teacher.num_attention_heads),
+            (units, teacher.intermediate_size),
+        ];
+        let shape = Shape {
+            parts: parts.map(|(own, all)| own as f64 / all as f64),
+            student: StudentSection {
+                heads: Some(heads),
+                kv_heads: Some(kv_heads),
+                intermediate_size: Some(units),
+                hidden_size: given
+                    .hidden_size
+                    .or_else(|| (width != teacher.hidden_size).then_some(width)),
+                layers: match &given.layers {
+                    Some(given) => Some(given.clone()),
+                    None => Some(KeptLayers::Count(depth)),
+                },
+                ..given.shape()
+            },
+            sizes: of_units(units),
+            kl: None,
+            seconds: None,
+            kl_trained: None,
+            seconds_trained: None,
+        };
+        found.push(shape);
     }
     if found.is_empty() {
         let of_smallest = smallest.map_or(String::new(), |least| {
@@ -178,14 +213,14 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
             )
         });
         return Err(DistillError::Refused(format!(
-            "student.target is below every shape that is tried, of which none keeps less than half of the layers and \
-             heads and a quarter of the units{of_smallest}: raise it, or give the shape itself"
+            "student.target is below every shape that is tried, of which none keeps less than half of the width, \
+             layers and heads and a quarter of the units{of_smallest}: raise it, or give the shape itself"
         )));
     }
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found.sort_by(|a, b| a.distance(&[1.0; 4]).total_cmp(&b.distance(&[1.0; 4])));
     // What else a recipe says may leave no room for a shape.
     let mut refused = None;
-    found.retain(|(_, shape)| {
+    found.retain(|shape| {
         let recipe = Recipe {
             student: shape.student.clone(),
             ..recipe.clone()
@@ -197,111 +232,31 @@ pub fn shapes(recipe: &Recipe) -> Result<Vec<Shape>, DistillError> {
     });
     match refused {
         Some(error) if found.is_empty() => Err(error.into()),
-        _ => Ok(found.into_iter().map(|(_, shape)| shape).collect()),
+        _ => {
+            let all = found.clone();
+            found.retain(|shape| !all.iter().any(|other| shape.is_part_of(other)));
+            Ok(found)
+        }
     }
 }
 
-/// The recipe with the nearest shape in the place of its target, and all shapes, nearest first; those for which there
-/// was no time come last.
-///
-/// # Errors
-///
-/// As [`shapes`], and those of a start.
-pub fn search_shape<A: AutodiffBackend>(
-    recipe: &Recipe,
-    device: &A::Device,
-    listener: &Listener,
-) -> Result<(Recipe, Vec<Shape>), DistillError> {
-    let began = Instant::now();
-    let mut shapes = shapes(recipe)?;
-    let limit = recipe.student.target.and_then(|target| target.seconds);
-    let limit = limit.unwrap_or(SECONDS);
-    let mut chosen: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    let count = shapes.len();
-    let mut failed = None;
-    for (index, shape) in shapes.iter_mut().enumerate() {
-        // One at least.
-        if index > 0 && began.elapsed().as_secs_f64() > limit {
-            listener(Event::Note(&format!(
-                "the search for a shape has had its {limit} seconds: {index} of {count} shapes were tried; raise \
-                 student.target.seconds for more"
-            )));
-            break;
-        }
-        if let Some(KeptLayers::Count(layers)) = shape.student.layers
-            && let Some(kept) = chosen.get(&layers)
-        {
-            shape.student.layers = Some(KeptLayers::These(kept.clone()));
-        }
-        listener(Event::Stage(&format!("trying a shape: {}", shape.student)));
-        let tried = Instant::now();
-        let (kl, kept) = match start_of::<A>(recipe, &shape.student, device) {
-            Ok(found) => found,
-            // Other shapes may do.
-            Err(error) => {
-                listener(Event::Note(&format!("it cannot be made: {error}")));
-                shape.seconds = Some(tried.elapsed().as_secs_f64());
-                failed = failed.or(Some(error));
-                continue;
-            }
-        };
-        shape.student.layers = kept.map(|kept| {
-            chosen.insert(kept.len(), kept.clone());
-            KeptLayers::These(kept)
-        });
-        (shape.kl, shape.seconds) = (kl, Some(tried.elapsed().as_secs_f64()));
-        if let Some(kl) = kl {
-            listener(Event::Note(&format!(
-                "KL {kl:.4} nats/token before any training"
-            )));
-        }
+/// Widths, most first: multiples of a step of which the teacher's is one too.
+fn widths(given: &StudentSection, teacher: &LlamaConfig) -> Vec<usize> {
+    let all = teacher.hidden_size;
+    if let Some(given) = given.hidden_size {
+        return vec![given];
     }
-    let rank = |shape: &Shape| match (shape.kl, shape.seconds) {
-        (Some(kl), _) => (0, kl),
-        (None, Some(_)) => (1, 0.0),
-        (None, None) => (2, 0.0),
-    };
-    shapes.sort_by(|a, b| {
-        let (a, b) = (rank(a), rank(b));
-        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
-    });
-    let nearest = shapes.first().filter(|nearest| nearest.kl.is_some());
-    let Some(nearest) = nearest else {
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        return Err(DistillError::Refused(
-            "no shape that was tried has a KL that is a number: look at the teacher and the held-out text with \
-             `burn-lti eval`"
-                .to_owned(),
-        ));
-    };
-    let recipe = Recipe {
-        student: nearest.student.clone(),
-        ..recipe.clone()
-    };
-    Ok((recipe, shapes))
+    let mut steps = WIDTH_STEPS.into_iter();
+    let step = steps.find(|step| all.is_multiple_of(*step) && all / step >= LEAST_STEPS);
+    let step = step.unwrap_or(1);
+    let of_steps = parts_of(all / step, &WIDTHS).into_iter();
+    of_steps.map(|steps| steps * step).collect()
 }
 
-/// KL of the start of that shape, and the layers that it keeps, if they are some.
-fn start_of<A: AutodiffBackend>(
-    recipe: &Recipe,
-    student: &StudentSection,
-    device: &A::Device,
-) -> Result<(Option<f64>, Option<Vec<usize>>), DistillError> {
-    let mut recipe = recipe.clone();
-    recipe.student = student.clone();
-    recipe.calibration.sequences = recipe.calibration.sequences.min(SEQUENCES);
-    recipe.train.eval_sequences = recipe.train.eval_sequences.min(SEQUENCES);
-    let folder = tempfile::tempdir().map_err(|source| DistillError::Output {
-        path: std::env::temp_dir(),
-        source,
-    })?;
-    let dir = folder.path().join("shape");
-    let out = OutputDir::prepare(&dir, false)?;
-    let summary = Job::new(&recipe, &out).start::<A>(device)?;
-    let manifest = Manifest::read(&dir.join("manifest.json"))?;
-    Ok((summary.evaluation.kl, manifest.kept_layers))
+/// Whether readers of the family load it, if they do its teacher.
+fn is_loaded(student: &LlamaConfig, teacher: &LlamaConfig) -> bool {
+    let opens = |config: &LlamaConfig| config.clone().openable().opens();
+    opens(student) || !opens(teacher)
 }
 
 fn depths(given: &StudentSection, teacher: &LlamaConfig) -> Vec<usize> {
@@ -365,20 +320,27 @@ impl fmt::Display for ShapeTable<'_> {
             "file MB",
             "cache bytes/token",
             "MFLOP/token",
-            "KL",
+            "KL before",
+            "seconds",
+            "KL trained",
             "seconds",
         ];
         let mut rows = vec![titles.map(str::to_owned).to_vec()];
         for shape in self.0 {
-            let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+            let known = |value: Option<f64>, digits: usize| match value {
+                Some(value) => format!("{value:.digits$}"),
+                None => "-".to_owned(),
+            };
             rows.push(vec![
                 shape.student.to_string(),
                 thousands(shape.sizes.parameters as usize),
                 format!("{:.1}", shape.sizes.file_bytes / 1e6),
                 thousands(shape.sizes.kv_bytes_per_token as usize),
                 format!("{:.1}", shape.sizes.flops_per_token / 1e6),
-                known(shape.kl.map(|kl| format!("{kl:.4}"))),
-                known(shape.seconds.map(|seconds| format!("{seconds:.1}"))),
+                known(shape.kl, 4),
+                known(shape.seconds, 1),
+                known(shape.kl_trained, 4),
+                known(shape.seconds_trained, 1),
             ]);
         }
         write_table(f, &rows)
@@ -387,6 +349,8 @@ impl fmt::Display for ShapeTable<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -394,6 +358,102 @@ mod tests {
         assert_eq!(parts_of(30, &DEPTHS), [30, 27, 24, 21, 18, 15]);
         assert_eq!(parts_of(5, &DEPTHS), [5, 4, 3]);
         assert_eq!(parts_of(1, &HEADS), [1]);
+    }
+
+    fn teacher(width: usize, heads: usize, more: &str) -> LlamaConfig {
+        let text = format!(
+            r#"{{ "model_type": "llama", "vocab_size": 64, "hidden_size": {width}, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": {heads}, "num_key_value_heads": {heads}, "head_dim": 8{more} }}"#
+        );
+        LlamaConfig::from_json_str(&text, Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn widths_are_whole_blocks_as_far_as_the_teachers_is() {
+        let of = |width| widths(&StudentSection::default(), &teacher(width, 1, ""));
+        assert_eq!(of(2048), [2048, 1792, 1536, 1280, 1024]);
+        assert_eq!(of(576), [576, 512, 448, 384, 320]);
+        assert_eq!(of(64), [64, 56, 48, 40, 32]);
+        assert_eq!(of(24), [24, 22, 18, 16, 12]);
+        assert_eq!(of(5), [5, 4, 3]);
+        let given = StudentSection {
+            hidden_size: Some(7),
+            ..StudentSection::default()
+        };
+        assert_eq!(widths(&given, &teacher(64, 1, "")), [7]);
+    }
+
+    #[test]
+    fn a_width_that_no_reader_loads_is_none() {
+        // A Llama becomes a Mistral, which has no biases.
+        let plain = teacher(64, 4, "");
+        assert!(is_loaded(&plain.at_width(50, true), &plain));
+        let biased = teacher(64, 4, r#", "attention_bias": true"#);
+        assert!(!is_loaded(&biased.at_width(50, true), &biased));
+        assert!(is_loaded(&biased.at_width(48, true), &biased));
+        // Where the teacher itself is none, nothing else is asked of its student.
+        let odd = teacher(66, 4, r#", "attention_bias": true"#);
+        assert!(is_loaded(&odd.at_width(50, true), &odd));
+    }
+
+    #[test]
+    fn a_shape_of_which_another_has_all_and_more_is_part_of_it() {
+        let of = |parts| Shape {
+            student: StudentSection::default(),
+            parts,
+            sizes: Sizes {
+                parameters: 1.0,
+                file_bytes: 4.0,
+                kv_bytes_per_token: 4.0,
+                flops_per_token: 2.0,
+            },
+            kl: None,
+            seconds: None,
+            kl_trained: None,
+            seconds_trained: None,
+        };
+        let wide = of([1.0, 0.5, 1.0, 0.5]);
+        assert!(of([0.75, 0.5, 1.0, 0.5]).is_part_of(&wide));
+        assert!(!of([0.75, 0.5, 1.0, 0.75]).is_part_of(&wide));
+        assert!(!wide.is_part_of(&wide));
+        let found = of([0.5, 1.0, 1.0, 1.0]).distance(&[1.0; 4]);
+        assert!((found - 2.0_f64.ln().powi(2)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_was_not_tried_or_trained_is_no_zero() {
+        let sizes = Sizes {
+            parameters: 129_344.0,
+            file_bytes: 517_376.0,
+            kv_bytes_per_token: 512.0,
+            flops_per_token: 258_688.0,
+        };
+        let shape = |kl, kl_trained| Shape {
+            parts: [0.75, 1.0, 1.0, 1.0],
+            student: StudentSection {
+                hidden_size: Some(48),
+                ..StudentSection::default()
+            },
+            sizes,
+            kl,
+            seconds: kl.map(|_| 2.0),
+            kl_trained,
+            seconds_trained: kl_trained.map(|_| 30.0),
+        };
+        let shapes = [
+            shape(Some(1.25), Some(0.5)),
+            shape(Some(1.0), None),
+            shape(None, None),
+        ];
+        let text = ShapeTable(&shapes).to_string();
+        let ends: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().rev().take(4).collect())
+            .collect();
+        assert!(text.starts_with("shape     parameters"), "{text}");
+        assert_eq!(ends[1], ["30.0", "0.5000", "2.0", "1.2500"]);
+        assert_eq!(ends[2], ["-", "-", "2.0", "1.0000"]);
+        assert_eq!(ends[3], ["-"; 4]);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::blueprint::{Source, StudentTensor};
 use burn_lti::calibration::{
-    Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, StartFileError,
-    calibrate_from, with_maps_of_blocks,
+    Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, MadeMaps, Residual,
+    StartFileError, WidthMaps, calibrate_from, with_maps_of_blocks, with_maps_of_width,
 };
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
@@ -22,10 +22,12 @@ use super::progress::{Phase, RunProgress};
 use super::student::learning;
 use super::teacher_cache::the_teacher;
 use super::{DistillError, Event, Listener, OutputDir, units};
+use crate::config::site_name;
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::burn_name;
 use crate::model::NotFinite;
+use crate::plan::sites;
 use crate::recipe::{AxisMaps, CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
 
 /// What a student starts from.
@@ -270,18 +272,56 @@ fn calculated<A: AutodiffBackend>(
         }
     }
     let calibrated = calibrated?;
-    if recipe.lti.map.hidden == AxisMaps::Weights {
-        return Ok(calibrated);
-    }
-    let (start, residual) = with_maps_of_blocks(calibrated, &calibration, teacher)?;
+    let map = &recipe.lti.map;
+    let (start, residual) = match inputs.plan.student.narrows(&inputs.plan.teacher) {
+        true if map.has_other_axes() => mapped(recipe, inputs, &calibration, calibrated)?,
+        false if map.hidden != AxisMaps::Weights => {
+            with_maps_of_blocks(calibrated, &calibration, teacher)?
+        }
+        _ => return Ok(calibrated),
+    };
     if residual > 0.0 {
         listener(Event::Note(&format!(
-            "the feed-forward weights of the start are made by maps of the teacher's, which leave {residual:.1e} of them \
-             at most, before they are rounded to float32"
+            "the weights of the start are made by maps of the teacher's, which leave {residual:.1e} of them at most, \
+             before they are rounded to float32"
         )));
     }
     Ok(start)
 }
+
+/// A start of another width with the maps that the recipe asks for in the place of weights.
+fn mapped<A: AutodiffBackend>(
+    recipe: &Recipe,
+    inputs: &RunInputs<A>,
+    calibration: &Calibration<'_>,
+    start: CalibratedStart<A::InnerBackend>,
+) -> Result<(CalibratedStart<A::InnerBackend>, Residual), DistillError> {
+    let maps = match recipe.lti.map.width {
+        AxisMaps::Weights => WidthMaps::None,
+        AxisMaps::General => WidthMaps::Each,
+        AxisMaps::Shared => WidthMaps::One,
+    };
+    let student = &inputs.plan.student;
+    let weights: Vec<_> = sites(student).map(|site| (site, site_name(site))).collect();
+    let teacher = inputs.folded_teacher();
+    let made = with_maps_of_width(start, calibration, &teacher, &weights, maps)?;
+    let MadeMaps {
+        mut start,
+        residual,
+        longer,
+    } = made;
+    if let Some(named) = start.tensors.get(LAST_GAINS).cloned()
+        && student.tie_word_embeddings
+    {
+        let gains: Tensor<A::InnerBackend, 1> = named.tensor.to_rank([student.hidden_size]);
+        let gains = gains.div_scalar(longer);
+        start.tensors.insert(LAST_GAINS, &named.owner, gains);
+    }
+    Ok((start, residual))
+}
+
+/// The gains before the head.
+const LAST_GAINS: &str = "model.norm.gamma";
 
 /// The layers of a start that are calculated, saved so often that it costs little.
 struct Parts<'a> {

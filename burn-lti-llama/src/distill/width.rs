@@ -26,21 +26,9 @@ const HEAD: &str = "lm_head.weight";
 /// With `lecun`, the control, features of the stream are chosen by the seed; with the others they are those with the
 /// largest product of two sums: of the squares of what writes to the feature, and of the squares of what reads it,
 /// through the gains of the norms before. A calibrated start puts its own in the place of these.
-pub(super) fn at_width<B: Backend>(
-    plan: &Plan,
-    seed: u64,
-    mut teacher: TensorSet<B>,
-) -> TensorSet<B> {
+pub(super) fn at_width<B: Backend>(plan: &Plan, seed: u64, teacher: TensorSet<B>) -> TensorSet<B> {
     let (student, of_teacher) = (&plan.student, &plan.teacher);
-    if !student.tie_word_embeddings
-        && of_teacher.tie_word_embeddings
-        && let Some(table) = teacher.get(EMBEDDING)
-    {
-        let table: Tensor<B, 2> = table
-            .tensor
-            .to_rank([of_teacher.vocab_size, of_teacher.hidden_size]);
-        teacher.insert(HEAD, "Linear", table.transpose());
-    }
+    let mut teacher = with_head(plan, teacher);
     if plan.map.width != AxisMaps::Weights {
         return with_maps(plan, seed, teacher);
     }
@@ -67,6 +55,26 @@ pub(super) fn at_width<B: Backend>(
             }
             _ => {}
         }
+    }
+    teacher
+}
+
+/// `teacher`, whose layers are the student's already, at its own width, the gains of its norms in the weights behind them.
+pub(super) fn folded<B: Backend>(plan: &Plan, teacher: TensorSet<B>) -> TensorSet<B> {
+    with_folded_gains(&plan.student, &with_head(plan, teacher))
+}
+
+/// `teacher` with a head of its own where the student has one.
+fn with_head<B: Backend>(plan: &Plan, mut teacher: TensorSet<B>) -> TensorSet<B> {
+    let (student, of_teacher) = (&plan.student, &plan.teacher);
+    if !student.tie_word_embeddings
+        && of_teacher.tie_word_embeddings
+        && let Some(table) = teacher.get(EMBEDDING)
+    {
+        let table: Tensor<B, 2> = table
+            .tensor
+            .to_rank([of_teacher.vocab_size, of_teacher.hidden_size]);
+        teacher.insert(HEAD, "Linear", table.transpose());
     }
     teacher
 }

@@ -345,8 +345,8 @@ pub(super) fn check_refit(recipe: &Recipe, teacher: &LlamaConfig) -> Result<(), 
     }
 }
 
-/// Along the width every weight of every layer has its map, or none has. What a start fits, as it is, can be no
-/// teacher's kernel under one.
+/// Along the width every weight of every layer has its map, or none has. What a start fits has to be made by maps of
+/// both its axes then.
 pub(super) fn check_other_axes(
     recipe: &Recipe,
     teacher: &LlamaConfig,
@@ -354,14 +354,6 @@ pub(super) fn check_other_axes(
 ) -> Result<(), PlanError> {
     let map = &recipe.lti.map;
     let is_calibrated = recipe.lti.start == Start::Calibrated;
-    if is_calibrated && map.has_other_axes() && student.narrows(teacher) {
-        let reason = format!(
-            "is \"calibrated\", which fits what reads and writes the residual stream of another width as weights, and \
-             lti.map has maps of it, {map}: set lti.start = \"grouped\" or \"lecun\", or take hidden and width out of \
-             lti.map"
-        );
-        return Err(PlanError::refused("lti.start", reason));
-    }
     if map.width == AxisMaps::Weights {
         return Ok(());
     }
@@ -380,14 +372,15 @@ pub(super) fn check_other_axes(
         return Err(PlanError::refused("lti.layers", reason));
     }
     let fits_blocks = student.num_hidden_layers != teacher.num_hidden_layers
+        || student.narrows(teacher)
         || recipe.calibration.feed_forward == FeedForward::Refit;
     let changes_blocks =
         student.intermediate_size != teacher.intermediate_size || (is_calibrated && fits_blocks);
     match changes_blocks && map.hidden == AxisMaps::Weights {
         true => Err(PlanError::refused(
             "lti.map",
-            "has maps of the width, under which every weight is the teacher's, and none of the units, which become \
-             others: add hidden = \"general\" or \"shared\", or take width out"
+            "has maps of the width, under which every weight is the teacher's, and none of the units, whose weights \
+             become others: add hidden = \"general\" or \"shared\", or take width out"
                 .to_owned(),
         )),
         false => Ok(()),

@@ -129,12 +129,16 @@ impl Blueprints {
         let gains = student.gains().into_iter();
         let gains = gains.map(|(norm, site)| (format!("{norm}.weight"), site_name(site)));
         let has_width = spec.maps.width().is_some();
-        // Gains that no weight can take follow the features that they are of.
-        let of_stream = (has_width && student.tie_word_embeddings)
-            .then(|| (file_name("model.norm.gamma"), site_name(Site::EMBEDDING)));
+        // Gains that no weight can take follow the features that they are of, unless the start has what they are.
+        let last = file_name("model.norm.gamma");
+        let has_last = has_width && student.tie_word_embeddings;
+        let is_fitted = recipe.lti.start == Start::Calibrated && student.narrows(teacher);
+        let of_stream =
+            (has_last && !is_fitted).then(|| (last.clone(), site_name(Site::EMBEDDING)));
         let gains = gains.chain(of_stream);
         let folded = foldable_gains(student).into_iter().filter(|_| has_width);
         let folded = folded.map(|(gain, _)| file_name(&gain));
+        let folded = folded.chain((has_last && is_fitted).then_some(last));
         let shared = shared
             .with_new(new.iter().cloned())
             .with_started(started_tensors(&spec, teacher, student))

@@ -416,13 +416,12 @@ fn maps_of_the_width_are_refused_where_they_cannot_be() {
         "lti.map",
         &["hidden = \"general\""],
     );
-    for map in [map, "lti.map={ hidden = 'shared' }"] {
-        assert_refused(
-            &[map, "lti.start=calibrated", "student.hidden_size=48"],
-            "lti.start",
-            &["of another width as weights", "lti.start = \"grouped\""],
-        );
-    }
+    // Of another width, a start fits the units too.
+    assert_refused(
+        &[map, "lti.start=calibrated", "student.hidden_size=48"],
+        "lti.map",
+        &["whose weights become others", "hidden = \"general\""],
+    );
     // Of the teacher's width, it goes.
     plan(&[map, "lti.start=calibrated"]);
     let normed = LlamaConfig {
@@ -434,6 +433,34 @@ fn maps_of_the_width_are_refused_where_they_cannot_be() {
         error.to_string().contains("norms what its blocks put out"),
         "{error}"
     );
+}
+
+#[test]
+fn a_calibrated_start_of_another_width_has_maps() {
+    let narrow = ["lti.start=calibrated", "student.hidden_size=48"];
+    let of = |map: &str| plan(&[&narrow[..], &[map]].concat());
+    for (map, of_up) in [
+        ("lti.map={ hidden = 'shared' }", None),
+        (
+            "lti.map={ hidden = 'general', width = 'general' }",
+            Some(64),
+        ),
+        ("lti.map={ hidden = 'shared', width = 'shared' }", Some(64)),
+    ] {
+        let plan = of(map);
+        assert_eq!(plan.trained, Trained::Maps);
+        let up = |leaf: &str| format!("model.layers.4.mlp.up_proj.{leaf}");
+        let kernel = tensor(&plan, &up("c"));
+        assert_eq!(kernel.shape, [of_up.unwrap_or(48), 172], "{map}");
+        assert_eq!(tensor(&plan, &up("right.w")).shape, [172, 172]);
+        let of_width = plan.tensors.iter().find(|it| it.name == up("left.w"));
+        let shape = of_width.map(|it| it.shape.clone());
+        assert_eq!(shape, of_up.map(|width| vec![width, 48]), "{map}");
+        // The gains before a head that is the embedding are those of the start.
+        let gains = tensor(&plan, "model.norm.weight");
+        assert!(matches!(gains.origin, Origin::Start { .. }));
+        assert_eq!(gains.shape, [48]);
+    }
 }
 
 #[test]

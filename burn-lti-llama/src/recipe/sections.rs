@@ -122,8 +122,11 @@ pub struct Target {
     pub kv_bytes_per_token: Option<f64>,
     /// Floating-point operations of a forward pass a token, in a text of the longest `train.seq_len`.
     pub flops_per_token: Option<f64>,
-    /// After how many seconds no further shape is tried. Default: 600.
+    /// After how many seconds no further shape is tried, or trained. Default: 600.
     pub seconds: Option<f64>,
+    /// Steps for which the nearest shapes are trained, of which the nearest after them is taken: at most those of the
+    /// run; 0 for none. Default: 50.
+    pub train_steps: Option<usize>,
 }
 
 impl Target {

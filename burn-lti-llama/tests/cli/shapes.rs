@@ -137,10 +137,18 @@ fn one_map_of_the_width_is_made_trained_folded_and_resumed() {
     let workshop = Workshop::new();
     let teacher = config(&workshop, "teacher");
     let width = teacher["hidden_size"].as_u64().unwrap() - 8;
-    for (start, narrower) in [("grouped", true), ("lecun", true), ("calibrated", false)] {
-        let (whole, killed) = (format!("whole-{start}"), format!("killed-{start}"));
+    for (start, narrower, forms) in [
+        ("grouped", true, "hidden = 'shared', width = 'shared'"),
+        ("lecun", true, "hidden = 'shared', width = 'shared'"),
+        ("calibrated", false, "hidden = 'shared', width = 'shared'"),
+        ("calibrated", true, "hidden = 'shared', width = 'shared'"),
+        ("calibrated", true, "hidden = 'general', width = 'general'"),
+        ("calibrated", true, "hidden = 'general'"),
+    ] {
+        let name = format!("{start}-{narrower}-{}", forms.len());
+        let (whole, killed) = (format!("whole-{name}"), format!("killed-{name}"));
         let start = format!("lti.start={start}");
-        let map = "lti.map={ hidden = 'shared', width = 'shared' }".to_owned();
+        let map = format!("lti.map={{ {forms} }}");
         let mut set = vec![start, map, "phase2.steps=8".to_owned()];
         if narrower {
             set.push(format!("student.hidden_size={width}"));
@@ -195,51 +203,70 @@ fn a_narrower_student_goes_through_both_phases_and_writes() {
     assert!(errors.contains("student.hidden_size is 1000"), "{errors}");
 }
 
-#[test]
-fn a_shape_that_is_small_enough_is_searched_and_kept_on_resuming() {
+/// A recipe that gives nothing of the shape, and keys that have one of at most nine tenths searched, at the teacher's
+/// width.
+fn without_shape() -> (Workshop, [&'static str; 6]) {
     let workshop = Workshop::new();
-    let teacher = workshop.json(&["plan", "recipe.toml", "--json"]);
-    let all = teacher["totals"]["teacher_parameters"].as_f64().unwrap();
     let recipe = fs::read_to_string(workshop.path("recipe.toml")).unwrap();
     let without: Vec<&str> = recipe
         .lines()
         .filter(|line| !line.starts_with("heads") && !line.starts_with("kv_heads"))
         .collect();
     fs::write(workshop.path("recipe.toml"), without.join("\n")).unwrap();
-    let target = [
+    let keys = [
         "--set",
-        "student.target={ parameters = 0.9 }",
+        "student.target={ parameters = 0.9, train_steps = 3 }",
         "--set",
         "lti.start=calibrated",
+        "--set",
+        "student.hidden_size=24",
     ];
+    (workshop, keys)
+}
+
+fn numbers(shapes: &Value, key: &str) -> Vec<f64> {
+    let shapes = shapes.as_array().unwrap().iter();
+    shapes.filter_map(|it| it[key].as_f64()).collect()
+}
+
+#[test]
+fn a_shape_that_is_small_enough_is_searched_and_kept_on_resuming() {
+    let (workshop, target) = without_shape();
+    let teacher = workshop.json(&["plan", "recipe.toml", "--json"]);
+    let all = teacher["totals"]["teacher_parameters"].as_f64().unwrap();
     let listed = workshop.json(&[&["plan", "recipe.toml", "--json"], &target[..]].concat());
-    let listed = listed.as_array().unwrap();
-    assert!(!listed.is_empty());
-    for shape in listed {
-        assert!(
-            shape["parameters"].as_f64().unwrap() <= 0.9 * all,
-            "{shape}"
-        );
-        assert!(shape.get("kl").is_none());
-    }
-    let tried =
-        workshop.json(&[&["plan", "recipe.toml", "--json", "--shapes"], &target[..]].concat());
-    let kls: Vec<f64> = tried
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|it| it["kl"].as_f64())
-        .collect();
-    assert!(kls.len() == listed.len() && kls.is_sorted(), "{kls:?}");
+    let sizes = numbers(&listed, "parameters");
+    assert!(!sizes.is_empty() && sizes.iter().all(|size| *size <= 0.9 * all));
+    assert!(numbers(&listed, "kl").is_empty() && numbers(&listed, "kl_trained").is_empty());
+    let search = [&["plan", "recipe.toml", "--json", "--shapes"], &target[..]].concat();
+    let untrained = [
+        "--set",
+        "student.target={ parameters = 0.9, train_steps = 0 }",
+    ];
+    let tried = workshop.json(&[&search[..], &untrained].concat());
+    let kls = numbers(&tried, "kl");
+    assert!(kls.len() == sizes.len() && kls.is_sorted(), "{kls:?}");
+    assert!(numbers(&tried, "kl_trained").is_empty());
+    // The nearest are trained, and the nearest of them after it comes first.
+    let output = workshop.run(&search);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(errors.matches("loading the teacher").count(), 1, "{errors}");
+    let count = kls.len().min(3);
+    let trainings = errors.matches("training a shape, 3 steps: ").count();
+    assert_eq!(trainings, count, "{errors}");
+    let trained: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let after = numbers(&trained, "kl_trained");
+    assert!(after.len() == count && after.is_sorted(), "{after:?}");
+    let mut before: Vec<f64> = numbers(&trained, "kl")[..count].to_vec();
+    before.sort_by(f64::total_cmp);
+    assert_eq!(before, kls[..count]);
+    assert!(trained[0]["seconds_trained"].as_f64().unwrap() > 0.0);
 
     workshop.succeed(&distill("out", &target));
     let made = config(&workshop, "out/student");
     let resolved = fs::read_to_string(workshop.path("out/recipe.toml")).unwrap();
     assert!(!resolved.contains("target"), "{resolved}");
-    assert_eq!(
-        made["intermediate_size"],
-        tried[0]["student"]["intermediate_size"]
-    );
+    assert!(made["num_hidden_layers"].as_u64().is_some());
     // Finished, and the same run: nothing is searched again.
     let resume = [&target[..], &["--resume"]].concat();
     let errors = workshop.fail(&distill("out", &resume));
@@ -247,20 +274,131 @@ fn a_shape_that_is_small_enough_is_searched_and_kept_on_resuming() {
         errors.contains("finished") && !errors.contains("trying a shape"),
         "{errors}"
     );
+    // Another target is another search.
+    let smaller = [
+        "--set",
+        "student.target={ parameters = 0.8, train_steps = 3 }",
+    ];
+    let other = [&resume[..], &smaller].concat();
+    let errors = workshop.fail(&distill("out", &other));
+    assert!(
+        errors.contains("`student.target.parameters`, by which the student's shape was searched")
+            && errors.contains("was 0.9 and is now 0.8"),
+        "{errors}"
+    );
 
-    let tiny = [
-        "plan",
-        "recipe.toml",
-        "--set",
-        "student.target={ parameters = 0.001 }",
-    ];
-    let errors = workshop.fail(&tiny);
+    let plan = |keys: &'static str| workshop.fail(&["plan", "recipe.toml", "--set", keys]);
+    let errors = plan("student.target={ parameters = 0.001 }");
     assert!(errors.contains("the smallest has"), "{errors}");
-    let nothing = [
-        "plan",
-        "recipe.toml",
-        "--set",
-        "student.target={ seconds = 3 }",
+    assert!(plan("student.target={ seconds = 3 }").contains("parameters = 0.5"));
+    assert!(plan("student.target={ parameters = 0.5, train_steps = -1 }").contains("train_steps"));
+}
+
+#[test]
+fn widths_are_searched_among_the_rest() {
+    let (workshop, _) = without_shape();
+    let keys = [
+        "student.target={ parameters = 0.7, train_steps = 0 }",
+        "lti.start=calibrated",
+        "student.heads=4",
+        "student.kv_heads=2",
+        "student.layers=2",
     ];
-    assert!(workshop.fail(&nothing).contains("parameters = 0.5"));
+    let keys: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
+    let search = ["plan", "recipe.toml", "--json", "--shapes"];
+    let tried = workshop.json(&[&search[..], &keys].concat());
+    let widths: Vec<Option<u64>> = tried
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["student"]["hidden_size"].as_u64())
+        .collect();
+    assert!(widths.iter().any(Option::is_some), "{tried}");
+    let is_stepped = |width: &u64| [22, 18, 16, 12].contains(width);
+    assert!(widths.iter().flatten().all(is_stepped), "{widths:?}");
+    assert_eq!(numbers(&tried, "kl").len(), widths.len(), "{tried}");
+    let text = workshop.succeed(&[&["plan", "recipe.toml", "--shapes"], &keys[..]].concat());
+    for part in [
+        "KL before",
+        "KL trained",
+        "width ",
+        "the first of them, for a recipe",
+        "[student]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_search_has_its_seconds_and_says_so() {
+    let (workshop, target) = without_shape();
+    let little = [
+        "--set",
+        "student.target={ parameters = 0.9, seconds = 1e-9 }",
+    ];
+    let search = [&["plan", "recipe.toml", "--json", "--shapes"], &target[..]].concat();
+    let output = workshop.run(&[&search[..], &little].concat());
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let shapes: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(numbers(&shapes, "kl").len(), 1);
+    assert!(numbers(&shapes, "kl_trained").is_empty());
+    assert!(
+        errors.contains("1 of ") && errors.contains("raise student.target.seconds"),
+        "{errors}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_search_that_is_interrupted_leaves_no_folder() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+
+    let (workshop, _) = without_shape();
+    let slow = [
+        "--set",
+        "student.target={ parameters = 0.9, train_steps = 100000 }",
+        "--set",
+        "train.steps=100000",
+        "--set",
+        "student.hidden_size=24",
+        "--set",
+        "student.layers=2",
+    ];
+    let temporary = workshop.path("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let plan = [&["plan", "recipe.toml", "--shapes"], &slow[..]].concat();
+    let distill = [&["distill", "recipe.toml", "--out", "out"], &slow[..]].concat();
+    for (arguments, stage) in [(plan, "training a shape"), (distill, "trying a shape")] {
+        let mut command = workshop.command(&arguments);
+        command.env("TMPDIR", &temporary);
+        let mut child = command
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains(stage) {
+            line.clear();
+            assert!(errors.read_line(&mut line).unwrap() > 0);
+        }
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 1);
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(130), "{stage}");
+        let mut rest = String::new();
+        errors.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("in the search for a shape"), "{rest}");
+        let left = fs::read_dir(&temporary).unwrap().count();
+        assert_eq!(left, 0, "{stage}");
+    }
+    assert!(!workshop.path("out").exists());
 }

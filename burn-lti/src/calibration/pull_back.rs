@@ -23,7 +23,7 @@ use crate::map::Side;
 use crate::tensors::{TensorSet, join_name};
 
 /// What keeps the equations solvable, as a part of their mean diagonal; what it takes away comes back by refinement.
-const RIDGE: f64 = 1e-10;
+pub(super) const RIDGE: f64 = 1e-10;
 /// Times that a solution is refined.
 const REFINEMENTS: usize = 3;
 
@@ -139,15 +139,27 @@ fn rows_by_units<B: Backend>(
 /// The map nearest to the picked units, `[t_units, s_units]`, with which `c [rows, t_units]` makes `k [rows, s_units]`
 /// (the picked units themselves, if there is none), and what is left of `k`.
 fn nearest_map(c: &Mat<f64>, k: Option<&Mat<f64>>, kept: &[usize]) -> Result<(Mat<f64>, Residual)> {
-    let mut map = Mat::zeros(c.ncols(), kept.len());
-    for (unit, of_teacher) in kept.iter().enumerate() {
-        map[(*of_teacher, unit)] = 1.0;
+    let picks = one_hot(c.ncols(), kept);
+    match k {
+        Some(k) => nearest(c, k, picks),
+        None => Ok((picks, 0.0)),
     }
-    let Some(k) = k else {
-        return Ok((map, 0.0));
-    };
-    let picked = Mat::from_fn(c.nrows(), kept.len(), |row, unit| c[(row, kept[unit])]);
-    let mut left = k - picked;
+}
+
+/// The map that picks these of `all` features, `[all, kept]`.
+pub(super) fn one_hot(all: usize, kept: &[usize]) -> Mat<f64> {
+    let mut map = Mat::zeros(all, kept.len());
+    for (feature, of_teacher) in kept.iter().enumerate() {
+        map[(*of_teacher, feature)] = 1.0;
+    }
+    map
+}
+
+/// The map nearest to `first [t_features, s_features]` with which `c [rows, t_features]` makes `k [rows, s_features]`,
+/// and what is left of `k`.
+pub(super) fn nearest(c: &Mat<f64>, k: &Mat<f64>, first: Mat<f64>) -> Result<(Mat<f64>, Residual)> {
+    let mut map = first;
+    let mut left = k - c * &map;
     let size = k.norm_l2();
     if !(left.norm_l2().is_finite() && size.is_finite()) {
         return Err(CalibrationError::NotFinite);

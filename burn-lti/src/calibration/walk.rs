@@ -52,8 +52,8 @@ fn check_shape<B: Backend>(
     }
     if calibration.spec.maps.width().is_some() {
         return refused(
-            "the width of the residual stream has maps, and a start fits heads alone: leave them out of the spec that is \
-             calibrated with"
+            "the width of the residual stream has maps, and a start fits weights there: leave them out of the spec that is \
+             calibrated with, and make its maps of the fitted weights by with_maps_of_width"
                 .to_owned(),
         );
     }

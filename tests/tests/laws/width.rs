@@ -1,17 +1,24 @@
-//! Students with a narrower residual stream: what is lost where nothing lies in the directions that go, and how near
-//! they begin.
+//! Students with a narrower residual stream: what is lost where nothing lies in the directions that go, how near they
+//! begin, and what maps make of such a start.
+
+use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
-use burn_lti::calibration::{CalibratedStart, Calibration, CalibrationError, calibrate};
+use burn_lti::blueprint::Rules;
+use burn_lti::calibration::{
+    CalibratedStart, Calibration, CalibrationError, MadeMaps, WidthMaps, calibrate,
+    with_maps_of_width,
+};
+use burn_lti::collapse::collapse;
 use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
-use burn_lti::geometry::Axes;
-use burn_lti::map::MapKind;
+use burn_lti::geometry::{Axes, Axis, Role, Site};
+use burn_lti::map::{KernelPrecision, MapKind, Start};
 use burn_lti::tensors::TensorSet;
-use burn_lti_llama::config::LlamaConfig;
+use burn_lti_llama::config::{LlamaConfig, site_name};
 use burn_lti_llama::eval::evaluate;
-use burn_lti_llama::model::{LearningLlama, PlainLlama};
-use burn_lti_tests::close::{assert_close, assert_not_close};
+use burn_lti_llama::model::{LearningLlama, PlainLlama, foldable_gains, with_folded_gains};
+use burn_lti_tests::close::{Tolerance, assert_close, assert_not_close, rounding};
 use burn_lti_tests::llama::load;
 use burn_lti_tests::numbers::{Numbers, values};
 use burn_lti_tests::on_every_backend;
@@ -25,6 +32,9 @@ on_every_backend![
     gains_are_folded_and_one_table_stays_one,
     directions_begin_nearer_than_features,
     a_width_that_cannot_be_is_refused,
+    the_whole_width_through_a_new_stream_is_the_teacher,
+    maps_of_the_width_make_what_a_narrower_start_fits,
+    one_map_of_the_width_begins_nearer_than_features,
 ];
 
 /// A teacher of which nothing that is written to the stream leaves a plane of so many directions.
@@ -240,4 +250,230 @@ fn a_width_that_cannot_be_is_refused<A: AutodiffBackend>(device: A::Device) {
 
 fn spec_of(config: &ToyConfig) -> LtiSpec {
     spec(config.geometry, RoleMaps::attention(MapKind::General))
+}
+
+/// The weights of a student that lie along the width.
+fn weights_of(config: &LlamaConfig) -> Vec<(Site, String)> {
+    let of_layer = |layer| {
+        let roles = Role::ATTENTION.into_iter().chain(Role::FEED_FORWARD);
+        roles.map(move |role| Site::new(layer, role))
+    };
+    let head = (!config.tie_word_embeddings).then_some(Site::HEAD);
+    let sites = std::iter::once(Site::EMBEDDING)
+        .chain((0..config.num_hidden_layers).flat_map(of_layer))
+        .chain(head);
+    sites.map(|site| (site, site_name(site))).collect()
+}
+
+/// A teacher's tensors for a student of this shape, which may have a head where the teacher has none.
+fn of_both_ends<B: Backend>(teacher: &PlainLlama<B>, config: &LlamaConfig) -> TensorSet<B> {
+    let mut tensors = TensorSet::collect(teacher);
+    let of_teacher = teacher.config();
+    if !config.tie_word_embeddings && of_teacher.tie_word_embeddings {
+        let table = tensors.get("model.embed_tokens.weight").expect("a table");
+        let shape = [of_teacher.vocab_size, of_teacher.hidden_size];
+        let table: Tensor<B, 2> = table.tensor.to_rank(shape);
+        tensors.insert("lm_head.weight", "Linear", table.transpose());
+    }
+    with_folded_gains(config, &tensors)
+}
+
+/// The student of a narrower start whose weights are made by maps, and what these leave of them.
+fn mapped<A: AutodiffBackend>(
+    teacher: &PlainLlama<Inner<A>>,
+    config: &LlamaConfig,
+    start: CalibratedStart<Inner<A>>,
+    maps: WidthMaps,
+    device: &A::Device,
+) -> (LearningLlama<Inner<A>>, CalibratedStart<Inner<A>>, f64) {
+    let of_teacher = teacher.config();
+    let narrow = narrow_spec(of_teacher, config);
+    let calibration = Calibration::new(&narrow, config.axes());
+    let mut tensors = of_both_ends(teacher, config);
+    let weights = weights_of(config);
+    let made = with_maps_of_width(start, &calibration, &tensors, &weights, maps).expect("maps");
+    let MadeMaps {
+        mut start,
+        residual,
+        longer,
+    } = made;
+    let last = "model.norm.gamma".to_owned();
+    if config.tie_word_embeddings {
+        let gains = start.tensors.get(&last).expect("gains").clone();
+        let gains: Tensor<Inner<A>, 1> = gains.tensor.to_rank([config.hidden_size]);
+        let gains = gains.div_scalar(longer);
+        start.tensors.insert(&last, "RmsNorm", gains);
+    }
+    let roles = Role::FEED_FORWARD.into_iter();
+    let attention = RoleMaps::attention(MapKind::General);
+    let forms = roles.fold(attention, |maps, role| maps.with(role, MapKind::General));
+    let (axes, forms) = match maps {
+        WidthMaps::None => (narrow.teacher, forms.filled_along(Axis::Hidden)),
+        WidthMaps::Each | WidthMaps::One => (of_teacher.axes(), forms.with_width(MapKind::General)),
+    };
+    let spec = LtiSpec {
+        maps: forms,
+        start: Start::Calibrated,
+        ..LtiSpec::new(axes)
+    };
+    let started: Vec<String> = foldable_gains(config)
+        .into_iter()
+        .map(|(name, _)| name)
+        .chain([last])
+        .collect();
+    tensors = tensors.with(&start.tensors);
+    let awaiting = PlainLlama::init(config, device).learn_to_init(&spec);
+    let injected = awaiting
+        .expect("a swap")
+        .inject(&tensors, &Rules::by_name().with_started(started));
+    (injected.expect("an injection").0, start, residual)
+}
+
+/// A student's weights once its maps are folded.
+fn kernels<B: Backend>(student: &LearningLlama<B>) -> BTreeMap<String, Vec<f64>> {
+    let collapsed = collapse(student, KernelPrecision::Default).expect("kernels");
+    let tensors = collapsed.tensors().iter();
+    let numbers = tensors.map(|(name, named)| {
+        let values = named.tensor.to_f32().expect("numbers");
+        (name.to_owned(), values.into_iter().map(f64::from).collect())
+    });
+    numbers.collect()
+}
+
+/// A head that is the embedding in another tensor becomes one with it, and all directions are kept. Gains before the head
+/// would stretch them, which a norm is not blind to.
+fn the_whole_width_through_a_new_stream_is_the_teacher<A: AutodiffBackend>(device: A::Device) {
+    let tied = edit(load::<Inner<A>>("tied", &device), |name, own| {
+        if name == "model.norm.gamma" {
+            own.fill(1.0);
+        }
+    });
+    let config = tied.config().at_width(tied.config().hidden_size, false);
+    let tensors = TensorSet::collect(&tied);
+    let table = tensors.get("model.embed_tokens.weight").expect("a table");
+    let table = table.tensor.to_f32().expect("numbers");
+    let [vocab, width] = [config.vocab_size, config.hidden_size];
+    let teacher = edit(
+        PlainLlama::<Inner<A>>::init(&config, &device),
+        |name, own| {
+            match tensors.get(name) {
+                Some(named) => *own = named.tensor.to_f32().expect("numbers"),
+                // A `Linear` of the head is the table, turned.
+                None => {
+                    for (at, value) in own.iter_mut().enumerate() {
+                        *value = table[at % vocab * width + at / vocab];
+                    }
+                }
+            }
+        },
+    );
+    let batch = packed_batch(vocab, 3, &device);
+    let expected = values(&logits(&teacher, &batch));
+    let of_tied = values(&logits(&tied, &batch));
+    assert_close(&of_tied, &expected, &tolerance(&expected));
+    let shape = config.at_width(width, true);
+    let spec = narrow_spec(&config, &shape);
+    let (student, start) = calibrated::<A>(&teacher, &shape, &spec, &device).expect("a start");
+    // Products with the basis and the maps at the norms, on each way through a layer and at both ends.
+    let bound = |times: f64| {
+        let longer: Vec<f64> = expected.iter().map(|it| times * it).collect();
+        tolerance(&longer)
+    };
+    assert_close(&values(&logits(&student, &batch)), &expected, &bound(4.0));
+    for maps in [WidthMaps::None, WidthMaps::Each] {
+        let (student, ..) = mapped::<A>(&teacher, &shape, start.clone(), maps, &device);
+        let found = values(&logits(&student, &batch));
+        assert_close(&found, &expected, &bound(8.0));
+        let moved = perturb(student, "model.layers.1.mlp.up_proj.right.w", 0.3);
+        let moved = values(&logits(&moved, &batch));
+        assert_not_close(&moved, &expected, &bound(8.0));
+    }
+}
+
+fn maps_of_the_width_make_what_a_narrower_start_fits<A: AutodiffBackend>(device: A::Device) {
+    for (name, is_tied) in [("tied", true), ("tied", false), ("untied_bias", false)] {
+        let config = load::<Inner<A>>(name, &device).config().clone();
+        // More units than features, and biases beside them.
+        let config = LlamaConfig {
+            intermediate_size: 64,
+            mlp_bias: true,
+            ..config
+        };
+        let teacher = fill_random(PlainLlama::init(&config, &device), 11);
+        let shape = LlamaConfig {
+            num_attention_heads: config.num_attention_heads / 2,
+            num_key_value_heads: config.num_key_value_heads / 2,
+            intermediate_size: 48,
+            ..config.at_width(config.hidden_size * 3 / 4, is_tied)
+        };
+        let spec = narrow_spec(&config, &shape);
+        let (weights, start) = calibrated::<A>(&teacher, &shape, &spec, &device).expect("a start");
+        let batch = packed_batch(config.vocab_size, 3, &device);
+        let (fitted, expected) = (kernels(&weights), values(&logits(&weights, &batch)));
+        for maps in [WidthMaps::None, WidthMaps::Each] {
+            let made = mapped::<A>(&teacher, &shape, start.clone(), maps, &device);
+            let (student, start, residual) = made;
+            // Rounded to float32, as the start is of which they are made.
+            assert!(residual < 1e-4, "{name} {maps:?}: {residual}");
+            let found = kernels(&student);
+            assert!(found.keys().eq(fitted.keys()) && found.len() > 14);
+            for (name, fitted) in &fitted {
+                let found = &found[name];
+                let norm = fitted.iter().map(|it| it * it).sum::<f64>().sqrt();
+                let bound = Tolerance::Uniform((1e-4 + rounding(4 * 64)) * norm);
+                assert_close(found, fitted, &bound);
+                let mut wrong = fitted.clone();
+                wrong[0] += 1e-2 * norm;
+                assert_not_close(&wrong, fitted, &bound);
+            }
+            let largest = expected.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+            // What is left of the kernels, in two layers and the head.
+            let bound = Tolerance::Uniform(20.0 * 1e-4 * largest);
+            assert_close(&values(&logits(&student, &batch)), &expected, &bound);
+            let moved = perturb(student, "model.layers.0.mlp.gate_proj.right.w", 0.3);
+            assert_not_close(&values(&logits(&moved, &batch)), &expected, &bound);
+            let has_width = start
+                .tensors
+                .names()
+                .any(|it| it == "model.embed_tokens.right.w");
+            assert_eq!(has_width, maps == WidthMaps::Each);
+        }
+    }
+}
+
+fn one_map_of_the_width_begins_nearer_than_features<A: AutodiffBackend>(device: A::Device) {
+    for is_tied in [true, false] {
+        let teacher = fill_random(load::<Inner<A>>("tied", &device), 11);
+        let config = teacher.config().clone();
+        let shape = config.at_width(config.hidden_size * 3 / 4, is_tied);
+        let spec = narrow_spec(&config, &shape);
+        let (_, start) = calibrated::<A>(&teacher, &shape, &spec, &device).expect("a start");
+        let (student, start, _) = mapped::<A>(&teacher, &shape, start, WidthMaps::One, &device);
+        let map = |name: &str| start.tensors.get(name).expect(name).tensor.to_f32();
+        let first = map("model.embed_tokens.right.w");
+        for (site, name) in weights_of(&shape) {
+            let side = match site.role {
+                Role::Embedding | Role::Out | Role::Down => "right",
+                _ => "left",
+            };
+            assert_eq!(map(&format!("{name}.{side}.w")), first, "{name}");
+        }
+        let text = batches(2, config.vocab_size, 8, &device);
+        let kl = |student: &LearningLlama<Inner<A>>| {
+            let found = evaluate(student, &teacher, &text, |_, _| {});
+            found.kl.expect("a KL")
+        };
+        let without_maps = spec_without_maps(&spec);
+        let mut features =
+            first_features(&teacher, &config.at_width(shape.hidden_size, true), &device);
+        if !is_tied {
+            let table = features.get("model.embed_tokens.weight").expect("a table");
+            let table: Tensor<Inner<A>, 2> =
+                table.tensor.to_rank([config.vocab_size, shape.hidden_size]);
+            features.insert("lm_head.weight", "Linear", table.transpose());
+        }
+        let picked = llama_student(&shape, &without_maps, &features, &device).expect("a student");
+        let (of_map, of_features) = (kl(&student), kl(&picked));
+        assert!(of_map < of_features, "{of_map} {of_features}");
+    }
 }

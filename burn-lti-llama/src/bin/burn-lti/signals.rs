@@ -21,6 +21,12 @@ pub(crate) fn interrupted_by_signals(way_on: &'static str) -> Result<Interrupt> 
     let mut first: Option<Instant> = None;
     let hangup = Hangup::as_found();
     ctrlc::set_handler(move || {
+        asked.end_search(|| {
+            tell!(
+                "interrupted in the search for a shape, of which nothing is kept: the same command searches again"
+            );
+            process::exit(INTERRUPTED);
+        });
         if !asked.has_work() {
             tell!(
                 "interrupted with no step under way: what was calculated so far is saved; {way_on}"

@@ -381,3 +381,42 @@ fn a_path_that_is_no_unicode_is_refused() {
         ManifestError::Recipe(RecipeError::Write { .. })
     ));
 }
+
+#[test]
+fn a_shape_that_was_searched_goes_on_with_what_it_was_searched_by() {
+    let workshop = Workshop::new();
+    let of = |given: Option<&str>| Manifest {
+        searched: given.map(|given| workshop.recipe(&[given]).student),
+        ..workshop.manifest()
+    };
+    let check = |then: Option<&str>, now: Option<&str>| {
+        let recipe = workshop.recipe(&[]);
+        of(then).check_resumable(&of(now), &recipe, &recipe)
+    };
+    let half = Some("student.target={ parameters = 0.5, train_steps = 20 }");
+    assert!(check(half, half).unwrap().is_empty());
+    // The shape itself is as good.
+    assert!(check(half, None).unwrap().is_empty());
+    for (then, now, what) in [
+        (
+            half,
+            "student.target={ parameters = 0.25, train_steps = 20 }",
+            "`student.target.parameters`",
+        ),
+        (
+            half,
+            "student.target={ parameters = 0.5 }",
+            "`student.target.train_steps`",
+        ),
+        (None, "student.target={ parameters = 0.5 }", "`student."),
+    ] {
+        let message = check(then, Some(now)).unwrap_err().to_string();
+        assert!(
+            message.starts_with(what) && message.contains("its recipe.toml has in [student]"),
+            "{message}"
+        );
+    }
+    let path = workshop.path("manifest.json");
+    of(half).write(&path).unwrap();
+    assert_eq!(Manifest::read(&path).unwrap(), of(half));
+}

@@ -51,12 +51,13 @@ fn on<A: AutodiffBackend>(
     keep_last: bool,
 ) -> Result<Summary> {
     let interrupt = interrupted_by_signals(WAY_ON)?;
-    let recipe = with_shape::<A>(recipe, out, device)?;
+    let (recipe, searched) = with_shape::<A>(recipe, out, &interrupt, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
         .with_interrupt(interrupt)
         .with_keep_last(keep_last)
-        .with_command(command_line());
+        .with_command(command_line())
+        .with_searched(searched);
     Ok(job.run::<A>(device)?)
 }
 

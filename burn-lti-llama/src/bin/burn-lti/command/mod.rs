@@ -17,8 +17,8 @@ pub(crate) mod start;
 use anyhow::{Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::config::LlamaConfig;
-use burn_lti_llama::distill::{OutputDir, ShapeTable, search_shape};
-use burn_lti_llama::recipe::Recipe;
+use burn_lti_llama::distill::{Interrupt, OutputDir, ShapeTable, search_shape};
+use burn_lti_llama::recipe::{Recipe, StudentSection};
 use burn_lti_llama::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -71,23 +71,25 @@ fn check_replaceable(out: &Path, overwrite: bool) -> Result<()> {
 }
 
 /// The recipe with the shape that the run which goes on in `out` began with, or with the one that is found, if it has a
-/// target in its place.
+/// target in its place; and what of the shape it gave then.
 fn with_shape<A: AutodiffBackend>(
     recipe: &Recipe,
     out: &OutputDir,
+    interrupt: &Interrupt,
     device: &A::Device,
-) -> Result<Recipe> {
+) -> Result<(Recipe, Option<StudentSection>)> {
     if recipe.student.target.is_none() {
-        return Ok(recipe.clone());
+        return Ok((recipe.clone(), None));
     }
+    let given = Some(recipe.student.clone());
     if let Some(begun) = out.begun_recipe() {
         let student = Recipe::load(&begun, &[])?.student;
         tell!("going on with the shape that the run began with: {student}");
         let recipe = recipe.clone();
-        return Ok(Recipe { student, ..recipe });
+        return Ok((Recipe { student, ..recipe }, given));
     }
     out.check_free(recipe)?;
-    let (recipe, shapes) = search_shape::<A>(recipe, device, &progress::listener())?;
+    let (recipe, shapes) = search_shape::<A>(recipe, device, &progress::listener(), interrupt)?;
     tell!("{}", ShapeTable(&shapes));
-    Ok(recipe)
+    Ok((recipe, given))
 }

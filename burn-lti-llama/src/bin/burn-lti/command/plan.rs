@@ -12,7 +12,11 @@ use burn_lti_llama::recipe::Recipe;
 use crate::args::{BackendArgs, PlanArgs};
 use crate::backend::{BackendName, on_backend};
 use crate::progress;
+use crate::signals::interrupted_by_signals;
 use crate::streams::{say, say_on};
+
+/// How a search that was interrupted before it began is made after all.
+const WAY_ON: &str = "the same command makes it again";
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = args.recipe.load()?;
@@ -72,7 +76,7 @@ fn search(args: &PlanArgs, recipe: &Recipe, backend: BackendName) -> Result<()> 
     if !args.json.json {
         let student = toml::to_string(&found.student)?;
         let student = student.trim_end();
-        say!("\nthe nearest of them, for a recipe:\n\n[student]\n{student}");
+        say!("\nthe first of them, for a recipe:\n\n[student]\n{student}");
     }
     Ok(())
 }
@@ -81,7 +85,13 @@ fn searched<A: AutodiffBackend>(
     device: &A::Device,
     recipe: &Recipe,
 ) -> Result<(Recipe, Vec<Shape>)> {
-    Ok(search_shape::<A>(recipe, device, &progress::listener())?)
+    let interrupt = interrupted_by_signals(WAY_ON)?;
+    Ok(search_shape::<A>(
+        recipe,
+        device,
+        &progress::listener(),
+        &interrupt,
+    )?)
 }
 
 fn print_shapes(args: &PlanArgs, shapes: &[Shape]) -> Result<()> {

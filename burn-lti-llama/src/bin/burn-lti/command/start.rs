@@ -44,10 +44,11 @@ fn on<A: AutodiffBackend>(
     out: &OutputDir,
 ) -> Result<StartSummary> {
     let interrupt = interrupted_by_signals(WAY_ON)?;
-    let recipe = with_shape::<A>(recipe, out, device)?;
+    let (recipe, searched) = with_shape::<A>(recipe, out, &interrupt, device)?;
     let job = Job::new(&recipe, out)
         .with_listener(progress::listener())
         .with_interrupt(interrupt)
-        .with_command(command_line());
+        .with_command(command_line())
+        .with_searched(searched);
     Ok(job.start::<A>(device)?)
 }
