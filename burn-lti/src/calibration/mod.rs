@@ -80,7 +80,7 @@ pub use error::CalibrationError;
 pub use file::StartFileError;
 pub use heads::HeadChoice;
 pub use pull_back::{Residual, with_maps_of_blocks};
-pub use report::{CalibratedStart, LayerReport};
+pub use report::{CalibratedStart, FittedOn, LayerReport};
 pub use settings::{Blocks, Budget, Calibration, FeedForward, Refinement};
 pub use whitening::Whitening;
 
