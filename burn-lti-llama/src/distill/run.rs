@@ -972,6 +972,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             trainable_parameters: ended.trainable_parameters,
             collapse_max_abs_logit_diff: exported.difference,
             total_seconds: self.began.elapsed().as_secs_f64(),
+            layers: self.start.layers.clone(),
             ..Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
         };
         card::write(&unchecked, self.job.recipe, &self.inputs.plan, &summary)?;

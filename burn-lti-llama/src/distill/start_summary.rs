@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn_lti::calibration::LayerReport;
+use burn_lti::calibration::{FittedOn, LayerReport};
 use serde_json::{Value, json};
 
 use crate::eval::Evaluation;
@@ -30,14 +30,17 @@ impl StartSummary {
     }
 }
 
-const TITLES: [&str; 9] = [
+const TITLES: [&str; 12] = [
     "layer",
+    "fitted on",
+    "value | out",
     "output",
     "rounds",
     "residual",
     "feed-forward",
     "ridge",
     "strength",
+    "uneven",
     "seconds",
     "heads kept: key/value | query",
 ];
@@ -60,6 +63,11 @@ fn row(report: &LayerReport) -> Vec<String> {
     let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     vec![
         report.layer.to_string(),
+        match report.stream {
+            FittedOn::Teacher => "teacher".to_owned(),
+            FittedOn::Student => "student".to_owned(),
+        },
+        format!("{} | {}", report.value, report.out),
         format!("{:.4}", report.residual_of_output),
         report.rounds.to_string(),
         format!("{:.4}", report.residual),
@@ -70,6 +78,7 @@ fn row(report: &LayerReport) -> Vec<String> {
         ),
         known(report.ridge.map(|ridge| ridge.to_string())),
         report.strength.to_string(),
+        known(report.uneven.map(|ratio| format!("{ratio:.1}"))),
         format!("{:.1}", report.seconds),
         format!(
             "{} | {}",
@@ -98,6 +107,7 @@ fn numbers(heads: &[usize]) -> String {
 mod tests {
     use burn_lti::calibration::HeadChoice;
     use burn_lti::loss::LossSums;
+    use burn_lti::map::MapKind;
 
     use super::*;
 
@@ -109,12 +119,15 @@ mod tests {
                 query: vec![2, 3],
                 key_value: vec![vec![1, 3]],
             },
+            stream: FittedOn::Teacher,
+            value: MapKind::Kronecker(2),
+            out: MapKind::General,
             residual_of_output: 0.5,
             residual: 0.25,
             rounds: 2,
             ridge: None,
             strength: 1.0,
-            uneven: None,
+            uneven: Some(3.25),
             feed_forward_residual,
             units: None,
             seconds: 0.04,
@@ -131,6 +144,9 @@ mod tests {
             lines[1].contains("1+3 | 2 3") && lines[1].contains(" - "),
             "{text}"
         );
+        for part in ["teacher", "kronecker 2 | general", " 3.2"] {
+            assert!(lines[1].contains(part), "{part}: {text}");
+        }
         assert!(lines[2].contains("0.7500"), "{text}");
         assert!(summary.to_json()["evaluation"].get("kl").is_none());
         summary.layers.clear();

@@ -1,5 +1,6 @@
 //! `summary.json`: a run in figures.
 
+use burn_lti::calibration::LayerReport;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -80,6 +81,9 @@ pub struct Summary {
     pub collapse_max_abs_logit_diff: Option<f64>,
     /// Seed of the run.
     pub seed: u64,
+    /// How each layer's start was calibrated; empty with other starts, and where a run went on without its file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerReport>,
 }
 
 impl Summary {
@@ -118,6 +122,7 @@ impl Summary {
             teacher_kv_cache_bytes_per_token: plan.totals.teacher_kv_cache_bytes_per_token,
             collapse_max_abs_logit_diff: None,
             seed: recipe.train.seed,
+            layers: Vec::new(),
         }
     }
 

@@ -160,6 +160,7 @@ impl Plan {
         }
         match budget.unwrap_or_default() {
             Budget::None => writeln!(f),
+            Budget::Short => writeln!(f, "; for a short training"),
             Budget::Long => writeln!(f, "; for a long training"),
         }
     }

@@ -100,6 +100,9 @@ impl Recipe {
     /// The longest file of one.
     const MOST_BYTES: u64 = 1 << 20;
 
+    /// A short training has at least a token for so many parameters.
+    const PARAMETERS_A_TOKEN: usize = 10;
+
     /// The configuration of its teacher, read over the fields that `teacher.accept` names.
     ///
     /// # Errors
@@ -134,18 +137,21 @@ impl Recipe {
         })
     }
 
-    /// For how much training the start is calibrated: unless it says so, for a long one where all of the student's
-    /// `parameters` train, on at least a token each.
+    /// For how much training the start is calibrated: unless it says so, where all of the student's `parameters`
+    /// train, for a long one on at least a token each, and for a short one on at least a tenth of that.
     pub fn budget(&self, parameters: usize) -> Budget {
         let tokens = self
             .train
             .steps
             .saturating_mul(self.train.tokens_per_step());
-        let is_long = self.trained() == Trained::All && tokens >= parameters;
-        self.calibration.budget.unwrap_or(match is_long {
-            true => Budget::Long,
-            false => Budget::None,
-        })
+        let follows = match self.trained() {
+            Trained::All if tokens >= parameters => Budget::Long,
+            Trained::All if tokens.saturating_mul(Self::PARAMETERS_A_TOKEN) >= parameters => {
+                Budget::Short
+            }
+            _ => Budget::None,
+        };
+        self.calibration.budget.unwrap_or(follows)
     }
 
     /// In which coordinates its maps learn.

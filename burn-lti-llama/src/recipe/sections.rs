@@ -217,9 +217,10 @@ pub struct CalibrationSection {
     /// are. If there are several lengths, as many tokens, in equal shares. A quarter is held out of the
     /// fits. Default: 256.
     pub sequences: usize,
-    /// How much training is to follow: `none`, layers make up for what those before them miss, or `long`, each
-    /// does what the teacher's does. Default: `long` if all weights are to train on at least a token each, and
-    /// `none` if not, or if `burn-lti start` makes the student.
+    /// How much training is to follow: `none`, layers make up for what those before them miss; `short`, each does what
+    /// the teacher's does; or `long`, as `short`, and merged heads are means, to which nothing is fitted. Default:
+    /// where all weights are to train, `long` on at least a token for each parameter and `short` on at least a tenth
+    /// of that; else `none`, as where `burn-lti start` makes the student.
     pub budget: Option<Budget>,
     /// The most rounds in which values and outputs are fitted in turn. Default: 2.
     pub rounds: usize,

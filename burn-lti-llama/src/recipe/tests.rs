@@ -296,6 +296,26 @@ fn maps_of_query_and_key_keep_rotary_pairs_where_the_recipe_says_so() {
 }
 
 #[test]
+fn a_start_is_made_for_the_tokens_that_all_weights_learn_from() {
+    let budget = |more: &[&str]| parse(LEAST, more).unwrap().budget(204_800);
+    // Steps have 16 x 128 tokens.
+    assert_eq!(budget(&["train.steps=100"]), Budget::Long);
+    assert_eq!(budget(&["train.steps=99"]), Budget::Short);
+    assert_eq!(budget(&["train.steps=10"]), Budget::Short);
+    assert_eq!(budget(&["train.steps=9"]), Budget::None);
+    for trained in ["lti.train=maps", "lti.train=projections"] {
+        assert_eq!(budget(&[trained]), Budget::None);
+    }
+    let asked = ["train.steps=9", "calibration.budget=long"];
+    assert_eq!(budget(&asked), Budget::Long);
+    let error = parse(LEAST, &["calibration.budget=middling"]).unwrap_err();
+    let error = error.to_string();
+    for known in ["none", "short", "long"] {
+        assert!(error.contains(known), "{error}");
+    }
+}
+
+#[test]
 fn reads_every_key() {
     let recipe = parse(FULL, &[]).unwrap();
     assert_eq!(recipe.student.head_dim, Some(6));

@@ -56,7 +56,7 @@ impl StartFileError {
 }
 
 /// Names and shapes of the tensors, and the report: another number if they change.
-const FORMAT: &str = "3";
+const FORMAT: &str = "4";
 
 /// Keys of the metadata.
 const FORMAT_KEY: &str = "format";
@@ -178,7 +178,9 @@ mod tests {
     use burn::tensor::Distribution;
 
     use super::super::heads::HeadChoice;
+    use super::super::report::FittedOn;
     use super::*;
+    use crate::map::MapKind;
 
     fn start() -> CalibratedStart<Flex> {
         let device = Default::default();
@@ -200,6 +202,9 @@ mod tests {
                     query: vec![1],
                     key_value: vec![vec![0]],
                 },
+                stream: FittedOn::Teacher,
+                value: MapKind::Kronecker(2),
+                out: MapKind::General,
                 residual_of_output: 0.5,
                 residual: 0.25,
                 rounds: 2,

@@ -82,7 +82,7 @@ pub use file::StartFileError;
 pub use heads::HeadChoice;
 pub use pull_back::{Residual, with_maps_of_blocks};
 pub use pull_back_width::{MadeMaps, WidthMaps, with_maps_of_width};
-pub use report::{CalibratedStart, LayerReport};
+pub use report::{CalibratedStart, FittedOn, LayerReport};
 pub use settings::{Blocks, Budget, Calibration, FeedForward, Refinement};
 pub use whitening::Whitening;
 

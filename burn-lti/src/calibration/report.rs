@@ -4,6 +4,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::heads::HeadChoice;
+use crate::map::MapKind;
 use crate::tensors::TensorSet;
 
 /// The start of a student, and how it came about.
@@ -16,6 +17,16 @@ pub struct CalibratedStart<B: Backend> {
     pub layers: Vec<LayerReport>,
 }
 
+/// Whose hidden states a layer was fitted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FittedOn {
+    /// The teacher's own: the layer does what the teacher's does.
+    Teacher,
+    /// What the student's layers before it make of the text: the layer makes up for what they miss.
+    Student,
+}
+
 /// How a layer was fitted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
@@ -23,6 +34,12 @@ pub struct LayerReport {
     pub layer: usize,
     /// The teacher heads that the student's begin as.
     pub heads: HeadChoice,
+    /// Whose hidden states it was fitted on.
+    pub stream: FittedOn,
+    /// The form of the value map that was fitted.
+    pub value: MapKind,
+    /// The form of the output map that was fitted.
+    pub out: MapKind,
     /// Squared distance to the target on held-out tokens, as a part of the target's squared size, with the
     /// output fitted and the values as they were.
     pub residual_of_output: f64,

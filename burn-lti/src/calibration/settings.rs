@@ -90,9 +90,11 @@ pub enum Budget {
     /// up for what they miss.
     #[default]
     None,
-    /// So much that all weights find their own way: every layer is fitted on the teacher's own hidden states, to
-    /// do what the teacher's does. Where key/value heads are merged, values are means of the teacher's, turned to
-    /// one another, and outputs are as they were.
+    /// Some: every layer is fitted on the teacher's own hidden states, to do what the teacher's does.
+    Short,
+    /// So much that all weights find their own way: as [`Short`](Self::Short), but that where key/value heads are
+    /// merged nothing is fitted: values are means of the teacher's, turned to one another, and outputs are as they
+    /// were.
     Long,
 }
 

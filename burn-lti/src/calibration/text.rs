@@ -38,7 +38,6 @@ pub(super) struct Text<'a, B: Backend, T> {
     pub(super) tensors: TeacherTensors<B>,
     /// The student's width.
     pub(super) d_model: usize,
-    /// Whether a layer is fitted on what the student's layers before it make of the text.
     propagates: bool,
     /// The teacher's layer that each of the student's stands for.
     kept: Vec<usize>,
@@ -293,6 +292,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             self.store.write(index, Stream::Attention, attention)?;
         }
         Ok(())
+    }
+
+    /// Whether a layer is fitted on what the student's layers before it make of the text.
+    pub(super) const fn propagates(&self) -> bool {
+        self.propagates
     }
 
     /// Takes the student's stream through `layer`, if the next is fitted on it.

@@ -20,7 +20,7 @@ use super::map_values::MapValues;
 use super::merge::{QueryKeys, Turns};
 use super::out::OutMap;
 use super::regularization::Regularization;
-use super::report::LayerReport;
+use super::report::{FittedOn, LayerReport};
 use super::settings::{Blocks, Budget, Calibration, FeedForward};
 use super::split::SplitMoments;
 use super::student::Student;
@@ -230,6 +230,12 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         let report = LayerReport {
             layer,
             heads,
+            stream: match self.text.propagates() {
+                true => FittedOn::Student,
+                false => FittedOn::Teacher,
+            },
+            value: self.maps.fitted_form(Site::new(layer, Role::Value)),
+            out: self.maps.fitted_form(Site::new(layer, Role::Out)),
             residual_of_output,
             residual,
             rounds,

@@ -3,8 +3,9 @@
 use burn::backend::Flex;
 use burn::prelude::*;
 use burn::tensor::DType;
-use burn_lti::calibration::{CalibratedStart, HeadChoice, LayerReport};
+use burn_lti::calibration::{CalibratedStart, FittedOn, HeadChoice, LayerReport};
 use burn_lti::files::{TensorFile, sha256};
+use burn_lti::map::MapKind;
 use burn_lti::tensors::TensorSet;
 
 use super::{folder, more_seeds, weights, write};
@@ -73,6 +74,9 @@ fn some_start() -> Start {
             query: vec![1],
             key_value: vec![vec![0]],
         },
+        stream: FittedOn::Student,
+        value: MapKind::General,
+        out: MapKind::Factored,
         residual_of_output: 0.5,
         residual: 0.25,
         rounds: 2,

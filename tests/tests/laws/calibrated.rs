@@ -275,7 +275,7 @@ fn key_value_heads_that_are_one_another_turned_are_merged_without_loss<A: Autodi
     let config = with_heads(teacher.config(), 4, 1, 8);
     let batch = packed_batch(config.vocab_size, 3, &device);
     let expected = values(&logits(&teacher, &batch));
-    for budget in [Budget::None, Budget::Long] {
+    for budget in [Budget::None, Budget::Short, Budget::Long] {
         let set = |calibration: &mut Calibration<'_>| calibration.budget = budget;
         let maps = RoleMaps::attention(MapKind::General);
         let (student, start) = calibrated_with::<A>(&teacher, &config, maps, set, &device);

@@ -29,7 +29,7 @@ pub(crate) struct Outcome {
     commit: String,
     /// The held-out KL on the way, by steps.
     pub(crate) curve: Vec<(usize, f64)>,
-    /// `summary.json` of the run, as it is.
+    /// `summary.json` of the run, without its report on layers.
     summary: Value,
 }
 
@@ -80,6 +80,10 @@ impl Outcome {
     /// Of the run whose results are in the folder `out`.
     pub(crate) fn read(run: &Run, commit: &str, out: &Path) -> Result<Self> {
         let summary = fs::read_to_string(out.join("summary.json"))?;
+        let mut summary: Value = serde_json::from_str(&summary)?;
+        if let Some(figures) = summary.as_object_mut() {
+            figures.remove("layers");
+        }
         let mut curve = Vec::new();
         for line in BufReader::new(fs::File::open(out.join("metrics.jsonl"))?).lines() {
             let line: Value = serde_json::from_str(&line?)?;
@@ -92,7 +96,7 @@ impl Outcome {
             run: run.clone(),
             commit: commit.to_owned(),
             curve,
-            summary: serde_json::from_str(&summary)?,
+            summary,
         })
     }
 
