@@ -13,7 +13,7 @@ use syn::{File, ItemMod, ItemUse, UseTree};
 
 const LTI: &str = "compat backend tensors files geometry kernels map parameters blueprint decoder inject \
                    calibration loss top_k train collapse";
-const LLAMA: &str = "gguf config family tokenizer data model hf hashes convert recipe corpus eval plan distill demo compare";
+const LLAMA: &str = "gguf config family tokenizer data model hf hashes convert recipe corpus eval plan distill demo compare report";
 /// Programs have no rooms, only files.
 const NONE: &str = "";
 

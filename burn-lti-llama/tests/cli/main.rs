@@ -8,6 +8,7 @@ mod convert;
 mod folders;
 mod inputs;
 mod lengths;
+mod report;
 mod runs;
 mod sample;
 mod shapes;
