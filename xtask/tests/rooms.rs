@@ -70,6 +70,7 @@ fn modules(folder: &Path, path: &str) -> BTreeMap<String, File> {
         match entry.is_dir() {
             true => found.extend(modules(&entry, &inner)),
             false if name == "tests" => {}
+            false if entry.extension().is_none_or(|end| end != "rs") => {} // a template
             false => {
                 let text = fs::read_to_string(&entry).unwrap();
                 found.insert(inner, syn::parse_file(&text).unwrap());

@@ -95,7 +95,8 @@ fn draw(
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|value| short(*value))
         .draw()?;
-    for (points, colour) in [(trained, FIRST), (held_out, SECOND)] {
+    let lines = [(trained, FIRST), (held_out, SECOND)];
+    for (points, colour) in lines.into_iter().filter(|(points, _)| !points.is_empty()) {
         let line = PathElement::new(points, colour.stroke_width(2));
         chart.draw_series(once(line))?;
     }
