@@ -10,12 +10,13 @@
 //! | [`recipe`], [`plan`] | what the user wants, and what follows from it |
 //! | [`distill`] | a recipe carried out, from teacher to exported student |
 //! | [`compare`] | one recipe carried out from several starts, compared |
+//! | [`report`] | what became of a run, as a page |
 //! | [`corpus`] | text that a model writes for its students |
 //! | [`hashes`] | whether what a run reads is what another run read |
 //! | [`eval`] | evaluates a student against its teacher |
 //! | [`demo`] | all of it on a teacher made from nothing |
 //!
-//! The command `burn-lti`, `compare` and `demo` are there with the feature `cli`, which is on by default.
+//! The command `burn-lti`, `compare`, `report` and `demo` are there with the feature `cli`, which is on by default.
 
 /// Gives an error enum a `From` of each error that its variant `Part` passes on as it is.
 macro_rules! passes_on {
@@ -45,4 +46,6 @@ pub mod hf;
 pub mod model;
 pub mod plan;
 pub mod recipe;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod tokenizer;

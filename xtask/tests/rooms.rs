@@ -13,7 +13,7 @@ use syn::{File, ItemMod, ItemUse, UseTree};
 
 const LTI: &str = "compat backend tensors files geometry kernels map parameters blueprint decoder inject \
                    calibration loss top_k train collapse";
-const LLAMA: &str = "gguf config family tokenizer data model hf hashes convert recipe corpus eval plan distill demo compare";
+const LLAMA: &str = "gguf config family tokenizer data model hf hashes convert recipe corpus eval plan distill demo compare report";
 /// Programs have no rooms, only files.
 const NONE: &str = "";
 
@@ -70,6 +70,7 @@ fn modules(folder: &Path, path: &str) -> BTreeMap<String, File> {
         match entry.is_dir() {
             true => found.extend(modules(&entry, &inner)),
             false if name == "tests" => {}
+            false if entry.extension().is_none_or(|end| end != "rs") => {} // a template
             false => {
                 let text = fs::read_to_string(&entry).unwrap();
                 found.insert(inner, syn::parse_file(&text).unwrap());

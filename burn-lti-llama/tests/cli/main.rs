@@ -9,6 +9,7 @@ mod folders;
 mod inputs;
 mod lengths;
 mod precision;
+mod report;
 mod runs;
 mod sample;
 mod shapes;

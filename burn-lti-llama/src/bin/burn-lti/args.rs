@@ -23,6 +23,7 @@ Examples:
   burn-lti plan half.toml
   burn-lti distill half.toml --out out --set train.steps=50
   burn-lti compare half.toml --out starts --seeds 3
+  burn-lti report out
   burn-lti eval --teacher teacher --student out/student --text valid.txt
   burn-lti generate --model out/student --prompt 'Once upon a time'
   burn-lti sample-corpus --model teacher --out corpus.jsonl
@@ -98,6 +99,11 @@ pub(crate) enum Command {
     /// starts or seeds than before.
     #[command(after_long_help = RECIPE_HELP)]
     Compare(CompareArgs),
+    /// Write what became of a run as one HTML page, or of several beside each other.
+    ///
+    /// The page needs no network and no script. Every figure on it stands in a file of the run: what `distill` or
+    /// `start` has left in OUT.
+    Report(ReportArgs),
     /// Make a student out of a checkpoint.
     ///
     /// Of a run that is under way, was interrupted or was killed: its newest checkpoint, or its best.
@@ -343,6 +349,19 @@ pub(crate) struct PlanArgs {
     pub(crate) verbose: bool,
     #[command(flatten)]
     pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The folder of a run, or those of several.
+    #[arg(required = true, value_name = "OUT")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// The page; `report.html` in the folder of a single run if absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace the page if it is there.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Debug, Args)]

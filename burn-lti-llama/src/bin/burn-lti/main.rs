@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Start(args) => command::start::run(args),
         Command::Distill(args) => command::distill::run(args),
         Command::Compare(args) => command::compare::run(args),
+        Command::Report(args) => command::report::run(args),
         Command::Collapse(args) => command::collapse::run(args),
         Command::CacheTeacher(args) => command::cache::write(args),
         Command::VerifyCache(args) => command::cache::verify(args),

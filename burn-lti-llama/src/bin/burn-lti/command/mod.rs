@@ -11,6 +11,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod report;
 pub(crate) mod sample_corpus;
 pub(crate) mod start;
 
