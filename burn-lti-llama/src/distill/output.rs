@@ -16,7 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn_lti::files::{FolderLock, LOCK, write_atomically};
+use burn_lti::files::{FolderLock, LOCK, remove_unfinished, write_atomically};
 use serde_json::Value;
 
 use super::file_list::{FileList, Foreign, LIST, PLACES, files_below};
@@ -321,13 +321,15 @@ impl OutputDir {
         }
     }
 
-    /// Makes the folder and takes it.
+    /// Makes the folder and takes it, without what a run that was killed left half written.
     pub(super) fn make(&self) -> Result<FolderLock, DistillError> {
         fs::create_dir_all(&self.root).map_err(|source| DistillError::Output {
             path: self.root.clone(),
             source,
         })?;
-        Ok(FolderLock::take(&self.root)?)
+        let lock = FolderLock::take(&self.root)?;
+        remove_unfinished(&self.root)?;
+        Ok(lock)
     }
 
     /// Checks that the folder is still there, and the one that was taken.

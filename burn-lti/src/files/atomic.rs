@@ -46,6 +46,23 @@ impl FileError {
     }
 }
 
+/// Takes away what a program that was killed has left unfinished in the folder `dir`, not in those inside. Whoever
+/// calls it has the folder to itself.
+///
+/// # Errors
+///
+/// [`FileError::Write`], naming the folder, or the file that cannot be removed.
+pub fn remove_unfinished(dir: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(dir).map_err(FileError::writing(dir))? {
+        let entry = entry.map_err(FileError::writing(dir))?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            let file = entry.path();
+            fs::remove_file(&file).map_err(FileError::writing(&file))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes `bytes` as the file `path`, replacing what was there only once they are on the disk.
 ///
 /// # Errors
@@ -123,6 +140,21 @@ mod tests {
         write_atomically(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_what_is_unfinished_is_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("inside");
+        fs::create_dir(&inside).unwrap();
+        for file in [".writing-abc", "mine", "inside/.writing-def"] {
+            fs::write(dir.path().join(file), "half").unwrap();
+        }
+        remove_unfinished(dir.path()).unwrap();
+        let left = |dir: &Path| fs::read_dir(dir).unwrap().count();
+        assert_eq!((left(dir.path()), left(&inside)), (2, 1));
+        let error = remove_unfinished(&dir.path().join("gone")).unwrap_err();
+        assert!(error.to_string().contains("gone"), "{error}");
     }
 
     #[test]

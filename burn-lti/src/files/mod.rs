@@ -10,7 +10,7 @@ mod lock;
 mod new_folder;
 mod tensor_file;
 
-pub use atomic::{FileError, UNFINISHED, replace, write_atomically};
+pub use atomic::{FileError, UNFINISHED, remove_unfinished, replace, write_atomically};
 pub use bounded::{read_at_most, read_text_at_most};
 pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};
 pub use guard::guarded;

@@ -12,7 +12,10 @@ use super::format::{Field, INDEX, Index, ShardEntry, shard_name};
 use super::read::Shard;
 use super::verify::check_rows;
 use super::{CacheError, CacheHeader, TopKRows};
-use crate::files::{FileError, FolderLock, LOCK, TensorFile, UNFINISHED, sha256, write_atomically};
+use crate::files::{
+    FileError, FolderLock, LOCK, TensorFile, UNFINISHED, remove_unfinished, sha256,
+    write_atomically,
+};
 
 /// Rows of a shard, unless told otherwise.
 const ROWS_PER_SHARD: usize = 64;
@@ -225,16 +228,6 @@ fn drop_damaged(dir: &Path, index: &mut Index) -> Result<Option<CacheError>, Cac
             Ok(Some(damage))
         }
     }
-}
-
-fn remove_unfinished(dir: &Path) -> Result<(), CacheError> {
-    for name in names(dir)? {
-        if name.starts_with(UNFINISHED) {
-            let file = dir.join(name);
-            fs::remove_file(&file).map_err(FileError::writing(&file))?;
-        }
-    }
-    Ok(())
 }
 
 /// The names of what is in a folder, but for its lock.
