@@ -13,6 +13,7 @@
 //! | `checkpoints/` | where the run can be taken up again |
 //! | `tensorboard/` | the same numbers as events, if they are asked for |
 //! | `summary.json` | the run in figures: [`Summary`] |
+//! | `report.html` | the same as a page, if the command was asked for one |
 //! | `files.json` | which of these files the run wrote, with sizes and hashes |
 //! | `.lock` | held by the run that writes |
 //!
