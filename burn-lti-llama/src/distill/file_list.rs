@@ -16,11 +16,12 @@ use crate::hashes::hash_file;
 /// The list's own name.
 pub(super) const LIST: &str = "files.json";
 /// The names under which a run writes, in its folder; each a file or a folder.
-pub(super) const PLACES: [&str; 13] = [
+pub(super) const PLACES: [&str; 14] = [
     "summary.json",
     "start.safetensors",
     "start.partial.safetensors",
     "start.json",
+    "evaluation.json",
     "report.html",
     METRICS,
     "manifest.json",

@@ -23,6 +23,7 @@ use super::file_list::{FileList, Foreign, LIST, PLACES, files_below};
 use super::metrics::{LoggedEvaluation, evaluations};
 use super::{DistillError, Manifest, PhaseEnd, StartSummary, Summary};
 use crate::data::text_files;
+use crate::eval::DocumentEvaluation;
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -66,6 +67,8 @@ const START: &str = "start.safetensors";
 /// Those of the layers that are calculated, while others are not.
 const PARTIAL_START: &str = "start.partial.safetensors";
 const START_SUMMARY: &str = "start.json";
+/// What the exported student is worth, by document and position too.
+const EVALUATION: &str = "evaluation.json";
 /// The page of a run that has ended well.
 const PAGE: &str = "report.html";
 const STUDENT: &str = "student";
@@ -661,6 +664,11 @@ impl OutputDir {
 
     pub(super) fn write_start(&self, summary: &StartSummary) -> Result<(), DistillError> {
         self.write_json(START_SUMMARY, &summary.to_json())
+    }
+
+    pub(super) fn write_evaluation(&self, found: &DocumentEvaluation) -> Result<(), DistillError> {
+        // A struct of numbers always serializes.
+        self.write_json(EVALUATION, &serde_json::to_value(found).unwrap_or_default())
     }
 
     /// Writes the page of the run in `dir`, which is over, and gives its path. One that the run has is replaced, another

@@ -3,6 +3,7 @@
 use std::fs;
 
 use roxmltree::{Document, ParsingOptions};
+use serde_json::Value;
 
 use crate::workshop::Workshop;
 
@@ -54,10 +55,19 @@ fn a_run_has_a_page_that_needs_nothing_else() {
         "Gradient norm",
         "top-1 agreement",
         "AutoModelForCausalLM",
+        "With 95&#160;% confidence the KL",
         "train.batch_size",
     ] {
         assert!(html.contains(what), "{what}");
     }
+    let found = fs::read(workshop.path("out/evaluation.json")).unwrap();
+    let found: Value = serde_json::from_slice(&found).unwrap();
+    let summary = fs::read(workshop.path("out/summary.json")).unwrap();
+    let summary: Value = serde_json::from_slice(&summary).unwrap();
+    assert_eq!(found["kl"], summary["kl_end"]);
+    let [low, high] = ["low", "high"].map(|end| found["kl_interval"][end].as_f64().unwrap());
+    let kl = found["kl"].as_f64().unwrap();
+    assert!(0.0 < low && low < kl && kl < high, "{found}");
     // The run is as it was, and a page is replaced only if that is asked for.
     assert_eq!(fs::read(workshop.path("out/files.json")).unwrap(), files);
     assert!(workshop.fail(&["report", "out"]).contains("--overwrite"));
@@ -147,7 +157,13 @@ fn several_runs_are_beside_each_other() {
         "out",
         "--set",
         "train.steps=1",
+        "--set",
+        "train.seq_len=48",
+        "--set",
+        "data.documents=joined",
     ]);
+    // A run of a version that did not write it.
+    fs::remove_file(workshop.path("begun/evaluation.json")).unwrap();
     let errors = workshop.fail(&["report", "begun", "out"]);
     assert!(errors.contains("--out"), "{errors}");
     workshop.succeed(&["report", "begun", "out", "--out", "both.html"]);
@@ -155,6 +171,7 @@ fn several_runs_are_beside_each_other() {
     assert!(
         html.contains("2 runs") && html.contains("not trained") && html.contains("key/value heads")
     );
+    assert_eq!(html.matches("KL by position in a document:").count(), 1);
     assert!(html.contains("id=\"run-1\"") && html.contains("id=\"run-2\""));
 }
 
