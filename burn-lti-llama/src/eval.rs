@@ -122,6 +122,182 @@ impl Evaluation {
     }
 }
 
+/// Between which two numbers the KL of a great many documents like those that were read would be, 19 times of 20.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// The lower one.
+    pub low: f64,
+    /// The upper one.
+    pub high: f64,
+}
+
+/// The KL of the tokens at some positions of their documents.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PositionKl {
+    /// The first position, from 0.
+    pub first: usize,
+    /// The last one.
+    pub last: usize,
+    /// Tokens there that had a target.
+    pub tokens: u64,
+    /// Their KL, nats per token.
+    pub kl: f64,
+}
+
+/// An evaluation, how far its KL may be off, and where in documents it lies.
+///
+/// A document is what of it lies in a sequence; documents that are [joined](crate::data::Documents::Joined) are one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DocumentEvaluation {
+    /// Of all tokens.
+    #[serde(flatten)]
+    pub all: Evaluation,
+    /// Documents that had a target.
+    pub documents: usize,
+    /// What the KL is worth; absent for fewer than eight documents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_interval: Option<Interval>,
+    /// The KL by ranges of position, as [`ByPosition`] has them, of those with tokens.
+    pub kl_by_position: Vec<PositionKl>,
+}
+
+/// As [`evaluate`], in the same pass by document and by position too.
+pub fn evaluate_documents<B: Backend>(
+    student: &impl CausalLm<B>,
+    teacher: &impl Teacher<B>,
+    batches: &Arc<dyn DataLoader<B, TokenBatch<B>>>,
+    mut done: impl FnMut(usize, usize),
+) -> DocumentEvaluation {
+    let mut sums = LossSums::default();
+    let mut shares = Shares::default();
+    let mut batches = batches.iter();
+    while let Some(batch) = batches.next() {
+        let targets = teacher.teach(&batch, &[]);
+        let hidden = student.hidden_states(&batch);
+        let input = LossInput::new(hidden, student.head(), targets.tokens, &batch);
+        let (sums_of_batch, kl) = DistillationLoss::KL.evaluate_tokens(input);
+        sums += sums_of_batch.read();
+        shares.add(&batch, &kl);
+        let progress = batches.progress();
+        done(progress.items_processed, progress.items_total);
+    }
+    let all = Evaluation::from(sums);
+    let shares = match all.kl {
+        Some(_) => shares,
+        None => Shares::default(), // there is no KL that could be shared
+    };
+    DocumentEvaluation {
+        all,
+        documents: shares.documents.len(),
+        kl_interval: interval(&shares.documents),
+        kl_by_position: shares.by_position(),
+    }
+}
+
+/// What a part of the tokens has of the KL.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    tokens: f64,
+    /// Their sum.
+    kl: f64,
+}
+
+impl Share {
+    fn add(&mut self, kl: f64) {
+        self.tokens += 1.0;
+        self.kl += kl;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    documents: Vec<Share>,
+    ranges: Vec<Share>,
+    /// Tokens of the longest sequence.
+    longest: usize,
+}
+
+impl Shares {
+    fn add<B: Backend>(&mut self, batch: &TokenBatch<B>, kl: &Tensor<B, 1>) {
+        let [_, length] = batch.tokens.dims();
+        self.longest = self.longest.max(length);
+        let [segments, positions] = [&batch.segments, &batch.positions].map(Tensor::to_data);
+        let (mask, kl) = (batch.mask.to_data(), kl.to_data());
+        let of_tokens = segments.iter::<i64>().zip(positions.iter::<i64>());
+        let of_tokens = of_tokens.zip(mask.iter::<f32>()).zip(kl.iter::<f64>());
+        let mut document = None;
+        for (token, (((segment, position), counts), kl)) in of_tokens.enumerate() {
+            if counts == 0.0 {
+                continue;
+            }
+            // A document's tokens lie one after another.
+            let found = Some((token / length, segment));
+            if document != found {
+                document = found;
+                self.documents.push(Share::default());
+            }
+            let range = range_of(position as usize);
+            let needed = self.ranges.len().max(range + 1);
+            self.ranges.resize(needed, Share::default());
+            self.ranges[range].add(kl);
+            if let Some(document) = self.documents.last_mut() {
+                document.add(kl);
+            }
+        }
+    }
+
+    fn by_position(&self) -> Vec<PositionKl> {
+        let ranges = self.ranges.iter().enumerate();
+        let ranges = ranges.filter(|(_, share)| share.tokens > 0.0);
+        let found = ranges.map(|(range, share)| PositionKl {
+            first: first_of(range),
+            last: first_of(range + 1).min(self.longest) - 1,
+            tokens: share.tokens as u64,
+            kl: share.kl / share.tokens,
+        });
+        found.collect()
+    }
+}
+
+/// Documents of which an interval is told.
+const LEAST_DOCUMENTS: usize = 8;
+
+/// The mean over tokens is the ratio of two sums over documents, of KL and of tokens, and documents are what was drawn.
+/// Its variance is that of the ratio estimator (W. G. Cochran, Sampling Techniques, 3rd edition 1977, chapter 6), of a
+/// sample from very many.
+fn interval(documents: &[Share]) -> Option<Interval> {
+    let count = documents.len() as f64;
+    if documents.len() < LEAST_DOCUMENTS {
+        return None;
+    }
+    let tokens: f64 = documents.iter().map(|share| share.tokens).sum();
+    let mean = documents.iter().map(|share| share.kl).sum::<f64>() / tokens;
+    let squares = documents
+        .iter()
+        .map(|share| (share.kl - mean * share.tokens).powi(2));
+    let variance = count / (count - 1.0) * squares.sum::<f64>() / tokens.powi(2);
+    let far = student_t(count - 1.0) * variance.sqrt();
+    Some(Interval {
+        low: (mean - far).max(0.0), // as no KL is less
+        high: mean + far,
+    })
+}
+
+/// What Student's t is below, 39 times of 40, by its expansion around the normal distribution (M. Abramowitz and I. A.
+/// Stegun, Handbook of Mathematical Functions, 26.7.5).
+fn student_t(freedom: f64) -> f64 {
+    let x: f64 = 1.959_963_985;
+    let terms = [
+        (x.powi(3) + x) / 4.0,
+        (5.0 * x.powi(5) + 16.0 * x.powi(3) + 3.0 * x) / 96.0,
+        (3.0 * x.powi(7) + 19.0 * x.powi(5) + 17.0 * x.powi(3) - 15.0 * x) / 384.0,
+    ];
+    let by_degree = terms.iter().zip(1..);
+    x + by_degree
+        .map(|(term, degree)| term / freedom.powi(degree))
+        .sum::<f64>()
+}
+
 /// An evaluation of the tokens at some positions of their documents.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PositionEvaluation {
@@ -265,6 +441,28 @@ mod tests {
             error.to_string().contains("b and a compute finite logits"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn t_is_that_of_the_tables() {
+        for (freedom, expected) in [(7.0, 2.3646), (10.0, 2.2281), (30.0, 2.0423), (1e9, 1.96)] {
+            let found = student_t(freedom);
+            assert!((found - expected).abs() < 1e-3, "{freedom}: {found}");
+        }
+    }
+
+    #[test]
+    fn few_documents_have_no_interval_and_equal_ones_a_point() {
+        let shares = |count: usize| {
+            let lengths = (1..=count).map(|tokens| tokens as f64);
+            lengths.map(|tokens| Share {
+                tokens,
+                kl: 0.5 * tokens,
+            })
+        };
+        assert_eq!(interval(&shares(7).collect::<Vec<_>>()), None);
+        let found = interval(&shares(8).collect::<Vec<_>>()).unwrap();
+        assert_eq!((found.low, found.high), (0.5, 0.5));
     }
 
     #[test]

@@ -31,10 +31,11 @@ const JSON: &str = "compare.json";
 const RUNS_CSV: &str = "compare.csv";
 const CURVES_CSV: &str = "curves.csv";
 const CHART: &str = "compare.svg";
+const PAGE: &str = "compare.html";
 
 /// What a comparison writes besides the folders of its runs; `compare.json` last, so that what stands
-/// beside it is of the same comparison.
-const FILES: [&str; 4] = [JSON, RUNS_CSV, CURVES_CSV, CHART];
+/// beside it is of the same comparison, but for the page, which the command makes of all others.
+const FILES: [&str; 5] = [JSON, RUNS_CSV, CURVES_CSV, CHART, PAGE];
 
 impl CompareDir {
     /// The folder `dir`, which is made when the first run begins. One that holds anything is refused.
@@ -89,6 +90,11 @@ impl CompareDir {
     /// All numbers.
     pub fn json_path(&self) -> PathBuf {
         self.dir.join(JSON)
+    }
+
+    /// The page of its runs beside each other.
+    pub fn page_path(&self) -> PathBuf {
+        self.dir.join(PAGE)
     }
 
     /// Where the run from this start with this seed lies.
@@ -226,7 +232,7 @@ mod tests {
         out.begin().unwrap();
         out.write(&comparison).unwrap();
         let written = entries(&folder.path().join("out")).unwrap();
-        assert_eq!(written.len(), FILES.len());
+        assert_eq!(written.len(), FILES.len() - 1); // all but the page
         let json: serde_json::Value =
             serde_json::from_slice(&fs::read(out.json_path()).unwrap()).unwrap();
         assert_eq!(json, comparison.to_json());

@@ -16,11 +16,13 @@ use crate::hashes::hash_file;
 /// The list's own name.
 pub(super) const LIST: &str = "files.json";
 /// The names under which a run writes, in its folder; each a file or a folder.
-pub(super) const PLACES: [&str; 12] = [
+pub(super) const PLACES: [&str; 14] = [
     "summary.json",
     "start.safetensors",
     "start.partial.safetensors",
     "start.json",
+    "evaluation.json",
+    "report.html",
     METRICS,
     "manifest.json",
     "recipe.toml",
@@ -380,6 +382,7 @@ mod tests {
             (METRICS, "my list\n{\"step\": 2}\n", CHANGED),
             ("recipe.toml", "[student]", CHANGED),
             ("start.json", "{}", UNLISTED),
+            ("report.html", "<html>", UNLISTED),
             ("checkpoints/teacher/config.json", "{}", UNLISTED),
             ("checkpoints/step-00000002/notes.md", "mine", UNLISTED),
             ("tensorboard/events.out.tfevents.1.host.7.0", "e", UNLISTED),

@@ -37,9 +37,10 @@ const CONFIG: &str = "config.json";
 /// What a GGUF file is called in the record of a run, whatever its name.
 const GGUF: &str = "model.gguf";
 /// Keys of the recipe that change nothing in what is learned, so that a resumed run may change them.
-pub const MAY_CHANGE: [&str; 6] = [
+pub const MAY_CHANGE: [&str; 7] = [
     "export.dtype",
     "export.max_shard_size",
+    "report",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

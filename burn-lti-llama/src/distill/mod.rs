@@ -12,7 +12,9 @@
 //! | `metrics.jsonl` | one line a logged step, one an evaluation |
 //! | `checkpoints/` | where the run can be taken up again |
 //! | `tensorboard/` | the same numbers as events, if they are asked for |
+//! | `evaluation.json` | what the exported student is worth: [`DocumentEvaluation`](crate::eval::DocumentEvaluation) |
 //! | `summary.json` | the run in figures: [`Summary`] |
+//! | `report.html` | the same as a page, if the command was asked for one |
 //! | `files.json` | which of these files the run wrote, with sizes and hashes |
 //! | `.lock` | held by the run that writes |
 //!

@@ -23,6 +23,7 @@ use super::file_list::{FileList, Foreign, LIST, PLACES, files_below};
 use super::metrics::{LoggedEvaluation, evaluations};
 use super::{DistillError, Manifest, PhaseEnd, StartSummary, Summary};
 use crate::data::text_files;
+use crate::eval::DocumentEvaluation;
 use crate::recipe::Recipe;
 
 /// A folder that a run may write to.
@@ -66,6 +67,10 @@ const START: &str = "start.safetensors";
 /// Those of the layers that are calculated, while others are not.
 const PARTIAL_START: &str = "start.partial.safetensors";
 const START_SUMMARY: &str = "start.json";
+/// What the exported student is worth, by document and position too.
+const EVALUATION: &str = "evaluation.json";
+/// The page of a run that has ended well.
+const PAGE: &str = "report.html";
 const STUDENT: &str = "student";
 /// Where the student is written, until it has been read back and compared.
 const UNCHECKED: &str = "student.unchecked";
@@ -460,7 +465,8 @@ impl OutputDir {
         Ok(list.and_then(|list| list.hash_of(RECIPE).map(str::to_owned)))
     }
 
-    /// Puts a student back that an interrupted exchange left aside, and takes away what was being written.
+    /// Puts a student back that an interrupted exchange left aside, and takes away what was being written, and the
+    /// page, which is of the run as it was.
     pub(super) fn take_up(&self) -> Result<Option<PathBuf>, DistillError> {
         let list = FileList::read(&self.dir)?.unwrap_or_default();
         let replaced = self.dir.join(REPLACED_STUDENT);
@@ -469,7 +475,7 @@ impl OutputDir {
                 .map_err(|source| self.problem(STUDENT, source))?;
         }
         let kept = self.remove_replaced_student()?;
-        list.remove(&self.dir, &[UNCHECKED])?;
+        list.remove(&self.dir, &[UNCHECKED, PAGE])?;
         // It grows again.
         self.update(|list| {
             list.add_unfinished(METRICS);
@@ -662,8 +668,38 @@ impl OutputDir {
         self.write_json(START_SUMMARY, &summary.to_json())
     }
 
+    pub(super) fn write_evaluation(&self, found: &DocumentEvaluation) -> Result<(), DistillError> {
+        // A struct of numbers always serializes.
+        self.write_json(EVALUATION, &serde_json::to_value(found).unwrap_or_default())
+    }
+
+    /// Writes the page of the run in `dir`, which is over, and gives its path. One that the run has is replaced, another
+    /// only if `overwrite`.
+    ///
+    /// # Errors
+    ///
+    /// [`DistillError::Refused`] of a page that is not as the run wrote it, [`DistillError::Part`] of a folder that
+    /// another process has, or [`DistillError::Output`].
+    pub fn write_page(dir: &Path, html: &str, overwrite: bool) -> Result<PathBuf, DistillError> {
+        let out = Self::of_run(dir);
+        let _lock = out.lock()?;
+        let mut list = FileList::read(dir)?.unwrap_or_default();
+        if overwrite {
+            list.add_file(dir, PAGE)?;
+        }
+        if let Some(path) = list.remove(dir, &[PAGE])?.into_iter().next() {
+            let what = "was not written by this run";
+            return Err(refused(&Foreign { path, what }));
+        }
+        out.write_text(PAGE, html)?;
+        Ok(dir.join(PAGE))
+    }
+
     fn write_json(&self, name: &str, value: &Value) -> Result<(), DistillError> {
-        let text = format!("{value:#}\n");
+        self.write_text(name, &format!("{value:#}\n"))
+    }
+
+    fn write_text(&self, name: &str, text: &str) -> Result<(), DistillError> {
         self.update(|list| {
             list.add_text(name, text.as_bytes());
             Ok(())

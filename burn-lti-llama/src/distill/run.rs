@@ -32,7 +32,7 @@ use super::teacher_cache::the_teacher;
 use super::tensorboard::TensorBoard;
 use super::training::{Attempt, Trainer, whitening};
 use super::{DistillError, Event, Kept, Listener, OutputDir, Summary, card};
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{DocumentEvaluation, Evaluation, evaluate, evaluate_documents};
 use crate::model::{LearningLlama, NotFinite, Place, PlainLlama, first_not_finite};
 use crate::recipe::{Recipe, StudentSection, Trained};
 
@@ -303,10 +303,11 @@ impl<'a> Job<'a> {
             let exported = run.export(&student, &self.out.unchecked_student_dir())?;
             let evaluation = run.evaluate("evaluating the exported student", &exported.student)?;
             let summary = StartSummary {
-                evaluation,
+                evaluation: evaluation.all,
                 layers: run.start.layers,
                 seconds: began.elapsed().as_secs_f64(),
             };
+            self.out.write_evaluation(&evaluation)?;
             // A student beside which it stands is no end of a run.
             self.out.write_start(&summary)?;
             self.tell_kept(self.out.accept_student()?);
@@ -700,7 +701,8 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             None => {
                 let start = student.valid();
                 let watched = self.watched_kl(&start);
-                RunProgress::begin(self.evaluate("evaluating the start", &start)?, watched)
+                let found = self.evaluate("evaluating the start", &start)?;
+                RunProgress::begin(found.all, watched)
             }
         };
         self.phase(student, progress, checkpoint)
@@ -711,7 +713,7 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         &self,
         ended: &Ended<M>,
     ) -> Result<Summary, DistillError> {
-        let maps = self.evaluate("evaluating the maps", &ended.student)?;
+        let maps = self.evaluate("evaluating the maps", &ended.student)?.all;
         let (recipe, plan) = (self.job.recipe, &self.inputs.plan);
         let student = without_maps::<A>(recipe, plan, &ended.student, self.device)?;
         let (watched, step) = (self.watched_kl(&ended.student), ended.student_step);
@@ -973,11 +975,17 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
             collapse_max_abs_logit_diff: exported.difference,
             total_seconds: self.began.elapsed().as_secs_f64(),
             layers: self.start.layers.clone(),
-            ..Summary::new(self.job.recipe, &self.inputs.plan, &ended.progress, &end)
+            ..Summary::new(
+                self.job.recipe,
+                &self.inputs.plan,
+                &ended.progress,
+                &end.all,
+            )
         };
         card::write(&unchecked, self.job.recipe, &self.inputs.plan, &summary)?;
         self.job.tell_kept(out.accept_student()?);
         out.remove_start_summary()?;
+        out.write_evaluation(&end)?;
         out.write_summary(&summary)?;
         Ok(summary)
     }
@@ -1021,16 +1029,17 @@ impl<'a, A: AutodiffBackend> Run<'a, A> {
         &self,
         stage: &str,
         student: &impl LayeredDecoder<A::InnerBackend>,
-    ) -> Result<Evaluation, DistillError> {
+    ) -> Result<DocumentEvaluation, DistillError> {
         self.tell(Event::Stage(stage));
         let teacher = self.inputs.teacher.as_ref();
-        let evaluation = evaluate(student, teacher, &self.inputs.valid, |done, all| {
+        let evaluation = evaluate_documents(student, teacher, &self.inputs.valid, |done, all| {
             self.tell(Event::Advanced(done, all));
         });
         let (teacher_is, batches) = (the_teacher(self.job.recipe), &self.inputs.valid);
         let teacher = (teacher_is.as_str(), teacher);
-        evaluation.check_finite(teacher, (THE_STUDENT, student), batches)?;
-        self.tell(Event::Evaluation(&evaluation));
+        let all = &evaluation.all;
+        all.check_finite(teacher, (THE_STUDENT, student), batches)?;
+        self.tell(Event::Evaluation(all));
         Ok(evaluation)
     }
 
@@ -1120,5 +1129,5 @@ pub fn collapse_run<A: AutodiffBackend>(
         out.adopt_student()?;
     }
     let evaluation = run.evaluate("evaluating the exported student", &student.student)?;
-    Ok((step, evaluation))
+    Ok((step, evaluation.all))
 }

@@ -30,6 +30,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), RecipeError> {
         weights,
         data,
         export: _,
+        report: _,
     } = recipe;
     let checks = Checks { path };
     checks.paths("teacher.path", slice::from_ref(&teacher.path))?;

@@ -69,6 +69,9 @@ pub use weights::WeightsSection;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// Whether the command makes a page of the run at its end.
+    #[serde(default = "has_report")]
+    pub report: bool,
     /// The model to learn from.
     pub teacher: TeacherSection,
     /// The attention geometry of the model to make.
@@ -219,6 +222,10 @@ impl Recipe {
             *path = folder.join(with_home(path));
         }
     }
+}
+
+const fn has_report() -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
-//! `--set section.key=value`: changes to a recipe from the command line.
+//! `--set section.key=value`, or `--set report=false`: changes to a recipe from the command line.
 
 use toml::{Table, Value};
 
 use super::RecipeError;
+
+/// The key that is in no section.
+const ALONE: &str = "report";
 
 /// Puts `section.key=value` into the recipe's table. Whether such a key exists is left to the
 /// reading of the table, which treats it like a key of the file.
@@ -11,6 +14,10 @@ pub(super) fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         text: text.to_owned(),
     };
     let (path, value) = text.split_once('=').ok_or_else(malformed)?;
+    if path.trim() == ALONE {
+        table.insert(ALONE.to_owned(), parse_value(value.trim()));
+        return Ok(());
+    }
     let (section, key) = path.trim().split_once('.').ok_or_else(malformed)?;
     let is_name = |name: &str| !name.is_empty() && !name.contains(['.', ' ']);
     if !is_name(section) || !is_name(key) {
@@ -57,12 +64,16 @@ mod tests {
         let mut table: Table = "[a]\nb = 1\nc = 2".parse().unwrap();
         apply(&mut table, "a.b=3").unwrap();
         apply(&mut table, "a.d={ e = 4 }").unwrap();
-        assert_eq!(table, "[a]\nb = 3\nc = 2\nd = { e = 4 }".parse().unwrap());
+        apply(&mut table, "report = false").unwrap();
+        let expected = "report = false\n[a]\nb = 3\nc = 2\nd = { e = 4 }";
+        assert_eq!(table, expected.parse().unwrap());
     }
 
     #[test]
     fn refuses_what_names_no_section_and_key() {
-        for text in ["", "a.b", "b=1", ".b=1", "a.=1", "a.b.c=1", "a b.c=1"] {
+        for text in [
+            "", "a.b", "b=1", ".b=1", "a.=1", "a.b.c=1", "a b.c=1", "report", "repot=1",
+        ] {
             let error = apply(&mut Table::new(), text).unwrap_err();
             assert!(
                 matches!(error, RecipeError::Override { .. }),

@@ -445,6 +445,7 @@ fn reads_what_it_writes() {
     for (text, overrides) in [
         (LEAST, &[][..]),
         (LEAST, &["train.seq_len=[128, 512]"]),
+        (LEAST, &["report=false"]),
         (FULL, &[]),
         (TWO_PHASES, &[]),
     ] {
@@ -476,6 +477,16 @@ fn overrides_win_over_the_file() {
     assert_eq!(recipe.loss.alpha, Schedule::constant(0.5));
     assert_eq!(recipe.train.steps, 8);
     assert!(matches!(refused("steps=3"), RecipeError::Override { .. }));
+}
+
+#[test]
+fn a_page_is_made_unless_the_recipe_says_otherwise() {
+    assert!(parse(LEAST, &[]).unwrap().report);
+    assert!(!parse(LEAST, &["report=false"]).unwrap().report);
+    let text = format!("report = false\n{LEAST}");
+    assert!(!parse(&text, &[]).unwrap().report);
+    let error = refused("report=no");
+    assert!(matches!(&error, RecipeError::WrongType { key, .. } if key == "report"));
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(super) struct Run {
     summary: Option<Value>,
     /// `start.json`, of a student at its start.
     start: Option<Value>,
+    /// `evaluation.json`
+    evaluation: Option<Value>,
     /// `manifest.json`
     manifest: Option<Value>,
     /// The student's `config.json`.
@@ -65,6 +67,7 @@ impl Run {
             folder: folder.to_owned(),
             summary,
             start,
+            evaluation: json(&folder.join("evaluation.json"))?,
             manifest: json(&folder.join("manifest.json"))?,
             student: json(&folder.join("student/config.json"))?,
             weights_bytes: weights_bytes(&folder.join("student")),

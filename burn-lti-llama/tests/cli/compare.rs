@@ -58,7 +58,7 @@ fn starts_and_seeds_are_compared_and_nothing_is_run_twice() {
         "{table}"
     );
     assert!(table.contains("Means over 2 seeds"), "{table}");
-    assert!(table.contains("compare.svg"), "{table}");
+    assert!(table.contains("compare.svg") && table.contains("compare.html"));
     assert!(
         progress.contains("run 4 of 4: start grouped, seed 1"),
         "{progress}"
@@ -99,6 +99,8 @@ fn starts_and_seeds_are_compared_and_nothing_is_run_twice() {
     }
     let svg = fs::read_to_string(out("compare.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("lecun") && svg.contains("grouped"));
+    let page = fs::read_to_string(out("compare.html")).unwrap();
+    assert!(page.contains("4 runs") && RUNS.iter().all(|run| page.contains(run)));
     let lines = |name: &str| fs::read_to_string(out(name)).unwrap().lines().count();
     assert_eq!((lines("compare.csv"), lines("curves.csv")), (1 + 4, 1 + 20));
 

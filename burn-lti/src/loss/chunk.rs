@@ -96,7 +96,8 @@ impl<B: Backend> Chunk<B> {
         // Every term is a column, so that one reduction sums them all.
         let terms = Tensor::cat(terms.into(), 1) * self.mask.clone();
         RowsOutput {
-            sums: terms.sum_dim(0).flatten(0, 1),
+            sums: terms.clone().sum_dim(0).flatten(0, 1),
+            terms,
             logits_grad: weight.map(|weight| {
                 let gradient = self.logits_grad(loss, &tempered, student, weight);
                 match of_student {

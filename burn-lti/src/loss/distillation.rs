@@ -113,6 +113,24 @@ impl DistillationLoss {
         self.sums(sums, &input)
     }
 
+    /// The sums, and the KL of each token, `[n]`: 0 where it has no target, and where the teacher's outputs do not
+    /// give it.
+    pub fn evaluate_tokens<B: Backend>(
+        &self,
+        input: LossInput<B>,
+    ) -> (LossSumsTensor<B>, Tensor<B, 1>) {
+        const KL: usize = 4; // of a row's terms
+        let mut sums = Tensor::zeros([6], &input.mask.device());
+        let mut kl = vec![Tensor::zeros([0], &input.mask.device())];
+        for range in self.chunks(&input) {
+            let output = self.chunk(&input, range.clone(), None).1;
+            sums = sums + output.sums;
+            let terms = output.terms.slice([0..range.len(), KL..KL + 1]);
+            kl.push(terms.flatten(0, 1));
+        }
+        (self.sums(sums, &input), Tensor::cat(kl, 0))
+    }
+
     /// The sums and the gradient of their mean over tokens with a target, for float16 states up to
     /// [`LossGradient::scale`]. A batch without any such token has no gradient: it is zero.
     pub fn gradient<B: Backend>(&self, input: LossInput<B>) -> LossGradient<B> {

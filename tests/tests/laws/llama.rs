@@ -15,7 +15,8 @@ use burn_lti_llama::distill::{
     Event, Listener, OutputDir, distill, free_student, learning_student,
 };
 use burn_lti_llama::eval::{
-    ByPosition, Evaluation, PositionEvaluation, evaluate, evaluate_by_position,
+    ByPosition, Evaluation, Interval, PositionEvaluation, evaluate, evaluate_by_position,
+    evaluate_documents,
 };
 use burn_lti_llama::hf::{self, WeightType};
 use burn_lti_llama::model::PlainLlama;
@@ -42,6 +43,7 @@ on_every_backend![
     a_free_student_starts_where_its_maps_would,
     an_evaluation_is_that_of_whole_logits,
     an_evaluation_by_position_adds_up,
+    an_interval_is_that_of_documents_one_by_one,
     the_same_seed_gives_the_same_student,
     only_what_trains_leaves_the_teachers_bits,
 ];
@@ -492,6 +494,65 @@ fn an_evaluation_by_position_adds_up<A: AutodiffBackend>(device: A::Device) {
         let further = perturb(other.clone(), "model.norm.gamma", CHANGE);
         let whole = evaluate(&further, &model, &batches, |_, _| {});
         assert_not_close(&known(all), &known(whole), &tolerance);
+    }
+}
+
+/// Each document evaluated by itself, and the ratio estimator in plain loops.
+fn an_interval_is_that_of_documents_one_by_one<A: AutodiffBackend>(device: A::Device) {
+    let model = load::<A::InnerBackend>("tied", &device);
+    let other = perturb(model.clone(), "model.norm.gamma", 1.0);
+    let mut numbers = Numbers::new(2);
+    let mut documents: Vec<Vec<u32>> = Vec::new();
+    for length in [40, 9, 3, 22, 14, 7, 31, 5, 12, 36] {
+        let ids = numbers.ids(length, 61);
+        documents.push(ids.iter().map(|id| *id as u32).collect());
+    }
+    let of = |documents: Vec<Vec<u32>>| loader(pack(documents, 50), 2, None, &device);
+    let (mut kl, mut tokens) = (Vec::new(), Vec::new());
+    for document in &documents {
+        let alone = evaluate(&other, &model, &of(vec![document.clone()]), |_, _| {});
+        tokens.push(alone.tokens as f64);
+        kl.push(alone.kl.expect("tokens") * alone.tokens as f64);
+    }
+    let (all_kl, all_tokens): (f64, f64) = (kl.iter().sum(), tokens.iter().sum());
+    let ratio = all_kl / all_tokens;
+    let mut squares = 0.0;
+    for (kl, tokens) in kl.iter().zip(&tokens) {
+        squares += (kl - ratio * tokens).powi(2);
+    }
+    // Ten documents: 97.5 % of Student's t with 9 degrees of freedom are below 2.2622, by the expansion to 3e-4.
+    let far = 2.2622 * (squares / 9.0 / 10.0).sqrt() / (all_tokens / 10.0);
+
+    let batches = of(documents);
+    let found = evaluate_documents(&other, &model, &batches, |_, _| {});
+    assert_eq!(found.all, evaluate(&other, &model, &batches, |_, _| {}));
+    assert_eq!(found.documents, 10);
+    let Interval { low, high } = found.kl_interval.expect("ten documents");
+    // A KL is a sum over the vocabulary of differences of log-probabilities.
+    let rounded = rounding(200 + 61) * found.all.student_ce.expect("tokens");
+    let half = Tolerance::Uniform(1e-3 * far + rounded);
+    assert_close(&[(high - low) / 2.0], &[far], &half);
+    assert_not_close(
+        &[(high - low) / 2.0],
+        &[far * (9.0f64 / 10.0).sqrt()],
+        &half,
+    );
+    let middle = Tolerance::Uniform(rounded);
+    assert_close(&[(high + low) / 2.0], &[ratio], &middle);
+
+    let by_position = evaluate_by_position(&other, &model, &batches, |_, _| {}).by_position;
+    assert_eq!(found.kl_by_position.len(), by_position.len());
+    for (found, expected) in found.kl_by_position.iter().zip(&by_position) {
+        let PositionEvaluation {
+            first,
+            last,
+            evaluation,
+        } = expected;
+        assert_eq!(
+            (found.first, found.last, found.tokens),
+            (*first, *last, evaluation.tokens)
+        );
+        assert_close(&[found.kl], &[evaluation.kl.expect("tokens")], &middle);
     }
 }
 

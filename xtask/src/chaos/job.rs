@@ -187,7 +187,9 @@ pub(super) struct Made {
 impl Made {
     pub(super) fn of(out: &Path) -> Result<Self> {
         let mut files = files_in(out)?;
-        files.retain(|file, _| inspect::is_final(file));
+        // A page comes after the end, and a run is whole without it.
+        let is_page = |file: &Path| file.extension().is_some_and(|end| end == "html");
+        files.retain(|file, _| inspect::is_final(file) && !is_page(file));
         Ok(Self { files })
     }
 

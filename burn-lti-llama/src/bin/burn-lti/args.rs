@@ -159,7 +159,7 @@ pub(crate) enum Command {
 pub(crate) struct RecipeArgs {
     /// The recipe, a TOML file; relative paths in it are relative to its folder.
     pub(crate) recipe: PathBuf,
-    /// Override a key of the recipe, as in `--set train.steps=50`. May be given several times.
+    /// Override a key of the recipe, as in `--set train.steps=50` or `--set report=false`. May be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
     #[command(flatten)]

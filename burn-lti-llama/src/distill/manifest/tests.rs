@@ -157,6 +157,7 @@ fn what_has_moved_is_the_same_and_what_is_logged_may_change() {
         "teacher.path=elsewhere",
         "data.train=['1.txt', 'moved.txt']",
         "train.log_every=7",
+        "report=false",
     ];
     let notes = Workshop::new().resume(&overrides, |workshop| {
         for (from, to) in [("teacher", "elsewhere"), ("2.txt", "moved.txt")] {

@@ -74,6 +74,21 @@ pub(super) struct RowTerms {
     pub(super) teacher_ce: f64,
 }
 
+impl RowTerms {
+    /// As the sums of all rows are ordered.
+    pub(super) fn in_order(self) -> [f64; 6] {
+        let Self {
+            tokens,
+            soft,
+            student_ce,
+            agreements,
+            kl,
+            teacher_ce,
+        } = self;
+        [tokens, soft, student_ce, agreements, kl, teacher_ce]
+    }
+}
+
 impl Row<'_> {
     /// The terms, and with `weight`, the token's share of the mean, the gradient in the student's place.
     pub(super) fn evaluate(self, loss: RowLoss, weight: Option<f64>) -> RowTerms {

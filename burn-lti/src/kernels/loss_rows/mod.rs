@@ -9,6 +9,7 @@ mod cpu;
 mod tests;
 
 use burn::prelude::*;
+use burn::tensor::TensorData;
 
 use self::cpu::{Row, RowTerms};
 use super::cpu::{CpuBuffer, ThreadPool};
@@ -34,6 +35,8 @@ pub(crate) struct RowsOutput<B: Backend> {
     /// `[tokens, soft, student_ce, agreements, kl, teacher_ce]`; the last two 0 where a teacher's
     /// outputs do not give them.
     pub(crate) sums: Tensor<B, 1>,
+    /// The same of each row, `[n, 6]`.
+    pub(crate) terms: Tensor<B, 2>,
     /// Gradient with respect to the student's logits, if it was asked for, `[n, vocab]`.
     pub(crate) logits_grad: Option<Tensor<B, 2>>,
 }
@@ -82,18 +85,14 @@ impl<B: Backend> LossRows<B> {
             }
         };
         ThreadPool::of(&device).for_each(rows.collect(), rooms, evaluate);
+        let terms: Vec<[f64; 6]> = terms.into_iter().map(RowTerms::in_order).collect();
         // One after another, so that the sum does not depend on the threads.
-        let sum = |term: fn(&RowTerms) -> f64| terms.iter().map(term).sum::<f64>() as f32;
-        let sums = [
-            sum(|row| row.tokens),
-            sum(|row| row.soft),
-            sum(|row| row.student_ce),
-            sum(|row| row.agreements),
-            sum(|row| row.kl),
-            sum(|row| row.teacher_ce),
-        ];
+        let sum = |term: usize| terms.iter().map(|row| row[term]).sum::<f64>() as f32;
+        let sums = [0, 1, 2, 3, 4, 5].map(sum);
+        let values: Vec<f32> = terms.iter().flatten().map(|term| *term as f32).collect();
         RowsOutput {
             sums: Tensor::from_data(sums, &device),
+            terms: Tensor::from_data(TensorData::new(values, [terms.len(), 6]), &device),
             logits_grad: weight.is_some().then(|| student.into_tensor()),
         }
     }

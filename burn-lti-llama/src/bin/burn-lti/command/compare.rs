@@ -5,6 +5,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti::map::Start;
 use burn_lti_llama::compare::{CompareDir, CompareError, CompareJob, Comparison, start_named};
 
+use super::report::page_of_all;
 use crate::args::CompareArgs;
 use crate::backend::on_backend;
 use crate::progress;
@@ -20,12 +21,21 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         false => CompareDir::prepare(&args.out)?,
     };
     let comparison = on_backend!(args.backend, on(job, &out))?;
+    let page = || {
+        let runs = comparison.starts.iter().flat_map(|start| &start.runs);
+        let runs: Vec<_> = runs.map(|run| args.out.join(&run.folder)).collect();
+        page_of_all(&runs, &out.page_path())
+    };
+    let page = recipe.report.then(page).flatten();
     if args.json.json {
         say!("{:#}", comparison.to_json());
     } else {
         say!("{comparison}");
         say!("chart:   {}", out.chart_path().display());
         say!("numbers: {}", out.json_path().display());
+        if let Some(page) = page {
+            say!("report:  {}", page.display());
+        }
     }
     Ok(())
 }

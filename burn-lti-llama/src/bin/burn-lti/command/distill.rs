@@ -5,6 +5,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Job, Kept, OutputDir, PhaseEnd, Summary};
 use burn_lti_llama::recipe::Recipe;
 
+use super::report::page_of;
 use super::with_shape;
 use crate::args::DistillArgs;
 use crate::backend::on_backend;
@@ -27,10 +28,19 @@ pub(crate) fn run(args: &DistillArgs) -> Result<()> {
     };
     out.check_apart_from_file(&args.recipe.recipe)?;
     let summary = on_backend!(args.backend, on(&recipe, &out, args.keep_last))?;
+    let page = match summary.ending {
+        PhaseEnd::Finished | PhaseEnd::Plateau | PhaseEnd::Patience if recipe.report => {
+            page_of(&args.out)
+        }
+        _ => None,
+    };
     if args.json.json {
         say!("{:#}", summary.to_json());
     } else {
         print(&summary, &out);
+        if let Some(page) = page {
+            say!("report:  {}", page.display());
+        }
     }
     match summary.ending {
         PhaseEnd::Interrupted => bail!("interrupted after step {}: {WAY_ON}", summary.steps),

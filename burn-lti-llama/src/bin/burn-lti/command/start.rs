@@ -5,6 +5,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_lti_llama::distill::{Job, OutputDir, StartSummary};
 use burn_lti_llama::recipe::Recipe;
 
+use super::report::page_of;
 use super::with_shape;
 use crate::args::StartArgs;
 use crate::backend::on_backend;
@@ -23,6 +24,7 @@ pub(crate) fn run(args: &StartArgs) -> Result<()> {
     let out = OutputDir::prepare(&args.out, args.overwrite)?;
     out.check_apart_from_file(&args.recipe.recipe)?;
     let summary = on_backend!(args.backend, on(&recipe, &out))?;
+    let page = recipe.report.then(|| page_of(&args.out)).flatten();
     if args.json.json {
         say!("{:#}", summary.to_json());
         return Ok(());
@@ -35,6 +37,9 @@ pub(crate) fn run(args: &StartArgs) -> Result<()> {
         summary.seconds,
     );
     say!("student: {}", args.out.join("student").display());
+    if let Some(page) = page {
+        say!("report:  {}", page.display());
+    }
     Ok(())
 }
 
