@@ -252,11 +252,11 @@ unsafe fn widened<const ROWS: usize>(tile: &[u32], panel: &[u32], place: &Place)
 #[allow(clippy::needless_range_loop)]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
-        _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps,
-        _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_unpackhi_epi32,
-        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+        __m256bh, __m256i, __m512bh, __m512i, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh,
+        _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_epi32,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32,
+        _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+        _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     };
     use std::mem::transmute;
 
@@ -281,8 +281,8 @@ mod avx512 {
                     let lower = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, at));
                     let upper = _mm512_maskz_loadu_ps(behind, at.wrapping_add(step));
                     let [lower, upper] = [lower, _mm512_cvtneps_pbh(upper)];
-                    let lower = _mm512_cvtepu16_epi32(transmute(lower));
-                    let upper = _mm512_cvtepu16_epi32(transmute(upper));
+                    let lower = _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(lower));
+                    let upper = _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(upper));
                     let lanes = _mm512_or_si512(lower, _mm512_slli_epi32::<16>(upper));
                     let place = panel.as_mut_ptr().add(pair * width + from);
                     _mm512_mask_storeu_epi32(place.cast(), wanted, lanes);
@@ -314,7 +314,8 @@ mod avx512 {
                         let at = first.add((column + index) * step + 2 * pair);
                         let before = _mm512_maskz_loadu_ps(masks[0], at);
                         let behind = _mm512_maskz_loadu_ps(masks[1], at.wrapping_add(LINE));
-                        block[index] = transmute(_mm512_cvtne2ps_pbh(behind, before));
+                        let pairs = _mm512_cvtne2ps_pbh(behind, before);
+                        block[index] = transmute::<__m512bh, __m512i>(pairs);
                     }
                 }
                 let block = transposed(block);

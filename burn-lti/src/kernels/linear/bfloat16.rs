@@ -7,14 +7,11 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use burn::prelude::*;
-use burn::tensor::DType;
-
-use super::cpu::{Output, even, written};
+use super::cpu::{Output, even};
 use crate::kernels::cpu::pairs::{
     self, Pairs, Place, laid_out, lay_out, pairs_of, panels, tile_height,
 };
-use crate::kernels::cpu::{Matrix, Numbers, ThreadPool, panel_width};
+use crate::kernels::cpu::{Numbers, ThreadPool, panel_width};
 
 /// Numbers of the left factor that are multiplied with all panels before the next are, at most.
 const OF_LEFT: usize = 1 << 19;
@@ -47,29 +44,19 @@ pub(super) enum Right<'a> {
     LaidOut(&'a Pairs),
 }
 
-/// The product, if both factors are float32 in a CPU's memory and it can be.
-pub(super) fn product<B: Backend>(
-    left: &Tensor<B, 2>,
-    right: &Tensor<B, 2>,
-) -> Option<Tensor<B, 2>> {
-    let device = left.device();
-    let (left, right) = (Matrix::of(left)?, Matrix::of(right)?);
-    let ([m, k], [of_right, n]) = (left.shape, right.shape);
-    if k != of_right {
-        return None; // the backend has a message
-    }
-    if m * k * n == 0 {
-        return Some(Tensor::zeros([m, n], (&device, DType::F32)));
-    }
-    let pool = ThreadPool::of(&device);
-    written(&left.memory, &device, [m, n], |output| {
-        // SAFETY: the factors are of these shapes and kept until here; the output has room for as many
-        // numbers, all of which are written.
-        unsafe {
-            let right = Right::Numbers(right.numbers);
-            multiply(pool, left.numbers, right, [m, k, n], output);
-        }
-    })
+/// Writes a product of factors that are where they are, as [`cpu::product`](super::cpu::product) asks for it.
+///
+/// # Safety
+///
+/// As of [`multiply`].
+pub(super) unsafe fn of_factors(
+    pool: ThreadPool,
+    [left, right]: [Numbers; 2],
+    shape: [usize; 3],
+    output: Output,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply(pool, left, Right::Numbers(right), shape, output) }
 }
 
 /// Writes a product, row by row.
@@ -90,10 +77,13 @@ pub(super) unsafe fn multiply(
     with_scratch(0, |tiles| {
         for from in (0..k).step_by(depth) {
             let depth = depth.min(k - from);
-            // SAFETY: the caller's promise: there is such a column.
-            let left = unsafe { left.from([0, from]) }.turned();
+            // SAFETY: the caller's promise: there are these columns.
+            let tiles = unsafe {
+                let left = left.from([0, from]).turned();
+                lay_out_all(pool, left, [depth, m], height, tiles)
+            };
             let piece = Piece {
-                tiles: lay_out_all(pool, left, [depth, m], height, tiles),
+                tiles,
                 height,
                 right,
                 shape: [m, k, n],
@@ -180,10 +170,15 @@ impl Piece<'_> {
     }
 }
 
-/// A whole weight, in panels. `numbers` must have `shape`.
+/// A whole weight, in panels.
+///
+/// # Safety
+///
+/// `numbers` must have `shape`.
 pub(super) unsafe fn panels_of(pool: ThreadPool, numbers: Numbers, shape: [usize; 2]) -> Pairs {
     let mut pairs = Pairs::new();
-    lay_out_all(pool, numbers, shape, panel_width(), &mut pairs);
+    // SAFETY: the caller's promise.
+    unsafe { lay_out_all(pool, numbers, shape, panel_width(), &mut pairs) };
     pairs
 }
 
@@ -200,13 +195,17 @@ pub(super) fn numbers_of(pairs: &Pairs, [k, n]: [usize; 2]) -> Vec<f32> {
 }
 
 /// All columns of `numbers [depth, others]`, `width` of them at a time.
-fn lay_out_all<'a>(
+///
+/// # Safety
+///
+/// There must be so many rows and columns.
+unsafe fn lay_out_all(
     pool: ThreadPool,
     numbers: Numbers,
     [depth, others]: [usize; 2],
     width: usize,
-    pairs: &'a mut Pairs,
-) -> &'a [u32] {
+    pairs: &mut Pairs,
+) -> &[u32] {
     let of_panel = pairs_of(depth) * width;
     let lanes = pairs.room(others.div_ceil(width) * of_panel);
     let panels = lanes.chunks_exact_mut(of_panel).zip(panels(others, width));

@@ -83,11 +83,11 @@ fn product<B: Backend>(
     right: Tensor<B, 2>,
     write: cpu::Write,
 ) -> Tensor<B, 2> {
-    let product = match precision {
-        ProductPrecision::Float32 => cpu::product(&left, &right, write),
-        ProductPrecision::BFloat16 => bfloat16::product(&left, &right),
+    let write = match precision {
+        ProductPrecision::Float32 => write,
+        ProductPrecision::BFloat16 => bfloat16::of_factors,
     };
-    product.unwrap_or_else(|| of_tensors(precision, left, right))
+    cpu::product(&left, &right, write).unwrap_or_else(|| of_tensors(precision, left, right))
 }
 
 /// `[m, k]` times `[k, n]`.
