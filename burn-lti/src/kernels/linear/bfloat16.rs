@@ -8,9 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::cpu::{Output, even};
-use crate::kernels::cpu::pairs::{
-    self, Pairs, Place, laid_out, lay_out, pairs_of, panels, tile_height,
-};
+use crate::kernels::cpu::pairs::{Instructions, Pairs, Place, WHOLE, laid_out, panels};
 use crate::kernels::cpu::{Numbers, ThreadPool, panel_width};
 
 /// Numbers of the left factor that are multiplied with all panels before the next are, at most.
@@ -71,18 +69,28 @@ pub(super) unsafe fn multiply(
     [m, k, n]: [usize; 3],
     output: Output,
 ) {
-    let height = tile_height(m);
-    // Pieces are of whole pairs.
-    let depth = even(k, (OF_LEFT / m).max(LEAST_DEPTH)).next_multiple_of(2);
+    let instructions = Instructions::of_processor();
+    let height = instructions.tile_height(m);
+    let depth = even(k, (OF_LEFT / m).max(LEAST_DEPTH)).next_multiple_of(WHOLE);
     with_scratch(0, |tiles| {
         for from in (0..k).step_by(depth) {
             let depth = depth.min(k - from);
             // SAFETY: the caller's promise: there are these columns.
             let tiles = unsafe {
                 let left = left.from([0, from]).turned();
-                lay_out_all(pool, left, [depth, m], height, tiles)
+                lay_out_all(
+                    pool,
+                    left,
+                    [depth, m],
+                    height,
+                    tiles,
+                    |left, shape, tile| {
+                        instructions.lay_out_tile(left, shape, height, tile);
+                    },
+                )
             };
             let piece = Piece {
+                instructions,
                 tiles,
                 height,
                 right,
@@ -112,6 +120,7 @@ pub(super) unsafe fn multiply(
 
 /// Of the numbers that are summed over, those of one go.
 struct Piece<'a> {
+    instructions: Instructions,
     /// All of the left factor's.
     tiles: &'a [u32],
     height: usize,
@@ -127,6 +136,7 @@ impl Piece<'_> {
     /// Some columns of it, a panel at a time.
     fn multiply(&self, scratch: &mut Pairs, panels: &[Range<usize>]) {
         let Self {
+            instructions,
             tiles,
             height,
             right,
@@ -135,11 +145,14 @@ impl Piece<'_> {
             output,
         } = *self;
         let width = panel_width();
-        let lanes = pairs_of(self.rows.len()) * width;
+        let pairs = instructions.pairs_of(self.rows.len());
+        let lanes = pairs * width;
+        let ready = instructions.ready();
         for columns in panels {
             let panel = match right {
                 Right::LaidOut(all) => {
-                    let first = (columns.start / width * pairs_of(k) + from / 2) * width;
+                    let of_panel = instructions.pairs_of(k);
+                    let first = (columns.start / width * of_panel + from / 2) * width;
                     &all.lanes()[first..][..lanes]
                 }
                 Right::Numbers(right) => {
@@ -147,12 +160,13 @@ impl Piece<'_> {
                     // SAFETY: there are these rows and columns.
                     unsafe {
                         let right = right.from([from, columns.start]);
-                        lay_out(right, [self.rows.len(), columns.len()], width, panel);
+                        let shape = [self.rows.len(), columns.len()];
+                        instructions.lay_out_panel(right, shape, panel);
                     }
                     &*panel
                 }
             };
-            let tiles = tiles.chunks_exact(pairs_of(self.rows.len()) * height);
+            let tiles = tiles.chunks_exact(pairs * height);
             for (tile, row) in tiles.zip((0..m).step_by(height)) {
                 // SAFETY: the output has these rows and columns, and no other piece the same.
                 unsafe {
@@ -163,7 +177,7 @@ impl Piece<'_> {
                         columns: columns.len(),
                         goes_on: from > 0,
                     };
-                    pairs::multiply(tile, height, panel, &place);
+                    ready.multiply(tile, height, panel, &place);
                 }
             }
         }
@@ -177,24 +191,30 @@ impl Piece<'_> {
 /// `numbers` must have `shape`.
 pub(super) unsafe fn panels_of(pool: ThreadPool, numbers: Numbers, shape: [usize; 2]) -> Pairs {
     let mut pairs = Pairs::new();
+    let instructions = Instructions::of_processor();
     // SAFETY: the caller's promise.
-    unsafe { lay_out_all(pool, numbers, shape, panel_width(), &mut pairs) };
+    unsafe {
+        let lay_out =
+            |numbers, shape, panel: &mut _| instructions.lay_out_panel(numbers, shape, panel);
+        lay_out_all(pool, numbers, shape, panel_width(), &mut pairs, lay_out);
+    }
     pairs
 }
 
 /// The numbers of [`panels_of`], row by row.
 pub(super) fn numbers_of(pairs: &Pairs, [k, n]: [usize; 2]) -> Vec<f32> {
     let width = panel_width();
+    let of_panel = Instructions::of_processor().pairs_of(k) * width;
     let panels = |row: usize| {
         (0..n).map(move |column| {
-            let panel = &pairs.lanes()[column / width * pairs_of(k) * width..];
-            laid_out(panel, width, [row, column % width])
+            let panel = &pairs.lanes()[column / width * of_panel..];
+            laid_out(panel, [row, column % width])
         })
     };
     (0..k).flat_map(panels).collect()
 }
 
-/// All columns of `numbers [depth, others]`, `width` of them at a time.
+/// All columns of `numbers [depth, others]`, `width` of them at a time, each as `lay_out` does it.
 ///
 /// # Safety
 ///
@@ -205,16 +225,15 @@ unsafe fn lay_out_all(
     [depth, others]: [usize; 2],
     width: usize,
     pairs: &mut Pairs,
+    lay_out: impl Fn(Numbers, [usize; 2], &mut [u32]) + Sync + Send,
 ) -> &[u32] {
-    let of_panel = pairs_of(depth) * width;
+    let of_panel = Instructions::of_processor().pairs_of(depth) * width;
     let lanes = pairs.room(others.div_ceil(width) * of_panel);
     let panels = lanes.chunks_exact_mut(of_panel).zip(panels(others, width));
     let work = |(): &mut (), (lanes, columns): (&mut [u32], Range<usize>)| {
         // SAFETY: the caller's promise.
-        unsafe {
-            let numbers = numbers.from([0, columns.start]);
-            lay_out(numbers, [depth, columns.len()], width, lanes);
-        }
+        let numbers = unsafe { numbers.from([0, columns.start]) };
+        lay_out(numbers, [depth, columns.len()], lanes);
     };
     match depth * others < WORTH_SHARING {
         true => panels.for_each(|panel| work(&mut (), panel)),
