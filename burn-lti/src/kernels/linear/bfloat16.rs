@@ -1,8 +1,8 @@
 //! Products of matrices in a CPU's memory in bfloat16, whichever backend's they are.
 //!
 //! The left factor, of which there are as many rows as tokens, is laid out once, as much of it at a time as is
-//! read again and again out of a core's second cache. Of the right one, a weight as a rule, each panel is laid out
-//! by the thread that multiplies it with all rows, and stays in that core's caches meanwhile.
+//! read again and again out of a core's second cache. Of the right one, a weight as a rule, some panels at a time are
+//! laid out by the thread that multiplies them with all rows, and stay in that core's caches meanwhile.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -15,6 +15,9 @@ use crate::kernels::cpu::{Numbers, ThreadPool, panel_width};
 const OF_LEFT: usize = 1 << 19;
 /// How far a piece is summed up, at least: putting sums away and taking them up again costs little beside it.
 const LEAST_DEPTH: usize = 256;
+/// Panels that a tile is multiplied with before the next one is: rows of the output lie far apart, and are written
+/// faster some lines at a time.
+const GROUP: usize = 4;
 /// Multiply-adds below which a second thread would wait longer than it worked.
 const WORTH_SHARING: usize = 1 << 18;
 /// Multiply-adds beside which it costs little to hand a piece to a thread.
@@ -148,36 +151,45 @@ impl Piece<'_> {
         let pairs = instructions.pairs_of(self.rows.len());
         let lanes = pairs * width;
         let ready = instructions.ready();
-        for columns in panels {
-            let panel = match right {
+        for group in panels.chunks(GROUP) {
+            let first = group[0].start;
+            // Their lanes, and how far panels are apart.
+            let (laid_out, apart) = match right {
                 Right::LaidOut(all) => {
-                    let of_panel = instructions.pairs_of(k);
-                    let first = (columns.start / width * of_panel + from / 2) * width;
-                    &all.lanes()[first..][..lanes]
+                    let of_panel = instructions.pairs_of(k) * width;
+                    (
+                        &all.lanes()[first / width * of_panel + from / 2 * width..],
+                        of_panel,
+                    )
                 }
                 Right::Numbers(right) => {
-                    let panel = scratch.room(lanes);
-                    // SAFETY: there are these rows and columns.
-                    unsafe {
-                        let right = right.from([from, columns.start]);
-                        let shape = [self.rows.len(), columns.len()];
-                        instructions.lay_out_panel(right, shape, panel);
+                    let room = scratch.room(group.len() * lanes);
+                    for (columns, panel) in group.iter().zip(room.chunks_exact_mut(lanes)) {
+                        // SAFETY: there are these rows and columns.
+                        unsafe {
+                            let right = right.from([from, columns.start]);
+                            let shape = [self.rows.len(), columns.len()];
+                            instructions.lay_out_panel(right, shape, panel);
+                        }
                     }
-                    &*panel
+                    (&*room, lanes)
                 }
             };
             let tiles = tiles.chunks_exact(pairs * height);
             for (tile, row) in tiles.zip((0..m).step_by(height)) {
-                // SAFETY: the output has these rows and columns, and no other piece the same.
-                unsafe {
-                    let place = Place {
-                        first: output.at(row * n + columns.start),
-                        step: n,
-                        rows: height.min(m - row),
-                        columns: columns.len(),
-                        goes_on: from > 0,
-                    };
-                    ready.multiply(tile, height, panel, &place);
+                for (index, columns) in group.iter().enumerate() {
+                    // SAFETY: the output has these rows and columns, and no other piece the same.
+                    unsafe {
+                        let place = Place {
+                            first: output.at(row * n + columns.start),
+                            step: n,
+                            rows: height.min(m - row),
+                            columns: columns.len(),
+                            goes_on: from > 0,
+                        };
+                        let panel = &laid_out[index * apart..][..lanes];
+                        ready.multiply(tile, height, panel, &place);
+                    }
                 }
             }
         }
