@@ -19,7 +19,8 @@ pub(super) struct Sequence {
     /// `[blocks, kv_heads, head_dim, width]`: tokens lie side by side, as many in a block as a panel is wide;
     /// zeros after the last.
     keys: Vec<f32>,
-    /// `[tokens, kv_heads, padded]`: heads as long as whole panels.
+    /// `[blocks, kv_heads, panels, width, width]`: a panel is of as many tokens as features, which lie side by
+    /// side, so that memory is read from end to end; zeros after the last.
     values: Vec<f32>,
     tokens: usize,
 }
@@ -33,9 +34,9 @@ pub(super) struct Run {
     pub(super) tokens: usize,
 }
 
-/// Of a head of values in a cache.
-fn padded(head_dim: usize, width: usize) -> usize {
-    head_dim.next_multiple_of(width)
+/// Numbers of a block of values.
+fn of_block(shape: Shape, width: usize) -> usize {
+    shape.kv_heads * shape.head_dim.div_ceil(width) * width * width
 }
 
 impl Sequence {
@@ -52,17 +53,21 @@ impl Sequence {
         if lane == 0 {
             let length = self.keys.len() + shape.kv_width() * width;
             self.keys.resize(length, 0.0);
+            let length = self.values.len() + of_block(shape, width);
+            self.values.resize(length, 0.0);
         }
         let block = self.keys.len() - shape.kv_width() * width;
         let places = self.keys[block..].chunks_exact_mut(width);
         for (places, number) in places.zip(k) {
             places[lane] = *number;
         }
-        let padded = padded(shape.head_dim, width);
-        for head in v.chunks_exact(shape.head_dim) {
-            let length = self.values.len() + padded;
-            self.values.extend_from_slice(head);
-            self.values.resize(length, 0.0);
+        let block = self.values.len() - of_block(shape, width);
+        let panels = self.values[block..].chunks_exact_mut(width * width);
+        let features = v
+            .chunks_exact(shape.head_dim)
+            .flat_map(|head| head.chunks(width));
+        for (panel, features) in panels.zip(features) {
+            panel[lane * width..][..features.len()].copy_from_slice(features);
         }
         self.tokens += 1;
     }
@@ -222,15 +227,18 @@ impl WithSimd for Attend<'_> {
             let (_, sum) = exponentials(simd, scores);
             scales.push(1.0 / sum);
         }
-        let padded = padded(head_dim, width);
-        for feature in (0..head_dim).step_by(width) {
+        let of_block = of_block(self.shape, width);
+        let panels = head_dim.div_ceil(width);
+        for panel in 0..panels {
+            let first = (self.head * panels + panel) * width * width;
+            let feature = panel * width;
             let mut mixed = Mixed {
                 weights: scores,
                 wide,
                 seen: seen.end,
                 scales,
-                values: &self.sequence.values[(base * kv_heads + self.head) * padded + feature..],
-                step: kv_heads * padded,
+                values: &self.sequence.values[base / width * of_block + first..],
+                of_block,
                 output: self.output,
                 head_dim,
                 features: feature..(feature + width).min(head_dim),
@@ -282,9 +290,9 @@ struct Mixed<'a> {
     /// Of these, how many there are.
     seen: usize,
     scales: &'a [f32],
-    /// From the first token's on, `step` from token to token.
+    /// From the first panel on, each `of_block` after the one before.
     values: &'a [f32],
-    step: usize,
+    of_block: usize,
     /// `[group, head_dim]`
     output: &'a mut [f32],
     head_dim: usize,
@@ -295,18 +303,22 @@ impl<S: Simd> Tile<S> for Mixed<'_> {
     #[inline(always)]
     fn rows<const ROWS: usize>(&mut self, simd: S, row: usize) {
         let weights = &self.weights[row * self.wide..][..ROWS * self.wide];
-        let left = LeftRows {
-            first: weights.as_ptr(),
-            step: self.wide,
-        };
-        let values = &self.values[..(self.seen - 1) * self.step + width::<S>()];
-        let panel = Panel {
-            first: values.as_ptr(),
-            step: self.step,
-        };
-        let zeros = [[simd.splat_f32s(0.0); 2]; ROWS];
-        // SAFETY: both are as long as is said here.
-        let sums = unsafe { multiply::<S, ROWS>(simd, left, panel, self.seen, zeros) };
+        let width = width::<S>();
+        let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+        for (block, from) in (0..self.seen).step_by(width).enumerate() {
+            let tokens = width.min(self.seen - from);
+            let left = LeftRows {
+                first: weights[from..].as_ptr(),
+                step: self.wide,
+            };
+            let panel = &self.values[block * self.of_block..][..tokens * width];
+            let panel = Panel {
+                first: panel.as_ptr(),
+                step: width,
+            };
+            // SAFETY: both are as long as is said here.
+            sums = unsafe { multiply::<S, ROWS>(simd, left, panel, tokens, sums) };
+        }
         for (high, sums) in sums.into_iter().enumerate() {
             let scale = simd.splat_f32s(self.scales[row + high]);
             let sums = sums.map(|sum| simd.mul_f32s(sum, scale));

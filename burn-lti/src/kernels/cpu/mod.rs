@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `ahead` | memory that is fetched before it is read |
 //! | `buffer` | the numbers of a tensor, to be read or written over |
 //! | `matrix` | a matrix where any backend has it, to be read |
 //! | `threads` | the threads that a loop runs on, and how much each takes at a time |
@@ -10,6 +11,7 @@
 //! | `small_product` | products of matrices too small to be packed first |
 //! | `tile` | products of a few rows with a matrix as wide as two vectors |
 
+mod ahead;
 mod buffer;
 mod matrix;
 pub(super) mod pairs;
@@ -18,6 +20,7 @@ mod small_product;
 mod threads;
 mod tile;
 
+pub(super) use ahead::fetch;
 pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
 pub(super) use matrix::{Matrix, Memory, Numbers};
 pub(super) use simd::{LEAST, dot, exp, exponential, tanh};

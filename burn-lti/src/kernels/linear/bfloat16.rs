@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::cpu::{Output, even};
 use crate::kernels::cpu::pairs::{Instructions, Pairs, Place, WHOLE, laid_out, panels};
-use crate::kernels::cpu::{Numbers, ThreadPool, panel_width};
+use crate::kernels::cpu::{Numbers, ThreadPool, fetch, panel_width};
 
 /// Numbers of the left factor that are multiplied with all panels before the next are, at most.
 const OF_LEFT: usize = 1 << 19;
@@ -176,7 +176,18 @@ impl Piece<'_> {
                 }
             };
             let tiles = tiles.chunks_exact(pairs * height);
+            // What is laid out already is fetched while this is multiplied.
+            let mut next = match right {
+                Right::LaidOut(_) => laid_out.get(group.len() * apart..).unwrap_or_default(),
+                Right::Numbers(_) => &[],
+            };
+            let share = (group.len() * lanes).div_ceil(tiles.len().max(1));
             for (tile, row) in tiles.zip((0..m).step_by(height)) {
+                let (soon, later) = next.split_at(next.len().min(share));
+                if m > height {
+                    fetch(soon);
+                }
+                next = later;
                 for (index, columns) in group.iter().enumerate() {
                     // SAFETY: the output has these rows and columns, and no other piece the same.
                     unsafe {

@@ -19,8 +19,8 @@ use super::bfloat16::{self, Right};
 use super::cpu::{Output, written};
 use super::{ProductPrecision, multiplied, plus};
 use crate::kernels::cpu::{
-    LeftRows, Matrix, Numbers, Panel, ThreadPool, Tile, in_tiles, load, multiply, pairs::Pairs,
-    panel_width, store, whole_tiles,
+    LeftRows, Matrix, Numbers, Panel, ThreadPool, Tile, fetch, in_tiles, load, multiply,
+    pairs::Pairs, panel_width, store, whole_tiles,
 };
 
 /// Numbers of a panel that are multiplied with many rows before the next are, at most. They are in the second
@@ -29,6 +29,9 @@ const PIECE: usize = 1 << 15;
 /// Numbers of the rows that a panel is multiplied with before the next one is. They stay in the second cache
 /// beside it.
 const ROWS: usize = 1 << 17;
+/// Rows from which on the next piece is fetched while this one is multiplied: a processor sees by itself what is
+/// read from end to end once, but not in time where it could have been fetched long before.
+const WORTH_FETCHING: usize = 24;
 /// Numbers of a line of memory.
 const LINE: usize = 16;
 /// Multiply-adds below which a second thread would wait longer than it worked.
@@ -278,7 +281,13 @@ impl WithSimd for Product<'_> {
                 let column = panel * width;
                 for from in (0..k).step_by(depth) {
                     let length = depth.min(k - from) * width;
-                    let piece = &numbers[(panel * k + from) * width..][..length];
+                    let (piece, next) = numbers[(panel * k + from) * width..].split_at(length);
+                    let tile_rows = rows.min(self.m - row);
+                    let share = match tile_rows >= WORTH_FETCHING {
+                        // Those of all tiles are as much as this piece.
+                        true => length.div_ceil(tile_rows),
+                        false => 0,
+                    };
                     let mut columns = Columns {
                         rows: LeftRows {
                             // SAFETY: there is this row, and it has `k` numbers.
@@ -287,13 +296,15 @@ impl WithSimd for Product<'_> {
                         },
                         row,
                         piece,
+                        next,
+                        share,
                         width,
                         first: from == 0,
                         columns: column..(column + width).min(n),
                         of_row: n,
                         output: self.output,
                     };
-                    in_tiles(simd, rows.min(self.m - row), &mut columns);
+                    in_tiles(simd, tile_rows, &mut columns);
                 }
             }
         }
@@ -307,6 +318,10 @@ struct Columns<'a> {
     /// The first of them in the output.
     row: usize,
     piece: &'a [f32],
+    /// What is read after it.
+    next: &'a [f32],
+    /// Of which so many numbers are fetched for each row meanwhile.
+    share: usize,
     width: usize,
     /// Whether nothing has been summed before.
     first: bool,
@@ -330,6 +345,9 @@ impl<S: Simd> Tile<S> for Columns<'_> {
                 *sums = load(simd, places(high));
             }
         }
+        let (soon, later) = self.next.split_at(self.next.len().min(self.share * ROWS));
+        fetch(soon);
+        self.next = later;
         // SAFETY: there are these rows of the input, and the piece is of whole panel rows.
         let sums = unsafe {
             let rows = LeftRows {
