@@ -114,8 +114,11 @@ impl<A: AutodiffBackend> Lesson<A> {
     pub fn training(&self) -> Result<Training<A>> {
         let chunk_tokens = self.recipe.loss.chunk_tokens;
         let loss = DistillationLoss::new(ALPHA, TEMPERATURE, chunk_tokens)?;
-        let pupil = Distiller::new(self.student()?, self.teacher.clone(), loss)?
-            .with_precision(self.recipe.train.precision);
+        let width = self.plan.teacher.hidden_size;
+        let train = &self.recipe.train;
+        let (precision, _) = train.precision.on::<A::InnerBackend>(width, &self.device);
+        let pupil =
+            Distiller::new(self.student()?, self.teacher.clone(), loss)?.with_precision(precision);
         // The peers' defaults, which are PyTorch's.
         let adamw = AdamWConfig::new()
             .with_epsilon(1e-8)

@@ -7,12 +7,14 @@ use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::calibration::choose_layers;
 use burn_lti::decoder::{CausalLm, TokenBatch};
+use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{DistillationLoss, LossInput};
 use burn_lti::tensors::TensorSet;
 use burn_lti::train::{CachedTeacher, Teacher, TeacherTargets};
 
 use super::export::export_form;
 use super::{DistillError, Event, Listener, Manifest, teacher_cache, vocabulary, width};
+use crate::config::LlamaConfig;
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::{self, ExportForm, ModelFiles, kept_name};
 use crate::model::PlainLlama;
@@ -101,6 +103,8 @@ pub(super) struct RunInputs<A: AutodiffBackend> {
     pub(super) train: Arc<[PackedSequence]>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) export_form: ExportForm,
+    /// In which projections are multiplied in training.
+    pub(super) precision: ProductPrecision,
     pub(super) valid: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
     /// The part of the held-out text that is watched during training.
     pub(super) watched: Arc<dyn DataLoader<A::InnerBackend, TokenBatch<A::InnerBackend>>>,
@@ -115,8 +119,8 @@ impl<A: AutodiffBackend> RunInputs<A> {
         listener: &Listener,
     ) -> Result<Self, DistillError> {
         // What is read fast and may be wrong comes before what takes its time.
-        check_precision::<A::InnerBackend>(recipe, device)?;
         let (files, vocabulary) = vocabulary::teacher_files(recipe)?;
+        precision::<A::InnerBackend>(recipe, files.config(), device)?;
         Plan::with_layers(recipe, files.config(), kept)?;
         let loaded = Loaded::read_of(recipe, files, vocabulary, device)?;
         Self::of(&loaded, recipe, kept, device, listener)
@@ -138,6 +142,10 @@ impl<A: AutodiffBackend> RunInputs<A> {
             let (teacher, train) = (&loaded.teacher, &loaded.train);
             let chosen = chosen_layers(teacher.as_ref(), train, count, device, listener)?;
             plan = Plan::with_layers(recipe, config, Some(&chosen))?;
+        }
+        let (precision, reason) = precision::<A::InnerBackend>(recipe, config, device)?;
+        if let Some(reason) = reason {
+            listener(Event::Note(&format!("products in {precision}: {reason}")));
         }
         plan.vocabulary = loaded.vocabulary;
         if let Some(vocabulary) = &plan.vocabulary {
@@ -170,6 +178,7 @@ impl<A: AutodiffBackend> RunInputs<A> {
             train: loaded.train.clone(),
             tokenizer: loaded.tokenizer.clone(),
             export_form: loaded.export_form,
+            precision,
             valid: held_out(first(train.eval_sequences)),
             watched: held_out(first(watched)),
         })
@@ -200,11 +209,16 @@ fn of_layers<B: Backend>(plan: &Plan, tensors: TensorSet<B>) -> TensorSet<B> {
     }
 }
 
-/// Refuses a precision that the device lacks.
-fn check_precision<B: Backend>(recipe: &Recipe, device: &B::Device) -> Result<(), DistillError> {
-    let precision = recipe.train.precision;
+/// That of the recipe's training on this device, and why, where the recipe leaves it open. One that the device
+/// lacks is refused.
+fn precision<B: Backend>(
+    recipe: &Recipe,
+    config: &LlamaConfig,
+    device: &B::Device,
+) -> Result<(ProductPrecision, Option<String>), DistillError> {
+    let (precision, reason) = recipe.train.precision.on::<B>(config.hidden_size, device);
     match precision.is_supported::<B>(device) {
-        true => Ok(()),
+        true => Ok((precision, reason)),
         false => Err(DistillError::Refused(format!(
             "train.precision is \"{precision}\", in which {} does not multiply on this device: set it to \
              \"float32\", or choose another backend or device (`burn-lti devices` lists them)",

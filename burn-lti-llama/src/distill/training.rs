@@ -53,7 +53,7 @@ impl<A: AutodiffBackend, M: Student<A>> Trainer<A, M> {
         let clock = StepClock::new();
         let loss = loss(recipe, schedule.steps)?;
         let module = Distiller::new(student, inputs.training_teacher.clone(), loss)?;
-        let mut module = module.with_precision(recipe.train.precision);
+        let mut module = module.with_precision(inputs.precision);
         if let Some(feature) = &inputs.plan.loss.feature {
             module = module.with_pairs(feature.pairs.iter().copied())?;
             if feature.projector {

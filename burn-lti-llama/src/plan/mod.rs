@@ -17,7 +17,6 @@ mod vocabulary;
 
 use burn_lti::blueprint::Blueprint;
 use burn_lti::decoder::LtiSpec;
-use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule};
 use burn_lti::map::Start;
 use burn_lti::train::LayerPair;
@@ -25,8 +24,8 @@ use serde::Serialize;
 
 use crate::config::LlamaConfig;
 use crate::recipe::{
-    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Recipe, Rotary,
-    SeqLens, TrainSection, Trained, divergence, schedule,
+    CalibrationSection, GrowSection, KeptLayers, MapChoice, Phase2Trained, Plateau, Precision,
+    Recipe, Rotary, SeqLens, TrainSection, Trained, divergence, schedule,
 };
 
 pub use cost::{PartCost, StepCosts, StepMemory};
@@ -150,7 +149,7 @@ pub struct TrainingPlan {
     /// Tokens in a sequence, a number or the lengths that take turns.
     pub seq_len: SeqLens,
     /// In which projections are multiplied.
-    pub precision: ProductPrecision,
+    pub precision: Precision,
     /// Micro-batches in which a step's sequences are read.
     pub accumulate: usize,
     /// Steps from one evaluation on held-out text to the next.

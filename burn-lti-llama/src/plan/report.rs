@@ -14,8 +14,8 @@ use super::{
 };
 use crate::config::{LlamaConfig, divisors, list};
 use crate::recipe::{
-    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, Rotary, divergence,
-    schedule,
+    AxisMaps, CalibrationSection, CalibrationText, GrowSection, Plateau, Precision, Rotary,
+    divergence, schedule,
 };
 
 /// Numbers of a block, largest last, and the types that have such blocks.
@@ -210,8 +210,16 @@ impl Plan {
                 writeln!(f, ", in {accumulate} micro-batches of {sizes}")?;
             }
         }
-        if precision != ProductPrecision::Float32 {
-            writeln!(f, "products in {precision}, sums and all else in float32")?;
+        match precision {
+            Precision::Float32 => {}
+            Precision::BFloat16 => {
+                writeln!(f, "products in bfloat16, sums and all else in float32")?;
+            }
+            Precision::Auto => {
+                let width = self.teacher.hidden_size;
+                let (fastest, reason) = ProductPrecision::fastest_on_cpu(width);
+                writeln!(f, "products in {fastest} on this CPU: {reason}")?;
+            }
         }
         let every = |steps| count(steps, "step", "steps");
         write!(f, "watches  held-out KL every {}", every(eval_every))?;

@@ -659,7 +659,7 @@ fn serializes() {
 
 #[test]
 fn the_report_says_how_training_goes_on() {
-    let text = plan(&[]).to_string();
+    let text = plan(&["train.precision=float32"]).to_string();
     let short = "train    maps\nloss     alpha 1, temperature 1\nsteps    9 of 16 x 128 tokens\n\
                  watches  held-out KL every 1 step\n\n";
     assert!(text.contains(short), "{text}");
@@ -678,6 +678,7 @@ fn the_report_says_how_training_goes_on() {
     ])
     .to_string();
     for line in [
+        "products in float32 on this CPU: a model of 64 features gains little by another",
         "loss     skewed_kl 0.1, alpha 0.9 -> 0.5 (linear), temperature 4 -> 1 (cosine)",
         "feature  l2, weight 0.5, 5 pairs of layers, projector",
         "steps    2,000 of 16 x 128 tokens, in 4 micro-batches of 4",

@@ -10,6 +10,7 @@ mod choice;
 pub(crate) mod divergence;
 mod error;
 mod overrides;
+mod precision;
 mod rate;
 pub(crate) mod schedule;
 mod sections;
@@ -34,6 +35,7 @@ pub use choice::{
     MapChoice, OfText, Optimizer, Phase2Trained, Rotary, Trained,
 };
 pub use error::RecipeError;
+pub use precision::Precision;
 pub use rate::LearningRate;
 pub use sections::{
     CalibrationSection, DataSection, ExportSection, FeatureSection, GrowSection, LossSection,

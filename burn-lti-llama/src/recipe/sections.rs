@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};
-use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, Start};
 use burn_lti::train::Decay;
@@ -14,7 +13,7 @@ use super::choice::{
     CalibrationText, Coordinates, KeptLayers, KeptVocabulary, LayerPairs, Layers, MapChoice,
     Optimizer, Phase2Trained, Rotary, Trained,
 };
-use super::{LearningRate, SeqLens, ShardSize, divergence, schedule};
+use super::{LearningRate, Precision, SeqLens, ShardSize, divergence, schedule};
 use crate::data::{Documents, LossOn};
 use crate::hf::WeightType;
 
@@ -329,9 +328,10 @@ pub struct TrainSection {
     #[serde(default = "defaults::seq_len")]
     pub seq_len: SeqLens,
     /// In which type projections are multiplied in training, teacher's and student's, forwards and backwards:
-    /// `float32`, or `bfloat16`, with sums, weights, gradients and all else in float32. Default: `float32`.
+    /// `float32`, or `bfloat16`, with sums, weights, gradients and all else in float32. Default: `auto`, what
+    /// the device is fastest in.
     #[serde(default)]
-    pub precision: ProductPrecision,
+    pub precision: Precision,
     /// `auto`, a measured rate for each tensor, or the highest rate of all. Default: `auto`.
     #[serde(default)]
     pub learning_rate: LearningRate,

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use burn_lti::calibration::{Budget, FeedForward};
 use burn_lti::geometry::Role;
-use burn_lti::kernels::ProductPrecision;
 use burn_lti::loss::{Curve, Divergence, FeatureDistance, Schedule, SparseForm};
 use burn_lti::map::{KernelPrecision, MapKind, Start};
 
@@ -181,7 +180,7 @@ fn fills_in_the_defaults() {
             batch_size: 16,
             accumulate: 1,
             seq_len: SeqLens::new([128]),
-            precision: ProductPrecision::Float32,
+            precision: Precision::Auto,
             learning_rate: LearningRate::Auto,
             rate: None,
             optimizer: None,

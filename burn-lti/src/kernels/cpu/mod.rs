@@ -23,6 +23,7 @@ mod tile;
 pub(super) use ahead::fetch;
 pub(super) use buffer::{CpuBuffer, floats, in_place, rows_in_place};
 pub(super) use matrix::{Matrix, Memory, Numbers};
+pub(super) use pairs::Instructions;
 pub(super) use simd::{LEAST, dot, exp, exponential, tanh};
 pub(super) use small_product::{Left, Rows, RowsMut, product};
 pub(super) use threads::{PIECE, ThreadPool, whole_rows};

@@ -78,6 +78,15 @@ impl Instructions {
         }
     }
 
+    /// As processors' makers call them. None for those that every processor has.
+    pub(crate) const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Tiles => Some("AMX"),
+            Self::Pairs => Some("AVX-512 BF16"),
+            Self::Float32 => None,
+        }
+    }
+
     /// Pairs that a panel or a tile has for so many numbers of the axis that is summed over.
     pub(crate) fn pairs_of(self, numbers: usize) -> usize {
         match self {
