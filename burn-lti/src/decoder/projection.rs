@@ -5,7 +5,7 @@ use burn::nn::{Embedding, Linear};
 use burn::prelude::*;
 
 use crate::compat::frozen;
-use crate::kernels::{PackedWeight, linear, projected};
+use crate::kernels::{PackedWeight, linear, lookup, projected};
 use crate::map::LtiDense;
 
 /// A weight of a decoder: ordinary, or a learnable map of the teacher's.
@@ -81,7 +81,7 @@ pub trait Project<B: Backend>: Module<B> + ModuleDisplay {
     /// What it makes of tokens, each of which is one of its inputs: `[batch, tokens] ->
     /// [batch, tokens, d_output]`.
     fn lookup(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        burn::tensor::module::embedding(self.weight(), tokens)
+        lookup(self.weight(), tokens)
     }
 }
 

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `linear` | [`linear`] | a projection; and the products of the loss with the head |
 //! | | `PackedWeight` | a projection that nothing trains, for any number of rows |
+//! | `lookup` | `lookup` | rows of the embedding, with a gradient that is one tensor |
 //! | `gated_silu` | [`gated_silu`] | between the projections of a gated feed-forward block |
 //! | `norm` | [`rms_norm`] | of the input of both blocks of a layer |
 //! | `rotary` | [`apply_rotary`] | between the projections of an attention block: rotary positions |
@@ -18,6 +19,7 @@
 //! | `softmax` | [`masked_softmax`] | scores of attention to weights, where the whole is made of tensor operations |
 //! | | [`softmax_weights`] | of one row of logits, on one core, for whoever draws from them |
 //! | `adam` | | a step of the optimizer, on no graph |
+//! | `given_gradient` | `given_gradient` | what carries the loss's gradient into a student |
 //! | `loss_rows` | | loss terms and gradient of each token's logits; the tensor form is the loss itself |
 //!
 //! # What a folder holds
@@ -51,8 +53,10 @@ mod cast;
 mod cpu;
 mod form;
 mod gated_silu;
+mod given_gradient;
 mod graph;
 mod linear;
+mod lookup;
 pub(crate) mod loss_rows;
 mod norm;
 mod precision;
@@ -63,10 +67,12 @@ mod softmax;
 pub use attention::{AttentionMask, KvCache, Place, Step, attention_weights, grouped_attention};
 pub(crate) use form::is_cpu;
 pub use gated_silu::gated_silu;
+pub(crate) use given_gradient::given_gradient;
 pub use linear::linear;
 pub(crate) use linear::{
     PackedWeight, head_gradient, head_product, product_through_head, projected,
 };
+pub(crate) use lookup::lookup;
 pub use norm::rms_norm;
 pub use precision::ProductPrecision;
 pub use rotary::{RotaryTable, apply_rotary};

@@ -13,6 +13,8 @@ use super::cpu::Instructions;
 /// Features from which on products outweigh what it takes to round their factors: with 64 a step in bfloat16 is a
 /// twentieth shorter, with 576 nearly half.
 const WIDE: usize = 256;
+/// How much faster products must be to make up for the rounding of factors.
+const WORTH_ROUNDING: f64 = 1.5;
 
 thread_local! {
     static CURRENT: Cell<ProductPrecision> = const { Cell::new(ProductPrecision::Float32) };
@@ -79,16 +81,19 @@ impl ProductPrecision {
 
     /// The same on this computer's CPU.
     pub fn fastest_on_cpu(width: usize) -> (Self, String) {
-        match Instructions::of_processor().name() {
-            _ if width < WIDE => (
-                Self::Float32,
-                format!("a model of {width} features gains little by another"),
-            ),
-            Some(instructions) => (Self::BFloat16, format!("the processor has {instructions}")),
-            None => (
-                Self::Float32,
-                "the processor has no instructions for bfloat16".to_owned(),
-            ),
+        let Some(name) = Instructions::of_processor().name() else {
+            let reason = "the processor has no instructions for bfloat16";
+            return (Self::Float32, reason.to_owned());
+        };
+        if width < WIDE {
+            let reason = format!("a model of {width} features gains little by another");
+            return (Self::Float32, reason);
+        }
+        let times = Instructions::beside_float32();
+        let reason = format!("{name} multiplies bfloat16 {times:.1} times as fast as float32");
+        match times >= WORTH_ROUNDING {
+            true => (Self::BFloat16, reason),
+            false => (Self::Float32, reason),
         }
     }
 
@@ -112,15 +117,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fastest_is_one_that_the_processor_has() {
+    fn the_fastest_is_one_that_the_processor_is_fast_in() {
         let (narrow, reason) = ProductPrecision::fastest_on_cpu(64);
         assert_eq!(narrow, ProductPrecision::Float32);
-        assert!(reason.contains("64 features"), "{reason}");
-        let (wide, reason) = ProductPrecision::fastest_on_cpu(576);
+        let (wide, reason_of_wide) = ProductPrecision::fastest_on_cpu(576);
         match Instructions::of_processor().name() {
             Some(name) => {
-                assert_eq!(wide, ProductPrecision::BFloat16);
-                assert!(reason.contains(name), "{reason}");
+                assert!(reason.contains("64 features"), "{reason}");
+                assert!(reason_of_wide.contains(name), "{reason_of_wide}");
+                let fast = Instructions::beside_float32() >= WORTH_ROUNDING;
+                assert_eq!(wide == ProductPrecision::BFloat16, fast);
             }
             None => assert_eq!(wide, ProductPrecision::Float32),
         }

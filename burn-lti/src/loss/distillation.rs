@@ -155,11 +155,8 @@ impl DistillationLoss {
             let logits_grad = logits_grad.cast(head.dtype());
             hidden.push(product_through_head(logits_grad.clone(), head.clone()));
             if input.student_head.trains {
-                let grad = head_gradient(states, logits_grad);
-                head_grad = Some(match head_grad {
-                    Some(sum) => sum + grad,
-                    None => grad,
-                });
+                let head = &input.student_head.weight;
+                head_grad = Some(head_gradient(head, head_grad, states, logits_grad));
             }
         }
         let features = self.feature.map_or_else(Vec::new, |feature| {

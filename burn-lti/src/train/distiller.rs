@@ -13,7 +13,7 @@ use super::gradients::{collect_gradients, scale};
 use super::{StepClock, Teacher};
 use crate::compat;
 use crate::decoder::{CausalLm, FeatureTap, Head, TokenBatch};
-use crate::kernels::ProductPrecision;
+use crate::kernels::{ProductPrecision, given_gradient};
 use crate::loss::{FeaturePair, LossError, LossInput, LossSchedule, LossSums, LossSumsTensor};
 
 /// A layer of the student and the layer of the teacher that it is compared with, counted from 0;
@@ -288,8 +288,8 @@ where
     type Output = LossSumsTensor<B::InnerBackend>;
 
     /// The loss and its gradient with respect to the hidden states (and the head, if it trains, and
-    /// the features) are worked out on the inner backend; `sum(hidden * gradient)` has exactly that
-    /// gradient, and its `backward` carries it on into the student.
+    /// the features) are worked out on the inner backend; a number that has exactly that gradient carries it on
+    /// into the student by its `backward`.
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
         self.precision.scope(|| self.step_in_scope(batch))
     }
@@ -307,15 +307,16 @@ where
         let gradient = self.loss.at(self.clock.taken()).gradient(input);
 
         let hidden_gradient = gradient.hidden.reshape(student.hidden.dims());
-        let mut surrogate = (student.hidden * Tensor::from_inner(hidden_gradient)).sum();
+        let hidden_gradient = Tensor::from_inner(hidden_gradient);
+        let mut surrogate = given_gradient(student.hidden, hidden_gradient);
         if let Some(head_gradient) = gradient.head {
             // A clone, while `head` lives: a tied head is a transposed view of the embedding, which libtorch
-            // takes for a tensor of its own and would write this product into.
-            let product = student.head.weight.clone() * Tensor::from_inner(head_gradient);
-            surrogate = surrogate + product.sum();
+            // takes for a tensor of its own and would write a product into.
+            let head = student.head.weight.clone();
+            surrogate = surrogate + given_gradient(head, Tensor::from_inner(head_gradient));
         }
         for (feature, gradient) in student.features.into_iter().zip(gradient.features) {
-            surrogate = surrogate + (feature * Tensor::from_inner(gradient)).sum();
+            surrogate = surrogate + given_gradient(feature, Tensor::from_inner(gradient));
         }
         let mut grads = collect_gradients(self, surrogate.backward());
         if let Some(factor) = gradient.scale {

@@ -10,10 +10,15 @@
 mod glibc {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::env;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// The most that glibc keeps; larger tensors are mapped.
     const LARGEST_KEPT: usize = 32 << 20;
+    /// How many of those are kept here, and how large they are together at most: a step's logits, and gradients of a
+    /// table of embeddings.
+    const MAPPED_KEPT: usize = 6;
+    const MAPPED_KEPT_BYTES: usize = 256 << 20;
     /// By which the heap grows, so that it seldom does.
     const GROWTH: usize = 64 << 20;
     /// x86-64's, and that of 64-bit Arm with pages of 4 KiB. With other sizes the advice is of no use,
@@ -25,6 +30,17 @@ mod glibc {
     #[global_allocator]
     static ALLOCATOR: HugePages = HugePages;
 
+    /// Mapped blocks that nobody has, the latest first.
+    static MAPPED: Mutex<[Mapped; MAPPED_KEPT]> =
+        Mutex::new([Mapped { block: 0, size: 0 }; MAPPED_KEPT]);
+
+    /// A block of glibc's that is mapped for itself, and how much it has room for; none has no size.
+    #[derive(Clone, Copy)]
+    struct Mapped {
+        block: usize,
+        size: usize,
+    }
+
     /// Where the heap ended when huge pages were last asked for.
     static ADVISED: AtomicUsize = AtomicUsize::new(0);
 
@@ -34,6 +50,9 @@ mod glibc {
     // SAFETY: every call goes to the system's allocator, and what it returns is passed on.
     unsafe impl GlobalAlloc for HugePages {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            if let Some(block) = taken(layout) {
+                return block;
+            }
             // SAFETY: the caller's promise.
             advise(unsafe { System.alloc(layout) }, layout.size())
         }
@@ -49,9 +68,59 @@ mod glibc {
         }
 
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
-            unsafe { System.dealloc(block, layout) };
+            if layout.size() < LARGEST_KEPT {
+                // SAFETY: the caller's promise.
+                return unsafe { System.dealloc(block, layout) };
+            }
+            for block in left_over(block) {
+                // SAFETY: the caller's promise, or that of whoever gave it back before.
+                unsafe { libc::free(block.cast()) };
+            }
         }
+    }
+
+    /// A mapped block that is large enough, and not much larger.
+    fn taken(layout: Layout) -> Option<*mut u8> {
+        let size = layout.size();
+        if size < LARGEST_KEPT || layout.align() > align_of::<libc::max_align_t>() {
+            return None;
+        }
+        // Whoever has it is about to be done, but waiting may take longer than to map one.
+        let mut mapped = MAPPED.try_lock().ok()?;
+        let fits = |it: &Mapped| it.size >= size && it.size <= size + size / 8;
+        let at = mapped.iter().position(fits)?;
+        let block = mapped[at].block;
+        mapped[at..].rotate_left(1);
+        mapped[MAPPED_KEPT - 1] = Mapped { block: 0, size: 0 };
+        Some(std::ptr::with_exposed_provenance_mut(block))
+    }
+
+    /// Keeps a mapped block; what is not kept any more is to be freed.
+    fn left_over(block: *mut u8) -> impl Iterator<Item = *mut u8> {
+        let mut left = [Mapped { block: 0, size: 0 }; MAPPED_KEPT + 1];
+        let new = Mapped {
+            block: block.expose_provenance(),
+            // SAFETY: it is a block of glibc's that nobody has freed.
+            size: unsafe { libc::malloc_usable_size(block.cast()) },
+        };
+        left[MAPPED_KEPT] = new;
+        if let Ok(mut mapped) = MAPPED.try_lock() {
+            left[..MAPPED_KEPT].copy_from_slice(&*mapped);
+            left.rotate_right(1);
+            let mut bytes = 0;
+            let mut kept = 0;
+            // The latest, as many as there is room for.
+            while kept < MAPPED_KEPT && bytes + left[kept].size <= MAPPED_KEPT_BYTES {
+                bytes += left[kept].size;
+                kept += 1;
+            }
+            mapped.fill(Mapped { block: 0, size: 0 });
+            mapped[..kept].copy_from_slice(&left[..kept]);
+            left[..kept].fill(Mapped { block: 0, size: 0 });
+        }
+        left.into_iter()
+            .filter(|it| it.size > 0)
+            .map(|it| std::ptr::with_exposed_provenance_mut(it.block))
     }
 
     /// Asks for huge pages: below a block that is mapped for itself, where it holds whole ones, and below the heap where

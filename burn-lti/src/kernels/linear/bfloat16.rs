@@ -196,7 +196,7 @@ impl Piece<'_> {
                             step: n,
                             rows: height.min(m - row),
                             columns: columns.len(),
-                            goes_on: from > 0,
+                            goes_on: output.adds || from > 0,
                         };
                         let panel = &laid_out[index * apart..][..lanes];
                         ready.multiply(tile, height, panel, &place);

@@ -13,7 +13,7 @@ use gemm::{Parallelism, gemm};
 
 #[cfg(feature = "tch")]
 use crate::kernels::cast::same;
-use crate::kernels::cpu::{Matrix, Memory, Numbers, ThreadPool};
+use crate::kernels::cpu::{CpuBuffer, Matrix, Memory, Numbers, ThreadPool};
 
 /// Additions below which a second thread would wait longer than it worked.
 const WORTH_SHARING: usize = 1 << 18;
@@ -59,6 +59,35 @@ pub(super) fn product<B: Backend>(
     })
 }
 
+/// `sum` with the product added, where it is if no other tensor has it; back if the factors are not as those of
+/// [`product`].
+pub(super) fn added<B: Backend>(
+    sum: Tensor<B, 2>,
+    [left, right]: [&Tensor<B, 2>; 2],
+    write: Write,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let pool = ThreadPool::of(&left.device());
+    let (Some(left), Some(right)) = (Matrix::of(left), Matrix::of(right)) else {
+        return Err(sum);
+    };
+    let ([m, k], [of_right, n]) = (left.shape, right.shape);
+    if k != of_right || sum.dims() != [m, n] || sum.dtype() != DType::F32 {
+        return Err(sum); // the backend has a message
+    }
+    if m * k * n == 0 {
+        return Ok(sum);
+    }
+    // SAFETY: it is a product, or a sum of some, and in a CPU's memory as its factors are.
+    let mut buffer = unsafe { CpuBuffer::of_result(sum) };
+    let output = Output {
+        first: buffer.as_mut_slice().as_mut_ptr(),
+        adds: true,
+    };
+    // SAFETY: the factors are of these shapes and kept until here; the output has as many numbers.
+    unsafe { write(pool, [left.numbers, right.numbers], [m, k, n], output) };
+    Ok(buffer.into_tensor())
+}
+
 /// A result in memory such as the factors', of which `write` writes all numbers.
 pub(super) fn written<B: Backend>(
     memory: &Memory,
@@ -69,7 +98,7 @@ pub(super) fn written<B: Backend>(
     match memory {
         Memory::Rust { .. } => {
             let mut result: Vec<f32> = Vec::with_capacity(m * n);
-            write(Output(result.spare_capacity_mut().as_mut_ptr().cast()));
+            write(Output::new(result.spare_capacity_mut().as_mut_ptr().cast()));
             // SAFETY: there is room for as many, and they have been written.
             unsafe { result.set_len(m * n) };
             let result = TensorData::new(result, [m, n]);
@@ -81,7 +110,7 @@ pub(super) fn written<B: Backend>(
             let shape = [m as i64, n as i64];
             let result = like.f_new_empty(shape, (like.kind(), like.device()));
             let result = result.ok()?;
-            write(Output(result.data_ptr().cast()));
+            write(Output::new(result.data_ptr().cast()));
             let result = same(TchTensor::new(result));
             Some(Tensor::from_primitive(TensorPrimitive::Float(result)))
         }
@@ -90,19 +119,27 @@ pub(super) fn written<B: Backend>(
 
 /// Where numbers are written, row by row.
 #[derive(Clone, Copy)]
-pub(super) struct Output(*mut f32);
+pub(super) struct Output {
+    first: *mut f32,
+    /// Whether a product is added to what is there; else it is written over.
+    pub(super) adds: bool,
+}
 
 // SAFETY: what is written to it is shared out so that no place is another piece's.
 unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
 impl Output {
+    fn new(first: *mut f32) -> Self {
+        Self { first, adds: false }
+    }
+
     /// # Safety
     ///
     /// There must be such a place.
     pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.0.add(index) }
+        unsafe { self.first.add(index) }
     }
 }
 
@@ -175,7 +212,7 @@ unsafe fn in_pieces(
         // SAFETY: the piece lies in all three.
         unsafe {
             let factors = [left.from([row, 0]), right.from([0, column])];
-            multiply(factors, shape, output.at(row * n + column), n);
+            multiply(factors, shape, output.at(row * n + column), n, output.adds);
         }
     };
     if rows >= m && columns >= n {
@@ -189,7 +226,7 @@ unsafe fn in_pieces(
 ///
 /// # Safety
 ///
-/// As of [`wide`].
+/// As of [`wide`]; the output must be one to write over.
 pub(super) unsafe fn deep(
     pool: ThreadPool,
     [left, right]: [Numbers; 2],
@@ -198,7 +235,7 @@ pub(super) unsafe fn deep(
 ) {
     let (rows, depth) = (even(m, ROWS), even(k, DEPTH.max(k.div_ceil(PARTS))));
     let mut others = vec![0.0; (k.div_ceil(depth) - 1) * m * n];
-    let of_others = Output(others.as_mut_ptr());
+    let of_others = Output::new(others.as_mut_ptr());
     let pieces = starts(k, depth).flat_map(|from| starts(m, rows).map(move |row| [row, from]));
     let piece = |[row, from]: [usize; 2]| {
         let shape = [rows.min(m - row), depth.min(k - from), n];
@@ -210,7 +247,7 @@ pub(super) unsafe fn deep(
                 part => of_others.at(((part - 1) * m + row) * n),
             };
             let factors = [left.from([row, from]), right.from([from, 0])];
-            multiply(factors, shape, result, n);
+            multiply(factors, shape, result, n, false);
         }
     };
     pool.for_each(pieces.collect(), || (), |(), place| piece(place));
@@ -242,6 +279,7 @@ unsafe fn multiply(
     [m, k, n]: [usize; 3],
     output: *mut f32,
     step: usize,
+    adds: bool,
 ) {
     let ([of_row, of_column], [of_right_row, of_right_column]) = (left.steps, right.steps);
     // SAFETY: the caller's promise.
@@ -253,14 +291,14 @@ unsafe fn multiply(
             output,
             1,
             step as isize,
-            false,
+            adds,
             left.first,
             of_column,
             of_row,
             right.first,
             of_right_column,
             of_right_row,
-            0.0,
+            if adds { 1.0 } else { 0.0 },
             1.0,
             false,
             false,

@@ -13,6 +13,7 @@ use burn::tensor::DType;
 pub(crate) use packed::PackedWeight;
 
 use super::ProductPrecision;
+use super::cpu::Matrix;
 use super::form::{Form, is_cpu};
 use super::graph::{Operation, apply};
 
@@ -67,13 +68,37 @@ pub(crate) fn product_through_head<B: Backend>(
     product(ProductPrecision::current(), gradient, head, cpu::deep)
 }
 
-/// What a gradient of logits makes of the head: `states [n, d]`, turned, times `gradient [n, vocab]`.
+/// What a gradient of logits makes of a head `[d, vocab]`, added to that of other tokens: `states [n, d]`, turned,
+/// times `gradient [n, vocab]`.
+///
+/// It lies as the head does: that of a table of embeddings is a view of `[vocab, d]`, as the head is one of the table.
 pub(crate) fn head_gradient<B: Backend>(
+    head: &Tensor<B, 2>,
+    others: Option<Tensor<B, 2>>,
     states: Tensor<B, 2>,
     gradient: Tensor<B, 2>,
 ) -> Tensor<B, 2> {
-    let states = states.transpose();
-    product(ProductPrecision::current(), states, gradient, cpu::balanced)
+    let precision = ProductPrecision::current();
+    let is_table = Matrix::of(head).is_some_and(|head| head.numbers.steps[0] == 1);
+    let turned = |tensor: Tensor<B, 2>| match is_table {
+        true => tensor.transpose(),
+        false => tensor,
+    };
+    let [left, right] = match is_table {
+        true => [gradient.transpose(), states],
+        false => [states.transpose(), gradient],
+    };
+    let sum = match others.map(turned) {
+        None => product(precision, left, right, cpu::balanced),
+        Some(others) => {
+            let write = of(precision, cpu::balanced);
+            match cpu::added(others, [&left, &right], write) {
+                Ok(sum) => sum,
+                Err(others) => others + of_tensors(precision, left, right),
+            }
+        }
+    };
+    turned(sum)
 }
 
 /// On a CPU, on no graph, in float32 in the pieces of `write`; else by the backend.
@@ -83,11 +108,16 @@ fn product<B: Backend>(
     right: Tensor<B, 2>,
     write: cpu::Write,
 ) -> Tensor<B, 2> {
-    let write = match precision {
+    cpu::product(&left, &right, of(precision, write))
+        .unwrap_or_else(|| of_tensors(precision, left, right))
+}
+
+/// In float32 in the pieces of `write`.
+fn of(precision: ProductPrecision, write: cpu::Write) -> cpu::Write {
+    match precision {
         ProductPrecision::Float32 => write,
         ProductPrecision::BFloat16 => bfloat16::of_factors,
-    };
-    cpu::product(&left, &right, write).unwrap_or_else(|| of_tensors(precision, left, right))
+    }
 }
 
 /// `[m, k]` times `[k, n]`.

@@ -152,3 +152,13 @@ fn all_instructions_have_the_same_sums() {
         }
     }
 }
+
+/// None is a hundred times as fast as another: a measurement that is broken would be.
+#[test]
+fn speeds_are_measured() {
+    for instructions in of_this_processor() {
+        let times = speed::beside_float32(instructions);
+        println!("{instructions:?} {times}");
+        assert!((0.01..100.0).contains(&times), "{instructions:?} {times}");
+    }
+}
