@@ -4,13 +4,15 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::blueprint::{Source, StudentTensor};
 use burn_lti::calibration::{
-    Blocks, Budget, CalibratedStart, Calibration, FeedForward, LayerReport, MadeMaps, Residual,
-    StartFileError, WidthMaps, calibrate_from, with_maps_of_blocks, with_maps_of_width,
+    Blocks, Budget, CalibratedStart, Calibration, CalibrationError, FeedForward, LayerReport,
+    MadeMaps, Residual, StartFileError, WidthMaps, calibrate_from, stream_gradients,
+    with_maps_of_blocks, with_maps_of_width,
 };
 use burn_lti::map::Start;
 use burn_lti::tensors::TensorSet;
@@ -26,7 +28,7 @@ use crate::config::site_name;
 use crate::corpus::{CorpusOrder, sample_corpus};
 use crate::data::{self, PackedSequence, of_each_length};
 use crate::hf::burn_name;
-use crate::model::NotFinite;
+use crate::model::{NotFinite, PlainLlama};
 use crate::plan::sites;
 use crate::recipe::{AxisMaps, CalibrationSection, CalibrationText, Coordinates, Recipe, Trained};
 
@@ -209,7 +211,6 @@ fn calculated<A: AutodiffBackend>(
         }
         CalibrationText::Teacher => written(recipe, inputs, listener)?,
     };
-    listener(Event::Stage("calibrating the start"));
     // Feed-forward blocks are fitted as weights, of which maps are made in the end.
     let of_heads = inputs.plan.with_maps_of_heads(recipe)?;
     let plan = of_heads.as_ref().unwrap_or(&inputs.plan);
@@ -233,6 +234,20 @@ fn calculated<A: AutodiffBackend>(
     let sequences_of_shortest = tokens / recipe.train.seq_len.shortest();
     let batch_size = batch_size(sequences_of_shortest, recipe.train.batch_size);
     let batches = data::loader::<A::InnerBackend>(sequences, batch_size, None, device);
+    let teacher = inputs.teacher.as_ref();
+    let found = |error: CalibrationError| -> DistillError {
+        let checked = batches
+            .iter()
+            .try_for_each(|batch| NotFinite::check(&the_teacher(recipe), teacher, &batch));
+        checked.map_or_else(DistillError::from, |()| error.into())
+    };
+    if plan.student.hidden_size != plan.teacher.hidden_size {
+        listener(Event::Stage("sending the teacher's loss back through it"));
+        let teacher = PlainLlama::<A>::from_inner(teacher.clone());
+        let gradients = stream_gradients(&teacher, &batches, recipe.train.seed);
+        calibration.gradients = Some(gradients.map_err(&found)?);
+    }
+    listener(Event::Stage("calibrating the start"));
     let layers = plan.layers.len();
     let file = out.partial_start_path();
     let known = match read(&file, recipe, device)? {
@@ -263,15 +278,9 @@ fn calculated<A: AutodiffBackend>(
         let tensors = TensorSet::from_inner(&of_teacher.with(tensors));
         learning::<A>(plan, &tensors, device)
     };
-    let teacher = inputs.teacher.as_ref();
     let calibrated =
         calibrate_from::<A, _, _, _>(&calibration, known, teacher, &batches, student_with, report);
-    if calibrated.is_err() {
-        for batch in batches.iter() {
-            NotFinite::check(&the_teacher(recipe), teacher, &batch)?;
-        }
-    }
-    let calibrated = calibrated?;
+    let calibrated = calibrated.map_err(found)?;
     let map = &recipe.lti.map;
     let (start, residual) = match inputs.plan.student.narrows(&inputs.plan.teacher) {
         true if map.has_other_axes() => mapped(recipe, inputs, &calibration, calibrated)?,

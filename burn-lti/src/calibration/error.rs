@@ -65,6 +65,15 @@ impl CalibrationError {
         ))
     }
 
+    /// The teacher does not say what another width needs of it.
+    pub(super) fn no_norms() -> Self {
+        Self::Refused(
+            "the teacher's `LayeredDecoder` names no embedding, or does not say what its norms make of the residual \
+             stream, to which another width has to be fitted: keep the teacher's width"
+                .to_owned(),
+        )
+    }
+
     /// The student could not be made, or filled.
     pub(super) fn student(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Student {

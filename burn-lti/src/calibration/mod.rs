@@ -10,8 +10,8 @@
 //! 3. if asked for, the last projection of the feed-forward block is fitted to what is still missing; where the
 //!    student has fewer units or layers, those that stay are chosen, and all of the block is fitted.
 //!
-//! Where the student's residual stream is narrower, it has the directions in which the teacher's lies; before each of
-//! these steps, what reads the stream is fitted to what the teacher reads there (see `narrow.rs`), and at the end
+//! Where the student's residual stream is narrower, it has the directions in which the teacher's lies, those first on
+//! which its loss depends most ([`stream_gradients`]); before each of these steps, what reads the stream is fitted to what the teacher reads there (see `narrow.rs`), and at the end
 //! the head.
 //!
 //! The next layer is fitted on the hidden states that the student then has. How strictly a layer is fitted
@@ -29,6 +29,7 @@
 mod activation_store;
 mod align;
 mod depth;
+mod directions;
 mod error;
 mod even;
 mod features;
@@ -37,6 +38,7 @@ mod file;
 mod first_maps;
 mod fit;
 mod gated;
+mod gradients;
 mod heads;
 mod importance;
 mod map_tensors;
@@ -79,6 +81,7 @@ use burn::tensor::backend::AutodiffBackend;
 pub use depth::choose_layers;
 pub use error::CalibrationError;
 pub use file::StartFileError;
+pub use gradients::{StreamGradients, stream_gradients};
 pub use heads::HeadChoice;
 pub use pull_back::{Residual, with_maps_of_blocks};
 pub use pull_back_width::{MadeMaps, WidthMaps, with_maps_of_width};

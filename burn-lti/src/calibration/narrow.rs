@@ -1,10 +1,10 @@
 //! The teacher at the width of a student whose residual stream is narrower: a decoder with all of the teacher's heads
 //! and units, which reads and writes the student's stream.
 //!
-//! The stream keeps the directions in which the teacher's lies: with `Sigma` the second moments of the teacher's
-//! states between all blocks, each of length one, `P [t_width, s_width]` is the leading eigenvectors of `Sigma`, times
-//! `sqrt(s_width / t_width)`, so that states keep their mean square (the principal components, as SliceGPT has them
-//! for each block: Ashkboos et al. 2024, arXiv 2401.15024). What writes to the stream goes through `P`. What reads it
+//! The stream keeps the directions in which the teacher's lies: of its states between all blocks, each of length one,
+//! the principal components (as SliceGPT has them for each block: Ashkboos et al. 2024, arXiv 2401.15024), weighed by
+//! what the loss says of them (see `directions.rs`), as `P [t_width, s_width]`, times `sqrt(s_width / t_width)`, so that
+//! states keep their mean square. What writes to the stream goes through `P`. What reads it
 //! reads after a norm, through which no matrix goes: so at each norm, on the student's own stream, a matrix `A` is
 //! fitted that takes what the student's norm makes, without gains, to what the teacher's makes, gains and all, by
 //! ridge least squares; a weight that reads becomes `A` times it. The gains are in it, and those of the student begin
@@ -25,7 +25,7 @@ use super::feed_forward::change;
 use super::moments::{floats, matrix};
 use super::solve;
 use super::split::SplitMoments;
-use super::stream::{Basis, tensor};
+use super::stream::{Basis, lengths, tensor};
 use super::teacher::site_name;
 use super::text::Text;
 use crate::compat;
@@ -63,7 +63,7 @@ pub(super) fn first<B: Backend>(
         ))
     });
     let Some((table, table_name)): Option<(Tensor<B, 2>, String)> = table else {
-        return Err(unknown());
+        return Err(CalibrationError::no_norms());
     };
     let is_tied = ties_head.unwrap_or_else(|| teacher.site_name(Site::HEAD).is_none());
     let mut tensors = TensorSet::new();
@@ -239,14 +239,16 @@ fn fitted_input<B: Backend, T: LayeredDecoder<B>>(
     read: impl Fn(&mut Text<'_, B, T>, usize, &TokenBatch<B>) -> Result<Option<Tensor<B, 2>>>,
 ) -> Result<Tensor<B, 2>> {
     // Were nothing lost, the way back would be the map, but for the gains.
-    let gains = text.gains(reader).ok_or_else(unknown)?;
+    let gains = text.gains(reader).ok_or_else(CalibrationError::no_norms)?;
     let back = text.basis().map(|basis| basis.back.clone() * gains);
-    let back = back.ok_or_else(unknown)?;
+    let back = back.ok_or_else(CalibrationError::no_norms)?;
     let [width, t_width] = back.dims();
     let mut sums = SplitMoments::zeros(width, t_width);
     for (index, batch) in text.batches() {
-        let own = read(text, index, &batch)?.ok_or_else(unknown)?;
-        let wanted = text.read_by_teacher(index, reader)?.ok_or_else(unknown)?;
+        let own = read(text, index, &batch)?.ok_or_else(CalibrationError::no_norms)?;
+        let wanted = text
+            .read_by_teacher(index, reader)?
+            .ok_or_else(CalibrationError::no_norms)?;
         let root = text.roots(index, &batch);
         let own = own.cast(DType::F32) * root.clone();
         let missing = flat(wanted).cast(DType::F32) * root - own.clone().matmul(back.clone());
@@ -259,20 +261,10 @@ fn fitted_input<B: Backend, T: LayeredDecoder<B>>(
     })
 }
 
-/// The teacher does not say what another width needs of it.
-fn unknown() -> CalibrationError {
-    CalibrationError::Refused(
-        "the teacher's `LayeredDecoder` names no embedding, or does not say what its norms make of the residual stream, \
-         to which another width has to be fitted: keep the teacher's width"
-            .to_owned(),
-    )
-}
-
 /// Rows with a mean square of one: what a norm without gains makes of them, but for what it adds to be safe.
 fn unit_rows<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
     let rows = rows.cast(DType::F32);
-    let size = rows.clone().powi_scalar(2).mean_dim(1);
-    rows / size.add_scalar(f32::MIN_POSITIVE).sqrt()
+    rows.clone() / lengths(rows)
 }
 
 /// The table that is embedding and head, `[vocab, s_width]`, and the basis in which it is, which becomes that of the

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::gradients::StreamGradients;
 use crate::decoder::LtiSpec;
 use crate::geometry::Axes;
 
@@ -18,6 +19,10 @@ pub struct Calibration<'a> {
     /// The teacher's layer that each of the student's stands for, ascending; `None` where there are as many.
     /// The spec's layers are the student's.
     pub kept: Option<Vec<usize>>,
+    /// What the teacher's loss says of the directions of its residual stream
+    /// ([`stream_gradients`](super::stream_gradients)), by which those are weighed that a narrower student keeps;
+    /// without it these are the principal components of the teacher's states.
+    pub gradients: Option<StreamGradients>,
     /// The most rounds in which value and output are fitted in turn. Fewer are taken where held-out
     /// tokens show no gain.
     pub rounds: usize,
@@ -46,6 +51,7 @@ impl<'a> Calibration<'a> {
             student,
             ties_head: None,
             kept: None,
+            gradients: None,
             rounds: 2,
             feed_forward: FeedForward::Keep,
             blocks: Blocks::Fitted,

@@ -5,11 +5,11 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 use faer::Mat;
 
-use super::error::{CalibrationError, Result};
+use super::directions::directions;
+use super::error::Result;
 use super::features::flat;
 use super::map_values::row_major;
 use super::moments::matrix;
-use super::solve;
 use crate::decoder::{LayeredDecoder, TokenBatch};
 use crate::inject::with_values;
 use crate::tensors::TensorSet;
@@ -64,32 +64,33 @@ impl StreamGram {
         let [count, width] = rows.dims();
         let present = batch.segments.clone().greater_elem(0).float();
         let present = present.reshape([count, 1]).cast(DType::F32);
-        let size = rows.clone().powi_scalar(2).mean_dim(1);
-        let rows = rows / size.add_scalar(f32::MIN_POSITIVE).sqrt() * present;
+        let rows = rows.clone() / lengths(rows) * present;
         self.0 += matrix(rows.clone().transpose().matmul(rows), width)?;
         Ok(())
     }
 
-    /// The directions, so many, in which most of them lies.
-    pub(super) fn basis<B: Backend>(&self, count: usize, device: &B::Device) -> Result<Basis<B>> {
-        let width = self.0.nrows();
-        if count > width || count == 0 {
-            return Err(CalibrationError::Refused(format!(
-                "the teacher's residual stream has {width} features, of which a student cannot keep {count}: keep from \
-                 1 to {width}"
-            )));
-        }
-        let (vectors, _) = solve::eigen(&self.0)?;
-        // The largest eigenvalue is the last. States that lie in these directions keep their mean square.
-        let scale = (count as f64 / width as f64).sqrt();
-        let leading = Mat::from_fn(width, count, |i, j| scale * vectors[(i, width - 1 - j)]);
+    /// So many directions of the stream, weighed by second moments of the loss's `gradients`, if they are given.
+    pub(super) fn basis<B: Backend>(
+        &self,
+        gradients: Option<&Mat<f64>>,
+        count: usize,
+        device: &B::Device,
+    ) -> Result<Basis<B>> {
+        let [into, back] = directions(&self.0, gradients, count)?;
+        // States that lie in these directions keep their mean square.
+        let scale = (count as f64 / self.0.nrows() as f64).sqrt();
         // Each out of its own numbers: on libtorch a transposed tensor that is divided takes the other with it.
-        let back = faer::Scale(1.0 / (scale * scale)) * leading.transpose();
         Ok(Basis {
-            into: tensor(&leading, device),
-            back: tensor(&back, device),
+            into: tensor(&(faer::Scale(scale) * into), device),
+            back: tensor(&(faer::Scale(1.0 / scale) * back), device),
         })
     }
+}
+
+/// The root mean square of each row, `[rows, width] -> [rows, 1]`: what a norm divides by.
+pub(super) fn lengths<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
+    let squares = rows.powi_scalar(2).mean_dim(1);
+    squares.add_scalar(f32::MIN_POSITIVE).sqrt()
 }
 
 /// Of the numbers of a matrix, in float32.

@@ -50,19 +50,15 @@ pub(super) struct Text<'a, B: Backend, T> {
 
 impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
     /// Has the teacher read the text once: keeps its inputs of all layers, the last one's output if a fit `needs` it,
-    /// and finds out how much each token counts, and in which directions the stream lies, if it becomes `narrower`.
+    /// and finds out how much each token counts; the teacher's stream between all blocks is added to `states`.
     pub(super) fn read(
         teacher: &'a T,
         calibration: &Calibration<'_>,
         batches: &'a Arc<dyn DataLoader<B, TokenBatch<B>>>,
         needs_output: bool,
-        narrower: bool,
+        mut states: Option<&mut StreamGram>,
     ) -> Result<Self> {
         let layers = teacher.layers();
-        let mut sums = match narrower {
-            true => Some(StreamGram::zeros(teacher.head().weight.dims()[0])),
-            false => None,
-        };
         let mut text = Self {
             teacher,
             narrow: None,
@@ -77,7 +73,7 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             store: ActivationStore::new(
                 teacher.head().weight.dtype(),
                 layers,
-                narrower.then_some(calibration.student.d_model),
+                states.is_some().then_some(calibration.student.d_model),
             )?,
             importance: Vec::new(),
             device: teacher.devices()[0].clone(),
@@ -95,13 +91,13 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
             for layer in 0..streams {
                 if layer > 0 {
                     let attended = h.clone() + teacher.attention(layer - 1, h, &context);
-                    if let Some(sums) = &mut sums {
-                        sums.add(attended.clone(), &batch)?;
+                    if let Some(states) = &mut states {
+                        states.add(attended.clone(), &batch)?;
                     }
                     h = attended.clone() + teacher.feed_forward(layer - 1, attended);
                 }
-                if let Some(sums) = &mut sums {
-                    sums.add(h.clone(), &batch)?;
+                if let Some(states) = &mut states {
+                    states.add(h.clone(), &batch)?;
                 }
                 if layer < layers {
                     let weights = teacher.attention_weights(layer, h.clone(), &context);
@@ -116,10 +112,6 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         if tokens == 0.0 {
             let what = "the calibration text holds no token: give it text";
             return Err(CalibrationError::Refused(what.to_owned()));
-        }
-        if let Some(sums) = sums {
-            let basis = sums.basis(calibration.student.d_model, &text.device)?;
-            text.narrow = Some(Narrow::new(teacher, basis));
         }
         match text.importance.len() {
             count if count < HELD_OUT => Err(CalibrationError::Refused(format!(
@@ -152,10 +144,11 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Text<'a, B, T> {
         self.narrow.as_ref().map(|narrow| &narrow.basis)
     }
 
-    /// Other directions.
+    /// Other directions, or the first.
     pub(super) fn set_basis(&mut self, basis: Basis<B>) {
-        if let Some(narrow) = &mut self.narrow {
-            narrow.basis = basis;
+        match &mut self.narrow {
+            Some(narrow) => narrow.basis = basis,
+            None => self.narrow = Some(Narrow::new(self.teacher, basis)),
         }
     }
 

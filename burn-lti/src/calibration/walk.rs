@@ -23,6 +23,7 @@ use super::regularization::Regularization;
 use super::report::{FittedOn, LayerReport};
 use super::settings::{Blocks, Budget, Calibration, FeedForward};
 use super::split::SplitMoments;
+use super::stream::StreamGram;
 use super::student::Student;
 use super::teacher::site_name;
 use super::text::{InputGrams, Text};
@@ -150,7 +151,14 @@ impl<'a, B: Backend, T: LayeredDecoder<B>> Walk<'a, B, T> {
         if calibration.cuts_units() {
             units::add_placeholders(&mut start, teacher, calibration, layers)?;
         }
-        let mut text = Text::read(teacher, calibration, batches, refits, narrows)?;
+        let mut states = narrows.then(|| StreamGram::zeros(t_width));
+        let mut text = Text::read(teacher, calibration, batches, refits, states.as_mut())?;
+        if let Some(states) = states {
+            let gradients = calibration.gradients.as_ref().map(|it| &it.0);
+            let count = calibration.student.d_model;
+            let basis = states.basis(gradients, count, &maps.device)?;
+            text.set_basis(basis);
+        }
         let own = text.by_own_names(&text.tensors.0)?;
         let narrow = match narrows {
             true => {
