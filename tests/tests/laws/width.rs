@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use burn::module::AutodiffModule;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_lti::blueprint::Rules;
 use burn_lti::calibration::{
-    CalibratedStart, Calibration, CalibrationError, MadeMaps, WidthMaps, calibrate,
-    with_maps_of_width,
+    CalibratedStart, Calibration, CalibrationError, MadeMaps, StreamGradients, WidthMaps,
+    calibrate, stream_gradients, with_maps_of_width,
 };
 use burn_lti::collapse::collapse;
 use burn_lti::decoder::{LayerSelection, LtiSpec, RoleMaps};
@@ -31,6 +32,7 @@ on_every_backend![
     a_stream_that_lies_in_a_plane_becomes_narrower_without_loss,
     gains_are_folded_and_one_table_stays_one,
     directions_begin_nearer_than_features,
+    directions_that_nothing_reads_go_first,
     a_width_that_cannot_be_is_refused,
     the_whole_width_through_a_new_stream_is_the_teacher,
     maps_of_the_width_make_what_a_narrower_start_fits,
@@ -87,7 +89,21 @@ fn narrow_spec(teacher: &LlamaConfig, config: &LlamaConfig) -> LtiSpec {
 
 type Made<B> = (LearningLlama<B>, CalibratedStart<B>);
 
+/// By directions that are weighed, as a run has them.
 fn calibrated<A: AutodiffBackend>(
+    teacher: &PlainLlama<Inner<A>>,
+    config: &LlamaConfig,
+    spec: &LtiSpec,
+    device: &A::Device,
+) -> Result<Made<Inner<A>>, CalibrationError> {
+    let on_graph = PlainLlama::<A>::from_inner(teacher.clone());
+    let text = batches(4, config.vocab_size, 5, device);
+    let gradients = stream_gradients(&on_graph, &text, 0)?;
+    calibrated_by::<A>(Some(gradients), teacher, config, spec, device)
+}
+
+fn calibrated_by<A: AutodiffBackend>(
+    gradients: Option<StreamGradients>,
     teacher: &PlainLlama<Inner<A>>,
     config: &LlamaConfig,
     spec: &LtiSpec,
@@ -101,6 +117,7 @@ fn calibrated<A: AutodiffBackend>(
     }
     let mut calibration = Calibration::new(spec, config.axes());
     calibration.ties_head = Some(config.tie_word_embeddings);
+    calibration.gradients = gradients;
     let student_with = |start: &TensorSet<Inner<A>>| {
         let tensors = TensorSet::from_inner(&tensors.with(start));
         llama_student::<A>(config, spec, &tensors, device)
@@ -208,6 +225,47 @@ fn directions_begin_nearer_than_features<A: AutodiffBackend>(device: A::Device) 
     );
 }
 
+/// A quarter of the teacher's features is large, and no weight reads it: principal components keep it, and what the loss
+/// weighs leaves it out.
+fn directions_that_nothing_reads_go_first<A: AutodiffBackend>(device: A::Device) {
+    let teacher = load::<Inner<A>>("untied_bias", &device);
+    let config = teacher.config().clone();
+    let (width, read) = (config.hidden_size, config.hidden_size * 3 / 4);
+    let teacher = edit(teacher, |name, values| {
+        let is = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+        if !name.ends_with("weight") {
+            return;
+        }
+        if is(&[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "gate_proj",
+            "up_proj",
+            "lm_head",
+        ]) {
+            let outputs = values.len() / width;
+            values[read * outputs..].fill(0.0);
+        }
+        if is(&["embed_tokens"]) {
+            for row in values.chunks_mut(width) {
+                row[read..].iter_mut().for_each(|value| *value *= 3.0);
+            }
+        }
+    });
+    let shape = config.at_width(read, false);
+    let spec = narrow_spec(&config, &shape);
+    let text = batches(2, config.vocab_size, 8, &device);
+    let kl = |student: &LearningLlama<Inner<A>>| {
+        let found = evaluate(student, &teacher, &text, |_, _| {});
+        found.kl.expect("a KL")
+    };
+    let (weighed, _) = calibrated::<A>(&teacher, &shape, &spec, &device).expect("a start");
+    let plain = calibrated_by::<A>(None, &teacher, &shape, &spec, &device);
+    let (weighed, plain) = (kl(&weighed), kl(&plain.expect("a start").0));
+    assert!(weighed < 0.5 * plain, "{weighed} {plain}");
+}
+
 fn spec_without_maps(spec: &LtiSpec) -> LtiSpec {
     LtiSpec {
         maps: std::iter::empty().collect(),
@@ -244,8 +302,13 @@ fn a_width_that_cannot_be_is_refused<A: AutodiffBackend>(device: A::Device) {
     let student_with =
         |start: &TensorSet<Inner<A>>| toy_student::<A>(&to, &spec, &tensors.with(start), &device);
     let start = calibrate::<A, _, _, _>(&calibration, &toy, &text, student_with, |_| {});
-    let error = start.map(|_| ()).expect_err("no norms").to_string();
-    assert!(error.contains("keep the teacher's width"), "{error}");
+    let of_start = start.map(|_| ()).expect_err("no norms").to_string();
+    let on_graph = from.random::<A>(1, &device);
+    let gradients = stream_gradients(&on_graph, &text, 0).map(|_| ());
+    let of_gradients = gradients.expect_err("no norms").to_string();
+    for error in [of_start, of_gradients] {
+        assert!(error.contains("keep the teacher's width"), "{error}");
+    }
 }
 
 fn spec_of(config: &ToyConfig) -> LtiSpec {
