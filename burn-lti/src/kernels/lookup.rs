@@ -82,10 +82,10 @@ mod tests {
 
     use super::*;
 
+    type On<I, const D: usize, K = burn::tensor::Float> = Tensor<Autodiff<I>, D, K>;
+
     /// Whole numbers, whose sums are exact.
-    fn found<I: Backend>(
-        lookup: fn(Tensor<Autodiff<I>, 2>, Tensor<Autodiff<I>, 2, Int>) -> Tensor<Autodiff<I>, 3>,
-    ) -> [Vec<f32>; 2] {
+    fn found<I: Backend>(lookup: fn(On<I, 2>, On<I, 2, Int>) -> On<I, 3>) -> [Vec<f32>; 2] {
         let device = Default::default();
         let table = TensorData::new((0..21).map(|at| at as f32).collect::<Vec<_>>(), [7, 3]);
         let table = Tensor::<Autodiff<I>, 2>::from_data(table, &device).require_grad();
