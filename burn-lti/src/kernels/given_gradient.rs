@@ -53,3 +53,40 @@ impl<const D: usize> Operation<2, D> for GivenGradient {
         [Some(gradient), None]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+
+    use super::*;
+
+    type On<I> = Tensor<Autodiff<I>, 2>;
+
+    /// The gradients of the number and of twice the number.
+    fn found<I: Backend>(number: fn(On<I>, On<I>) -> Tensor<Autodiff<I>, 1>) -> Vec<f32> {
+        let device = Default::default();
+        let gradient = On::<I>::from_data([[0.5, -1.0, 2.0], [0.0, 3.0, -4.0]], &device);
+        let times = |factor: f32| {
+            let x = On::<I>::from_data([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], &device);
+            let x = x.require_grad();
+            let number = number(x.clone(), gradient.clone()) * factor;
+            x.grad(&number.backward()).expect("it is a leaf")
+        };
+        let both = Tensor::cat(vec![times(1.0), times(2.0)], 0);
+        both.into_data().iter().collect()
+    }
+
+    macro_rules! on {
+        ($($feature:literal $name:ident $backend:ident),*) => {$(
+            #[cfg(feature = $feature)]
+            #[test]
+            fn $name() {
+                use crate::backend::$backend;
+                let expected = found::<$backend>(|x, gradient| (x * gradient).sum());
+                assert_eq!(found::<$backend>(given_gradient), expected);
+            }
+        )*};
+    }
+    on!["flex" is_that_of_the_product_on_flex Flex, "ndarray" is_that_of_the_product_on_ndarray NdArray,
+        "tch" is_that_of_the_product_on_tch LibTorch];
+}

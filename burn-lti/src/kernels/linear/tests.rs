@@ -6,7 +6,8 @@ use half::bf16;
 
 use super::cpu::{self, DEPTH, balanced, piece_for, wide};
 use super::{
-    PackedWeight, ProductPrecision, head_product, multiplied, product, product_through_head,
+    PackedWeight, ProductPrecision, head_gradient, head_product, multiplied, product,
+    product_through_head,
 };
 
 /// Small whole numbers, whose sums of products are exact.
@@ -224,6 +225,36 @@ fn nothing_has_a_product_too<B: Backend>() {
     }
 }
 
+/// Whole numbers; a head of its own, and one that is a view of a table.
+fn a_heads_gradient_is_summed_up_over_tokens<B: Backend>() {
+    let (d, vocab) = (33, 70);
+    let heads = [
+        numbers::<B>([d, vocab]),
+        numbers::<B>([vocab, d]).transpose(),
+    ];
+    let tokens = [5, 1, 40].map(|n| (numbers::<B>([n, d]), numbers::<B>([n, vocab]) + 1.0));
+    let expected = tokens
+        .clone()
+        .map(|(states, gradient)| states.transpose().matmul(gradient))
+        .into_iter()
+        .reduce(|sum, next| sum + next);
+    let expected = values(expected.expect("there are some"));
+    for (head, precision) in heads
+        .into_iter()
+        .flat_map(|head| ProductPrecision::ALL.map(|precision| (head.clone(), precision)))
+    {
+        let mut sum = None;
+        for (states, gradient) in tokens.clone() {
+            // What somebody else holds is left as it is.
+            let before = sum.clone();
+            let of_before = before.clone().map(values);
+            sum = Some(precision.scope(|| head_gradient(&head, sum, states, gradient)));
+            assert_eq!(before.map(values), of_before);
+        }
+        assert_eq!(sum.map(values), Some(expected.clone()), "{precision}");
+    }
+}
+
 fn other_numbers_are_the_backends<B: Backend>() {
     let double = numbers::<B>([2, 3]).cast(burn::tensor::DType::F64);
     assert!(cpu::product(&double, &double.clone().transpose(), wide).is_none());
@@ -324,6 +355,11 @@ macro_rules! on {
             #[test]
             fn what_cannot_be_packed_is_left() {
                 super::what_cannot_be_packed_is_left::<$backend>();
+            }
+
+            #[test]
+            fn a_heads_gradient_is_summed_up_over_tokens() {
+                super::a_heads_gradient_is_summed_up_over_tokens::<$backend>();
             }
 
             #[test]
