@@ -70,7 +70,7 @@ pub use gated_silu::gated_silu;
 pub(crate) use given_gradient::given_gradient;
 pub use linear::linear;
 pub(crate) use linear::{
-    PackedWeight, head_gradient, head_product, product_through_head, projected,
+    HeadGradient, PackedWeight, head_product, product_through_head, projected,
 };
 pub(crate) use lookup::lookup;
 pub use norm::rms_norm;

@@ -11,7 +11,7 @@ use super::{DistillationLoss, FeaturePair, LossSumsTensor, TeacherTokens};
 use crate::compat;
 use crate::decoder::{CausalLm, Head, TokenBatch};
 use crate::kernels::loss_rows::RowsOutput;
-use crate::kernels::{head_gradient, head_product, is_cpu, product_through_head};
+use crate::kernels::{HeadGradient, head_product, is_cpu, product_through_head};
 
 /// About as many logits of each model has a chunk on a CPU, whose rows go one by one: 48 MiB of float32. With
 /// twice as many, the products with the head are at most a tenth faster.
@@ -144,7 +144,7 @@ impl DistillationLoss {
 
         let mut sums = Tensor::zeros([6], &input.mask.device());
         let mut hidden = Vec::new();
-        let mut head_grad: Option<Tensor<B, 2>> = None;
+        let mut head_grad = HeadGradient::new(&input.student_head.weight);
         for range in self.chunks(&input) {
             let weight = weight.clone().slice(range.clone()).unsqueeze_dim(1);
             let (states, output) = self.chunk(&input, range, Some(weight));
@@ -155,8 +155,7 @@ impl DistillationLoss {
             let logits_grad = logits_grad.cast(head.dtype());
             hidden.push(product_through_head(logits_grad.clone(), head.clone()));
             if input.student_head.trains {
-                let head = &input.student_head.weight;
-                head_grad = Some(head_gradient(head, head_grad, states, logits_grad));
+                head_grad.add(states, logits_grad);
             }
         }
         let features = self.feature.map_or_else(Vec::new, |feature| {
@@ -170,7 +169,7 @@ impl DistillationLoss {
         LossGradient {
             sums: self.sums(sums, &input),
             hidden: Tensor::cat(hidden, 0),
-            head: head_grad,
+            head: head_grad.finish(),
             features,
             scale,
         }

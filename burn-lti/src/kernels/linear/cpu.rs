@@ -59,8 +59,8 @@ pub(super) fn product<B: Backend>(
     })
 }
 
-/// `sum` with the product added, where it is if no other tensor has it; back if the factors are not as those of
-/// [`product`].
+/// `sum`, a result of [`product`] and no view of one, with another product added, where it is if no other tensor has
+/// it; back if the factors are not as those of [`product`].
 pub(super) fn added<B: Backend>(
     sum: Tensor<B, 2>,
     [left, right]: [&Tensor<B, 2>; 2],
@@ -77,7 +77,7 @@ pub(super) fn added<B: Backend>(
     if m * k * n == 0 {
         return Ok(sum);
     }
-    // SAFETY: it is a product, or a sum of some, and in a CPU's memory as its factors are.
+    // SAFETY: it is a product, or a sum of some, no view, and in a CPU's memory as its factors are.
     let mut buffer = unsafe { CpuBuffer::of_result(sum) };
     let output = Output {
         first: buffer.as_mut_slice().as_mut_ptr(),

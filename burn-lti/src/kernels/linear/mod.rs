@@ -68,37 +68,49 @@ pub(crate) fn product_through_head<B: Backend>(
     product(ProductPrecision::current(), gradient, head, cpu::deep)
 }
 
-/// What a gradient of logits makes of a head `[d, vocab]`, added to that of other tokens: `states [n, d]`, turned,
-/// times `gradient [n, vocab]`.
-///
-/// It lies as the head does: that of a table of embeddings is a view of `[vocab, d]`, as the head is one of the table.
-pub(crate) fn head_gradient<B: Backend>(
-    head: &Tensor<B, 2>,
-    others: Option<Tensor<B, 2>>,
-    states: Tensor<B, 2>,
-    gradient: Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    let precision = ProductPrecision::current();
-    let is_table = Matrix::of(head).is_some_and(|head| head.numbers.steps[0] == 1);
-    let turned = |tensor: Tensor<B, 2>| match is_table {
-        true => tensor.transpose(),
-        false => tensor,
-    };
-    let [left, right] = match is_table {
-        true => [gradient.transpose(), states],
-        false => [states.transpose(), gradient],
-    };
-    let sum = match others.map(turned) {
-        None => product(precision, left, right, cpu::balanced),
-        Some(others) => {
-            let write = of(precision, cpu::balanced);
-            match cpu::added(others, [&left, &right], write) {
-                Ok(sum) => sum,
-                Err(others) => others + of_tensors(precision, left, right),
-            }
+/// What gradients of logits make of a head `[d, vocab]`, summed up over chunks of tokens.
+pub(crate) struct HeadGradient<B: Backend> {
+    /// As the head lies: `[vocab, d]` if that is a view of a table of embeddings. Nobody else has it.
+    sum: Option<Tensor<B, 2>>,
+    of_table: bool,
+}
+
+impl<B: Backend> HeadGradient<B> {
+    /// Of no token yet.
+    pub(crate) fn new(head: &Tensor<B, 2>) -> Self {
+        let matrix = Matrix::of(head);
+        Self {
+            sum: None,
+            of_table: matrix.is_some_and(|head| head.numbers.steps[0] == 1),
         }
-    };
-    turned(sum)
+    }
+
+    /// Adds that of `n` tokens: `states [n, d]`, turned, times `gradient [n, vocab]`.
+    pub(crate) fn add(&mut self, states: Tensor<B, 2>, gradient: Tensor<B, 2>) {
+        let precision = ProductPrecision::current();
+        let [left, right] = match self.of_table {
+            true => [gradient.transpose(), states],
+            false => [states.transpose(), gradient],
+        };
+        self.sum = Some(match self.sum.take() {
+            None => product(precision, left, right, cpu::balanced),
+            Some(sum) => {
+                let write = of(precision, cpu::balanced);
+                match cpu::added(sum, [&left, &right], write) {
+                    Ok(sum) => sum,
+                    Err(sum) => sum + of_tensors(precision, left, right),
+                }
+            }
+        });
+    }
+
+    /// `[d, vocab]`, as the head a view of a table if it is one. None of no token.
+    pub(crate) fn finish(self) -> Option<Tensor<B, 2>> {
+        self.sum.map(|sum| match self.of_table {
+            true => sum.transpose(),
+            false => sum,
+        })
+    }
 }
 
 /// On a CPU, on no graph, in float32 in the pieces of `write`; else by the backend.

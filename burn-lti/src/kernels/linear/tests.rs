@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::cpu::{self, DEPTH, balanced, piece_for, wide};
 use super::{
-    PackedWeight, ProductPrecision, head_gradient, head_product, multiplied, product,
+    HeadGradient, PackedWeight, ProductPrecision, head_product, multiplied, product,
     product_through_head,
 };
 
@@ -243,15 +243,16 @@ fn a_heads_gradient_is_summed_up_over_tokens<B: Backend>() {
         .into_iter()
         .flat_map(|head| ProductPrecision::ALL.map(|precision| (head.clone(), precision)))
     {
-        let mut sum = None;
+        let mut sum = HeadGradient::new(&head);
         for (states, gradient) in tokens.clone() {
-            // What somebody else holds is left as it is.
-            let before = sum.clone();
-            let of_before = before.clone().map(values);
-            sum = Some(precision.scope(|| head_gradient(&head, sum, states, gradient)));
-            assert_eq!(before.map(values), of_before);
+            precision.scope(|| sum.add(states, gradient));
         }
-        assert_eq!(sum.map(values), Some(expected.clone()), "{precision}");
+        assert_eq!(
+            sum.finish().map(values),
+            Some(expected.clone()),
+            "{precision}"
+        );
+        assert!(HeadGradient::new(&head).finish().is_none());
     }
 }
 
